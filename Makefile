@@ -1,0 +1,85 @@
+# `make run` compresses the embedded model; `make test` checks everything. Both set themselves up
+# from a fresh clone. Another interpreter: `make test PY=python3.12`.
+PY ?= python3
+VERSION := $(shell $(PY) -c 'import sys; print("%d%d" % sys.version_info[:2])')
+ifeq ($(filter 311 312 313 314,$(VERSION)),)
+$(error ffnlab needs Python 3.11 or newer, and $(PY) is $(or $(VERSION),not there); name another: make PY=python3.12)
+endif
+
+VENV := .venv/py$(VERSION)
+PARITY := .venv/py$(VERSION)-parity
+PINS := $(or $(wildcard constraints/py$(VERSION).txt),constraints/py312.txt)
+CACHE := $(CURDIR)/build/jax-cache-py$(VERSION)
+PIP := -m pip install -qq --disable-pip-version-check --no-input --progress-bar off -c $(PINS)
+WORKERS ?= 2
+ARGS ?=
+
+# Compiled programs are kept between runs: a second `make test` skips most of the compiling.
+export JAX_COMPILATION_CACHE_DIR := $(CACHE)
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.2
+
+.PHONY: run test test-slow test-tree-mode fuzz parity bench bench-check lint types format \
+	install install-test clean
+.DEFAULT_GOAL := test
+
+# Stamps: an install is repeated only when pyproject.toml or the pins have changed.
+$(VENV)/run.stamp: pyproject.toml $(PINS)
+	@echo "installing ffnlab with the extra 'run' into $(VENV) (once; a few minutes)"
+	@test -x $(VENV)/bin/python || $(PY) -m venv $(VENV)
+	@$(VENV)/bin/python $(PIP) -e '.[run]'
+	@touch $@
+
+$(VENV)/test.stamp: pyproject.toml $(PINS)
+	@echo "installing ffnlab with the extras 'run', 'test', 'dev' into $(VENV) (once; a few minutes)"
+	@test -x $(VENV)/bin/python || $(PY) -m venv $(VENV)
+	@$(VENV)/bin/python $(PIP) -e '.[run,test,dev]'
+	@touch $@ $(VENV)/run.stamp
+
+$(PARITY)/parity.stamp: pyproject.toml $(PINS)
+	@echo "installing torch, transformers and the harness into $(PARITY) (once; some minutes)"
+	@test -x $(PARITY)/bin/python || $(PY) -m venv $(PARITY)
+	@$(PARITY)/bin/python $(PIP) -e '.[run,test,parity,eval]'
+	@touch $@
+
+install: $(VENV)/run.stamp
+install-test: $(VENV)/test.stamp
+
+run: $(VENV)/run.stamp
+	$(VENV)/bin/ffnlab compress --out build/compress $(ARGS)
+
+test: lint types
+	$(VENV)/bin/python -m pytest -q -n $(WORKERS) $(ARGS)
+
+lint: $(VENV)/test.stamp
+	$(VENV)/bin/ruff check --quiet .
+	$(VENV)/bin/ruff format --check --quiet .
+
+types: $(VENV)/test.stamp
+	$(VENV)/bin/pyrefly check --summary=none
+
+format: $(VENV)/test.stamp
+	$(VENV)/bin/ruff check --quiet --fix .
+	$(VENV)/bin/ruff format --quiet .
+
+test-slow: $(VENV)/test.stamp
+	$(VENV)/bin/python -m pytest -q -n $(WORKERS) -m slow $(ARGS)
+
+fuzz: $(VENV)/test.stamp
+	$(VENV)/bin/python -m pytest -q -n $(WORKERS) -m fuzz $(ARGS)
+
+# Flax plans a mode without graph updates; the same tests must pass in it.
+test-tree-mode: $(VENV)/test.stamp
+	NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false \
+		$(VENV)/bin/python -m pytest -q -n $(WORKERS) $(ARGS)
+
+parity: $(PARITY)/parity.stamp
+	$(PARITY)/bin/python -m pytest -q -m parity $(ARGS)
+
+bench: $(VENV)/run.stamp
+	$(VENV)/bin/ffnlab bench $(ARGS)
+
+bench-check: $(VENV)/run.stamp
+	$(VENV)/bin/python -m ffnlab.bench.check $(ARGS)
+
+clean:
+	rm -rf .venv build dist .pytest_cache .hypothesis .ruff_cache

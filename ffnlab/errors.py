@@ -1,0 +1,66 @@
+"""Errors of ffnlab: every one names the argument or file, what came and what is accepted."""
+
+import importlib
+from types import ModuleType
+
+__all__ = [
+    "ConfigError",
+    "FFNLabError",
+    "FormatError",
+    "MissingExtraError",
+    "NumericalError",
+    "SelectionError",
+    "require",
+]
+
+
+class FFNLabError(ValueError):
+    """Base of the errors that bad input raises, before any compute."""
+
+
+class SelectionError(FFNLabError):
+    """A selector matched nothing, or not the number of nodes that was expected."""
+
+
+class FormatError(FFNLabError):
+    """A file is damaged, lies about itself, or is not what was asked for."""
+
+
+class ConfigError(FFNLabError):
+    """An option, recipe or model configuration is unknown, out of range or inconsistent."""
+
+
+class NumericalError(FFNLabError):
+    """A computation ended in NaN or infinity, or did not converge; the message advises."""
+
+
+class MissingExtraError(ImportError):
+    """A package of an optional extra is not installed; the message gives the install line."""
+
+
+def require(module: str, *, extra: str) -> ModuleType:
+    """Imports an optional dependency, or says which extra brings it.
+
+    Args:
+      module: dotted name, for example "tyro" or "matplotlib.pyplot".
+      extra: the extra of ffnlab that installs it.
+    Returns:
+      the imported module.
+    Raises:
+      MissingExtraError: the package is not installed. An import error that the package itself
+        raises, for instance on a machine without a GPU, passes through unchanged.
+
+    >>> require("json", extra="run").__name__
+    'json'
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        if error.name is None or error.name.partition(".")[0] != package:
+            raise
+        raise MissingExtraError(
+            f"{module} is not installed; it comes with the extra {extra!r}: "
+            f"pip install 'ffnlab[{extra}]'",
+            name=error.name,
+        ) from None

@@ -1,0 +1,67 @@
+"""Set-up of the whole suite: eight CPU devices, warnings are errors, shapes are checked.
+
+The environment is set before jax is imported; the import hook comes before ffnlab is imported,
+and makes each jaxtyping annotation in ffnlab and pallas_kernels a check made at the call.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+DEVICES_FLAG = "--xla_force_host_platform_device_count"
+if DEVICES_FLAG not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES_FLAG}=8".strip()
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
+
+HOOK = jaxtyping.install_import_hook(["ffnlab", "pallas_kernels"], "beartype.beartype")
+
+ROOT = Path(__file__).resolve().parent.parent
+FIXTURES = ROOT / "tests" / "fixtures"
+
+# Folders of tests/ in which adding bfloat16 to float32 raises instead of giving float32.
+STRICT_FOLDERS = frozenset({"weights", "pallas_kernels", "pruning", "quantization", "sparsity"})
+
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile(
+    "ci", deadline=None, derandomize=True, print_blob=True, database=None
+)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    """A random key: the one source of randomness of a test."""
+    return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """The folder of recorded oracle outputs, each beside the script that made it."""
+    return FIXTURES
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The shared data folder: FFNLAB_DATA, else ../shared/data beside the checkout."""
+    folder = Path(os.environ.get("FFNLAB_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no data folder at {folder}; set FFNLAB_DATA")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Makes a silent upcast an error where dtypes matter (STRICT_FOLDERS)."""
+    inside = request.path.is_relative_to(ROOT / "tests")
+    folders = request.path.relative_to(ROOT / "tests").parts[:-1] if inside else ()
+    if STRICT_FOLDERS.isdisjoint(folders) or request.node.get_closest_marker("standard_promotion"):
+        yield
+    else:
+        with jax.numpy_dtype_promotion("strict"):
+            yield
