@@ -1,0 +1,68 @@
+"""One study per paper: the smallest honest experiment that shows the paper's claims.
+
+A study module has `run(*, out=None, quick=False, seed=0) -> Result` and is built from the public
+API only, so that it is also the worked example of its method. Methods, models and losses do not
+belong here. The table below is the list that `ffnlab list` prints; modules are imported by `load`.
+"""
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Mapping
+from types import MappingProxyType, ModuleType
+
+from ffnlab.errors import SelectionError
+
+__all__ = ["STUDIES", "Study", "load"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A row of the list of studies.
+
+    Attributes:
+      slug: name on the command line.
+      title: one line.
+      package: sub-package that holds the method.
+    """
+
+    slug: str
+    title: str
+    package: str
+
+    @property
+    def module(self) -> str:
+        """Dotted name of the module with `run`."""
+        return f"{__name__}.{self.slug.replace('-', '_')}"
+
+
+STUDIES: Mapping[str, Study] = MappingProxyType(
+    {
+        study.slug: study
+        for study in (
+            Study("finercut", "Greedy removal of attention and FFN sublayers", "pruning"),
+            Study("chess", "Channel-wise thresholds skip FFN activations", "sparsity"),
+            Study("fireq", "INT4 weights and KV cache, FP8 activations", "quantization"),
+        )
+    }
+)
+
+
+def load(slug: str) -> ModuleType:
+    """Imports the module of a study.
+
+    Args:
+      slug: a key of `STUDIES`.
+    Returns:
+      the module; `load(slug).run(quick=True)` runs it.
+    Raises:
+      SelectionError: no such study; the message lists them, the nearest name first.
+
+    >>> load("finercut").__name__
+    'ffnlab.studies.finercut'
+    """
+    if slug not in STUDIES:
+        near = difflib.get_close_matches(slug, STUDIES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise SelectionError(f"no study {slug!r}; {hint}there are: {', '.join(STUDIES)}")
+    return importlib.import_module(STUDIES[slug].module)

@@ -1,0 +1,268 @@
+"""What a study returns: the claims it tested, what it measured, and pictures of it.
+
+A study is `run(*, out=None, quick=False, seed=0) -> Result`, and ends with
+
+    return Result(...).write(out)
+
+so that one call serves a notebook (`out=None` writes nothing) and `ffnlab run SLUG --out DIR`.
+A `Result` prints as two tables (`print(result)`, in colour through `rich.print`) and writes
+`result.json` and one PNG per picture; every file appears whole or not at all.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+import ffnlab
+from ffnlab.errors import ConfigError, require
+
+__all__ = ["Claim", "Result", "plain", "versions"]
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """One claim of a paper beside what was measured here.
+
+    Attributes:
+      claim: what is claimed, as one sentence.
+      paper: the paper's figure with its setting, or "-" where it gives none.
+      ours: our figure with its unit.
+      holds: whether our figure bears the claim out.
+      evidence: how `holds` was decided, so that a reader can repeat it: the rule and what it was
+        applied to.
+
+    >>> Claim("attention goes first", "mostly", "4 of 6 units", True, "greedy order").holds
+    True
+    """
+
+    claim: str
+    paper: str
+    ours: str
+    holds: bool
+    evidence: str
+
+    def __post_init__(self):
+        for field in ("claim", "paper", "ours", "evidence"):
+            text = getattr(self, field)
+            if not isinstance(text, str) or not text:
+                raise ConfigError(f"{field}={text!r} of a Claim; it takes a non-empty string")
+        if not isinstance(self.holds, bool | np.bool_):
+            raise ConfigError(f"holds={self.holds!r} of a Claim; it takes True or False")
+        object.__setattr__(self, "holds", bool(self.holds))
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a study's figures; "-" if missing.
+
+    >>> versions()["ffnlab"] == ffnlab.__version__
+    True
+    """
+    found = {"python": platform.python_version(), "ffnlab": ffnlab.__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "-"
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Everything a study has to say.
+
+    Attributes:
+      slug: the study's name, as in `ffnlab list`.
+      title: one line.
+      settings: what was run: sizes, options, which model and text; JSON values.
+      seed: the seed that the draw came from.
+      seconds: wall-clock time of the study.
+      claims: the claims tested, at least one.
+      table: the measurements as rows; each maps a column to a JSON value, and may lack columns.
+      pictures: file stem -> function that draws on an empty `matplotlib.figure.Figure` (it may
+        resize it); called by `write` only.
+      versions: of the interpreter and the packages that decide the figures.
+
+    >>> claim = Claim("2 + 2 = 4", "4", "4", True, "integer arithmetic")
+    >>> result = Result(
+    ...     slug="demo", title="A demo", settings={}, seed=0, seconds=0.1, claims=[claim]
+    ... )
+    >>> result.status
+    '1 of 1 claims hold'
+    """
+
+    slug: str
+    title: str
+    settings: Mapping[str, object]
+    seed: int
+    seconds: float
+    claims: Sequence[Claim]
+    table: Sequence[Mapping[str, object]] = ()
+    pictures: Mapping[str, Callable[..., object]] = dataclasses.field(default_factory=dict)
+    versions: Mapping[str, str] = dataclasses.field(default_factory=versions)
+
+    def __post_init__(self):
+        names = [("slug", self.slug), *(("pictures", stem) for stem in self.pictures)]
+        for field, name in names:
+            if not PLAIN_NAME.fullmatch(name):
+                raise ConfigError(
+                    f"{field}={name!r} names a file; use lower-case letters, digits, - and _"
+                )
+        if not self.claims:
+            raise ConfigError(f"claims=[] of study {self.slug!r}; a study tests at least one claim")
+        plain(self.settings, "settings")
+        plain(self.table, "table")
+
+    @property
+    def status(self) -> str:
+        """`'m of n claims hold'`."""
+        return f"{sum(c.holds for c in self.claims)} of {len(self.claims)} claims hold"
+
+    def as_json(self) -> dict[str, object]:
+        """The content of `result.json`; numbers that are not finite become null."""
+        return {
+            "slug": self.slug,
+            "title": self.title,
+            "settings": plain(self.settings, "settings"),
+            "seed": int(self.seed),
+            "versions": dict(self.versions),
+            "seconds": round(float(self.seconds), 3),
+            "claims": [dataclasses.asdict(claim) for claim in self.claims],
+            "table": plain(self.table, "table"),
+            "pictures": [f"{stem}.png" for stem in self.pictures],
+        }
+
+    def write(self, out: str | os.PathLike[str] | None) -> Self:
+        """Writes the pictures, then `result.json`, to the folder `out`; `None` writes nothing.
+
+        Args:
+          out: a folder; it is made if missing, and files of an earlier run are replaced.
+        Returns:
+          the result itself, so that a study can end with `return Result(...).write(out)`.
+        """
+        if out is None:
+            return self
+        folder = Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
+        for stem, draw in self.pictures.items():
+            write_whole(folder / f"{stem}.png", as_png(draw))
+        text = json.dumps(self.as_json(), indent=1, allow_nan=False) + "\n"
+        write_whole(folder / "result.json", text.encode())
+        return self
+
+    def __rich__(self) -> Group:
+        parts = [claims_table(self)]
+        if self.table:
+            parts.append(rows_table(self.table))
+        return Group(*parts)
+
+    def __str__(self) -> str:
+        console = Console(width=120, color_system=None, force_terminal=False)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get().rstrip()
+
+
+def plain(value: object, where: str) -> object:
+    """`value` as JSON takes it: array scalars become numbers, arrays lists, NaN and inf null.
+
+    Args:
+      value: null, bool, number, string, array, list, tuple, or mapping with string keys, nested.
+      where: its name, for the error message.
+    Raises:
+      ConfigError: anything else.
+
+    >>> plain({"loss": np.float32(1.5), "bad": float("nan")}, "table")
+    {'loss': 1.5, 'bad': None}
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        odd = [key for key in value if not isinstance(key, str)]
+        if odd:
+            raise ConfigError(f"{where}: key {odd[0]!r} is not a string; JSON takes strings only")
+        return {key: plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if hasattr(value, "__array__"):
+        return plain(np.asarray(value).tolist(), where)
+    raise ConfigError(
+        f"{where}: a {type(value).__name__} is no JSON value; use numbers, strings, lists, mappings"
+    )
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes to a temporary name in the same folder and renames: readers see all or nothing."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def as_png(draw: Callable[..., object]) -> bytes:
+    """Runs `draw(figure)` on a fresh 8 x 5 inch figure, without a display, at 120 dpi."""
+    figure = require("matplotlib.figure", extra="run").Figure(figsize=(8, 5), layout="constrained")
+    draw(figure)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
+def claims_table(result: Result) -> Table:
+    """The claims as a rich table, one row each."""
+    table = Table(
+        title=Text(f"{result.slug}: {result.title}"),
+        caption=Text(f"{result.status} · seed {result.seed} · {result.seconds:.1f} s"),
+        show_lines=True,
+    )
+    for column in ("claim", "paper", "ours", "holds", "evidence"):
+        table.add_column(column, overflow="fold")
+    for c in result.claims:
+        holds = Text("yes", "bold green") if c.holds else Text("no", "bold red")
+        table.add_row(Text(c.claim), Text(c.paper), Text(c.ours), holds, Text(c.evidence))
+    return table
+
+
+def rows_table(rows: Sequence[Mapping[str, object]]) -> Table:
+    """Measurements as a rich table; columns are all keys, in order of first appearance."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table()
+    for column in columns:
+        is_number = all(isinstance(row.get(column, 0), int | float | np.generic) for row in rows)
+        table.add_column(Text(column), justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell(row.get(column, ""))) for column in columns))
+    return table
+
+
+def cell(value: object) -> str:
+    """A measurement as people read it: four significant digits for floats.
+
+    >>> cell(0.123456)
+    '0.1235'
+    """
+    if isinstance(value, float | np.floating):
+        return f"{float(value):.4g}"
+    return str(value)
