@@ -1,0 +1,59 @@
+"""Rounding that gives the same bits on every backend, shared by the kernels.
+
+XLA turns `x / 7` into `x * (1 / 7)`, which differs from the quotient in the last bit for half of
+all x; a cast to e4m3 gives NaN above 464. Both matter where codes are compared bit for bit.
+"""
+
+import jax.numpy as jnp
+
+E4M3 = jnp.float8_e4m3fn
+E4M3_MAX = 448.0
+E4M3_TINY = 2.0**-9  # the smallest positive e4m3 number, a subnormal
+
+
+def divide(x, constant):
+    """x / constant, correctly rounded, also under jit.
+
+    Args:
+      x: any float array.
+      constant: a Python number.
+    Returns:
+      x's shape and dtype. NaN stays NaN.
+
+    >>> import jax
+    >>> float(jax.jit(divide, static_argnums=1)(jnp.float32(0.3), 7)) == 0.04285714402794838
+    True
+    """
+    # A divisor that depends on x is not a constant to the compiler, and x == x cannot be folded.
+    return x / jnp.where(x == x, jnp.asarray(constant, x.dtype), x)
+
+
+def to_e4m3(x):
+    """x rounded to float8_e4m3fn, half to even, saturating at 448; NaN stays NaN.
+
+    Args:
+      x: any shape, float32 or bfloat16.
+    Returns:
+      same shape, float8_e4m3fn.
+    """
+    return jnp.clip(x, -E4M3_MAX, E4M3_MAX).astype(E4M3)
+
+
+def quantize_tokens(x):
+    """Rounds each row of x to e4m3 with its own scale: x is close to codes * scale.
+
+    scale = absmax / 448 (1 for an all-zero row);  codes = e4m3(x / scale)
+
+    Args:
+      x: [..., k], any float dtype.
+    Returns:
+      codes [..., k] float8_e4m3fn, scale [..., 1] float32. A NaN makes its row NaN.
+    Source:
+      FireQ (arXiv 2505.20839), dynamic per-token activation quantization.
+    """
+    x = x.astype(jnp.float32)
+    absmax = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    scale = divide(absmax, E4M3_MAX)
+    # Also where absmax / 448 underflows: 0 / 0 would be NaN.
+    scale = jnp.where(scale == 0, jnp.float32(1), scale)
+    return to_e4m3(x / scale), scale
