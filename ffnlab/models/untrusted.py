@@ -1,0 +1,112 @@
+"""Files that came from elsewhere: JSON, file names and sizes are checked before they are used."""
+
+import json
+import math
+import os
+import stat
+from pathlib import Path
+
+from ffnlab.errors import FormatError
+
+JSON_LIMIT = 32 * 1024 * 1024
+
+
+def quoted(name: object) -> str:
+    """A foreign name for an error message: escaped and at most 120 characters long."""
+    text = ascii(name)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def parse_json(text: bytes, file: Path) -> object:
+    """JSON without what the format forbids: duplicate keys, NaN, infinities, endless nesting.
+
+    Args:
+      text: UTF-8 JSON, at most `JSON_LIMIT` bytes.
+      file: named in the error.
+    Returns:
+      Dicts, lists, strings, finite numbers, booleans and None.
+    Raises:
+      FormatError: anything else.
+    """
+
+    def no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+            raise FormatError(f"{file}: the key {quoted(twice)} occurs twice")
+        return found
+
+    def finite(number: str) -> float:
+        value = float(number)
+        if not math.isfinite(value):
+            raise FormatError(f"{file}: {quoted(number)} is not a finite number")
+        return value
+
+    if len(text) > JSON_LIMIT:
+        raise FormatError(f"{file}: {len(text)} bytes of JSON; at most {JSON_LIMIT} are read")
+    try:
+        return json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=no_duplicates,
+            parse_constant=finite,
+            parse_float=finite,
+            parse_int=lambda digits: -0.0 if digits == "-0" else int(digits),
+        )
+    except FormatError:
+        raise
+    except RecursionError:
+        raise FormatError(f"{file}: JSON is nested too deeply") from None
+    except ValueError as error:  # also UnicodeDecodeError, JSONDecodeError, over-long integers
+        raise FormatError(f"{file}: not valid JSON: {str(error)[:200]}") from None
+
+
+def read_json(file: Path) -> object:
+    """`parse_json` of a regular file, whose size is checked before it is read.
+
+    Raises:
+      FormatError: the file is missing, is not a regular file, is too large, or is not JSON.
+    """
+    size = file_size(file)
+    if size > JSON_LIMIT:
+        raise FormatError(f"{file}: {size} bytes of JSON; at most {JSON_LIMIT} are read")
+    return parse_json(file.read_bytes(), file)
+
+
+def file_size(file: Path) -> int:
+    """Bytes in a regular file.
+
+    Raises:
+      FormatError: there is no such file, or it is a directory, a pipe or a device.
+    """
+    try:
+        found = os.stat(file)
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{file}: cannot be read ({error})") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise FormatError(f"{file}: not a regular file")
+    return found.st_size
+
+
+def inside(directory: Path, name: str) -> Path:
+    """The file `name` in `directory`, which it may not leave, neither by name nor by a link.
+
+    The one exception is the layout of the Hugging Face cache, where a file in `snapshots/REVISION`
+    is a link to one in `blobs` beside `snapshots`.
+
+    Raises:
+      FormatError: the name is not a plain file name, or a link leads elsewhere.
+    """
+    if not name or name in (".", "..") or any(c in name for c in "/\\:\0"):
+        raise FormatError(f"{directory}: {quoted(name)} is not a plain file name")
+    file = directory / name
+    try:
+        home, target = directory.resolve(), file.resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise FormatError(f"{directory}: {quoted(name)}: {error}") from None
+    allowed = [home]
+    if home.parent.name == "snapshots":
+        allowed.append(home.parent.parent / "blobs")
+    if target.parent not in allowed:
+        raise FormatError(f"{file}: a link that leaves the directory")
+    return file
