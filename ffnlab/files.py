@@ -1,0 +1,162 @@
+"""Files that are whole or absent: atomic writes of files and folders, and strict JSON."""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+import numpy as np
+
+from ffnlab.errors import FormatError
+
+__all__ = ["StrPath", "atomic_dir", "atomic_write", "parse_json", "read_json", "write_json"]
+
+StrPath = str | os.PathLike[str]
+
+JSON_LIMIT = 64 << 20  # bytes of JSON read at most; a sidecar of 10,000 leaves has about 1 MB
+
+
+@contextlib.contextmanager
+def atomic_write(path: StrPath, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Opens a file that appears under its name only when the block has ended without an error.
+
+    It is written beside its target under a temporary name, flushed to disk, and renamed; an
+    exception leaves what was there before. Missing parent folders are made.
+
+    Args:
+      path: the file to write.
+      mode: "wb", or "w" for UTF-8 text.
+    Yields:
+      the open file.
+    Raises:
+      ValueError: another mode.
+    """
+    if mode not in ("w", "wb"):
+        raise ValueError(f"mode={mode!r} is not one of 'w', 'wb'")
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, mode, encoding="utf-8" if mode == "w" else None) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def atomic_dir(path: StrPath) -> Iterator[Path]:
+    """Gives an empty folder that takes the place of `path` when the block ends without an error.
+
+    An existing folder is replaced as a whole: it is moved aside, the new one takes its name, then
+    the old one is removed. An exception leaves the old one as it was.
+
+    Args:
+      path: the folder to write.
+    Yields:
+      a temporary folder beside it.
+    Raises:
+      NotADirectoryError: `path` is a file.
+    """
+    target = Path(path)
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(f"{target} is a file; a folder is to be written there")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    mark = secrets.token_hex(4)
+    temporary = target.with_name(f".{target.name}.{mark}.tmp")
+    aside = target.with_name(f".{target.name}.{mark}.old")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if target.exists():
+            os.replace(target, aside)
+        os.replace(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if aside.exists() and not target.exists():
+            os.replace(aside, target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename durable, where the system can open folders."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_json(path: StrPath, value: object) -> None:
+    """Writes JSON atomically, indented, in UTF-8.
+
+    Args:
+      path: the file to write.
+      value: dicts with string keys, lists, tuples, strings, numbers (also NumPy's), None, and
+        arrays, which become lists.
+    Raises:
+      ValueError: a number is NaN or infinite, which JSON cannot say.
+      TypeError: something that JSON has no form for.
+    """
+    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False, default=plain)
+    with atomic_write(path, "w") as file:
+        file.write(text + "\n")
+
+
+def plain(value: object) -> object:
+    """NumPy and jax scalars and arrays as Python numbers and lists."""
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        return np.asarray(value).tolist()
+    raise TypeError(f"JSON has no form for {type(value).__name__}")
+
+
+def read_json(path: StrPath, *, limit: int = JSON_LIMIT) -> Any:
+    """Reads JSON strictly: no NaN or infinity, no key given twice, no file over `limit` bytes.
+
+    Args:
+      path: the file to read.
+      limit: accepted size, bytes.
+    Returns:
+      dicts, lists, strings, numbers, booleans and None.
+    Raises:
+      FormatError: the file is none of that; the message names it.
+      FileNotFoundError: there is no such file.
+    """
+    with open(path, "rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise FormatError(f"{path}: more than {limit} bytes of JSON")
+    return parse_json(content, str(path))
+
+
+def parse_json(content: bytes, source: str) -> Any:
+    """The strict parser behind `read_json`."""
+    try:
+        return json.loads(content.decode(), parse_constant=refuse, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{source} is not valid JSON: {error}") from None
+
+
+def refuse(constant: str) -> None:
+    """Rejects NaN and the infinities, which Python's parser lets in."""
+    raise ValueError(f"{constant} is not JSON")
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A dict, unless a key was given twice."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("an object has the same key twice")
+    return result
