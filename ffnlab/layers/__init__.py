@@ -1,0 +1,25 @@
+"""Layers: `nnx.Module`s with y = layer(x) whose matrices are weights.
+
+Parts that models are assembled from: linear maps, norms, attention, feed-forward networks, blocks.
+A whole network (embedding to logits) belongs in `ffnlab.models`.
+"""
+
+from ffnlab.layers.attention import Attention, AttentionSpec, Context
+from ffnlab.layers.block import Block
+from ffnlab.layers.ffn import ACTIVATIONS, GatedFFN, SparseGatedFFN
+from ffnlab.layers.linear import Embedding, Linear, RMSNorm
+from ffnlab.layers.rope import Rope
+
+__all__ = [
+    "ACTIVATIONS",
+    "Attention",
+    "AttentionSpec",
+    "Block",
+    "Context",
+    "Embedding",
+    "GatedFFN",
+    "Linear",
+    "RMSNorm",
+    "Rope",
+    "SparseGatedFFN",
+]

@@ -1,0 +1,100 @@
+"""Gated feed-forward networks, dense and with sparse activations."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from ffnlab.errors import ConfigError
+from ffnlab.layers.linear import Linear
+
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
+
+
+def check_activation(name: str) -> None:
+    """Raises ConfigError unless `name` is a known activation."""
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"activation={name!r} is not one of {sorted(ACTIVATIONS)}")
+
+
+class GatedFFN(nnx.Module):
+    """y = down(act(gate(x)) * up(x)): SwiGLU with "silu", GeGLU with "gelu_tanh" (arXiv
+    2002.05202).
+
+    Attributes:
+      gate, up: Linear maps [width, hidden]; down: [hidden, width].
+      activation: name of the gate's non-linearity (static).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        key: Array,
+        activation: str = "silu",
+        bias: bool = False,
+        out_scale: float = 1.0,
+        dtype: jnp.dtype = jnp.float32,
+    ):
+        check_activation(activation)
+        gate, up, down = jax.random.split(key, 3)
+        common = {"bias": bias, "dtype": dtype}
+        self.gate = Linear(width, hidden, key=gate, axes=("embed", "mlp"), **common)
+        self.up = Linear(width, hidden, key=up, axes=("embed", "mlp"), **common)
+        self.down = Linear(
+            hidden, width, key=down, axes=("mlp", "embed"), scale=out_scale, **common
+        )
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
+
+
+class SparseGatedFFN(nnx.Module):
+    """A gated FFN that drops hidden channels whose activated gate is small (CHESS, arXiv
+    2409.01366).
+
+    Channel j of act(gate(x)) is kept where its magnitude exceeds threshold[j]; the rest count as
+    0, so their rows of `up` and `down` need not be read.
+
+    Attributes:
+      gate, up, down: as in GatedFFN; up is stored transposed, one contiguous row per channel.
+      threshold: Param [hidden] float32; inf drops a channel always, -1 keeps it always.
+      activation: name of the gate's non-linearity (static).
+      strict: keep where |a| > threshold (True) or >= (False) (static).
+    """
+
+    def __init__(
+        self,
+        gate: Linear,
+        up: Linear,
+        down: Linear,
+        threshold: Float[Array, "h"],
+        *,
+        activation: str,
+        strict: bool = True,
+    ):
+        check_activation(activation)
+        if threshold.shape != (gate.weight.shape[1],):
+            raise ConfigError(
+                f"threshold has shape {threshold.shape}, expected {(gate.weight.shape[1],)}"
+            )
+        self.gate, self.up, self.down = gate, up, down
+        self.threshold = nnx.Param(threshold.astype(jnp.float32), axes=("mlp",))
+        self.activation = activation
+        self.strict = strict
+
+    def activate(self, x: Float[Array, "*b d"]) -> Float[Array, "*b h"]:
+        """The sparsified gate activations, exact zeros where dropped."""
+        a = ACTIVATIONS[self.activation](self.gate(x))
+        magnitude, threshold = jnp.abs(a.astype(jnp.float32)), self.threshold.get_value()
+        keep = magnitude > threshold if self.strict else magnitude >= threshold
+        return jnp.where(keep, a, jnp.zeros((), a.dtype))
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        return self.down(self.activate(x) * self.up(x))

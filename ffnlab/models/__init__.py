@@ -1,0 +1,11 @@
+"""Models: assembled networks, their files (Hugging Face in and out), generation and evaluation.
+
+Layers belong in `ffnlab.layers`; methods that rewrite models in their own packages above.
+"""
+
+from ffnlab.models.config import DecoderConfig
+from ffnlab.models.decoder import Cache, Decoder
+from ffnlab.models.remove import remove, removed
+from ffnlab.models.stack import Stacked, stack, unstack
+
+__all__ = ["Cache", "Decoder", "DecoderConfig", "Stacked", "remove", "removed", "stack", "unstack"]

@@ -1,0 +1,103 @@
+"""The configuration of a decoder: one frozen dataclass that covers the Llama-shaped families."""
+
+import dataclasses
+
+from ffnlab.errors import ConfigError
+from ffnlab.layers.ffn import check_activation
+from ffnlab.layers.rope import Rope
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes and switches of a decoder-only language model.
+
+    Attributes:
+      vocab: number of token ids.
+      width: size of the residual stream (d).
+      hidden: FFN channels (h).
+      layers: number of blocks.
+      heads, kv_heads, head_dim: attention sizes; heads is a multiple of kv_heads, head_dim even.
+      eps: of the RMS norms.
+      activation: of the FFN's gate: "silu", "gelu" or "gelu_tanh".
+      rope: rotary embedding of the layers.
+      local_rope: that of layers with a window, where it differs (Gemma 3).
+      windows: sliding window of each layer in tokens (None: sees everything); None for no windows.
+      qkv_bias, o_bias, mlp_bias: which linear maps have biases.
+      qk_norm: RMS norm on queries and keys, per head.
+      norm_offset: 1.0 where checkpoints store scale - 1 (Gemma), else 0.0.
+      sandwich_norms: norms after each sublayer too (Gemma 2 and 3).
+      embed_scale: multiplies the embeddings.
+      query_scale: multiplies attention scores; head_dim ** -0.5 when None.
+      attn_softcap, logit_softcap: x becomes cap * tanh(x / cap); None for none.
+      tie_embeddings: the output head reads the embedding.
+      max_positions: longest context the model was made for.
+      family: the `model_type` of its Hugging Face config.
+      bos, eos, pad: special token ids; eos may be several.
+    """
+
+    vocab: int
+    width: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    eps: float = 1e-5
+    activation: str = "silu"
+    rope: Rope = Rope()
+    local_rope: Rope | None = None
+    windows: tuple[int | None, ...] | None = None
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    norm_offset: float = 0.0
+    sandwich_norms: bool = False
+    embed_scale: float = 1.0
+    query_scale: float | None = None
+    attn_softcap: float | None = None
+    logit_softcap: float | None = None
+    tie_embeddings: bool = True
+    max_positions: int = 2048
+    family: str = "llama"
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+    pad: int | None = None
+
+    def __post_init__(self) -> None:
+        sizes = (
+            "vocab",
+            "width",
+            "hidden",
+            "layers",
+            "heads",
+            "kv_heads",
+            "head_dim",
+            "max_positions",
+        )
+        for name in sizes:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name}={value!r} must be a positive integer")
+        if self.heads % self.kv_heads:
+            raise ConfigError(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
+        if self.head_dim % 2:
+            raise ConfigError(
+                f"head_dim={self.head_dim} must be even: RoPE rotates pairs of channels"
+            )
+        check_activation(self.activation)
+        if self.windows is not None and len(self.windows) != self.layers:
+            raise ConfigError(
+                f"windows has {len(self.windows)} entries for layers={self.layers} layers"
+            )
+        if any(w is not None and w < 1 for w in self.windows or ()):
+            raise ConfigError(f"windows={self.windows} must hold None or positive integers")
+
+    def window(self, layer: int) -> int | None:
+        """Sliding window of one layer, tokens, or None."""
+        return None if self.windows is None else self.windows[layer]
+
+    def layer_rope(self, layer: int) -> Rope:
+        """Rotary embedding of one layer."""
+        local = self.local_rope is not None and self.window(layer) is not None
+        return self.local_rope if local else self.rope  # type: ignore[return-value]

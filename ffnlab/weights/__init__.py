@@ -1,0 +1,47 @@
+"""Weights: what may stand where a dense matrix stood.
+
+Every format here is a small frozen pytree of logical shape [in, out] with `matmul`, `dense`,
+`nbytes` and `leaf_axes`; a model, transform, exporter or layout takes any of them. KV-cache
+formats live in `ffnlab.weights.kv`. How to choose the values of a format (calibration, search)
+does not belong here.
+"""
+
+from ffnlab.weights.activations import fake_e4m3, quantize_e4m3
+from ffnlab.weights.base import (
+    AxisNames,
+    Weight,
+    is_weight,
+    map_weights,
+    nbytes,
+    prepare,
+    rebuild,
+    register,
+    static,
+)
+from ffnlab.weights.dense import Dense, Transposed
+from ffnlab.weights.float8 import Float8
+from ffnlab.weights.int4 import Int4
+from ffnlab.weights.low_rank import LoRA, LowRank
+from ffnlab.weights.masked import Masked, SparseInput
+
+__all__ = [
+    "AxisNames",
+    "Dense",
+    "Float8",
+    "Int4",
+    "LoRA",
+    "LowRank",
+    "Masked",
+    "SparseInput",
+    "Transposed",
+    "Weight",
+    "fake_e4m3",
+    "is_weight",
+    "map_weights",
+    "nbytes",
+    "prepare",
+    "quantize_e4m3",
+    "rebuild",
+    "register",
+    "static",
+]
