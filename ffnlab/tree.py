@@ -240,7 +240,7 @@ class _Tap(nnx.Module):
         self.path = path
 
     def __call__(self, *args: object, **kwargs: object) -> object:
-        output = self.module(*args, **kwargs)  # type: ignore[operator]
+        output = self.module(*args, **kwargs)
         records = _records.get()
         if self.path in records:
             raise ValueError(
@@ -275,11 +275,11 @@ def capture(
         f"{getattr(selector, 'name', 'selector')} among modules",
         lambda path, node: isinstance(node, nnx.Module) and selector(path, node),
     )
-    tapped = map_at_path(model, modules, lambda path, node: _Tap(node, path))  # type:
-    ignore[arg-type] expected = [path for path, node in walk(tapped) if isinstance(node, _Tap)]
+    tapped = map_at_path(model, modules, lambda path, node: _Tap(node, path))
+    expected = [path for path, node in walk(tapped) if isinstance(node, _Tap)]
     token = _records.set({})
     try:
-        output = tapped(*args, **kwargs)  # type: ignore[operator]
+        output = tapped(*args, **kwargs)
         records = _records.get()
     finally:
         _records.reset(token)

@@ -100,4 +100,4 @@ class DecoderConfig:
     def layer_rope(self, layer: int) -> Rope:
         """Rotary embedding of one layer."""
         local = self.local_rope is not None and self.window(layer) is not None
-        return self.local_rope if local else self.rope  # type: ignore[return-value]
+        return self.local_rope if local else self.rope

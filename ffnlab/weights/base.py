@@ -61,7 +61,7 @@ def rebuild(node: W, **fields: object) -> W:
     For structures whose leaves are not arrays (axis names, shardings).
     """
     copy = object.__new__(type(node))
-    for field in dataclasses.fields(node):  # type: ignore[arg-type]
+    for field in dataclasses.fields(node):
         value = fields.get(field.name, getattr(node, field.name))
         object.__setattr__(copy, field.name, value)
     return copy
@@ -128,7 +128,7 @@ class Weight(abc.ABC):
 
 def nbytes(leaf: object) -> int:
     """Stored bytes of one array or abstract array; sub-byte dtypes count their real width."""
-    shape, dtype = leaf.shape, leaf.dtype  # type: ignore[attr-defined]
+    shape, dtype = leaf.shape, leaf.dtype
     if jnp.issubdtype(dtype, jax.dtypes.extended):
         return math.prod(shape) * 8
     bits = 4 if dtype.name in ("int4", "uint4", "float4_e2m1fn") else dtype.itemsize * 8

@@ -29,7 +29,7 @@ class Dense(Weight):
     """
 
     w: Array
-    act: str | None = static(None)  # type: ignore[assignment]
+    act: str | None = static(None)
 
     def __post_init__(self) -> None:
         check_matrix("w", self.w)

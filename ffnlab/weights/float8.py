@@ -32,7 +32,7 @@ class Float8(Weight):
 
     codes: Array
     scales: Array
-    act: str | None = static(None)  # type: ignore[assignment]
+    act: str | None = static(None)
 
     def __post_init__(self) -> None:
         check_matrix("codes", self.codes)

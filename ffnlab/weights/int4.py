@@ -58,9 +58,9 @@ class Int4(Weight):
     codes: Array
     scales: Array
     divisor: Array
-    group: int = static()  # type: ignore[assignment]
-    rows: int = static()  # type: ignore[assignment]
-    act: str | None = static(None)  # type: ignore[assignment]
+    group: int = static()
+    rows: int = static()
+    act: str | None = static(None)
 
     def __post_init__(self) -> None:
         check_matrix("codes", self.codes)

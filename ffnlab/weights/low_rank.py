@@ -87,7 +87,7 @@ class LoRA(Weight):
     base: Weight
     a: Array
     b: Array
-    alpha: float = static(16.0)  # type: ignore[assignment]
+    alpha: float = static(16.0)
 
     def __post_init__(self) -> None:
         check_factors(self.a, self.b)
