@@ -55,7 +55,7 @@ lint: $(VENV)/test.stamp
 	$(VENV)/bin/ruff format --check --quiet .
 
 types: $(VENV)/test.stamp
-	$(VENV)/bin/pyrefly check --summary=none
+	$(VENV)/bin/pyrefly check --summary=none --python-interpreter-path $(VENV)/bin/python
 
 format: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check --quiet --fix .

@@ -96,7 +96,7 @@ def save(folder: StrPath, tree: object) -> None:
 
 def storable(tree: object, description: dict, source: str) -> dict[str, Any]:
     """The arrays that orbax gets, named by leaf number; keys as their data, empty ones left out."""
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for i, (leaf, entry) in enumerate(
         zip(jax.tree.leaves(tree), description["leaves"], strict=True)
     ):
@@ -261,7 +261,9 @@ def save_stats(path: StrPath, stats: object) -> None:
       FormatError: a leaf cannot be stored; the message has its path.
     """
     description = sidecar.describe(stats)
-    members = {SIDECAR_MEMBER: np.frombuffer(json.dumps(description).encode(), np.uint8)}
+    members: dict[str, Any] = {
+        SIDECAR_MEMBER: np.frombuffer(json.dumps(description).encode(), np.uint8)
+    }
     entries = description["leaves"]
     for i, (leaf, entry) in enumerate(zip(jax.tree.leaves(stats), entries, strict=True)):
         if "python" in entry:
@@ -328,13 +330,14 @@ def read_member(
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError(f"{name}.npy has another npy version than 1.0")
         found, fortran, found_dtype = np.lib.format.read_array_header_1_0(file)
-        if shape is None and len(found) == 1 and 0 <= found[0] <= JSON_LIMIT:
-            shape = found
-        if found != shape or found_dtype != dtype:
+        fits = (
+            found == shape if shape is not None else len(found) == 1 and 0 <= found[0] <= JSON_LIMIT
+        )
+        if not fits or found_dtype != dtype:
             raise ValueError(f"{name}.npy has {found_dtype}{list(found)}, not {dtype}{shape}")
-        size = math.prod(shape) * dtype.itemsize
+        size = math.prod(found) * dtype.itemsize
         content = file.read(size + 1)
     if len(content) != size:
         raise ValueError(f"{name}.npy does not have the {size} bytes its header promises")
-    array = np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+    array = np.frombuffer(content, dtype).reshape(found, order="F" if fortran else "C")
     return array.copy(order="C")

@@ -28,7 +28,7 @@ FLAX_METADATA = frozenset({"eager_sharding", "hijax", "ref", "mesh"})
 JSONValue = None | bool | int | float | str | list | dict
 
 
-def describe(tree: object) -> dict[str, JSONValue]:
+def describe(tree: object) -> dict[str, Any]:
     """Describes a pytree: every inner node with its static fields, every leaf with its dtype.
 
     Args:
@@ -52,7 +52,7 @@ def describe(tree: object) -> dict[str, JSONValue]:
     return {"format": FORMAT, "nodes": nodes, "leaves": leaves}
 
 
-def check(saved: object, like: dict[str, JSONValue], source: str) -> None:
+def check(saved: object, like: dict[str, Any], source: str) -> None:
     """Compares a description read from a file with that of the tree it is to fill.
 
     Args:
@@ -75,7 +75,7 @@ def check(saved: object, like: dict[str, JSONValue], source: str) -> None:
             f"{source} does not hold the tree asked for:\n  " + "\n  ".join(problems[:SHOWN]) + more
         )
     # Equal as sets of paths; the order must be equal too, as arrays are numbered by it.
-    if [entry["path"] for entry in saved["leaves"]] != [e["path"] for e in like["leaves"]]:  # type: ignore[index]
+    if [entry["path"] for entry in saved["leaves"]] != [e["path"] for e in like["leaves"]]:
         raise FormatError(f"{source}: the leaves are not in the order of the tree asked for")
 
 
