@@ -21,7 +21,7 @@ the INT4 scale is at its maximum and values saturate.
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,7 @@ AXES = ("batch", "cache", "kv_heads", "head_dim")
 Slot = int | Int[Array, ""]
 
 
+@runtime_checkable
 class KV(Protocol):
     """What every cache format can do; k and v below are dense [b, t, kv, hd]."""
 
