@@ -13,9 +13,26 @@ __version__ = "0.1.0"
 # Sub-packages and modules, imported on first use; a test compares this list with the folder.
 __all__ = [
     "bench",
+    "cli",
     "compat",
+    "data",
     "errors",
+    "files",
     "io",
+    "layers",
+    "learning",
+    "models",
+    "parallel",
+    "progress",
+    "pruning",
+    "quantization",
+    "rule",
+    "sidecar",
+    "sparsity",
+    "studies",
+    "transform",
+    "tree",
+    "weights",
 ]
 
 
