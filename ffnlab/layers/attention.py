@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from ffnlab.layers.linear import Linear, RMSNorm
@@ -79,7 +80,7 @@ class Attention(nnx.Module):
         norm_eps: float = 1e-6,
         norm_offset: float = 0.0,
         out_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         q, k, v, o = jax.random.split(key, 4)
         inner, kv_inner = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim

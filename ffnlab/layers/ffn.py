@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ffnlab.errors import ConfigError
@@ -39,7 +40,7 @@ class GatedFFN(nnx.Module):
         activation: str = "silu",
         bias: bool = False,
         out_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         check_activation(activation)
         gate, up, down = jax.random.split(key, 3)

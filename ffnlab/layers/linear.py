@@ -7,6 +7,7 @@ every matrix in it is a weight (`ffnlab.weights`).
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ffnlab.weights import Dense, Weight
@@ -28,7 +29,7 @@ class Linear(nnx.Module):
         key: Array,
         axes: tuple[str, str],
         bias: bool = False,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         scale: float = 1.0,
     ):
         """Draws w from N(0, scale^2 / in) and sets b, when asked for, to zero."""
@@ -69,7 +70,7 @@ class Linear(nnx.Module):
 class Embedding(nnx.Module):
     """Rows of a [vocab, width] weight by token id; `logits` reads the same weight the other way."""
 
-    def __init__(self, vocab: int, width: int, *, key: Array, dtype: jnp.dtype = jnp.float32):
+    def __init__(self, vocab: int, width: int, *, key: Array, dtype: DTypeLike = jnp.float32):
         """Draws the rows from N(0, 1 / width)."""
         w = (jax.random.normal(key, (vocab, width), jnp.float32) * width**-0.5).astype(dtype)
         self.w = nnx.Param(Dense(w), axes=("vocab", "embed"))
@@ -103,7 +104,7 @@ class RMSNorm(nnx.Module):
         eps: float = 1e-6,
         offset: float = 0.0,
         axis: str = "embed",
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         self.scale = nnx.Param(jnp.full((d,), 1.0 - offset, dtype), axes=(axis,))
         self.eps = eps

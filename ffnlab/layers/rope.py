@@ -97,8 +97,8 @@ def tables(
 
 def rotate(
     x: Float[Array, "b t heads d"],
-    cos: Float[Array, "b t 1 half"],
-    sin: Float[Array, "b t 1 half"],
+    cos: Float[Array, "#b t 1 half"],
+    sin: Float[Array, "#b t 1 half"],
 ) -> Float[Array, "b t heads d"]:
     """Rotates pairs (f, f + rotated / 2) of each head, in float32; other channels pass."""
     half = cos.shape[-1]

@@ -10,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from ffnlab.layers import (
@@ -60,7 +61,7 @@ class Decoder(nnx.Module):
       config: DecoderConfig (static).
     """
 
-    def __init__(self, config: DecoderConfig, *, key: Array, dtype: jnp.dtype = jnp.float32):
+    def __init__(self, config: DecoderConfig, *, key: Array, dtype: DTypeLike = jnp.float32):
         """Draws random weights; residual outputs are scaled down by sqrt(2 * layers)."""
         embed, head, *blocks = jax.random.split(key, 2 + config.layers)
         self.embed = Embedding(config.vocab, config.width, key=embed, dtype=dtype)
@@ -122,7 +123,7 @@ class Decoder(nnx.Module):
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
     def init_cache(
-        self, batch: int, length: int, *, kind: str | None = None, dtype: jnp.dtype | None = None
+        self, batch: int, length: int, *, kind: str | None = None, dtype: DTypeLike | None = None
     ) -> Cache:
         """An empty cache of `length` slots.
 
@@ -227,12 +228,12 @@ class Decoder(nnx.Module):
         return h, None if caches is None else tuple(new)
 
 
-def _norm(config: DecoderConfig, dtype: jnp.dtype) -> RMSNorm:
+def _norm(config: DecoderConfig, dtype: DTypeLike) -> RMSNorm:
     return RMSNorm(config.width, eps=config.eps, offset=config.norm_offset, dtype=dtype)
 
 
 def make_block(
-    config: DecoderConfig, layer: int, *, key: Array, dtype: jnp.dtype = jnp.float32
+    config: DecoderConfig, layer: int, *, key: Array, dtype: DTypeLike = jnp.float32
 ) -> Block:
     """A block of random weights as layer number `layer` of a decoder has it."""
     attn_key, ffn_key = jax.random.split(key)

@@ -19,7 +19,7 @@ from ffnlab.weights.dense import Dense
 from pallas_kernels import w4a8
 
 
-def pack(q: Int8[Array, "*stack in out"]) -> UInt8[Array, "*stack in/2 out"]:
+def pack(q: Int8[Array, "*stack in out"]) -> UInt8[Array, "*stack half out"]:
     """Packs codes -8..7 two per byte along `in`: row 2i in the low nibble, row 2i+1 in the high.
 
     Raises:

@@ -1,0 +1,115 @@
+"""What the contract tests run over. A new weight, layer, transform or rule joins by one line.
+
+Weights are [24, 16], models are `tiny()`. `test_contracts.py` fails when something that its package
+exports is missing here.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from ffnlab import layers, models, weights
+from ffnlab.layers import Block, Linear
+
+IN, OUT, GROUP = 24, 16, 8
+
+
+def tiny(key: jax.Array | None = None, dtype: DTypeLike = jnp.float32) -> models.Decoder:
+    """Three blocks of width 16 over bytes, grouped-query heads."""
+    config = models.DecoderConfig(
+        vocab=64, width=16, hidden=32, layers=3, heads=4, kv_heads=2, head_dim=4
+    )
+    return models.Decoder(config, key=jax.random.key(7) if key is None else key, dtype=dtype)
+
+
+def batches() -> list[jax.Array]:
+    """Two calibration batches [2, 12] for `tiny`."""
+    return list(jax.random.randint(jax.random.key(3), (2, 2, 12), 0, 64))
+
+
+def matrix(key: jax.Array, shape: tuple[int, int] = (IN, OUT)) -> jax.Array:
+    """A float32 Gaussian matrix."""
+    return jax.random.normal(key, shape, jnp.float32)
+
+
+def int4(key: jax.Array, act: str | None = None) -> weights.Int4:
+    """Random codes over the full range, with a divisor."""
+    q = jax.random.randint(key, (IN, OUT), -8, 8, jnp.int8)
+    scales = jax.random.uniform(key, (IN // GROUP, OUT), jnp.float32, 0.01, 0.1)
+    return weights.Int4.from_codes(q, scales, group=GROUP, divisor=4.0, act=act)
+
+
+WEIGHTS: dict[str, Callable[[jax.Array], weights.Weight]] = {
+    "Dense": lambda k: weights.Dense(matrix(k)),
+    "Dense-bf16": lambda k: weights.Dense(matrix(k).astype(jnp.bfloat16)),
+    "Dense-e4m3": lambda k: weights.Dense(matrix(k), act="e4m3"),
+    "Float8": lambda k: weights.Float8.quantize(matrix(k)),
+    "Float8-e4m3": lambda k: weights.Float8.quantize(matrix(k), act="e4m3"),
+    "Int4": int4,
+    "Int4-e4m3": lambda k: int4(k, "e4m3"),
+    "LoRA": lambda k: weights.LoRA.init(weights.Dense(matrix(k)), 3, k),
+    "LoRA-Int4": lambda k: weights.LoRA.init(int4(k), 3, k),
+    "LowRank": lambda k: weights.LowRank.truncate(matrix(k), 5),
+    "Masked": lambda k: weights.Masked(weights.Dense(matrix(k)), matrix(k) > 0),
+    "SparseInput": lambda k: weights.SparseInput(weights.Dense(matrix(k)), jnp.float32(0.4)),
+    "Transposed": lambda k: weights.Transposed(weights.Dense(matrix(k, (OUT, IN)))),
+    "Transposed-Float8": lambda k: weights.Transposed(
+        weights.Float8.quantize(matrix(k, (OUT, IN)))
+    ),
+}
+
+
+def linear(key: jax.Array, d_in: int = IN, d_out: int = OUT) -> Linear:
+    """A Linear with a bias."""
+    return Linear(d_in, d_out, key=key, axes=("embed", "mlp"), bias=True)
+
+
+def block(key: jax.Array) -> Block:
+    """The first block of `tiny`."""
+    return tiny(key).layers[0]
+
+
+def sparse_ffn(key: jax.Array) -> layers.SparseGatedFFN:
+    """A SparseGatedFFN of width 24 that keeps about half of its 16 channels."""
+    up = Linear(OUT, IN, key=key, axes=("mlp", "embed"))
+    stored = linear(key).replace(weights.Transposed(up.weight))
+    threshold = jnp.full((OUT,), 0.1)
+    return layers.SparseGatedFFN(
+        linear(key), stored, linear(key, OUT, IN), threshold, activation="silu"
+    )
+
+
+def input_of(shape: tuple[int, ...]) -> jax.Array:
+    """A fixed Gaussian input."""
+    return jax.random.normal(jax.random.key(11), shape)
+
+
+LAYERS: dict[str, tuple[Callable, Callable]] = {
+    "Attention": (
+        lambda k: block(k).attn,
+        lambda m, x: m(x, context(m, x))[0],
+    ),
+    "Block": (block, lambda m, x: m(x, context(m.attn, x))[0]),
+    "Embedding": (
+        lambda k: layers.Embedding(64, 16, key=k),
+        lambda m, x: m(jnp.zeros(x.shape[:2], jnp.int32)),
+    ),
+    "GatedFFN": (
+        lambda k: layers.GatedFFN(16, 32, key=k, activation="gelu_tanh", bias=True),
+        lambda m, x: m(x),
+    ),
+    "Linear": (lambda k: linear(k, 16, 8), lambda m, x: m(x)),
+    "RMSNorm": (lambda k: layers.RMSNorm(16, offset=1.0), lambda m, x: m(x)),
+    "SparseGatedFFN": (sparse_ffn, lambda m, x: m(jnp.pad(x, ((0, 0), (0, 0), (0, 8))))),
+}
+
+
+def context(attention: layers.Attention, x: jax.Array) -> layers.Context:
+    """The context of one causal text of x's length."""
+    from ffnlab.layers.rope import tables
+
+    spec = attention.spec
+    angles = {spec.rope: tables(spec.rope, spec.head_dim, jnp.arange(x.shape[1])[None])}
+    return layers.Context(angles, {spec.window: None})
