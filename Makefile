@@ -51,11 +51,11 @@ test: lint types
 	$(VENV)/bin/python -m pytest -q -n $(WORKERS) $(ARGS)
 
 lint: $(VENV)/test.stamp
-	$(VENV)/bin/ruff check --quiet .
+	$(VENV)/bin/ruff check --quiet --output-format=concise .
 	$(VENV)/bin/ruff format --check --quiet .
 
 types: $(VENV)/test.stamp
-	$(VENV)/bin/pyrefly check --summary=none --python-interpreter-path $(VENV)/bin/python
+	$(VENV)/bin/pyrefly check --summary=none --output-format=min-text --python-interpreter-path $(VENV)/bin/python
 
 format: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check --quiet --fix .

@@ -26,6 +26,7 @@ __all__ = [
     "progress",
     "pruning",
     "quantization",
+    "recipes",
     "rule",
     "sidecar",
     "sparsity",

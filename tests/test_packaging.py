@@ -30,7 +30,7 @@ FLOORS = (
     {"layers"},
     {"models", "data", "parallel"},
     {"pruning", "quantization", "sparsity", "learning"},
-    {"bench", "cli", "studies"},
+    {"bench", "cli", "recipes", "studies"},
 )
 METHODS = FLOORS[4]
 
