@@ -7,7 +7,7 @@ by scalings that leave the network's function as it is.
 
 Symbols:
   q: codes -8..7, [in, out].    s: scale of a group of G rows.    c: per-tensor scale, a power of 2.
-  lam: channel-wise scale.      n[kv, f]: largest norm of the pre-RoPE key pair (f, f + D/2).
+  lam: channel-wise scale.      n[kv, D]: largest norm of a pre-RoPE key channel with its RoPE partner.
   m[kv, D]: largest absolute post-RoPE key.      alpha, beta: targets of the RoPE scales.
 
 What differs from the authors' code (mcomp, torch) and why:
@@ -19,10 +19,12 @@ What differs from the authors' code (mcomp, torch) and why:
   - A pair or channel of keys that is always zero gets scale 1; theirs divides by zero.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int8
 
 from ffnlab.errors import ConfigError
@@ -160,8 +162,7 @@ def channel_scale(
     Source:
       FireQ (arXiv 2505.20839), channel-wise scales.
     """
-    if not constant > 0:
-        raise ConfigError(f"constant={constant} of a channel-wise scale; it takes a number > 0")
+    positive("constant", constant)
     if kind not in CHANNEL_KINDS:
         raise ConfigError(f"kind={kind!r}; accepted: {', '.join(CHANNEL_KINDS)}")
     size = jnp.abs(w.astype(jnp.float32))
@@ -171,15 +172,71 @@ def channel_scale(
     return safe_ratio(constant, reduced)
 
 
-def pair_norms(keys: Float[Array, "*b kv D"]) -> Float[Array, "kv half"]:
-    """n[kv, f] = max over tokens of sqrt(k_f^2 + k_(f + D/2)^2), [kv, D/2] float32, before RoPE."""
-    first, second = jnp.split(keys.astype(jnp.float32), 2, axis=-1)
-    norms = jnp.sqrt(first**2 + second**2)
+def partner(head_dim: int, rotated: int | None = None) -> np.ndarray:
+    """The channel that RoPE rotates each channel with, [D] int.
+
+    Pairs are (f, f + rotated / 2); channels from `rotated` on do not rotate and are their own.
+
+    Args:
+      head_dim: D, even.
+      rotated: channels that rotate, even, <= D; D when None.
+    Raises:
+      ConfigError: odd or too many channels.
+
+    >>> partner(6, rotated=4).tolist()
+    [2, 3, 0, 1, 4, 5]
+    """
+    rotated = head_dim if rotated is None else rotated
+    if head_dim % 2 or rotated % 2 or not 0 <= rotated <= head_dim:
+        raise ConfigError(
+            f"head_dim={head_dim} with {rotated} rotating channels: RoPE pairs channel f with "
+            "f + rotated / 2, so both are even and rotated <= head_dim"
+        )
+    channels = np.arange(head_dim)
+    return np.concatenate([np.roll(channels[:rotated], rotated // 2), channels[rotated:]])
+
+
+def pair_norms(
+    keys: Float[Array, "*b kv D"], *, rotated: int | None = None
+) -> Float[Array, "kv D"]:
+    """n: largest norm over tokens of each channel with its RoPE partner, [kv, D] float32.
+
+    n[kv, f] = n[kv, f + D/2] = max sqrt(k_f^2 + k_(f + D/2)^2), for keys before RoPE; the largest
+    |k_f| where a channel does not rotate.
+
+    Args:
+      keys: [..., kv, D].
+      rotated: see `partner`.
+    """
+    other = partner(keys.shape[-1], rotated)
+    squares = keys.astype(jnp.float32) ** 2
+    alone = jnp.asarray(other == np.arange(len(other)))
+    norms = jnp.sqrt(squares + jnp.where(alone, 0, squares[..., other]))
     return jnp.max(norms.reshape(-1, *norms.shape[-2:]), axis=0)
 
 
+def largest_pairs(
+    absmax: Float[Array, "kv D"], top_k: int, *, rotated: int | None = None
+) -> Bool[Array, "kv D"]:
+    """Which channels are among the top_k of their head, or partners of one; see `partner`."""
+    head_dim = absmax.shape[-1]
+    other = partner(head_dim, rotated)
+    if not 0 <= 2 * top_k <= head_dim:
+        raise ConfigError(
+            f"top_k={top_k} channels and their RoPE partners do not fit head_dim={head_dim}; "
+            f"top_k takes 0 to {head_dim // 2}"
+        )
+    index = jax.lax.top_k(absmax, top_k)[1]
+    chosen = jax.nn.one_hot(index, head_dim, dtype=jnp.bool_).any(axis=-2)
+    return chosen | chosen[..., other]
+
+
 def post_rope_scale(
-    absmax: Float[Array, "kv D"], *, beta: float = 8.0, top_k: int = 8
+    absmax: Float[Array, "kv D"],
+    *,
+    beta: float = 8.0,
+    top_k: int = 8,
+    rotated: int | None = None,
 ) -> Float[Array, "kv D"]:
     """Online scale of keys after RoPE: beta / m on the largest channels and their RoPE partners.
 
@@ -189,7 +246,8 @@ def post_rope_scale(
     Args:
       absmax: m, largest |key| after RoPE per KV head and channel, [kv, D], D even.
       beta: target size, > 0.
-      top_k: channels per head; each brings its partner f +- D/2; 0 <= 2 top_k <= D.
+      top_k: channels per head; each brings its partner; 0 <= 2 top_k <= D.
+      rotated: see `partner`.
     Returns:
       [kv, D] float32, 1 where untouched.
     Raises:
@@ -197,21 +255,13 @@ def post_rope_scale(
     Source:
       FireQ (arXiv 2505.20839), post-RoPE scales.
     """
-    check_rope(absmax.shape[-1], top_k=top_k, target=beta)
-    chosen = largest_pairs(absmax, top_k)
-    return jnp.where(chosen, safe_ratio(beta, absmax.astype(jnp.float32)), 1)
-
-
-def largest_pairs(absmax: Float[Array, "kv D"], top_k: int) -> Bool[Array, "kv D"]:
-    """Which channels are among the top_k of their head, or partners of one."""
-    half = absmax.shape[-1] // 2
-    index = jax.lax.top_k(absmax, top_k)[1]
-    chosen = jax.nn.one_hot(index, absmax.shape[-1], dtype=jnp.bool_).any(axis=-2)
-    return chosen | jnp.roll(chosen, half, axis=-1)
+    chosen = largest_pairs(absmax, top_k, rotated=rotated)
+    scale = safe_ratio(positive("beta", beta), absmax.astype(jnp.float32))
+    return jnp.where(chosen, scale, 1)
 
 
 def pre_rope_scale(
-    norms: Float[Array, "kv half"],
+    norms: Float[Array, "kv D"],
     *,
     alpha: float = 8.0,
     untouched: Bool[Array, "kv D"] | None = None,
@@ -222,7 +272,7 @@ def pre_rope_scale(
     the bound: |key| <= alpha at each position for keys within the calibrated norms.
 
     Args:
-      norms: n of `pair_norms`, [kv, D/2].
+      norms: n of `pair_norms`, [kv, D].
       alpha: target size, > 0.
       untouched: channels that keep scale 1 (those with a post-RoPE scale), [kv, D].
     Returns:
@@ -232,9 +282,7 @@ def pre_rope_scale(
     Source:
       FireQ (arXiv 2505.20839), RoPE-preserving normalization.
     """
-    check_rope(2 * norms.shape[-1], top_k=0, target=alpha)
-    scale = safe_ratio(alpha, norms.astype(jnp.float32))
-    scale = jnp.concatenate([scale, scale], axis=-1)
+    scale = safe_ratio(positive("alpha", alpha), norms.astype(jnp.float32))
     return scale if untouched is None else jnp.where(untouched, 1, scale)
 
 
@@ -243,14 +291,8 @@ def safe_ratio(target: float, size: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return jnp.where(size > 0, target / jnp.where(size > 0, size, 1), 1)
 
 
-def check_rope(head_dim: int, *, top_k: int, target: float) -> None:
-    """Raises ConfigError unless RoPE scales can be made for this head width."""
-    if head_dim % 2:
-        raise ConfigError(f"head_dim={head_dim} is odd; RoPE pairs channel f with f + head_dim / 2")
-    if not 0 <= 2 * top_k <= head_dim:
-        raise ConfigError(
-            f"top_k={top_k} channels and their RoPE partners do not fit head_dim={head_dim}; "
-            f"top_k takes 0 to {head_dim // 2}"
-        )
-    if not target > 0:
-        raise ConfigError(f"alpha and beta are target sizes > 0, got {target}")
+def positive(name: str, value: float) -> float:
+    """`value`, or ConfigError unless it is a number > 0."""
+    if not 0 < value < math.inf:
+        raise ConfigError(f"{name}={value}; it takes a number > 0")
+    return value

@@ -236,11 +236,19 @@ def test_dead_channels_keep_scale_one(dead):
     absmax = jnp.zeros((2, 8)) if dead == "everything" else jnp.ones((2, 8)).at[0, 3].set(0)
     for scale in (
         core.post_rope_scale(absmax, top_k=4),
-        core.pre_rope_scale(absmax[:, :4]),
+        core.pre_rope_scale(core.pair_norms(absmax)),
         core.channel_scale(absmax.T, 0.5),
     ):
         assert jnp.isfinite(scale).all() and (scale > 0).all()
     assert core.post_rope_scale(absmax, top_k=4)[0, 3] == 1
+
+
+def test_channels_that_do_not_rotate_are_scaled_alone():
+    keys = jnp.array([[[3.0, 0.0, 4.0, 0.0, -7.0, 0.0]]])
+    np.testing.assert_array_equal(core.pair_norms(keys, rotated=4)[0], [5, 0, 5, 0, 7, 0])
+    np.testing.assert_array_equal(
+        core.largest_pairs(jnp.abs(keys[0]), 2, rotated=4)[0], [1, 0, 1, 0, 1, 0]
+    )
 
 
 def test_partners_follow_their_channels_once():
@@ -261,8 +269,10 @@ def test_partners_follow_their_channels_once():
         (lambda: core.post_rope_scale(jnp.ones((1, 7))), "head_dim=7 is odd"),
         (lambda: core.post_rope_scale(jnp.ones((1, 8)), top_k=5), "top_k=5"),
         (lambda: core.post_rope_scale(jnp.ones((1, 8)), top_k=-1), "top_k=-1"),
-        (lambda: core.post_rope_scale(jnp.ones((1, 8)), top_k=1, beta=0.0), "> 0"),
-        (lambda: core.pre_rope_scale(jnp.ones((1, 8)), alpha=-1.0), "> 0"),
+        (lambda: core.post_rope_scale(jnp.ones((1, 8)), top_k=1, beta=0.0), "beta=0.0"),
+        (lambda: core.pre_rope_scale(jnp.ones((1, 8)), alpha=-1.0), "alpha=-1.0"),
+        (lambda: core.partner(8, 3), "3 rotating channels"),
+        (lambda: core.partner(8, 10), "10 rotating channels"),
     ],
 )
 def test_bad_input_names_itself(call, message):
