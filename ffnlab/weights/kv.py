@@ -30,6 +30,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from ffnlab.errors import ConfigError
 from ffnlab.weights.activations import E4M3_MAX, quantize_e4m3
 from ffnlab.weights.base import AxisNames, nbytes, register
+from pallas_kernels.numerics import divide
 
 KINDS = ("dense", "float8", "int4")
 E4M3 = jnp.float8_e4m3fn
@@ -279,7 +280,7 @@ def quantize_float8(
       codes [..., hd] float8_e4m3fn; scales [...] bfloat16.
     """
     x = x.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(x), axis=-1) / E4M3_MAX
+    scale = divide(jnp.max(jnp.abs(x), axis=-1), E4M3_MAX)
     scale = jnp.where(scale == 0, 1.0, scale).astype(jnp.bfloat16)
     # The rounded scale can push the largest element past 448, where the cast gives NaN.
     codes = jnp.clip(x / scale[..., None].astype(jnp.float32), -E4M3_MAX, E4M3_MAX)
@@ -296,7 +297,7 @@ def quantize_int4(
     """
     x = x.astype(jnp.float32)
     absmax = jnp.maximum(jnp.max(jnp.abs(x), axis=-1), INT4_FLOOR)
-    scale = jnp.where(jnp.isinf(absmax), jnp.nan, jnp.clip(absmax / 7, E4M3_TINY, E4M3_MAX))
+    scale = jnp.where(jnp.isinf(absmax), jnp.nan, jnp.clip(divide(absmax, 7), E4M3_TINY, E4M3_MAX))
     scale = scale.astype(E4M3)
     codes = jnp.round(x / scale[..., None].astype(jnp.float32))
     return jnp.clip(codes, -8, 7).astype(jnp.int8), scale
