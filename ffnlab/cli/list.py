@@ -1,0 +1,12 @@
+"""`ffnlab list`: the studies there are."""
+
+__all__ = ["list_studies"]
+
+
+def list_studies() -> None:
+    """Lists the studies: name, title, package, and how the last run on this machine ended."""
+    import rich
+
+    from ffnlab.studies.run import overview
+
+    rich.print(overview())

@@ -1,0 +1,211 @@
+"""The command line itself: finding commands, errors in one line, exit status, interruption."""
+
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+
+import ffnlab
+from ffnlab.cli import main as cli
+from ffnlab.cli.main import COMMANDS, Command, main
+from ffnlab.errors import ConfigError, MissingExtraError
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Puts a function in the place of a command, as `ffnlab fake`."""
+
+    def install(function):
+        module = types.ModuleType("ffnlab_fake_command")
+        module.fake = function
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        commands = {"fake": Command("ffnlab_fake_command:fake", "a test")}
+        monkeypatch.setattr(cli, "COMMANDS", commands)
+
+    return install
+
+
+def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Runs `python -m ffnlab` in a fresh interpreter."""
+    return subprocess.run(
+        [sys.executable, "-m", "ffnlab", *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+    )
+
+
+def test_help_lists_the_commands(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out and c.summary in out for name, c in COMMANDS.items())
+
+
+def test_without_a_command_help_goes_to_standard_error(capsys):
+    assert main([]) == 2
+    assert "usage: ffnlab" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ffnlab {ffnlab.__version__}\n"
+
+
+def test_an_unknown_command_gets_the_nearest_one(capsys):
+    assert main(["compres"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ffnlab: error: unknown command 'compres'; did you mean 'compress'? ")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([name, "--help"])
+    assert done.value.code == 0
+    out = capsys.readouterr().out
+    assert f"usage: ffnlab {name}" in out
+    assert "--help" in out
+
+
+def test_help_needs_neither_jax_nor_an_extra():
+    block = "import sys; sys.modules.update(jax=None, numpy=None, tyro=None, rich=None); "
+    script = block + "from ffnlab.cli.main import main; sys.exit(main(['--help']))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_missing_extra_names_itself(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    assert main(["list"]) == 2
+    assert "pip install 'ffnlab[run]'" in capsys.readouterr().err
+
+
+def test_wrong_arguments_end_in_status_2(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["list", "--all"])
+    assert done.value.code == 2
+    assert "--all" in capsys.readouterr().err
+
+
+def test_arguments_reach_the_function(command):
+    seen = []
+
+    def fake(name: str, /, *, size: int = 1) -> None:
+        """A test."""
+        seen.append((name, size))
+
+    command(fake)
+    assert main(["fake", "x", "--size", "3"]) == 0
+    assert seen == [("x", 3)]
+
+
+def test_a_command_may_return_its_status(command):
+    def fake() -> int:
+        """A test."""
+        return 3
+
+    command(fake)
+    assert main(["fake"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConfigError("size=0; accepted: 1 and more"), "size=0; accepted: 1 and more"),
+        (ValueError("plain"), "plain"),
+        (MissingExtraError("no x"), "no x"),
+        (FileNotFoundError(2, "No such file or directory", "a.txt"), "a.txt: No such file"),
+        (OSError("the disk is on fire"), "the disk is on fire"),
+        (ConfigError(), "ConfigError"),
+    ],
+)
+def test_errors_of_use_are_one_line(command, capsys, monkeypatch, error, said):
+    def fake() -> None:
+        """A test."""
+        raise error
+
+    command(fake)
+    # As if the function stood in one of our own files.
+    monkeypatch.setattr(cli, "OURS", (os.path.dirname(os.path.realpath(__file__)),))
+    assert main(["fake"]) == 2
+    streams = capsys.readouterr()
+    assert streams.err.startswith(f"ffnlab fake: error: {said}")
+    assert streams.err.count("\n") == 1 and streams.out == ""
+
+
+def test_a_value_error_from_elsewhere_is_a_bug_and_keeps_its_traceback(command):
+    def fake() -> None:
+        """A test."""
+        int("x")  # raised here, outside of ffnlab
+
+    command(fake)
+    with pytest.raises(ValueError, match="invalid literal"):
+        main(["fake"])
+
+
+def test_the_traceback_can_be_had(command, monkeypatch):
+    def fake() -> None:
+        """A test."""
+        raise ConfigError("x")
+
+    command(fake)
+    monkeypatch.setenv("FFNLAB_TRACEBACK", "1")
+    with pytest.raises(ConfigError):
+        main(["fake"])
+
+
+def interrupted(*, resume: bool):
+    """A command that the user stops."""
+    if resume:
+
+        def fake(*, out: str = "", resume: bool = False, restart: bool = False) -> None:
+            """A test."""
+            raise KeyboardInterrupt
+    else:
+
+        def fake() -> None:
+            """A test."""
+            raise KeyboardInterrupt
+
+    return fake
+
+
+def test_an_interruption_says_how_to_go_on(command, capsys):
+    command(interrupted(resume=True))
+    assert main(["fake", "--out", "my dir", "--restart"]) == 130
+    error = capsys.readouterr().err
+    assert error.endswith("Go on with:\n  ffnlab fake --out 'my dir' --resume\n")
+
+
+def test_an_interruption_of_a_command_that_cannot_resume(command, capsys):
+    command(interrupted(resume=False))
+    assert main(["fake"]) == 130
+    assert capsys.readouterr().err == "\nffnlab fake: interrupted\n"
+
+
+def test_the_module_runs_and_its_reader_may_leave():
+    done = program("list", COLUMNS="200")
+    assert done.returncode == 0 and "finercut" in done.stdout
+    script = f"{sys.executable} -m ffnlab list | true"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert done.stderr == ""
+
+
+def test_a_closed_pipe_is_no_error(command):
+    def fake() -> None:
+        """A test."""
+        raise BrokenPipeError
+
+    command(fake)
+    silenced = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "silence", silenced.append)
+        assert main(["fake"]) == 0
+    assert silenced == [sys.stdout]
+
+
+def test_an_unknown_study_lists_those_there_are(capsys):
+    assert main(["run", "finrcut"]) == 2
+    assert "did you mean 'finercut'?" in capsys.readouterr().err
