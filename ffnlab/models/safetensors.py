@@ -17,7 +17,6 @@ be read alone.
 
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,7 +26,8 @@ import ml_dtypes
 import numpy as np
 
 from ffnlab.errors import FormatError
-from ffnlab.models.untrusted import JSON_LIMIT, file_size, inside, parse_json, quoted, read_json
+from ffnlab.files import atomic_write, parse_json, write_json
+from ffnlab.models.untrusted import JSON_LIMIT, file_size, inside, quoted, read_json
 
 RANK_LIMIT = 16
 BYTES_LIMIT = 2**47  # of one tensor: the user address space of a 64-bit machine
@@ -98,7 +98,7 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         text = handle.read(length)
     if len(text) != length or not text.startswith(b"{"):
         raise FormatError(f"{file}: the header does not begin with {{; not a safetensors file")
-    header = parse_json(text, file)
+    header = parse_json(text, str(file))
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise FormatError(f"{file}: __metadata__ must map strings to strings")
@@ -297,17 +297,10 @@ def write_file(file: str | Path, entries: Mapping[str, Entry]) -> None:
         position += item.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as handle:
-            handle.write(len(text).to_bytes(8, "little") + text)
-            for name in order:
-                handle.write(_bytes(name, entries[name], file))
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(file) as handle:
+        handle.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            handle.write(_bytes(name, entries[name], file))
 
 
 def _bytes(name: str, item: Entry, file: Path) -> memoryview:
@@ -368,7 +361,4 @@ def write_directory(
 
 def _write_index(directory: Path, names: list[str], groups: list[list[str]], total: int) -> None:
     where = {name: file for file, group in zip(names, groups, strict=True) for name in group}
-    index = {"metadata": {"total_size": total}, "weight_map": where}
-    temporary = directory / f".{INDEX_FILE}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    os.replace(temporary, directory / INDEX_FILE)
+    write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": where})

@@ -1,12 +1,11 @@
 """Files that came from elsewhere: JSON, file names and sizes are checked before they are used."""
 
-import json
-import math
 import os
 import stat
 from pathlib import Path
 
 from ffnlab.errors import FormatError
+from ffnlab.files import parse_json
 
 JSON_LIMIT = 32 * 1024 * 1024
 
@@ -17,52 +16,8 @@ def quoted(name: object) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def parse_json(text: bytes, file: Path) -> object:
-    """JSON without what the format forbids: duplicate keys, NaN, infinities, endless nesting.
-
-    Args:
-      text: UTF-8 JSON, at most `JSON_LIMIT` bytes.
-      file: named in the error.
-    Returns:
-      Dicts, lists, strings, finite numbers, booleans and None.
-    Raises:
-      FormatError: anything else.
-    """
-
-    def no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-            raise FormatError(f"{file}: the key {quoted(twice)} occurs twice")
-        return found
-
-    def finite(number: str) -> float:
-        value = float(number)
-        if not math.isfinite(value):
-            raise FormatError(f"{file}: {quoted(number)} is not a finite number")
-        return value
-
-    if len(text) > JSON_LIMIT:
-        raise FormatError(f"{file}: {len(text)} bytes of JSON; at most {JSON_LIMIT} are read")
-    try:
-        return json.loads(
-            text.decode("utf-8"),
-            object_pairs_hook=no_duplicates,
-            parse_constant=finite,
-            parse_float=finite,
-            parse_int=lambda digits: -0.0 if digits == "-0" else int(digits),
-        )
-    except FormatError:
-        raise
-    except RecursionError:
-        raise FormatError(f"{file}: JSON is nested too deeply") from None
-    except ValueError as error:  # also UnicodeDecodeError, JSONDecodeError, over-long integers
-        raise FormatError(f"{file}: not valid JSON: {str(error)[:200]}") from None
-
-
 def read_json(file: Path) -> object:
-    """`parse_json` of a regular file, whose size is checked before it is read.
+    """Strict JSON (`ffnlab.files.parse_json`) of a regular file, its size checked before reading.
 
     Raises:
       FormatError: the file is missing, is not a regular file, is too large, or is not JSON.
@@ -70,7 +25,7 @@ def read_json(file: Path) -> object:
     size = file_size(file)
     if size > JSON_LIMIT:
         raise FormatError(f"{file}: {size} bytes of JSON; at most {JSON_LIMIT} are read")
-    return parse_json(file.read_bytes(), file)
+    return parse_json(file.read_bytes(), str(file))
 
 
 def file_size(file: Path) -> int:

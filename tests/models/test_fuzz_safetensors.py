@@ -115,7 +115,11 @@ def check(file, content):
     except FormatError as error:
         assert file.name in str(error)
         return False
-    official = dict(safetensors.deserialize(content))
+    try:
+        official = dict(safetensors.deserialize(content))
+    except safetensors.SafetensorError:
+        assert b"-0" in content  # JSON for zero, but not a count to the official parser
+        return True
     assert arrays.keys() == official.keys()
     for name, array in arrays.items():
         assert list(array.shape) == official[name]["shape"]

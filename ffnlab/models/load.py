@@ -1,0 +1,141 @@
+"""Decoders from Hugging Face directories: all is checked, then read once, straight into place.
+
+The model is first built without its arrays (`jax.eval_shape`), its parameters are matched with the
+tensors of the checkpoint, and all that does not fit is reported in one error. Only then are the
+values read, parameter by parameter, into their dtype and sharding. `[out, in]` becomes `[in, out]`
+in `ffnlab.models.stream` and nowhere else.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ffnlab.errors import ConfigError, FormatError
+from ffnlab.files import StrPath
+from ffnlab.models import sidecar
+from ffnlab.models.decoder import Decoder
+from ffnlab.models.families import read_config
+from ffnlab.models.names import text_names
+from ffnlab.models.plan import Decode, Packed, Plan, is_variable, make_plan, variables
+from ffnlab.models.safetensors import Checkpoint, open_directory
+from ffnlab.models.stream import place, reader
+from ffnlab.models.untrusted import inside, quoted, read_json
+from ffnlab.weights import AxisNames, Dense, Weight
+
+Axes = tuple[str | None, ...]
+Placement = (
+    jax.sharding.Sharding | Callable[[str, Axes, tuple[int, ...]], jax.sharding.Sharding] | None
+)
+
+
+def load(
+    directory: StrPath,
+    *,
+    dtype: jax.typing.DTypeLike | None = None,
+    sharding: Placement = None,
+    check_finite: bool = True,
+) -> Decoder:
+    """Loads a model directory: Llama, Mistral, Qwen 2/3, Gemma 2/3 (text), Phi-3, or one of ours.
+
+    Args:
+      directory: holds config.json and model.safetensors, or shards with their index; an
+        `ffnlab.json` beside them is honoured.
+      dtype: of the dense parameters, a float type; that of the stored embedding when None.
+      sharding: where parameters go: one sharding for all, or a function of (path, logical axes,
+        shape) that returns one; the default device when None.
+      check_finite: refuse NaN and infinity among the values.
+    Returns:
+      the model, blocks in a list.
+    Raises:
+      FormatError: files are missing, damaged or hostile, or tensors are missing, unknown, or of
+        another shape or dtype than the config says; all such tensors are named at once.
+      ConfigError: config.json is absurd, contradicts itself, or names an unknown architecture.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise FormatError(f"{directory}: not a directory")
+    raw = read_json(inside(directory, "config.json"))
+    config = read_config(raw, where=str(directory / "config.json"))
+    checkpoint = open_directory(directory)
+    extra = sidecar.read(directory, config)
+    names = text_names(
+        list(checkpoint.tensors),
+        wrapped=_entry(raw, "model_type") == "gemma3",
+        tied=config.tie_embeddings,
+    )
+    plan = make_plan(
+        config, checkpoint, dict(names), _decode(_entry(raw, "quantization_config"), directory)
+    )
+    model = _read(plan, checkpoint, _dtype(dtype, plan), sharding, check_finite)
+    return model if extra is None else sidecar.apply(model, extra)
+
+
+def _entry(raw: object, name: str) -> object:
+    return raw.get(name) if isinstance(raw, dict) else None
+
+
+def _decode(quantization: object, directory: Path) -> Decode | None:
+    """The reader of quantized weights that a config asks for, or None."""
+    if quantization is None:
+        return None
+    method = _entry(quantization, "quant_method")
+    if method != "compressed-tensors":
+        raise ConfigError(
+            f"{directory / 'config.json'}: quantization_config has quant_method={quoted(method)}; "
+            "'compressed-tensors' is accepted"
+        )
+    from ffnlab.models import compressed_tensors
+
+    return compressed_tensors.decoder(quantization)
+
+
+def _dtype(dtype: jax.typing.DTypeLike | None, plan: Plan) -> np.dtype:
+    if dtype is None:
+        embed = next(task.source for task in plan.tasks if task.paths == ("embed.w",))
+        found = embed[0].info.dtype  # type: ignore[index]  # only linear maps are packed
+        return np.dtype(np.float32) if found == np.float64 else found
+    found = jax.numpy.dtype(dtype)
+    if not jax.numpy.issubdtype(found, jax.numpy.floating):
+        raise ConfigError(f"dtype={found}: a float type is accepted")
+    return found
+
+
+def _read(
+    plan: Plan, checkpoint: Checkpoint, dtype: np.dtype, sharding: Placement, check_finite: bool
+) -> Decoder:
+    wanted = variables(plan.model)
+    values: dict[str, jax.Array | Weight] = {}
+    for task in plan.tasks:
+        if isinstance(task.source, Packed):
+            for path, weight in zip(task.paths, task.source.build(), strict=True):
+                values[path] = _place_weight(path, weight, wanted[path].axes, sharding)
+            continue
+        for path, stored in zip(task.paths, task.source, strict=True):
+            read = reader(checkpoint, stored, dtype, check_finite=check_finite)
+            where = _sharding(sharding, path, wanted[path].axes, stored.shape)
+            array = place(stored.shape, dtype, where, read)
+            values[path] = Dense(array) if len(stored.shape) == 2 else array
+    treedef = jax.tree.structure(plan.model, is_leaf=is_variable)
+    filled = [variable.replace(values[path]) for path, variable in wanted.items()]
+    return jax.tree.unflatten(treedef, filled)
+
+
+def _place_weight(path: str, weight: Weight, axes: Axes, sharding: Placement) -> Weight:
+    flat, treedef = jax.tree_util.tree_flatten_with_path(weight)
+    names = jax.tree.leaves(weight.leaf_axes(axes), is_leaf=lambda n: isinstance(n, AxisNames))
+    placed = []
+    for (keys, leaf), leaf_axes in zip(flat, names, strict=True):
+        leaf_path = path + jax.tree_util.keystr(keys)
+        where = _sharding(sharding, leaf_path, tuple(leaf_axes), leaf.shape)
+        placed.append(jax.device_put(leaf, where))
+    return jax.tree.unflatten(treedef, placed)
+
+
+def _sharding(
+    sharding: Placement, path: str, axes: Axes, shape: tuple[int, ...]
+) -> jax.sharding.Sharding | None:
+    if sharding is None or isinstance(sharding, jax.sharding.Sharding):
+        return sharding
+    return sharding(path, axes, shape)

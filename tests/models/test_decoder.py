@@ -1,0 +1,257 @@
+"""The decoder: masks, caches, gates, stacks and removal agree with each other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ffnlab import io, models
+from ffnlab.errors import ConfigError
+from ffnlab.layers import Rope
+from ffnlab.models import Decoder, DecoderConfig
+from ffnlab.weights import Float8, map_weights
+from tests.compiles import counted
+from tests.contracts import batches, tiny
+
+SMALL = {"vocab": 61, "width": 16, "hidden": 24, "heads": 4, "kv_heads": 2, "head_dim": 4}
+KINDS = {
+    "llama": {},
+    "gemma2": {
+        "windows": (3, None, 3, None),
+        "attn_softcap": 5.0,
+        "logit_softcap": 3.0,
+        "sandwich_norms": True,
+        "norm_offset": 1.0,
+        "embed_scale": 4.0,
+        "query_scale": 0.3,
+        "activation": "gelu_tanh",
+    },
+    "gemma3": {"windows": (3, 3, 3, None), "local_rope": Rope(1e3), "qk_norm": True},
+    "qwen": {"qkv_bias": True, "tie_embeddings": False},
+    "phi": {"rope": Rope(fraction=0.5), "windows": (4, 4, 4, 4)},
+    "biased": {"o_bias": True, "mlp_bias": True},
+}
+# Softmax and sums in another order.
+CLOSE = {"rtol": 1e-4, "atol": 2e-5}
+forward = jax.jit(lambda model, tokens, **kw: model(tokens, **kw))
+extend = jax.jit(lambda model, tokens, cache, valid: model.extend(tokens, cache, valid=valid))
+
+
+def decoder(kind: str, layers: int = 4) -> Decoder:
+    """A random decoder with the switches of a family."""
+    config = DecoderConfig(layers=layers, **SMALL, **KINDS[kind])
+    return Decoder(config, key=jax.random.key(1))
+
+
+def text(rows: int = 2, length: int = 9) -> jax.Array:
+    """Random tokens."""
+    return jax.random.randint(jax.random.key(2), (rows, length), 0, SMALL["vocab"])
+
+
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+@kinds
+def test_tokens_see_the_past_only_and_only_the_window(kind):
+    model, tokens = decoder(kind), text()
+    changed = tokens.at[:, 5].add(1)
+    a, b = forward(model, tokens), forward(model, changed)
+    np.testing.assert_array_equal(a[:, :5], b[:, :5])
+    assert not np.allclose(a[:, 5:], b[:, 5:])
+    assert a.dtype == jnp.float32 and a.shape == (2, 9, 61)
+
+
+def test_a_window_hides_distant_tokens():
+    config = DecoderConfig(layers=1, windows=(3,), **SMALL)
+    model = Decoder(config, key=jax.random.key(1))
+    tokens = text()
+    a, b = forward(model, tokens), forward(model, tokens.at[:, 2].add(1))
+    np.testing.assert_allclose(a[:, 5:], b[:, 5:], rtol=1e-6, atol=1e-6)
+    assert not np.allclose(a[:, 4], b[:, 4])
+
+
+@kinds
+@pytest.mark.parametrize("split", [(9,), (5, 4), (1,) * 9])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_cached_logits_are_those_of_the_whole_text(kind, split, stacked):
+    model, tokens = decoder(kind), text()
+    whole = forward(model, tokens)
+    model = models.stack(model) if stacked else model
+    cache, parts, start = model.init_cache(2, 12), [], 0
+    for length in split:
+        piece = tokens[:, start : start + length]
+        logits, cache = extend(model, piece, cache, jnp.ones(piece.shape, bool))
+        parts.append(logits)
+        start += length
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, **CLOSE)
+    assert int(cache.index) == 9 and cache.positions.tolist() == [9, 9]
+
+
+@kinds
+def test_left_padding_changes_nothing_for_the_real_tokens(kind):
+    model, tokens = decoder(kind), text()
+    short = tokens[:1, 4:]
+    padded = tokens.at[0, :4].set(0)
+    valid = jnp.ones((2, 9), bool).at[0, :4].set(False)
+    alone = forward(model, short)
+    cache = model.init_cache(2, 11)
+    logits, cache = extend(model, padded, cache, valid)
+    np.testing.assert_allclose(logits[0, 4:], alone[0], **CLOSE)
+    np.testing.assert_allclose(logits[1], forward(model, tokens)[1], **CLOSE)
+    segments = valid.astype(jnp.int32)
+    positions = jnp.maximum(jnp.cumsum(valid, 1) - 1, 0)
+    direct = forward(model, padded, segments=segments, positions=positions)
+    np.testing.assert_allclose(direct[0, 4:], alone[0], **CLOSE)
+    nxt, _ = extend(model, tokens[:, :1], cache, jnp.ones((2, 1), bool))
+    longer = forward(model, jnp.concatenate([short, tokens[:1, :1]], 1))
+    np.testing.assert_allclose(nxt[0, 0], longer[0, -1], **CLOSE)
+
+
+def test_packed_texts_do_not_see_each_other():
+    model, tokens = decoder("llama"), text(1, 9)
+    segments = jnp.array([[1, 1, 1, 1, 2, 2, 2, 0, 0]])
+    positions = jnp.array([[0, 1, 2, 3, 0, 1, 2, 0, 0]])
+    packed = forward(model, tokens, segments=segments, positions=positions)
+    np.testing.assert_allclose(packed[:, :4], forward(model, tokens[:, :4]), **CLOSE)
+    np.testing.assert_allclose(packed[:, 4:7], forward(model, tokens[:, 4:7]), **CLOSE)
+    assert np.all(np.isfinite(packed))
+
+
+@kinds
+def test_stack_and_unstack_lose_nothing(kind):
+    model, tokens = decoder(kind), text()
+    stacked = models.stack(model)
+    period = {"gemma2": 2, "gemma3": 4}.get(kind, 1)
+    assert len(stacked.layers.period) == period and stacked.layers.repeats == 4 // period
+    back = models.unstack(stacked)
+    assert jax.tree.structure(back) == jax.tree.structure(model)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, back, model)))
+    np.testing.assert_allclose(forward(stacked, tokens), forward(model, tokens), **CLOSE)
+    assert stacked.layers.period[0].ffn.up.w.axes == ("layers", "embed", "mlp")
+
+
+def test_stacked_gradients_equal_unstacked_ones():
+    model, tokens = decoder("qwen"), text()
+    loss = lambda m: jnp.mean(m(tokens) ** 2)  # noqa: E731
+    one = jax.jit(jax.grad(loss))(model)
+    scanned = models.unstack(jax.jit(jax.grad(loss))(models.stack(model)))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(scanned), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_stack_takes_quantized_layers_and_refuses_to_stack_twice():
+    model = map_weights(lambda w: Float8.quantize(w.dense()), tiny())
+    stacked = models.stack(model)
+    np.testing.assert_allclose(
+        forward(stacked, batches()[0]), forward(model, batches()[0]), **CLOSE
+    )
+    with pytest.raises(ValueError, match="stacked already"):
+        models.stack(stacked)
+
+
+def test_uneven_layers_make_a_period_of_their_own():
+    model = models.remove(decoder("llama"), [1])
+    stacked = models.stack(model)
+    assert (len(stacked.layers.period), stacked.layers.repeats) == (4, 1)
+    np.testing.assert_allclose(forward(stacked, text()), forward(model, text()), **CLOSE)
+
+
+@kinds
+@settings(max_examples=6)
+@given(units=st.sets(st.integers(0, 7)))
+def test_removed_sublayers_equal_closed_gates(kind, units):
+    model, tokens = decoder(kind), text()
+    gates = jnp.ones(8).at[jnp.array(sorted(units), int)].set(0.0).reshape(4, 2)
+    short = models.remove(model, units)
+    assert models.removed(short) == sorted(units)
+    np.testing.assert_allclose(
+        short(tokens), forward(model, tokens, gates=gates), rtol=1e-6, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        forward(models.stack(model), tokens, gates=gates), short(tokens), **CLOSE
+    )
+
+
+def test_removal_refuses_what_is_not_there():
+    model = decoder("llama")
+    with pytest.raises(ValueError, match=r"units holds 8, outside 0\.\.7"):
+        models.remove(model, [8])
+    with pytest.raises(ValueError, match="no such sublayer"):
+        models.remove(model, [3, 3])
+    with pytest.raises(ValueError, match="no such sublayer"):
+        models.remove(models.remove(model, [3]), [3])
+
+
+def test_removed_layers_have_no_cache():
+    model = models.remove(decoder("llama"), [0, 1, 4])
+    cache = model.init_cache(2, 12)
+    assert [layer is None for layer in cache.layers] == [True, False, True, False]
+    logits, _ = model.extend(text(), cache)
+    np.testing.assert_allclose(logits, model(text()), **CLOSE)
+
+
+def test_gates_are_traced_and_compile_once():
+    model, tokens = tiny(), batches()[0]
+    run = jax.jit(lambda m, t, g: m(t, gates=g))
+    gates = [jnp.ones((3, 2)).at[i, j].set(0.0) for i in range(3) for j in range(2)]
+    run(model, tokens, gates[0])
+    with counted() as count:
+        outs = [run(model, tokens, g) for g in gates]
+    assert count.programs == 0
+    assert len({np.asarray(o).tobytes() for o in outs}) == 6
+
+
+@pytest.mark.parametrize("kv", ["float8", "int4"])
+def test_rounded_keys_and_values_are_the_same_with_and_without_cache(kv):
+    import dataclasses
+
+    model = decoder("llama")
+    for block in model.layers:
+        block.attn.spec = dataclasses.replace(block.attn.spec, kv_format=kv, query_format="e4m3")
+    logits, cache = model.extend(text(), model.init_cache(2, 12))
+    # Rounding amplifies the last bits of the two programs, so a few entries differ by a code.
+    np.testing.assert_allclose(logits, model(text()), rtol=0.05, atol=0.02)
+    assert type(cache.layers[0]).__name__ == {"float8": "Float8KV", "int4": "Int4KV"}[kv]
+
+
+def test_tied_embeddings_are_one_parameter():
+    tied, untied = decoder("llama"), decoder("qwen")
+    assert tied.head is None and untied.head.w.axes == ("embed", "vocab")
+    grads = jax.grad(lambda m: m(text()).sum())(tied)
+    assert np.any(grads.embed.weight.dense() != 0)
+
+
+def test_model_survives_a_checkpoint(tmp_path):
+    model = decoder("gemma2")
+    io.save(tmp_path / "model", model)
+    like = jax.eval_shape(lambda: decoder("gemma2"))
+    back = io.restore(tmp_path / "model", like)
+    assert jax.tree.structure(back) == jax.tree.structure(model)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, back, model)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"heads": 3}, "heads=3 is not a multiple of kv_heads=2"),
+        ({"head_dim": 5}, "head_dim=5 must be even"),
+        ({"layers": 0}, "layers=0 must be a positive integer"),
+        ({"vocab": 2.0}, "vocab=2.0 must be a positive integer"),
+        ({"activation": "relu6"}, "activation='relu6' is not one of"),
+        ({"windows": (1,)}, "windows has 1 entries for layers=2"),
+        ({"windows": (0, 1)}, "must hold None or positive"),
+    ],
+)
+def test_bad_configs_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        DecoderConfig(**({"layers": 2} | SMALL | change))
+
+
+@pytest.mark.parametrize(
+    "bad", [{"theta": 0.0}, {"scaling": "ntk"}, {"scaling": "yarn", "factor": 2.0}]
+)
+def test_bad_rope_is_refused(bad):
+    with pytest.raises(ConfigError):
+        Rope(**bad)
