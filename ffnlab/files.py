@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -144,7 +145,9 @@ def read_json(path: StrPath, *, limit: int = JSON_LIMIT) -> Any:
 def parse_json(content: bytes, source: str) -> Any:
     """The strict parser behind `read_json`."""
     try:
-        return json.loads(content.decode(), parse_constant=refuse, object_pairs_hook=unique)
+        return json.loads(
+            content.decode(), parse_constant=refuse, parse_float=finite, object_pairs_hook=unique
+        )
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{source} is not valid JSON: {error}") from None
 
@@ -152,6 +155,14 @@ def parse_json(content: bytes, source: str) -> Any:
 def refuse(constant: str) -> None:
     """Rejects NaN and the infinities, which Python's parser lets in."""
     raise ValueError(f"{constant} is not JSON")
+
+
+def finite(number: str) -> float:
+    """A float, unless it is too large to be one: Python reads 1e999 as infinity."""
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number[:40]} is not a finite number")
+    return value
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
