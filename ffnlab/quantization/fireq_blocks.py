@@ -1,0 +1,85 @@
+"""FireQ's scalings and formats applied to one block, as the options and the selection allow."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+
+from ffnlab.layers import Attention, Block, RMSNorm
+from ffnlab.layers.rope import rotated
+from ffnlab.quantization import fireq_core as core
+from ffnlab.quantization import scaling
+from ffnlab.quantization.fireq_options import FireQStats, Options
+
+
+def scaled_block(
+    options: Options, block: Block, names: set[str], stats: FireQStats, path: str
+) -> Block:
+    """A block that computes the same, with its matrices ready to be quantized.
+
+    Args:
+      options: of `fireq`.
+      block: any block, also with sublayers removed.
+      names: of the selected Linears inside it ("attn.q", "ffn.up", ...). A scaling is applied
+        where all matrices that it touches are selected.
+      stats: of the whole model.
+      path: of the block in the model.
+    """
+    parts: dict[str, object] = {}
+    if options.channel and isinstance(block.ffn, scaling.Gated):
+        norm, ffn = scaled_ffn(options, block.ffn_norm, block.ffn, names)
+        parts = {"ffn_norm": norm, "ffn": ffn}
+    if isinstance(block.attn, Attention):
+        parts["attn"] = scaled_attention(options, block.attn, names, stats, f"{path}.attn")
+    return scaling.changed(block, **parts)
+
+
+def scaled_ffn(
+    options: Options, norm: RMSNorm, ffn: scaling.Gated, names: set[str]
+) -> tuple[RMSNorm, scaling.Gated]:
+    """The FFN and the norm before it after the channel-wise scalings."""
+    kind = options.channel_kind
+    if {"ffn.gate", "ffn.up"} <= names and not scaling.thresholds_input(ffn.gate, ffn.up):
+        norm, ffn = scaling.scale_ffn_input(norm, ffn, options.c_up, kind)
+    if {"ffn.up", "ffn.down"} <= names and not scaling.thresholds_input(ffn.down):
+        ffn = scaling.scale_ffn_output(ffn, options.c_down, kind)
+    return norm, ffn
+
+
+def scaled_attention(
+    options: Options, attention: Attention, names: set[str], stats: FireQStats, path: str
+) -> Attention:
+    """An attention layer with the V/O and RoPE scales and the formats of queries, keys, values."""
+    if options.channel and {"attn.v", "attn.o"} <= names:
+        attention = scaling.scale_values(attention, options.v_scale)
+    if {"attn.q", "attn.k"} <= names:
+        attention = rope_scaled(options, attention, stats, path)
+    if {"attn.k", "attn.v"} <= names:
+        formats = {"kv_format": options.kv, "query_format": options.query}
+        formats = {name: value for name, value in formats.items() if value is not None}
+        spec = dataclasses.replace(attention.spec, **formats)
+        attention = scaling.changed(attention, spec=spec)
+    return attention
+
+
+def rope_scaled(
+    options: Options, attention: Attention, stats: FireQStats, path: str
+) -> Attention:
+    """An attention layer with those scales of queries and keys that are switched on."""
+    untouched = None
+    turning = rotated(attention.spec.rope, attention.spec.head_dim)
+    if options.post_rope:
+        absmax, top_k = stats.absmax[path], options.top_k
+        untouched = core.largest_pairs(absmax, top_k, rotated=turning)
+        scale = core.post_rope_scale(absmax, beta=options.beta, top_k=top_k, rotated=turning)
+        param = nnx.Param(scale, axes=("kv_heads", "head_dim"))
+        attention = scaling.changed(attention, post_scale=param)
+    if options.pre_rope:
+        norms = stats.norms[path]
+        if attention.k_norm is not None:  # one gain for all heads, so one scale
+            norms = jnp.broadcast_to(norms.max(axis=0), norms.shape)
+            if untouched is not None:
+                untouched = jnp.broadcast_to(untouched.any(axis=0), untouched.shape)
+        scale = core.pre_rope_scale(norms, alpha=options.alpha, untouched=untouched)
+        attention = scaling.scale_keys(attention, scale)
+    return attention
