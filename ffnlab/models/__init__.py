@@ -5,7 +5,22 @@ Layers belong in `ffnlab.layers`; methods that rewrite models in their own packa
 
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.decoder import Cache, Decoder
+from ffnlab.models.load import load
 from ffnlab.models.remove import remove, removed
+from ffnlab.models.save import save
+from ffnlab.models.sidecar import ignored_by_others
 from ffnlab.models.stack import Stacked, stack, unstack
 
-__all__ = ["Cache", "Decoder", "DecoderConfig", "Stacked", "remove", "removed", "stack", "unstack"]
+__all__ = [
+    "Cache",
+    "Decoder",
+    "DecoderConfig",
+    "Stacked",
+    "ignored_by_others",
+    "load",
+    "remove",
+    "removed",
+    "save",
+    "stack",
+    "unstack",
+]

@@ -33,7 +33,7 @@ RANK_LIMIT = 16
 BYTES_LIMIT = 2**47  # of one tensor: the user address space of a 64-bit machine
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-_OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+MODEL_FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
@@ -354,7 +354,7 @@ def write_directory(
         written = [*names, INDEX_FILE]
         _write_index(directory, names, groups, sum(item.nbytes for item in entries.values()))
     for file in directory.iterdir():
-        if _OURS.fullmatch(file.name) and file.name not in written:
+        if MODEL_FILES.fullmatch(file.name) and file.name not in written:
             file.unlink()
     return written
 
