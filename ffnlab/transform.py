@@ -118,7 +118,7 @@ def _advance_unobserved(transform: Transform, model: object, stats: S) -> S:
 def calibrate(
     transform: Transform[M, S],
     model: M,
-    batches: Iterable,
+    batches: Iterable = (),
     *,
     progress: bool = True,
     checkpoint: str | os.PathLike | None = None,

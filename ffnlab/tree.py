@@ -8,6 +8,7 @@ argument, and a selection that matches nothing is an error, never a silent no-op
 import contextvars
 import dataclasses
 import difflib
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
@@ -17,7 +18,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ffnlab.errors import SelectionError
-from ffnlab.weights.base import is_weight
 from ffnlab.weights.base import nbytes as leaf_nbytes
 
 M = TypeVar("M")
@@ -68,8 +68,8 @@ def where(fn: Predicate) -> Selector:
 
 def floating(path: str, node: object) -> bool:
     """Whether a node is an array of a dtype that has gradients; a predicate for `partition`."""
-    dtype = getattr(node, "dtype", None)
-    return not is_weight(node) and dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+    is_array = jax.tree_util.all_leaves([node]) and hasattr(node, "dtype")
+    return is_array and jnp.issubdtype(node.dtype, jnp.floating)
 
 
 def children(node: object) -> tuple[list[tuple[str, object]], object]:
@@ -96,7 +96,7 @@ def select(tree: object, selector: Predicate) -> dict[str, object]:
     Raises:
       SelectionError: nothing matches.
     """
-    found = {path: node for path, node in walk(tree) if selector(path, node)}
+    found = {path: n for path, n in walk(tree) if n is not None and selector(path, n)}
     if not found:
         raise SelectionError(_nothing_matches(tree, selector))
     return found
@@ -232,28 +232,29 @@ class Captured(NamedTuple):
 _records: contextvars.ContextVar[dict[str, Captured]] = contextvars.ContextVar("records")
 
 
-class _Tap(nnx.Module):
-    """Stands for a module, records its calls while `capture` runs, and is it in every other way."""
+@functools.cache
+def _tapped(cls: type[nnx.Module]) -> type[nnx.Module]:
+    """A subclass that records its calls while `capture` runs, and is its parent in all else."""
 
-    def __init__(self, module: nnx.Module, path: str):
-        self.module = module
-        self.path = path
-
-    def __call__(self, *args: object, **kwargs: object) -> object:
-        output = self.module(*args, **kwargs)
+    def call(self: nnx.Module, *args: object, **kwargs: object) -> object:
+        output = cls.__call__(self, *args, **kwargs)
         records = _records.get()
-        if self.path in records:
+        if self.tap_path in records:
             raise ValueError(
-                f"{self.path} is called more than once in a run; "
+                f"{self.tap_path} is called more than once in a run; "
                 "capture records one call per module"
             )
-        records[self.path] = Captured(args, output)
+        records[self.tap_path] = Captured(args, output)
         return output
 
-    def __getattr__(self, name: str) -> object:
-        if name.startswith("__") or "module" not in vars(self):
-            raise AttributeError(name)
-        return getattr(vars(self)["module"], name)
+    return type(f"Tapped{cls.__name__}", (cls,), {"__call__": call})
+
+
+def _tap(path: str, module: nnx.Module) -> nnx.Module:
+    tapped = copy(module)
+    tapped.__class__ = _tapped(type(module))
+    tapped.tap_path = path
+    return tapped
 
 
 def capture(
@@ -275,8 +276,8 @@ def capture(
         f"{getattr(selector, 'name', 'selector')} among modules",
         lambda path, node: isinstance(node, nnx.Module) and selector(path, node),
     )
-    tapped = map_at_path(model, modules, lambda path, node: _Tap(node, path))
-    expected = [path for path, node in walk(tapped) if isinstance(node, _Tap)]
+    tapped = map_at_path(model, modules, _tap)
+    expected = [path for path, node in walk(tapped) if hasattr(node, "tap_path")]
     token = _records.set({})
     try:
         output = tapped(*args, **kwargs)
