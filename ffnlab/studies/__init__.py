@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from types import MappingProxyType, ModuleType
 
 from ffnlab.errors import SelectionError
+from ffnlab.studies.status import last_status
 
-__all__ = ["STUDIES", "Study", "load"]
+__all__ = ["STUDIES", "Study", "last_status", "load"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,105 @@
+"""The order in which a search removed sublayers, as a map: blocks across, attention above FFN."""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from ffnlab.errors import require
+from ffnlab.pruning.finercut_search import Search
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["RemovalMap", "removal_map"]
+
+KINDS = ("attention", "ffn")
+
+
+@dataclasses.dataclass(frozen=True)
+class RemovalMap:
+    """A removal order that prints and draws itself.
+
+    Attributes:
+      step: int [n, 2], position in the order (0 is first) of each block's attention and FFN; -1
+        where it stays.
+      present: bool [n, 2], False where the model lacked the sublayer before the search.
+    """
+
+    step: Int[np.ndarray, "n 2"]
+    present: Bool[np.ndarray, "n 2"]
+
+    def label(self, block: int, kind: int) -> str:
+        """1 for the first removal, 2 for the next …; "·" where it stays, "-" where none was."""
+        if not self.present[block, kind]:
+            return "-"
+        return str(self.step[block, kind] + 1) if self.step[block, kind] >= 0 else "·"
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self, columns: int = 100) -> str:
+        """The map as text, broken into bands of blocks that fit into `columns` characters."""
+        n = len(self.step)
+        cell = len(str(2 * n)) + 1
+        band = max(1, (columns - 9) // cell)
+        lines = []
+        for first in range(0, n, band):
+            blocks = range(first, min(first + band, n))
+            lines.append(f"{'block':9}" + "".join(f"{i:>{cell}}" for i in blocks))
+            for kind, name in enumerate(KINDS):
+                cells = "".join(f"{self.label(i, kind):>{cell}}" for i in blocks)
+                lines.append(f"{name:9}{cells}")
+        return "\n".join(lines)
+
+    def draw(self, figure: "Figure | None" = None) -> "Figure":
+        """Draws a heat map: dark goes early, white stays, hatched was not there.
+
+        Args:
+          figure: an empty figure, which is resized; a new one without a display when None.
+        Returns:
+          the figure.
+        Raises:
+          MissingExtraError: matplotlib is not installed.
+        """
+        if figure is None:
+            figure = require("matplotlib.figure", extra="run").Figure(layout="constrained")
+        n = len(self.step)
+        figure.set_size_inches(max(4.5, 1.8 + 0.36 * n), 2.3)
+        axes = figure.subplots()
+        order = np.ma.masked_less(self.step.T, 0)
+        last = max(1, int(self.step.max()))
+        image = axes.imshow(order, cmap="viridis", vmin=0, vmax=last, aspect="auto")
+        for block, kind in np.ndindex(n, 2):
+            gone, is_dark = self.step[block, kind] >= 0, self.step[block, kind] < 0.6 * last
+            color = "black" if not gone or not is_dark else "white"
+            label = self.label(block, kind)
+            axes.text(block, kind, label, ha="center", va="center", color=color, fontsize=8)
+        axes.set_xticks(range(n), [str(i) for i in range(n)], fontsize=8)
+        axes.set_yticks((0, 1), KINDS)
+        axes.set_xlabel("block")
+        axes.set_title("order of removal (1 goes first; · stays)", fontsize=10)
+        axes.set_xticks(np.arange(n + 1) - 0.5, minor=True)
+        axes.set_yticks((-0.5, 0.5, 1.5), minor=True)
+        axes.grid(which="minor", color="white", linewidth=1.5)
+        axes.tick_params(which="both", length=0)
+        bar = figure.colorbar(image, ax=axes, pad=0.02)
+        bar.set_ticks([0, last], labels=["first", "last"])
+        return figure
+
+
+def removal_map(stats: Search) -> RemovalMap:
+    """The map of a search, finished or not.
+
+    Args:
+      stats: what `calibrate(finercut(...), ...)` returned.
+
+    >>> from ffnlab.pruning.finercut_search import start
+    >>> search = start(np.ones((3, 2), bool))
+    >>> print(removal_map(search._replace(step=np.array([[-1, -1], [1, 2], [0, -1]]))))
+    block     0 1 2
+    attention · 2 1
+    ffn       · 3 ·
+    """
+    return RemovalMap(step=stats.step, present=stats.present)

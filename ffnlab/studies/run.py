@@ -1,0 +1,52 @@
+"""Runs a study by name and lists the studies: what `ffnlab run` and `ffnlab list` call."""
+
+import os
+
+from rich.table import Table
+from rich.text import Text
+
+from ffnlab.studies import STUDIES, load
+from ffnlab.studies.result import Result
+from ffnlab.studies.status import last_status, record
+
+__all__ = ["overview", "run_study"]
+
+
+def run_study(
+    slug: str,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    quick: bool = False,
+    seed: int = 0,
+) -> Result:
+    """Runs one study and notes how it ended.
+
+    Args:
+      slug: a key of `STUDIES`.
+      out: folder for `result.json` and the pictures; None writes nothing.
+      quick: the form that ends within 60 s on two cores.
+      seed: changes the draw; >= 0.
+    Returns:
+      the study's result. A claim that does not hold is a finding, not an error.
+    Raises:
+      SelectionError: no such study.
+      Exception: whatever the study raised, after it was noted.
+    """
+    study = load(slug)
+    try:
+        result = study.run(out=out, quick=quick, seed=seed)
+    except BaseException as error:
+        record(slug, f"failed: {type(error).__name__}", quick=quick, seed=seed)
+        raise
+    record(slug, result.status, quick=quick, seed=seed)
+    return result
+
+
+def overview() -> Table:
+    """All studies as a rich table: slug, title, package and how the last run ended."""
+    table = Table()
+    for column in ("slug", "title", "package", "last run"):
+        table.add_column(column)
+    for slug, study in STUDIES.items():
+        table.add_row(slug, Text(study.title), study.package, Text(last_status(slug)))
+    return table
