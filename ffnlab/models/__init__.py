@@ -10,12 +10,14 @@ from ffnlab.models.remove import remove, removed
 from ffnlab.models.save import save
 from ffnlab.models.sidecar import ignored_by_others
 from ffnlab.models.stack import Stacked, stack, unstack
+from ffnlab.models.tokenizer import Tokenizer
 
 __all__ = [
     "Cache",
     "Decoder",
     "DecoderConfig",
     "Stacked",
+    "Tokenizer",
     "ignored_by_others",
     "load",
     "remove",
