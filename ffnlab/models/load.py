@@ -36,6 +36,7 @@ def load(
     dtype: jax.typing.DTypeLike | None = None,
     sharding: Placement = None,
     check_finite: bool = True,
+    extras: bool = True,
 ) -> Decoder:
     """Loads a model directory: Llama, Mistral, Qwen 2/3, Gemma 2/3 (text), Phi-3, or one of ours.
 
@@ -46,6 +47,7 @@ def load(
       sharding: where parameters go: one sharding for all, or a function of (path, logical axes,
         shape) that returns one; the default device when None.
       check_finite: refuse NaN and infinity among the values.
+      extras: honour `ffnlab.json`; False gives the model that tools see which do not know it.
     Returns:
       the model, blocks in a list.
     Raises:
@@ -59,7 +61,7 @@ def load(
     raw = read_json(inside(directory, "config.json"))
     config = read_config(raw, where=str(directory / "config.json"))
     checkpoint = open_directory(directory)
-    extra = sidecar.read(directory, config)
+    extra = sidecar.read(directory, config) if extras else None
     names = text_names(
         list(checkpoint.tensors),
         wrapped=_entry(raw, "model_type") == "gemma3",
