@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from ffnlab.layers.causal import causal_attention
 from ffnlab.layers.linear import Linear, RMSNorm
 from ffnlab.layers.rope import Rope, rotate
 from ffnlab.weights import kv
@@ -142,7 +143,14 @@ def attend(
     mask: Bool[Array, "b 1 t s"] | None,
     spec: AttentionSpec,
 ) -> Float[Array, "b t h hd"]:
-    """Attention by `jax.nn.dot_product_attention`, or our own softmax where scores are capped."""
+    """Attention by `jax.nn.dot_product_attention`, or our own softmax where scores are capped.
+
+    Plain causal attention on a CPU goes in blocks of queries, which is faster there.
+    """
+    plain = mask is None and spec.window is None and spec.softcap is None
+    if plain and jax.default_backend() == "cpu":
+        scale = spec.head_dim**-0.5 if spec.scale is None else spec.scale
+        return causal_attention(q, k, v, scale)
     if spec.softcap is None:
         window = None if spec.window is None or mask is not None else (spec.window - 1, 0)
         return jax.nn.dot_product_attention(

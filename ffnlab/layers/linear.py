@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ffnlab.weights import Dense, Weight
+from ffnlab.weights.dense import product
 
 
 class Linear(nnx.Module):
@@ -85,7 +86,7 @@ class Embedding(nnx.Module):
 
     def logits(self, h: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
         """h @ w.T: the output head of a model with tied embeddings."""
-        return jnp.matmul(h, self.weight.dense().astype(h.dtype).T)
+        return product(h, self.weight.dense().astype(h.dtype).T)
 
 
 class RMSNorm(nnx.Module):

@@ -1,0 +1,19 @@
+"""Input: where tokens come from and how they become batches.
+
+A source of batches is a function from a position (one integer, the number of the step) to a
+batch, so that a run resumes exactly by remembering that integer. Corpora and windows live here;
+tokenizers belong to `ffnlab.models`, placing batches on devices to `ffnlab.parallel`.
+"""
+
+from ffnlab.data.stdlib_text import StdlibText, stdlib_text, text_identity
+from ffnlab.data.text import HeldOut, TextBatches, held_out_windows, read_text
+
+__all__ = [
+    "HeldOut",
+    "StdlibText",
+    "TextBatches",
+    "held_out_windows",
+    "read_text",
+    "stdlib_text",
+    "text_identity",
+]

@@ -1,0 +1,17 @@
+"""Learning rules (`ffnlab.rule.Rule`): ways to change a model from batches.
+
+Optimizers are optax pieces and belong inside a rule; the loop that runs any rule is
+`ffnlab.parallel.train`.
+"""
+
+from ffnlab.learning.backprop import BackpropState, backprop, next_token
+from ffnlab.learning.optimizers import OptimizerConfig, make_optimizer, rate_at
+
+__all__ = [
+    "BackpropState",
+    "OptimizerConfig",
+    "backprop",
+    "make_optimizer",
+    "next_token",
+    "rate_at",
+]

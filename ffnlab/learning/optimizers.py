@@ -1,0 +1,148 @@
+"""Optimizers by name, as optax chains with a learning-rate schedule.
+
+Muon (arXiv 2502.16982 and optax.contrib.muon) orthogonalizes the momentum of the matrices inside
+the layers; tables of the vocabulary and vectors follow AdamW beside it. Decay of weights applies
+to matrices only.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import optax
+from flax import nnx
+from jaxtyping import PyTree
+
+from ffnlab.errors import ConfigError
+
+SCHEDULES = ("trapezoid", "cosine", "constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """An optimizer and its schedule.
+
+    Attributes:
+      name: "adamw", "muon", "lion" or "sgd".
+      rate: peak learning rate (of Muon's matrices where name is "muon"), > 0.
+      table_rate: peak rate of what Muon leaves to AdamW.
+      schedule: "trapezoid" (constant, then linear to zero over the last `decay` of the steps),
+        "cosine" (to zero) or "constant"; all after a linear warm-up.
+      warmup: steps of the warm-up.
+      decay: fraction of the steps in which a trapezoid falls, 0 < decay <= 1.
+      weight_decay: per unit of learning rate, on matrices.
+      clip: gradients are scaled to at most this global norm; 0 for no clipping.
+      b1, b2: AdamW's and Lion's averages; b1 is also the momentum of Muon and SGD.
+    """
+
+    name: str = "adamw"
+    rate: float = 1e-3
+    table_rate: float = 3e-3
+    schedule: str = "trapezoid"
+    warmup: int = 100
+    decay: float = 0.4
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    b1: float = 0.9
+    b2: float = 0.95
+
+    def __post_init__(self) -> None:
+        if self.name not in OPTIMIZERS:
+            raise ConfigError(f"optimizer name={self.name!r} is not one of {sorted(OPTIMIZERS)}")
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(f"schedule={self.schedule!r} is not one of {list(SCHEDULES)}")
+        for field in ("rate", "table_rate"):
+            if not getattr(self, field) > 0:
+                raise ConfigError(f"{field}={getattr(self, field)} must be positive")
+        if not 0 < self.decay <= 1:
+            raise ConfigError(f"decay={self.decay} must lie in (0, 1]")
+        for field in ("warmup", "weight_decay", "clip"):
+            if getattr(self, field) < 0:
+                raise ConfigError(f"{field}={getattr(self, field)} must not be negative")
+
+
+def rate_at(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
+    """The learning rate by step, over a run of `steps` steps.
+
+    >>> rate = rate_at(OptimizerConfig(warmup=10, decay=0.5), 1.0, steps=100)
+    >>> [round(float(rate(step)), 2) for step in (0, 5, 10, 50, 75, 100)]
+    [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    warmup = min(config.warmup, steps)
+    if config.schedule == "constant":
+        after = optax.constant_schedule(peak)
+    elif config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(1, steps - warmup))
+    else:
+        fall = min(max(1, round(config.decay * steps)), max(1, steps - warmup))
+        after = optax.linear_schedule(peak, 0.0, fall, transition_begin=steps - warmup - fall)
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(1, warmup)), after], [warmup])
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The optimizer of a configuration, for a run of `steps` steps.
+
+    Returns:
+      an optax transformation that accepts any tree of floating arrays.
+    """
+    inner = OPTIMIZERS[config.name](config, steps)
+    return optax.chain(optax.clip_by_global_norm(config.clip), inner) if config.clip else inner
+
+
+def matrices(params: PyTree) -> PyTree:
+    """Which leaves are matrices (or stacks of them): a tree of bools."""
+    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+
+
+def layer_matrices(params: PyTree) -> PyTree:
+    """Muon's dimension numbers for matrices that map activations, None for the other leaves.
+
+    A parameter whose logical axes name the vocabulary is a table, not a map; axes before the last
+    two are stacks.
+    """
+
+    def of_node(node: PyTree) -> PyTree:
+        is_table = isinstance(node, nnx.Variable) and "vocab" in (
+            node.get_metadata().get("axes") or ()
+        )
+        dims = optax.contrib.MuonDimensionNumbers(-2, -1)
+        return jax.tree.map(lambda leaf: None if is_table or leaf.ndim < 2 else dims, node)
+
+    return jax.tree.map(of_node, params, is_leaf=lambda node: isinstance(node, nnx.Variable))
+
+
+def _adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    rate = rate_at(config, config.rate, steps)
+    return optax.adamw(rate, config.b1, config.b2, weight_decay=config.weight_decay, mask=matrices)
+
+
+def _lion(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    rate = rate_at(config, config.rate, steps)
+    return optax.lion(rate, config.b1, config.b2, weight_decay=config.weight_decay, mask=matrices)
+
+
+def _sgd(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    rate = rate_at(config, config.rate, steps)
+    decay = optax.add_decayed_weights(config.weight_decay, matrices)
+    return optax.chain(decay, optax.sgd(rate, config.b1 or None))
+
+
+def _muon(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    return optax.contrib.muon(
+        rate_at(config, config.rate, steps),
+        beta=config.b1,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        weight_decay=config.weight_decay,
+        adam_learning_rate=rate_at(config, config.table_rate, steps),
+        muon_weight_dimension_numbers=layer_matrices,
+        consistent_rms=0.2,
+    )
+
+
+OPTIMIZERS: dict[str, Callable[[OptimizerConfig, int], optax.GradientTransformation]] = {
+    "adamw": _adamw,
+    "lion": _lion,
+    "muon": _muon,
+    "sgd": _sgd,
+}

@@ -1,0 +1,19 @@
+"""Running a rule: the training loop, its checkpoints and configuration.
+
+The loop takes a `Rule` and never asks which one it is. Where arrays live (meshes and layouts) is
+this package's business; what is learned is `ffnlab.learning`'s.
+"""
+
+from ffnlab.parallel.config import from_table, read_config, to_table
+from ffnlab.parallel.evaluate import held_out_bits
+from ffnlab.parallel.loop import LoopOptions, Outcome, train
+
+__all__ = [
+    "LoopOptions",
+    "Outcome",
+    "from_table",
+    "held_out_bits",
+    "read_config",
+    "to_table",
+    "train",
+]

@@ -1,0 +1,176 @@
+"""The training loop: runs any rule, logs, evaluates, checkpoints, stops cleanly and resumes.
+
+A run is a pure function of (rule, model, key, batches): its only memory is the rule's state and
+one integer, the position. Interrupted and resumed, on the same machine and versions, it ends in
+the same bits as without the interruption.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from ffnlab import io
+from ffnlab.errors import ConfigError, NumericalError
+from ffnlab.parallel.log import Display, MetricsFile
+from ffnlab.parallel.signals import stop_request
+from ffnlab.rule import Rule
+
+Evaluate = Callable[[PyTree], Mapping[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopOptions:
+    """How often the loop does what; all in steps, 0 for never before the end.
+
+    Attributes:
+      log_every: metrics are read from the device, checked and written.
+      evaluate_every: `evaluate` runs; it also runs after the last step.
+      checkpoint_every: the state is saved; it is also saved after the last step and when stopped.
+      progress: a progress bar where standard error is a terminal.
+    """
+
+    log_every: int = 20
+    evaluate_every: int = 0
+    checkpoint_every: int = 0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "evaluate_every", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Where a run stands.
+
+    Attributes:
+      state: the rule's state.
+      position: steps taken.
+      finished: False where a signal stopped the run early.
+      seconds: wall clock spent in the loop, earlier parts of a resumed run included.
+      metrics: the last logged metrics and evaluation.
+    """
+
+    state: PyTree
+    position: int
+    finished: bool
+    seconds: float
+    metrics: dict[str, float]
+
+
+def train(
+    rule: Rule,
+    model: PyTree,
+    batches: Callable[[int], PyTree],
+    steps: int,
+    *,
+    key: Array,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    evaluate: Evaluate | None = None,
+    options: LoopOptions | None = None,
+) -> Outcome:
+    """Learns for `steps` steps.
+
+    Args:
+      rule: what to do with a batch.
+      model: where learning starts; left intact.
+      batches: position -> batch, the same batch whenever asked (`ffnlab.data.TextBatches`).
+      steps: position to stop at; a resumed run takes the steps that are left.
+      key: for the rule's `init`.
+      folder: receives `checkpoint/` and `metrics.jsonl`; nothing is written when None.
+      resume: continue from the folder's checkpoint, if it has one.
+      evaluate: state -> named figures.
+      options: see `LoopOptions`.
+    Returns:
+      an `Outcome`. SIGTERM and Ctrl-C end the run after the current step, with a checkpoint and
+      finished=False.
+    Raises:
+      ConfigError: the folder holds a run and resume is False.
+      NumericalError: a metric is not finite; the last checkpoint is intact.
+      FormatError: the checkpoint is damaged or of another rule, model or optimizer.
+    """
+    options = LoopOptions() if options is None else options
+    run = _Run(rule, steps, None if folder is None else Path(folder), evaluate, options)
+    state, position, seconds = run.start(model, key, resume)
+    return run.go(state, batches, position, seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    rule: Rule
+    steps: int
+    folder: Path | None
+    evaluate: Evaluate | None
+    options: LoopOptions
+
+    def start(self, model: PyTree, key: Array, resume: bool) -> tuple[PyTree, int, float]:
+        """State, position and seconds at which to begin."""
+        if self.folder is None or not (self.folder / "checkpoint" / io.SIDECAR).exists():
+            return self.rule.init(model, key), 0, 0.0
+        if not resume:
+            raise ConfigError(
+                f"{self.folder} holds a run already; resume it or name another folder"
+            )
+        like = jax.eval_shape(self.rule.init, model, key)
+        saved = io.restore(
+            self.folder / "checkpoint",
+            {"position": np.int64(0), "seconds": np.float64(0), "state": like},
+        )
+        return saved["state"], int(saved["position"]), float(saved["seconds"])
+
+    def go(
+        self, state: PyTree, batches: Callable[[int], PyTree], position: int, seconds: float
+    ) -> Outcome:
+        metrics, latest, stopped = {}, {}, False
+        begin = time.perf_counter() - seconds
+        with (
+            MetricsFile(self.folder, position) as log,
+            Display(self.steps, position, self.options.progress) as display,
+            stop_request() as stop,
+        ):
+            while position < self.steps and not stopped:
+                jax.block_until_ready(metrics)  # one step in flight: the host prepares the next
+                state, metrics = self.rule.step(state, batches(position))
+                position += 1
+                stopped = stop.is_set()
+                if self._due(self.options.log_every, position) or stopped:
+                    latest |= _finite(metrics, position)
+                    log.write(position, time.perf_counter() - begin, latest)
+                if self.evaluate is not None and self._due(self.options.evaluate_every, position):
+                    found = {k: float(v) for k, v in self.evaluate(state).items()}
+                    latest |= found
+                    log.write(position, time.perf_counter() - begin, found)
+                if self._due(self.options.checkpoint_every, position) or stopped:
+                    self._save(state, position, time.perf_counter() - begin)
+                display.show(position, latest)
+        done = position >= self.steps
+        return Outcome(state, position, done, time.perf_counter() - begin, latest)
+
+    def _due(self, every: int, position: int) -> bool:
+        return position == self.steps or (every > 0 and position % every == 0)
+
+    def _save(self, state: PyTree, position: int, seconds: float) -> None:
+        if self.folder is not None:
+            io.save(self.folder / "checkpoint", _checkpoint(state, position, seconds))
+
+
+def _checkpoint(state: PyTree, position: int, seconds: float) -> dict[str, PyTree]:
+    return {"position": np.int64(position), "seconds": np.float64(seconds), "state": state}
+
+
+def _finite(metrics: Mapping[str, Array], position: int) -> dict[str, float]:
+    found = {name: float(value) for name, value in metrics.items()}
+    bad = {name: value for name, value in found.items() if not np.isfinite(value)}
+    if bad:
+        raise NumericalError(
+            f"step {position}: {bad}; lower the learning rate, clip, or lengthen the warm-up, and "
+            "resume from the last checkpoint"
+        )
+    return found
