@@ -174,8 +174,11 @@ def rewrite(options: Options, model: Decoder, stats: FireQStats) -> Decoder:
     blocks = {}
     for path, block in tree.walk(model):
         if isinstance(block, Block):
-            names = {p.removeprefix(f"{path}.") for p in chosen if p.startswith(f"{path}.")}
-            blocks[path] = scaled_block(options, block, names, stats, path)
+            inside = f"{path}."
+            names = frozenset(p.removeprefix(inside) for p in chosen if p.startswith(inside))
+            where = f"{path}.attn"
+            maxima = (stats.norms[where], stats.absmax[where]) if where in stats.norms else None
+            blocks[path] = scaled_block(options, block, names, maxima)
     model = tree.replace(model, blocks) if blocks else model
     model = replace_weights(model, options.select, functools.partial(stored, options))
     return models.stack(model) if was_stacked else model

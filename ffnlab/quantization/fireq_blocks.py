@@ -1,19 +1,26 @@
 """FireQ's scalings and formats applied to one block, as the options and the selection allow."""
 
 import dataclasses
+import functools
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from ffnlab.layers import Attention, Block, RMSNorm
 from ffnlab.layers.rope import rotated
 from ffnlab.quantization import fireq_core as core
 from ffnlab.quantization import scaling
-from ffnlab.quantization.fireq_options import FireQStats, Options
+from ffnlab.quantization.fireq_options import Options
 
 
+Maxima = tuple[Float[Array, "kv D"], Float[Array, "kv D"]]
+
+
+@functools.partial(jax.jit, static_argnames=("options", "names"))
 def scaled_block(
-    options: Options, block: Block, names: set[str], stats: FireQStats, path: str
+    options: Options, block: Block, names: frozenset[str], maxima: Maxima | None
 ) -> Block:
     """A block that computes the same, with its matrices ready to be quantized.
 
@@ -22,20 +29,19 @@ def scaled_block(
       block: any block, also with sublayers removed.
       names: of the selected Linears inside it ("attn.q", "ffn.up", ...). A scaling is applied
         where all matrices that it touches are selected.
-      stats: of the whole model.
-      path: of the block in the model.
+      maxima: of its keys, `norms` and `absmax` of FireQStats; None without attention.
     """
     parts: dict[str, object] = {}
     if options.channel and isinstance(block.ffn, scaling.Gated):
         norm, ffn = scaled_ffn(options, block.ffn_norm, block.ffn, names)
         parts = {"ffn_norm": norm, "ffn": ffn}
-    if isinstance(block.attn, Attention):
-        parts["attn"] = scaled_attention(options, block.attn, names, stats, f"{path}.attn")
+    if isinstance(block.attn, Attention) and maxima is not None:
+        parts["attn"] = scaled_attention(options, block.attn, names, maxima)
     return scaling.changed(block, **parts)
 
 
 def scaled_ffn(
-    options: Options, norm: RMSNorm, ffn: scaling.Gated, names: set[str]
+    options: Options, norm: RMSNorm, ffn: scaling.Gated, names: frozenset[str]
 ) -> tuple[RMSNorm, scaling.Gated]:
     """The FFN and the norm before it after the channel-wise scalings."""
     kind = options.channel_kind
@@ -47,13 +53,13 @@ def scaled_ffn(
 
 
 def scaled_attention(
-    options: Options, attention: Attention, names: set[str], stats: FireQStats, path: str
+    options: Options, attention: Attention, names: frozenset[str], maxima: Maxima
 ) -> Attention:
     """An attention layer with the V/O and RoPE scales and the formats of queries, keys, values."""
     if options.channel and {"attn.v", "attn.o"} <= names:
         attention = scaling.scale_values(attention, options.v_scale)
     if {"attn.q", "attn.k"} <= names:
-        attention = rope_scaled(options, attention, stats, path)
+        attention = rope_scaled(options, attention, maxima)
     if {"attn.k", "attn.v"} <= names:
         formats = {"kv_format": options.kv, "query_format": options.query}
         formats = {name: value for name, value in formats.items() if value is not None}
@@ -62,20 +68,17 @@ def scaled_attention(
     return attention
 
 
-def rope_scaled(
-    options: Options, attention: Attention, stats: FireQStats, path: str
-) -> Attention:
+def rope_scaled(options: Options, attention: Attention, maxima: Maxima) -> Attention:
     """An attention layer with those scales of queries and keys that are switched on."""
-    untouched = None
+    (norms, absmax), untouched = maxima, None
     turning = rotated(attention.spec.rope, attention.spec.head_dim)
     if options.post_rope:
-        absmax, top_k = stats.absmax[path], options.top_k
+        top_k = options.top_k
         untouched = core.largest_pairs(absmax, top_k, rotated=turning)
         scale = core.post_rope_scale(absmax, beta=options.beta, top_k=top_k, rotated=turning)
         param = nnx.Param(scale, axes=("kv_heads", "head_dim"))
         attention = scaling.changed(attention, post_scale=param)
     if options.pre_rope:
-        norms = stats.norms[path]
         if attention.k_norm is not None:  # one gain for all heads, so one scale
             norms = jnp.broadcast_to(norms.max(axis=0), norms.shape)
             if untouched is not None:
