@@ -4,6 +4,7 @@ Weights are [24, 16], models are `tiny()`. `test_contracts.py` fails when someth
 exports is missing here.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -18,10 +19,16 @@ IN, OUT, GROUP = 24, 16, 8
 
 def tiny(key: jax.Array | None = None, dtype: DTypeLike = jnp.float32) -> models.Decoder:
     """Three blocks of width 16 over bytes, grouped-query heads."""
+    model = _tiny(7 if key is None else int(jax.random.key_data(key)[-1]), jnp.dtype(dtype))
+    return jax.tree.map(lambda leaf: leaf, model)
+
+
+@functools.cache
+def _tiny(seed: int, dtype: jnp.dtype) -> models.Decoder:
     config = models.DecoderConfig(
         vocab=64, width=16, hidden=32, layers=3, heads=4, kv_heads=2, head_dim=4
     )
-    return models.Decoder(config, key=jax.random.key(7) if key is None else key, dtype=dtype)
+    return models.Decoder(config, key=jax.random.key(seed), dtype=dtype)
 
 
 def batches() -> list[jax.Array]:

@@ -1,5 +1,8 @@
 """The decoder: masks, caches, gates, stacks and removal agree with each other."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,12 +40,14 @@ forward = jax.jit(lambda model, tokens, **kw: model(tokens, **kw))
 extend = jax.jit(lambda model, tokens, cache, valid: model.extend(tokens, cache, valid=valid))
 
 
+@functools.cache
 def decoder(kind: str, layers: int = 4) -> Decoder:
     """A random decoder with the switches of a family."""
     config = DecoderConfig(layers=layers, **SMALL, **KINDS[kind])
     return Decoder(config, key=jax.random.key(1))
 
 
+@functools.cache
 def text(rows: int = 2, length: int = 9) -> jax.Array:
     """Random tokens."""
     return jax.random.randint(jax.random.key(2), (rows, length), 0, SMALL["vocab"])
@@ -205,9 +210,7 @@ def test_gates_are_traced_and_compile_once():
 
 @pytest.mark.parametrize("kv", ["float8", "int4"])
 def test_rounded_keys_and_values_are_the_same_with_and_without_cache(kv):
-    import dataclasses
-
-    model = decoder("llama")
+    model = jax.tree.map(lambda leaf: leaf, decoder("llama"))
     for block in model.layers:
         block.attn.spec = dataclasses.replace(block.attn.spec, kv_format=kv, query_format="e4m3")
     logits, cache = extend(model, text(), model.init_cache(2, 12), jnp.ones((2, 9), bool))
