@@ -103,9 +103,13 @@ def _block_extra(block: Block) -> BlockExtra:
     return BlockExtra(**fields)  # type: ignore[arg-type]
 
 
-def _tuples(array: jax.Array) -> tuple:
-    values = np.asarray(array, np.float32)
-    return tuple(_tuples(row) if values.ndim > 1 else float(row) for row in values)
+def _tuples(values: object) -> tuple:
+    """An array's float32 values as nested tuples of Python floats."""
+    return _frozen(np.asarray(values, np.float32).tolist())
+
+
+def _frozen(values: list) -> tuple:
+    return tuple(_frozen(item) if isinstance(item, list) else item for item in values)
 
 
 def _linear_extra(path: str, weight: Weight, usual: type) -> LinearExtra:
