@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["RemovalMap", "removal_map"]
 
 KINDS = ("attention", "ffn")
+ABSENT = {"facecolor": "0.92", "edgecolor": "0.7", "hatch": "////", "linewidth": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +69,16 @@ class RemovalMap:
         n = len(self.step)
         figure.set_size_inches(max(4.5, 1.8 + 0.36 * n), 2.3)
         axes = figure.subplots()
+        axes.set_facecolor("0.95")
         order = np.ma.masked_less(self.step.T, 0)
         last = max(1, int(self.step.max()))
         image = axes.imshow(order, cmap="viridis", vmin=0, vmax=last, aspect="auto")
         for block, kind in np.ndindex(n, 2):
-            gone, is_dark = self.step[block, kind] >= 0, self.step[block, kind] < 0.6 * last
-            color = "black" if not gone or not is_dark else "white"
-            label = self.label(block, kind)
+            if not self.present[block, kind]:
+                axes.fill_between((block - 0.5, block + 0.5), kind - 0.5, kind + 0.5, **ABSENT)
+                continue
+            is_dark = 0 <= self.step[block, kind] < 0.6 * last
+            label, color = self.label(block, kind), "white" if is_dark else "black"
             axes.text(block, kind, label, ha="center", va="center", color=color, fontsize=8)
         axes.set_xticks(range(n), [str(i) for i in range(n)], fontsize=8)
         axes.set_yticks((0, 1), KINDS)

@@ -11,12 +11,9 @@ A `Result` prints as two tables (`print(result)`, in colour through `rich.print`
 
 import dataclasses
 import importlib.metadata
-import json
 import math
-import os
 import platform
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -29,6 +26,7 @@ from rich.text import Text
 
 import ffnlab
 from ffnlab.errors import ConfigError, require
+from ffnlab.files import StrPath, atomic_write, write_json
 
 __all__ = ["Claim", "Result", "plain", "versions"]
 
@@ -148,7 +146,7 @@ class Result:
             "pictures": [f"{stem}.png" for stem in self.pictures],
         }
 
-    def write(self, out: str | os.PathLike[str] | None) -> Self:
+    def write(self, out: StrPath | None) -> Self:
         """Writes the pictures, then `result.json`, to the folder `out`; `None` writes nothing.
 
         Args:
@@ -159,11 +157,10 @@ class Result:
         if out is None:
             return self
         folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
         for stem, draw in self.pictures.items():
-            write_whole(folder / f"{stem}.png", as_png(draw))
-        text = json.dumps(self.as_json(), indent=1, allow_nan=False) + "\n"
-        write_whole(folder / "result.json", text.encode())
+            with atomic_write(folder / f"{stem}.png") as file:
+                file.write(as_png(draw))
+        write_json(folder / "result.json", self.as_json())
         return self
 
     def __rich__(self) -> Group:
@@ -207,18 +204,6 @@ def plain(value: object, where: str) -> object:
     raise ConfigError(
         f"{where}: a {type(value).__name__} is no JSON value; use numbers, strings, lists, mappings"
     )
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes to a temporary name in the same folder and renames: readers see all or nothing."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def as_png(draw: Callable[..., object]) -> bytes:

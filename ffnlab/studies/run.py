@@ -1,10 +1,9 @@
 """Runs a study by name and lists the studies: what `ffnlab run` and `ffnlab list` call."""
 
-import os
-
 from rich.table import Table
 from rich.text import Text
 
+from ffnlab.files import StrPath
 from ffnlab.studies import STUDIES, load
 from ffnlab.studies.result import Result
 from ffnlab.studies.status import last_status, record
@@ -15,7 +14,7 @@ __all__ = ["overview", "run_study"]
 def run_study(
     slug: str,
     *,
-    out: str | os.PathLike[str] | None = None,
+    out: StrPath | None = None,
     quick: bool = False,
     seed: int = 0,
 ) -> Result:

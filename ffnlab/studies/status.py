@@ -5,10 +5,12 @@ user's state folder (`XDG_STATE_HOME`, default `~/.local/state`). It is a note, 
 folder that cannot be written is no reason for a study to fail, and a damaged note reads as none.
 """
 
-import json
+import contextlib
 import os
 import time
 from pathlib import Path
+
+from ffnlab.files import read_json, write_json
 
 __all__ = ["last_status", "record"]
 
@@ -31,14 +33,8 @@ def record(slug: str, status: str, *, quick: bool, seed: int) -> None:
       seed: its seed.
     """
     note = {"status": status, "quick": quick, "seed": seed, "time": time.time()}
-    target = folder() / f"{slug}.json"
-    temporary = target.with_name(f".{slug}.{os.getpid()}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(note))
-        os.replace(temporary, target)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        write_json(folder() / f"{slug}.json", note)
 
 
 def last_status(slug: str) -> str:
@@ -53,7 +49,7 @@ def last_status(slug: str) -> str:
     'never run'
     """
     try:
-        note = json.loads((folder() / f"{slug}.json").read_text())
+        note = read_json(folder() / f"{slug}.json")
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(note["time"]))
         form = "quick" if note["quick"] else "full"
         return f"{note['status']} ({form}, seed {note['seed']}, {when})"
