@@ -5,8 +5,10 @@ Layers belong in `ffnlab.layers`; methods that rewrite models in their own packa
 
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.decoder import Cache, Decoder
+from ffnlab.models.generate import Generated, generate, stream_tokens
 from ffnlab.models.load import load
 from ffnlab.models.remove import remove, removed
+from ffnlab.models.sample import Sampling
 from ffnlab.models.save import save
 from ffnlab.models.sidecar import ignored_by_others
 from ffnlab.models.stack import Stacked, stack, unstack
@@ -16,13 +18,17 @@ __all__ = [
     "Cache",
     "Decoder",
     "DecoderConfig",
+    "Generated",
+    "Sampling",
     "Stacked",
     "Tokenizer",
+    "generate",
     "ignored_by_others",
     "load",
     "remove",
     "removed",
     "save",
     "stack",
+    "stream_tokens",
     "unstack",
 ]

@@ -159,7 +159,7 @@ class Decoder(nnx.Module):
         *,
         valid: Bool[Array, "b t"] | None = None,
         last: bool = False,
-    ) -> tuple[Float[Array, "b t v"], Cache]:
+    ) -> tuple[Float[Array, "b u v"], Cache]:
         """Logits of the next t tokens of each row, and the cache with them in it.
 
         Args:
