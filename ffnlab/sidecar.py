@@ -138,7 +138,8 @@ def is_flax_state(key: object) -> bool:
 def leaf_entry(path: str, leaf: object) -> dict[str, JSONValue]:
     """{"path", "dtype", "shape"} of an array, {"path", "python", "value"} of a Python scalar."""
     if isinstance(leaf, bool | int | float | complex | str):
-        value = leaf if isinstance(leaf, bool | int | str) else repr(leaf)
+        plain = leaf.item() if isinstance(leaf, np.generic) else leaf  # np.float64 is a float
+        value = plain if isinstance(plain, bool | int | str) else repr(plain)
         return {"path": path, "python": type(leaf).__name__, "value": value}
     shape, dtype = getattr(leaf, "shape", None), getattr(leaf, "dtype", None)
     if shape is None or dtype is None:

@@ -96,7 +96,7 @@ def trees(key):
         "dtypes": {d: jnp.asarray(sample).astype(d) for d in DTYPES},
         "numpy": [sample.astype(ml_dtypes.int4), sample.astype(np.float64), np.float32(2)],
         "keys": (jax.random.split(key, 3), jax.random.key(1, impl="rbg"), key),
-        "scalars": [True, 3, 2.5, float("inf"), 1j, "text", None, 10**30],
+        "scalars": [True, 3, 2.5, float("inf"), 1j, "text", None, 10**30, np.float64(0.1)],
         "empty": {"none": {}, "no rows": jnp.zeros((0, 4), jnp.bfloat16), "no keys": key[None][:0]},
         "nothing": (),
     }
