@@ -12,6 +12,11 @@ PINS := $(or $(wildcard constraints/py$(VERSION).txt),constraints/py312.txt)
 CACHE := $(CURDIR)/build/jax-cache-py$(VERSION)
 PIP := -m pip install -qq --disable-pip-version-check --no-input --progress-bar off -c $(PINS)
 WORKERS ?= 2
+
+# Flax plans a mode without graph updates: `make test` repeats the contracts in it, and
+# `make test-tree-mode` everything.
+TREE_MODE := NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false
+CONTRACTS := tests/test_contracts.py tests/test_io.py tests/test_transform.py tests/test_tree.py
 ARGS ?=
 
 # Compiled programs are kept between runs: a second `make test` skips most of the compiling.
@@ -49,6 +54,7 @@ run: $(VENV)/run.stamp
 
 test: lint types
 	$(VENV)/bin/python -m pytest -q -n $(WORKERS) $(ARGS)
+	$(TREE_MODE) $(VENV)/bin/python -m pytest -q -n $(WORKERS) $(CONTRACTS)
 
 lint: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check --quiet --output-format=concise .
@@ -67,10 +73,8 @@ test-slow: $(VENV)/test.stamp
 fuzz: $(VENV)/test.stamp
 	$(VENV)/bin/python -m pytest -q -n $(WORKERS) -m fuzz $(ARGS)
 
-# Flax plans a mode without graph updates; the same tests must pass in it.
 test-tree-mode: $(VENV)/test.stamp
-	NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false \
-		$(VENV)/bin/python -m pytest -q -n $(WORKERS) $(ARGS)
+	$(TREE_MODE) $(VENV)/bin/python -m pytest -q -n $(WORKERS) $(ARGS)
 
 parity: $(PARITY)/parity.stamp
 	$(PARITY)/bin/python -m pytest -q -m parity $(ARGS)
