@@ -15,6 +15,7 @@ __all__ = [
     "bench",
     "cli",
     "compat",
+    "compress",
     "data",
     "errors",
     "files",

@@ -30,7 +30,7 @@ FLOORS = (
     {"layers"},
     {"models", "data", "parallel"},
     {"pruning", "quantization", "sparsity", "learning"},
-    {"bench", "cli", "recipes", "studies"},
+    {"bench", "cli", "compress", "recipes", "studies"},
 )
 METHODS = FLOORS[4]
 
