@@ -27,7 +27,7 @@ class Backend(NamedTuple):
     """
 
     name: str
-    run: Callable[..., object]
+    run: Callable[..., jax.Array]
     platforms: tuple[str, ...] = ()
     refuse: Callable[..., str | None] = accept
     automatic: bool = True

@@ -56,6 +56,8 @@ WEIGHTS: dict[str, Callable[[jax.Array], weights.Weight]] = {
     "Float8-e4m3": lambda k: weights.Float8.quantize(matrix(k), act="e4m3"),
     "Int4": int4,
     "Int4-e4m3": lambda k: int4(k, "e4m3"),
+    "Int8": lambda k: weights.Int8.quantize(matrix(k), group=GROUP),
+    "Int8-e4m3": lambda k: weights.Int8.quantize(matrix(k), group=16, act="e4m3"),
     "LoRA": lambda k: weights.LoRA.init(weights.Dense(matrix(k)), 3, k),
     "LoRA-Int4": lambda k: weights.LoRA.init(int4(k), 3, k),
     "LowRank": lambda k: weights.LowRank.truncate(matrix(k), 5),

@@ -1,3 +1,6 @@
 """Quantization: methods that store a model in fewer bits. The formats they fill are weights."""
 
-__all__: list[str] = []
+from ffnlab.quantization.fireq import FireQStats, fireq
+from ffnlab.quantization.nearest import nearest
+
+__all__ = ["FireQStats", "fireq", "nearest"]

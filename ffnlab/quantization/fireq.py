@@ -33,10 +33,17 @@ from ffnlab.models import Decoder
 from ffnlab.quantization import fireq_core as core
 from ffnlab.quantization.fireq_blocks import scaled_block
 from ffnlab.quantization.fireq_options import ChannelKind, FireQStats, Options, Scales
-from ffnlab.quantization.targets import check_finite, inside_blocks, is_traced, linears, replace_weights
+from ffnlab.quantization.nearest import to_int4
+from ffnlab.quantization.targets import (
+    check_finite,
+    inside_blocks,
+    is_traced,
+    linears,
+    replace_weights,
+)
 from ffnlab.transform import Transform
 from ffnlab.tree import Predicate
-from ffnlab.weights import Dense, Int4, Weight
+from ffnlab.weights import Dense, Weight
 
 __all__ = ["FireQStats", "fireq"]
 
@@ -214,22 +221,3 @@ def stored(options: Options, weight: Weight) -> Weight:
         tensor_scale=options.tensor_scale,
         act=options.activations,
     )
-
-
-@functools.partial(jax.jit, static_argnames=("group", "scales", "tensor_scale", "act"))
-def to_int4(
-    weight: Weight,
-    *,
-    group: int | None = 128,
-    scales: Scales = "e4m3",
-    tensor_scale: bool = True,
-    act: Literal["e4m3"] | None = None,
-) -> Int4:
-    """A weight [in, out] quantized by `fireq_core.quantize`; the options are those of `fireq`."""
-    rows = weight.shape[0]
-    column = rows + rows % 2
-    group = column if group is None else min(group, column)
-    codes, s, divisor = core.quantize(
-        weight.dense(), group=group, scales=scales, tensor_scale=tensor_scale
-    )
-    return Int4.from_codes(codes, s, group=group, divisor=divisor, act=act)

@@ -14,7 +14,6 @@ from ffnlab.quantization import fireq_core as core
 from ffnlab.quantization import scaling
 from ffnlab.quantization.fireq_options import Options
 
-
 Maxima = tuple[Float[Array, "kv D"], Float[Array, "kv D"]]
 
 

@@ -6,9 +6,9 @@ e4m3's range are brought back by one power of two per matrix; outliers are moved
 by scalings that leave the network's function as it is.
 
 Symbols:
-  q: codes -8..7, [in, out].    s: scale of a group of G rows.    c: per-tensor scale, a power of 2.
-  lam: channel-wise scale.      n[kv, D]: largest norm of a pre-RoPE key channel with its RoPE partner.
-  m[kv, D]: largest absolute post-RoPE key.      alpha, beta: targets of the RoPE scales.
+  q: codes -8..7, [in, out].   s: scale of a group of G rows.   c: per-tensor scale, a power of 2.
+  lam: channel-wise scale, [in].   n[kv, D]: largest norm of a pre-RoPE key channel and its partner.
+  m[kv, D]: largest absolute post-RoPE key.   alpha, beta: targets of the RoPE scales.
 
 What differs from the authors' code (mcomp, torch) and why:
   - Weights are [in, out] and groups run along axis 0; theirs are [out, in].
@@ -56,7 +56,9 @@ def quantize(
 ) -> Quantized:
     """Symmetric INT4 with one scale per group of rows and column.
 
-    m = max(absmax of a group of c w, 1e-5);  s = max(round(m / 7), 2^-9);  q = clip(round(c w / s), -8, 7)
+    m = max(absmax of a group of c w, 1e-5)
+    s = max(round(m / 7), 2^-9)
+    q = clip(round(c w / s), -8, 7)
 
     where round(m / 7) rounds to the scales' dtype (the floor 2^-9 is e4m3's) and the other rounds
     half to even. s is rounded before q, so q reaches -8 where s is an e4m3 subnormal.
@@ -89,7 +91,7 @@ def quantize(
 
 
 def group_scale(absmax: Float[Array, "*g"], scales: str) -> Float[Array, "*g"]:
-    """The scale of groups with this absmax, in the scales' dtype: absmax / 7, clamped and rounded."""
+    """The scale of groups with this absmax: absmax / 7, clamped, in the scales' dtype."""
     s = divide(jnp.maximum(absmax, ABSMAX_FLOOR), 7)
     if scales == "e4m3":
         s = jnp.clip(s, E4M3_TINY, E4M3_MAX)
@@ -107,9 +109,11 @@ def by_group(w: Float[Array, "in out"], group: int) -> Float[Array, "g group out
 def search_tensor_scale(w: Float[Array, "in out"], *, group: int) -> Float[Array, ""]:
     """The power of two that brings group scales into e4m3's range.
 
-    Candidates c = 2^0 .. 2^14, up to the first for which a group of c w exceeds 448. Of these the
-    smallest (slack, c), with slack(c) = sum over groups of max(0, 7 * 2^-9 - absmax(c w)) / (7 * 2^-9):
-    how far groups stay below the smallest one that e4m3 scales can express.
+    slack(c) = sum over groups of max(0, 7 * 2^-9 - absmax(c w)) / (7 * 2^-9)
+
+    is how far groups stay below the smallest one that e4m3 scales can express. Candidates are
+    c = 2^0 .. 2^14, up to the first for which a group of c w exceeds 448; of these the smallest
+    (slack, c) is taken.
 
     Args:
       w: [in, out], any float dtype.
@@ -147,7 +151,7 @@ def channel_scale(
 ) -> Float[Array, " in"]:
     """Scale of each input channel of the matrices that read one activation.
 
-    lam_j = constant / mean_n |w[j, n]|     (kind "absmean"; "absmax": over max_n; "constant": itself)
+    lam_j = constant / mean_n |w[j, n]|     ("absmean"; "absmax": / max_n; "constant": as it is)
 
     w' = lam[:, None] * w with the activation divided by lam computes the same.
 

@@ -66,9 +66,7 @@ def thresholds_input(*linears: Linear) -> bool:
     return any(isinstance(linear.weight, SparseInput) for linear in linears)
 
 
-def scale_ffn_input(
-    norm: RMSNorm, ffn: Gated, constant: float, kind: str
-) -> tuple[RMSNorm, Gated]:
+def scale_ffn_input(norm: RMSNorm, ffn: Gated, constant: float, kind: str) -> tuple[RMSNorm, Gated]:
     """Moves lam of the rows of gate and up, side by side, into the norm that feeds them.
 
     lam = channel_scale([up, gate]);  up, gate become lam * up, lam * gate;  norm becomes norm / lam

@@ -21,6 +21,7 @@ from ffnlab.weights.base import (
 from ffnlab.weights.dense import Dense, Transposed
 from ffnlab.weights.float8 import Float8
 from ffnlab.weights.int4 import Int4
+from ffnlab.weights.int8 import Int8
 from ffnlab.weights.low_rank import LoRA, LowRank
 from ffnlab.weights.masked import Masked, SparseInput
 
@@ -29,6 +30,7 @@ __all__ = [
     "Dense",
     "Float8",
     "Int4",
+    "Int8",
     "LoRA",
     "LowRank",
     "Masked",

@@ -66,7 +66,14 @@ def matmul(
     """
     check(x, codes, scales, group=group, act=act, treatment=treatment, x_scale=x_scale)
     chosen = registry.choose(
-        BACKENDS, backend, x=x, codes=codes, scales=scales, group=group, act=act, treatment=treatment
+        BACKENDS,
+        backend,
+        x=x,
+        codes=codes,
+        scales=scales,
+        group=group,
+        act=act,
+        treatment=treatment,
     )
     narrow = x.dtype == E4M3
     out_dtype = out_dtype or (jnp.float32 if narrow else x.dtype)

@@ -49,7 +49,7 @@ def grouped(x, codes, scales, group):
 
 
 def operand_dtype(dtype):
-    """Dtype of the product's operands: bfloat16 holds e4m3 and int4 exactly, but is slow on a CPU."""
+    """Dtype of the product's operands; bfloat16 holds e4m3 and int4 exactly (slow on a CPU)."""
     if jax.default_backend() == "cpu":
         return jnp.float32
     return jnp.bfloat16 if dtype == jnp.float8_e4m3fn else dtype

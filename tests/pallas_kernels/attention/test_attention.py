@@ -21,7 +21,8 @@ EXACT = 1e-5
 
 def qkv(key, t, s=None, heads=4, kv_heads=2, d=8):
     shapes = ((2, t, heads, d), (2, s or t, kv_heads, d), (2, s or t, kv_heads, d))
-    return [jax.random.normal(k, shape) for k, shape in zip(jax.random.split(key, 3), shapes)]
+    keys = jax.random.split(key, 3)
+    return [jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True)]
 
 
 def plain(q, k, v, scale=None):
@@ -59,9 +60,7 @@ def test_large_scores_do_not_overflow(key):
     y = attend(100 * q, 100 * k, v)
     np.testing.assert_allclose(y, plain(100 * q, 100 * k, v), rtol=1e-3, atol=1e-3)
     growing = k * jnp.arange(48.0)[None, :, None, None]  # the maximum moves in every tile
-    np.testing.assert_allclose(
-        attend(q, growing, v), plain(q, growing, v), rtol=1e-4, atol=1e-4
-    )
+    np.testing.assert_allclose(attend(q, growing, v), plain(q, growing, v), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("tiles", [1, 2, 3, 7])

@@ -124,15 +124,16 @@ def test_gradients_are_those_of_the_dequantized_product(operands, act):
         return ((seen @ w4a8.dequantize(codes, scales, group=128) / divisor) ** 2).sum()
 
     args = (x, scales, jnp.float32(3))
-    for a, b in zip(jax.grad(ours, (0, 1, 2))(*args), jax.grad(plain, (0, 1, 2))(*args), strict=True):
+    grads, expected = (jax.grad(f, (0, 1, 2))(*args) for f in (ours, plain))
+    for a, b in zip(grads, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(b).max()))
 
 
 def test_codes_get_no_gradient_and_narrow_scales_keep_their_dtype(operands):
     x, codes, scales = operands
-    grads = jax.grad(
-        lambda c, s: w4a8.matmul(x, c, s, group=128).sum(), (0, 1), allow_int=True
-    )(codes, scales.astype(jnp.bfloat16))
+    grads = jax.grad(lambda c, s: w4a8.matmul(x, c, s, group=128).sum(), (0, 1), allow_int=True)(
+        codes, scales.astype(jnp.bfloat16)
+    )
     assert grads[0].dtype == jax.dtypes.float0 and grads[1].dtype == jnp.bfloat16
 
 
@@ -161,9 +162,7 @@ def test_packing_round_trips(q):
 
 @EXAMPLES
 @given(
-    hnp.arrays(
-        np.float32, (3, 8), elements=st.floats(-1e4, 1e4, width=32, allow_subnormal=False)
-    )
+    hnp.arrays(np.float32, (3, 8), elements=st.floats(-1e4, 1e4, width=32, allow_subnormal=False))
 )
 def test_tokens_round_to_e4m3(x):
     codes, scale = jax.jit(quantize_tokens)(x)
