@@ -1,5 +1,7 @@
 """Each family against logits that `transformers` gave the same weights (recorded fixtures)."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -33,13 +35,18 @@ def folder(request, fixtures):
     return fixtures / "models" / request.param
 
 
+@functools.cache  # no test changes a model
+def loaded(folder):
+    return load(folder)
+
+
 def expected(folder):
     with np.load(folder / "expected.npz", allow_pickle=False) as saved:
         return dict(saved)
 
 
 def test_logits_with_left_padding(folder):
-    want, model = expected(folder), load(folder)
+    want, model = expected(folder), loaded(folder)
     mask = jnp.asarray(want["mask"])
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     logits = model(
@@ -49,14 +56,14 @@ def test_logits_with_left_padding(folder):
 
 
 def test_logits_without_padding(folder):
-    want, model = expected(folder), load(folder)
+    want, model = expected(folder), loaded(folder)
     logits = model(jnp.asarray(want["tokens"][:1]))
     assert want["mask"][0].all()
     assert np.abs(np.asarray(logits)[0] - want["full"][0]).max() < TOLERANCE
 
 
 def test_logits_with_the_cache(folder):
-    want, model = expected(folder), load(folder)
+    want, model = expected(folder), loaded(folder)
     tokens, mask = jnp.asarray(want["tokens"]), jnp.asarray(want["mask"])
     cache, found = model.init_cache(*tokens.shape), []
     for start, stop in [(0, 7), *((i, i + 1) for i in range(7, 12))]:
