@@ -14,6 +14,8 @@ __all__ = ["TRANSFORMS", "factory", "options_of"]
 TRANSFORMS: Mapping[str, str] = MappingProxyType(
     {
         "finercut": "ffnlab.pruning.finercut:finercut",
+        "fireq": "ffnlab.quantization.fireq:fireq",
+        "nearest": "ffnlab.quantization.nearest:nearest",
     }
 )
 

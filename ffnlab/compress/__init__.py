@@ -1,0 +1,21 @@
+"""The main job: a language model goes in, a compressed one comes out, with a report of each step.
+
+Applying a recipe, measuring after every stage, writing and checking the result belong here. What a
+recipe may say is `ffnlab.recipes`; the methods themselves are in the packages below.
+"""
+
+from ffnlab.compress.job import compress
+from ffnlab.compress.report import Export, Report, Rival, Row, read_report
+from ffnlab.compress.text import Text, file_text, standard_text
+
+__all__ = [
+    "Export",
+    "Report",
+    "Rival",
+    "Row",
+    "Text",
+    "compress",
+    "file_text",
+    "read_report",
+    "standard_text",
+]

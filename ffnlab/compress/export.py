@@ -1,0 +1,117 @@
+"""Writing the compressed model, and proving that what was written is what was measured."""
+
+import hashlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from ffnlab import models, tree, weights
+from ffnlab.compress.report import Export
+from ffnlab.errors import FormatError
+from ffnlab.models import Decoder, Tokenizer
+
+__all__ = ["checksums", "export"]
+
+CHUNK = 1 << 20
+# Relative tolerances of the perplexity. On a CPU both models compute the same in float32, up to the
+# order of additions; elsewhere the one in memory may use kernels and dtypes of its formats.
+EXACT, ROUNDED = 1e-5, 1e-2
+ADVICE = "was something else writing there, or is the disk failing?"
+
+
+def export(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    folder: Path,
+    perplexity: float,
+    measure: Callable[[Decoder, str], float],
+) -> Export:
+    """Writes a model directory, loads it again, and measures both ways of reading it.
+
+    Args:
+      model: the compressed model, not prepared.
+      tokenizer: written beside it.
+      folder: where to.
+      perplexity: of the model in memory.
+      measure: (prepared model, label) -> perplexity on the same text.
+    Raises:
+      FormatError: the loaded model has other values or another perplexity than that in memory.
+    """
+    models.save(model, folder)
+    tokenizer.save(folder)
+    files = checksums(folder)
+    loaded = models.load(folder)
+    check_values(folder, model, loaded)
+    loaded = weights.prepare(loaded)
+    found = measure(loaded, "written model")
+    check_perplexity(folder, found, perplexity)
+    ignored = tuple(models.ignored_by_others(model))
+    elsewhere = found
+    if ignored:
+        del loaded
+        plain = weights.prepare(models.load(folder, extras=False))
+        elsewhere = measure(plain, "written model without ffnlab.json")
+    return Export(
+        format="dense",
+        nbytes=sum((folder / name).stat().st_size for name in files),
+        files=files,
+        perplexity=found,
+        perplexity_elsewhere=elsewhere,
+        ignored=ignored,
+    )
+
+
+def check_values(folder: Path, memory: Decoder, loaded: Decoder) -> None:
+    """Raises FormatError unless a loaded model has the very values of the one in memory."""
+    ours, theirs = values(memory), values(loaded)
+    wrong = [
+        path
+        for path in sorted(ours.keys() | theirs.keys())
+        if path not in ours
+        or path not in theirs
+        or not np.array_equal(stored(ours[path]), stored(theirs[path]))
+    ]
+    if wrong:
+        raise FormatError(
+            f"{folder}: loaded again, {len(wrong)} parameters are not those that were written, the "
+            f"first {wrong[0]}; {ADVICE}"
+        )
+
+
+def values(model: Decoder) -> dict[str, nnx.Variable]:
+    """The variables of a model by path."""
+    return {path: node for path, node in tree.walk(model) if isinstance(node, nnx.Variable)}
+
+
+def stored(variable: nnx.Variable) -> np.ndarray:
+    """The values of a variable, of a weight those of its matrix; float32 holds all of them."""
+    value = variable.get_value()
+    return np.asarray(value.dense() if weights.is_weight(value) else value, np.float32)
+
+
+def check_perplexity(folder: Path, found: float, expected: float) -> None:
+    """Raises FormatError unless a directory gives the perplexity that was measured."""
+    exact = jax.default_backend() == "cpu"
+    if not math.isclose(found, expected, rel_tol=EXACT if exact else ROUNDED):
+        raise FormatError(
+            f"{folder}: loaded again, the model has perplexity {found:.6g}, and {expected:.6g} was "
+            f"measured before it was written; {ADVICE}"
+        )
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a directory by name."""
+    return {file.name: sha256(file) for file in sorted(folder.iterdir()) if file.is_file()}
+
+
+def sha256(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as opened:
+        while chunk := opened.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,118 @@
+"""The job: apply a recipe to a model, measure after each stage, write the result, check it.
+
+OUT/model/       the compressed model: a Hugging Face directory with `ffnlab.json`
+OUT/report.json  what each stage cost and bought (`ffnlab.compress.report`)
+OUT/pareto.png   quality against bytes and against decode speed
+OUT/removal.png  the order in which FinerCut removed sublayers, where the recipe has it
+OUT/.resume/     only while the job is not finished (`ffnlab.compress.state`)
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+from ffnlab import weights
+from ffnlab.compress import measure, pictures
+from ffnlab.compress.export import export
+from ffnlab.compress.plan import Clock, Job, identity, plan
+from ffnlab.compress.report import FORMAT, Report, Rival, Row
+from ffnlab.compress.stages import apply_stage, measured, score
+from ffnlab.compress.state import Interrupted, begin
+from ffnlab.compress.text import Text
+from ffnlab.errors import require
+from ffnlab.files import StrPath, atomic_write
+from ffnlab.models import Decoder, Tokenizer
+from ffnlab.recipes import Recipe
+from ffnlab.studies.result import as_png, versions
+
+__all__ = ["compress"]
+
+
+def compress(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    recipe: Recipe,
+    text: Text,
+    out: StrPath,
+    *,
+    source: str = "in memory",
+    rival: Callable[[Row], Rival | None] | None = None,
+    interrupted: Interrupted = "refuse",
+    loading: float = 0.0,
+    progress: bool = True,
+) -> Report:
+    """Applies a recipe to a model and writes the result with its report; see the module.
+
+    Args:
+      model: to be compressed; stays as it is.
+      tokenizer: of the model.
+      recipe: what to do.
+      text: what to calibrate and to measure on.
+      out: folder for the results; made when missing.
+      source: where the model came from, for the report.
+      rival: gives the dense model to compare with, from the last row.
+      interrupted: what to do with an interrupted job in `out`: "refuse", "resume" or "restart".
+      loading: seconds that loading the model took, for the report.
+      progress: show bars on a terminal.
+    Returns:
+      the report, as written.
+    Raises:
+      ConfigError: options that do not fit the model or the text (all at once, before any work), or
+        an interrupted job in `out` that is not to be continued, or is another one.
+      NumericalError: a stage broke the model.
+      FormatError: what was written is not what was measured, or the state in `out` is damaged.
+    """
+    require("matplotlib", extra="run")
+    out, clock = Path(out), Clock()
+    clock.seconds["load"] = loading
+    with clock.phase("prepare"):
+        planned = plan(model, tokenizer, recipe, text)
+        state = begin(out, identity(model, recipe, text), interrupted=interrupted)
+        job = Job(planned, weights.prepare(model), state, clock, progress)
+    rows = [measured(job, "original", job.original, model, 0.0)]
+    compressed, drawings = model, {}
+    for number, label in enumerate(planned.labels, 1):
+        compressed, drawing, seconds = apply_stage(job, number, compressed)
+        drawings |= drawing
+        rows.append(measured(job, label, weights.prepare(compressed), compressed, seconds))
+    with clock.phase("write and check"):
+        found = functools.partial(score, job)
+        written = export(compressed, tokenizer, out / "model", rows[-1].perplexity, found)
+    report = Report(
+        format=FORMAT,
+        model=describe(model, source, state.identity["model"]),
+        recipe=recipe.as_json(),
+        text=text.as_json(),
+        measured_on={
+            "tokens": int(planned.samples.counted.sum()),
+            "windows": len(planned.samples.tokens),
+        },
+        rows=tuple(rows),
+        export=written,
+        rival=None if rival is None else rival(rows[-1]),
+        versions=versions(),
+        device=measure.device(),
+        seconds=clock.seconds,
+        peak_memory=measure.peak_memory(),
+    )
+    with clock.phase("pictures"):
+        drawings["pareto"] = functools.partial(pictures.pareto, report)
+        for name, draw in drawings.items():
+            with atomic_write(out / f"{name}.png") as file:
+                file.write(as_png(draw))
+    report.write(out / "report.json")
+    state.finish()
+    return report
+
+
+def describe(model: Decoder, source: str, sha256: str) -> dict[str, object]:
+    """What the report says of the original model."""
+    config = model.config
+    sizes = ("vocab", "width", "hidden", "layers", "heads", "kv_heads", "head_dim", "family")
+    return {
+        "source": source,
+        "sha256": sha256,
+        "dtype": str(model.embed.weight.dtype),
+        "compute_dtype": str(model.compute_dtype),
+        **{name: getattr(config, name) for name in sizes},
+    }

@@ -1,0 +1,54 @@
+"""The pictures of a report: quality against bytes and against decode speed."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ffnlab.compress.report import Report, Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["pareto"]
+
+MEGA = 1e6
+
+
+def pareto(report: Report, figure: "Figure") -> None:
+    """Draws bits per byte over stored bytes and over decode speed, a point per stage.
+
+    Args:
+      report: a finished report.
+      figure: an empty figure; it is resized.
+    """
+    figure.set_size_inches(11, 4.6)
+    left, right = figure.subplots(1, 2, sharey=True)
+    rows, rival = report.rows, report.rival
+    panel(left, rows, [row.nbytes / MEGA for row in rows])
+    left.set_xlabel("stored bytes, MB (less is better)")
+    left.set_ylabel("held-out bits per byte (less is better)")
+    if rival is not None:
+        left.plot([rival.nbytes / MEGA], [rival.bits_per_byte], "D", color="tab:red")
+        label(left, "dense, equal bytes", rival.nbytes / MEGA, rival.bits_per_byte)
+    # Speeds are relative to the original's, which is measured in turns with each stage.
+    panel(right, rows, [row.decode / row.decode_original for row in rows])
+    right.set_xlabel(f"decode speed, 1 = {rows[0].decode:.0f} tokens/s (more is better)")
+    figure.suptitle("What each stage cost and bought", fontsize=12)
+
+
+def panel(axes: "Axes", rows: Sequence[Row], x: Sequence[float]) -> None:
+    """One curve through the stages, each point with its name."""
+    y = [row.bits_per_byte for row in rows]
+    axes.plot(x, y, "-", color="0.75", zorder=1)
+    axes.scatter(x, y, c=range(len(rows)), cmap="viridis", vmax=max(1, len(rows)), s=50, zorder=2)
+    for row, a, b in zip(rows, x, y, strict=True):
+        label(axes, row.stage, a, b)
+    axes.grid(alpha=0.3)
+    axes.margins(y=0.12)
+    axes.set_xlim(0, 1.3 * max(x))
+
+
+def label(axes: "Axes", text: str, x: float, y: float) -> None:
+    """A name to the right of a point."""
+    place = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
+    axes.annotate(text, (x, y), **place)

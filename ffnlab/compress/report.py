@@ -1,0 +1,283 @@
+"""The report of a job: what each stage cost and bought. It prints as a table; `report.json` is it.
+
+The classes below are the schema of `report.json`: an object per class, a member per field, with the
+types that the annotations say; tuples are arrays. Numbers are finite. `read_report` checks a file
+against them.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import TypeVar
+
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from ffnlab.errors import FormatError
+from ffnlab.files import StrPath, read_json, write_json
+
+__all__ = ["FORMAT", "Export", "Report", "Rival", "Row", "read_report"]
+
+FORMAT = "ffnlab compress report, version 1"
+D = TypeVar("D")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The model after a stage, or before the first one.
+
+    Attributes:
+      stage: "original", or the transform's name, with its number where it occurs twice.
+      perplexity: exp of the mean nats per counted held-out token.
+      bits_per_byte: of held-out text.
+      parameters: numbers that the model has, in whatever format.
+      nbytes: stored bytes of all parameters, with scales and thresholds.
+      cache_bytes: of keys and values, per token of context.
+      flops: floating-point operations per decoded token, skipped channels left out.
+      decode: tokens per second, batch 1, greedy.
+      decode_original: the same of the original model, measured in turns with `decode`.
+      seconds: calibration and rewriting.
+    """
+
+    stage: str
+    perplexity: float
+    bits_per_byte: float
+    parameters: int
+    nbytes: int
+    cache_bytes: float
+    flops: float
+    decode: float
+    decode_original: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """The model directory that was written, and what is in it.
+
+    Attributes:
+      format: "dense" or "compressed-tensors".
+      nbytes: of all files.
+      files: SHA-256 by file name.
+      perplexity: of the directory loaded again by ffnlab.
+      perplexity_elsewhere: of the directory as tools see it that ignore `ffnlab.json`.
+      ignored: what those tools ignore, one sentence each.
+    """
+
+    format: str
+    nbytes: int
+    files: Mapping[str, str]
+    perplexity: float
+    perplexity_elsewhere: float
+    ignored: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rival:
+    """A dense model trained as long as the original one, of as many bytes as the compressed one.
+
+    Attributes:
+      nbytes: stored bytes of its parameters.
+      bits_per_byte: of the held-out text of this report.
+      wins: whether its bits per byte are fewer than the compressed model's.
+      note: how it was made and measured.
+    """
+
+    nbytes: int
+    bits_per_byte: float
+    wins: bool
+    note: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Everything a job has to say.
+
+    Attributes:
+      format: `FORMAT`.
+      model: source, sha256 and sizes of the original model.
+      recipe: as it was applied, defaults filled in.
+      text: source, split rule, and SHA-256 and bytes of both parts.
+      measured_on: counted held-out tokens, and windows they are in.
+      rows: the original model, then each stage.
+      export: the directory that was written.
+      rival: the dense model of equal bytes, where there is one.
+      versions: of Python and the packages that decide the figures.
+      device: what it ran on.
+      seconds: by phase.
+      peak_memory: of the process, bytes.
+    """
+
+    format: str
+    model: Mapping[str, object]
+    recipe: Mapping[str, object]
+    text: Mapping[str, object]
+    measured_on: Mapping[str, int]
+    rows: tuple[Row, ...]
+    export: Export
+    rival: Rival | None
+    versions: Mapping[str, str]
+    device: str
+    seconds: Mapping[str, float]
+    peak_memory: int
+
+    def as_json(self) -> dict[str, object]:
+        """The content of `report.json`."""
+        return dataclasses.asdict(self)
+
+    def write(self, path: StrPath) -> None:
+        """Writes `report.json`, atomically."""
+        write_json(path, self.as_json())
+
+    def __rich__(self) -> Group:
+        parts: list[object] = [table(self.rows)]
+        if self.rival is not None:
+            parts.append(Text(verdict(self.rival, self.rows[-1])))
+        export = self.export
+        parts.append(
+            Text(f"written: {export.format}, {size(export.nbytes)} in {len(export.files)} files")
+        )
+        if export.ignored:
+            lines = [f"  - {sentence}" for sentence in export.ignored]
+            head = (
+                f"other tools read it with perplexity {number(export.perplexity_elsewhere)}, not "
+                f"{number(export.perplexity)}, as they ignore:"
+            )
+            parts.append(Text("\n".join([head, *lines])))
+        parts.append(Text(timings(self.seconds, self.peak_memory)))
+        return Group(*parts)
+
+    def __str__(self) -> str:
+        console = Console(width=100, color_system=None, force_terminal=False)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get().rstrip()
+
+
+def table(rows: tuple[Row, ...]) -> Table:
+    """The rows, each figure above its ratio to the original's."""
+    found = Table(
+        title="held-out quality, size and speed after each stage",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    found.add_column("stage")
+    columns = {
+        "perplexity": lambda r: number(r.perplexity),
+        "bits /\nbyte": lambda r: f"{r.bits_per_byte:.3f}",
+        "para-\nmeters": lambda r: count(r.parameters),
+        "bytes": lambda r: size(r.nbytes),
+        "cache /\ntoken": lambda r: size(r.cache_bytes),
+        "FLOPs /\ntoken": lambda r: count(r.flops),
+        "decode\ntok/s": lambda r: f"{r.decode:.0f}",
+    }
+    fields = ("perplexity", "bits_per_byte", "parameters", "nbytes", "cache_bytes", "flops")
+    for name in columns:
+        found.add_column(name, justify="right")
+    first = rows[0]
+    for row in rows:
+        cells = [show(row) for show in columns.values()]
+        if row is not first:
+            ratios = [ratio(getattr(row, f), getattr(first, f)) for f in fields]
+            ratios.append(ratio(row.decode, row.decode_original))
+            cells = [f"{c}\n{r}" for c, r in zip(cells, ratios, strict=True)]
+        found.add_row(row.stage, *cells, end_section=True)
+    return found
+
+
+def ratio(value: float | int, base: float | int) -> str:
+    """`x0.50`, to be read as a multiple of the original's figure."""
+    return f"x{value / base:.3g}" if base else "-"
+
+
+def number(value: float | int) -> str:
+    """A perplexity as people read it."""
+    return f"{value:.3f}" if value < 1000 else f"{value:.3g}"
+
+
+def count(value: float | int) -> str:
+    """
+    >>> count(1_624_320), count(940)
+    ('1.62 M', '940')
+    """
+    return scaled(value, ("", " k", " M", " G", " T"))
+
+
+def size(value: float | int) -> str:
+    """
+    >>> size(3_407_872), size(512)
+    ('3.41 MB', '512 B')
+    """
+    return scaled(value, (" B", " kB", " MB", " GB", " TB"))
+
+
+def scaled(value: float | int, units: tuple[str, ...]) -> str:
+    """Three significant digits and a unit."""
+    power = 0
+    while value >= 999.5 and power < len(units) - 1:
+        value, power = value / 1000, power + 1
+    digits = max(0, 3 - len(str(int(value)))) if power else 0
+    return f"{value:.{digits}f}{units[power]}"
+
+
+def verdict(rival: Rival, last: Row) -> str:
+    """Which of the two models of equal bytes is better."""
+    winner = "the dense model" if rival.wins else "the compressed model"
+    return (
+        f"against a dense model of equal bytes ({size(rival.nbytes)}; {rival.note}): "
+        f"{last.bits_per_byte:.3f} bits per byte compressed, {rival.bits_per_byte:.3f} dense: "
+        f"{winner} wins"
+    )
+
+
+def timings(seconds: Mapping[str, float], peak: int) -> str:
+    """Seconds by phase, their sum and the peak of memory, in a line."""
+    parts = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
+    return f"{sum(seconds.values()):.0f} s ({parts}); peak memory {size(peak)}"
+
+
+def read_report(path: StrPath) -> Report:
+    """Reads and checks a `report.json`.
+
+    Raises:
+      FormatError: not such a file; the message has the place.
+      FileNotFoundError: there is none.
+    """
+    found = read_json(path)
+    report = build(Report, found, str(path))
+    if report.format != FORMAT:
+        raise FormatError(f"{path}: format is {report.format!r}, not {FORMAT!r}")
+    return report
+
+
+def build(kind: type[D], value: object, where: str) -> D:
+    """A dataclass from JSON, every field checked against its annotation."""
+    fields = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(value, dict) or value.keys() != fields:
+        found = sorted(value) if isinstance(value, dict) else type(value).__name__
+        raise FormatError(f"{where}: an object with {sorted(fields)} is expected, not {found}")
+    hints = typing.get_type_hints(kind)
+    return kind(**{n: read(hints[n], v, f"{where}: {n}") for n, v in value.items()})
+
+
+def read(hint: typing.Any, value: object, where: str) -> typing.Any:
+    """One value of an annotated type from JSON."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return None if value is None else read(inner[0], value, where)
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(read(inner[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is not None and origin is not tuple and isinstance(value, dict):
+        return {key: read(inner[1], item, f"{where}.{key}") for key, item in value.items()}
+    if hint is object or type(value) is hint:
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    raise FormatError(
+        f"{where}: {type(value).__name__} instead of {getattr(hint, '__name__', hint)}"
+    )

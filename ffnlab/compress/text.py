@@ -1,0 +1,239 @@
+"""The text of a job: what calibrates, what is held out, and how both become windows of tokens.
+
+Without files it is the standard library of the running interpreter (`ffnlab.data.stdlib_text`),
+whose held-out modules are fixed by name. Of every file of one's own the first nine tenths
+calibrate and the rest, from the line break before it, is held out.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from ffnlab.data import read_text, stdlib_text, text_identity
+from ffnlab.errors import ConfigError
+from ffnlab.files import StrPath
+from ffnlab.recipes import Calibration, Evaluation
+
+__all__ = ["Encoder", "Samples", "Text", "calibration", "file_text", "held_out", "standard_text"]
+
+SEPARATOR = b"\0"
+HELD_OUT = 0.1  # of every file
+PIECE = 1 << 16  # bytes; a long text is sampled in pieces of this size
+BYTES_PER_TOKEN = 16  # more than any tokenizer needs on average
+PROBE = "\0A\xe9"
+LEAST_SAMPLE = 1 << 20  # bytes; a shorter text is encoded as a whole
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """The part of `ffnlab.models.Tokenizer` that is used here."""
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Ids of a text, with the special ones that its model expects if `special`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Text to calibrate on and text to measure on.
+
+    Attributes:
+      train: UTF-8 bytes; NUL separates files.
+      held_out: the same.
+      source: what it is, in a few words.
+      split: the rule by which it was divided, as a sentence.
+    """
+
+    train: bytes
+    held_out: bytes
+    source: str
+    split: str
+
+    def as_json(self) -> dict[str, object]:
+        """What it is: source, rule, and SHA-256 and size of both parts."""
+        identity = text_identity(self.train, self.held_out)
+        return {"source": self.source, "split": self.split, **identity}
+
+
+def standard_text() -> Text:
+    """The standard library of the running interpreter.
+
+    Raises:
+      FFNLabError: the installation has no sources.
+    """
+    text = stdlib_text()
+    return Text(
+        text.train,
+        text.held_out,
+        f"standard library of Python {text.identity['python']}",
+        "held-out modules are fixed by name in ffnlab.data.stdlib_text",
+    )
+
+
+def file_text(paths: Sequence[StrPath]) -> Text:
+    """Files of one's own, split as the module docstring says.
+
+    Args:
+      paths: UTF-8 files; NUL within one separates documents, which are split one by one.
+    Raises:
+      FFNLabError: files that cannot be read, are empty or not UTF-8; all are listed.
+      ConfigError: nothing is left to hold out.
+    """
+    documents = [d for d in read_text([str(p) for p in paths]).split(SEPARATOR) if d]
+    parts = [split(document) for document in documents]
+    train = SEPARATOR.join(first for first, _ in parts if first)
+    rest = SEPARATOR.join(second for _, second in parts if second)
+    if not train or not rest:
+        raise ConfigError(
+            f"text={[str(p) for p in paths]} is too short to hold a tenth of it out; give more text"
+        )
+    return Text(
+        train,
+        rest,
+        ", ".join(str(path) for path in paths),
+        "the last tenth of every file, from the line break before it, is held out",
+    )
+
+
+def split(document: bytes) -> tuple[bytes, bytes]:
+    """(first nine tenths, rest), cut behind a line break, or between characters without one.
+
+    >>> split(b"a\\nb\\nc\\nd\\ne\\nf\\n")
+    (b'a\\nb\\nc\\nd\\ne\\n', b'f\\n')
+    """
+    cut = len(document) - math.ceil(HELD_OUT * len(document))
+    at_line = document.rfind(b"\n", 0, cut) + 1
+    if at_line == 0:
+        while cut and document[cut] & 0xC0 == 0x80:  # inside a character
+            cut -= 1
+    return document[: at_line or cut], document[at_line or cut :]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Samples:
+    """Windows to measure on.
+
+    Attributes:
+      tokens: [w, t + 1] int32; the first of each is context only.
+      counted: [w, t] bool, which predictions count (padding does not).
+      bytes_per_token: text bytes that one counted token stands for, on average.
+    """
+
+    tokens: Int[np.ndarray, "w u"]
+    counted: Bool[np.ndarray, "w t"]
+    bytes_per_token: float
+
+    def batches(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(tokens, counted) in groups of `size`; the last is filled up with rows that count 0."""
+        for start in range(0, len(self.tokens), size):
+            group = self.tokens[start : start + size], self.counted[start : start + size]
+            missing = ((0, size - len(group[0])), (0, 0))
+            yield np.pad(group[0], missing), np.pad(group[1], missing)
+
+
+def encode(text: bytes, tokenizer: Encoder, tokens: int) -> tuple[np.ndarray, list[int], float]:
+    """A text, or evenly spaced pieces of a long one, as ids.
+
+    Args:
+      text: UTF-8; NUL separates documents.
+      tokenizer: of the model.
+      tokens: how many will be needed; 0: all.
+    Returns:
+      ids [n] int32; what the tokenizer wants before a text, and has between documents here; text
+      bytes per id.
+    """
+    enough = max(LEAST_SAMPLE, BYTES_PER_TOKEN * tokens)
+    if tokens and len(text) > enough:
+        text = SEPARATOR.join(pieces(text, enough // PIECE))
+    if tokenizer.encode(PROBE) == list(PROBE.encode()):  # ids are bytes, NUL among them
+        return np.frombuffer(text, np.uint8).astype(np.int32), [], 1.0
+    prefix = tokenizer.encode("", special=True)
+    documents = [d.decode(errors="ignore") for d in text.split(SEPARATOR) if d]
+    found = [tokenizer.encode(document) for document in documents]
+    ids = np.concatenate([np.asarray(prefix + ids, np.int32) for ids in found])
+    size = sum(len(document.encode()) for document in documents)
+    return ids[len(prefix) :], prefix, size / max(1, sum(map(len, found)))
+
+
+def pieces(text: bytes, count: int) -> list[bytes]:
+    """Evenly spaced pieces of PIECE bytes, each begun behind a line break where it has one."""
+    starts = np.linspace(0, len(text) - PIECE, max(1, count)).astype(int)
+    found = (text[start : start + PIECE] for start in starts)
+    return [piece[piece.find(b"\n") + 1 :] for piece in found]
+
+
+def calibration(
+    text: Text, tokenizer: Encoder, settings: Calibration, vocab: int
+) -> list[Int[np.ndarray, "b t"]]:
+    """Calibration batches: evenly spaced windows of the training text, all of one shape.
+
+    Args:
+      text: the job's.
+      tokenizer: of the model.
+      settings: how much.
+      vocab: ids the model has.
+    Returns:
+      batches of tokens [settings.batch, settings.window] int32.
+    Raises:
+      ConfigError: too little text for one batch, or a tokenizer of another model.
+    """
+    ids, prefix, _ = encode(text.train, tokenizer, settings.tokens)
+    check_ids(ids, vocab)
+    fresh = settings.window - len(prefix)
+    count = min(settings.tokens // settings.window, len(ids) // max(1, fresh))
+    count -= count % settings.batch
+    if not count or fresh < 1:
+        raise ConfigError(
+            f"{text.source} has {len(ids)} tokens to calibrate on; one batch of {settings.batch} "
+            f"windows of {settings.window} needs more: give more text, or lower [calibration]"
+        )
+    starts = np.linspace(0, len(ids) - fresh, count).astype(int)
+    rows = ids[starts[:, None] + np.arange(fresh)]
+    begin = np.broadcast_to(np.asarray(prefix, np.int32), (count, len(prefix)))
+    rows = np.concatenate([begin, rows], axis=1)
+    return list(rows.reshape(-1, settings.batch, settings.window))
+
+
+def held_out(text: Text, tokenizer: Encoder, settings: Evaluation, vocab: int) -> Samples:
+    """Windows of the held-out text: all of it one after another, or evenly spaced ones.
+
+    Args:
+      text, tokenizer, vocab: as for `calibration`.
+      settings: how much.
+    Returns:
+      `Samples` of rows of settings.window + 1 tokens.
+    Raises:
+      ConfigError: too little text for one window, or a tokenizer of another model.
+    """
+    ids, prefix, bytes_per_token = encode(text.held_out, tokenizer, settings.tokens)
+    check_ids(ids, vocab)
+    width = settings.window + 1 - len(prefix)
+    if width < 2 or len(ids) < width:
+        raise ConfigError(
+            f"{text.source} has {len(ids)} held-out tokens; one window of {settings.window} needs "
+            "more: give more text, or lower [evaluation]"
+        )
+    step = width if prefix else width - 1  # the last token of a row is the context of the next
+    starts = np.arange(0, len(ids) - 1 + len(prefix), step)
+    wanted = math.ceil(settings.tokens / settings.window)
+    if 0 < wanted < len(starts):
+        starts = np.linspace(0, len(ids) - width, wanted).astype(int)
+    places = starts[:, None] + np.arange(width)
+    inside = places < len(ids)
+    rows = np.where(inside, ids[np.minimum(places, len(ids) - 1)], 0)
+    begin = np.broadcast_to(np.asarray(prefix, np.int32), (len(rows), len(prefix)))
+    counted = np.concatenate([np.ones_like(begin, bool), inside], axis=1)[:, 1:]
+    return Samples(np.concatenate([begin, rows], axis=1), counted, bytes_per_token)
+
+
+def check_ids(ids: Int[np.ndarray, "n"], vocab: int) -> None:
+    """Raises ConfigError where the tokenizer makes ids that the model does not have."""
+    if len(ids) and int(ids.max()) >= vocab:
+        raise ConfigError(
+            f"the tokenizer makes id {int(ids.max())}, the model has ids 0..{vocab - 1}: they do "
+            "not belong together"
+        )

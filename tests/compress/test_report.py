@@ -1,0 +1,97 @@
+"""The report: its schema, its table, and what is refused as one."""
+
+import dataclasses
+import json
+
+import pytest
+
+from ffnlab.compress import Export, Report, Rival, Row, read_report
+from ffnlab.compress.report import FORMAT, count, size
+from ffnlab.errors import FormatError
+
+ROWS = (
+    Row("original", 3.5, 1.81, 1_624_320, 3_300_000, 2048.0, 3.3e6, 900.0, 900.0, 0.0),
+    Row("finercut", 1234.5, 1.9, 1_300_320, 2_700_000, 1600.0, 2.8e6, 1080.0, 900.0, 11.5),
+)
+EXPORT = Export("dense", 5_000_000, {"config.json": "ab"}, 3.95, 4.4, ("int4 keys: in 7 blocks",))
+REPORT = Report(
+    format=FORMAT,
+    model={"source": "embedded", "layers": 8},
+    recipe={"stages": [{"transform": "finercut", "options": {"remove": 2}}]},
+    text={"source": "a text", "held_out_bytes": 100},
+    measured_on={"tokens": 64, "windows": 2},
+    rows=ROWS,
+    export=EXPORT,
+    rival=Rival(2_700_000, 2.2, False, "trained as long"),
+    versions={"python": "3"},
+    device="cpu",
+    seconds={"load": 1.5, "finercut": 10.0},
+    peak_memory=900_000_000,
+)
+
+
+@pytest.mark.parametrize("report", [REPORT, dataclasses.replace(REPORT, rival=None)])
+def test_a_report_comes_back_from_its_file(tmp_path, report):
+    report.write(tmp_path / "report.json")
+    assert read_report(tmp_path / "report.json") == report
+
+
+def test_every_field_is_in_the_file_and_described():
+    members = REPORT.as_json()
+    assert members.keys() == {field.name for field in dataclasses.fields(Report)}
+    for kind in (Report, Row, Export, Rival):
+        for field in dataclasses.fields(kind):
+            assert f"      {field.name}: " in f"  {kind.__doc__}".replace("\n    ", "\n      ")
+
+
+def test_the_table_says_figures_and_ratios():
+    said = " ".join(str(REPORT).split())
+    assert "1.62 M" in said and "3.30 MB" in said and "2.05 kB" in said
+    assert "1.23e+03" in said and "x353" in said and "x1.05" in said
+    assert "x0.8" in said and "x1.2" in said
+    assert "1.900 bits per byte compressed, 2.200 dense: the compressed model wins" in said
+    assert "perplexity 4.400, not 3.950, as they ignore:" in said
+    assert "- int4 keys: in 7 blocks" in said
+    assert "12 s (load 1.5, finercut 10.0); peak memory 900 MB" in said
+
+
+def test_a_dense_model_may_win():
+    rival = Rival(2_700_000, 1.5, True, "trained as long")
+    assert "the dense model wins" in str(dataclasses.replace(REPORT, rival=rival)).replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda r: r.pop("rows"), "an object with"),
+        (lambda r: r.update(more=1), "an object with"),
+        (lambda r: r.update(format="x"), "format is 'x'"),
+        (lambda r: r.update(rows={}), "rows: dict instead of"),
+        (lambda r: r["rows"].append(3), r"rows\[2\]: an object with"),
+        (lambda r: r["rows"][0].update(parameters=1.5), r"rows\[0\]: parameters: float instead"),
+        (lambda r: r["rows"][0].update(stage=None), r"rows\[0\]: stage: NoneType instead of str"),
+        (lambda r: r["export"].update(ignored=[1]), r"ignored\[0\]: int instead of str"),
+        (lambda r: r["export"]["files"].update(x=1), r"files.x: int instead of str"),
+        (lambda r: r["rival"].update(wins=1), "wins: int instead of bool"),
+    ],
+)
+def test_what_is_no_report_is_refused(tmp_path, change, said):
+    content = json.loads(json.dumps(REPORT.as_json()))
+    change(content)
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    with pytest.raises(FormatError, match=said):
+        read_report(tmp_path / "report.json")
+
+
+def test_there_is_none(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_report(tmp_path / "report.json")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0, "0"), (999, "999"), (1000, "1.00 k"), (9.996e5, "1.00 M"), (2e16, "20000 T")],
+)
+def test_counts(value, said):
+    assert count(value) == said
+    assert size(value).startswith(said.split()[0])
