@@ -17,7 +17,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from rich.console import Console, Group
@@ -146,7 +145,7 @@ class Result:
             "pictures": [f"{stem}.png" for stem in self.pictures],
         }
 
-    def write(self, out: StrPath | None) -> Self:
+    def write(self, out: StrPath | None) -> "Result":
         """Writes the pictures, then `result.json`, to the folder `out`; `None` writes nothing.
 
         Args:
