@@ -1,0 +1,77 @@
+"""How sparse a model's activations really are, measured on given tokens."""
+
+import dataclasses
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from ffnlab import models, tree
+from ffnlab.errors import ConfigError
+from ffnlab.layers import Linear, SparseGatedFFN
+from ffnlab.models import Decoder
+from ffnlab.weights import SparseInput
+
+__all__ = ["Realised", "realised_sparsity"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Realised:
+    """Fraction of zeros by layer path: of an FFN's gated channels, of a projection's inputs.
+
+    Attributes:
+      zeros: path -> fraction in [0, 1].
+      tokens: how many tokens were looked at.
+    """
+
+    zeros: dict[str, float]
+    tokens: int
+
+    @property
+    def ffn(self) -> float:
+        """Mean over the FFNs; NaN when there is none."""
+        found = [value for path, value in self.zeros.items() if path.endswith("ffn")]
+        return float(np.mean(found)) if found else float("nan")
+
+    def __str__(self) -> str:
+        rows = [f"{path:24} {value:7.2%} zero" for path, value in self.zeros.items()]
+        return "\n".join([*rows, f"over {self.tokens} tokens"])
+
+
+def realised_sparsity(model: Decoder, batches: Iterable[Int[Array, "b t"]]) -> Realised:
+    """Runs a sparsified model and counts the zeros that its thresholds make.
+
+    Args:
+      model: a decoder with `SparseGatedFFN`s or `SparseInput` weights, stacked or not.
+      batches: tokens [b, t], of equal shape.
+    Raises:
+      SelectionError: nothing in the model is sparse.
+      ConfigError: no batch.
+    """
+    model = models.unstack(model)
+
+    def is_sparse(_: str, node: object) -> bool:
+        gated = isinstance(node, SparseGatedFFN)
+        return gated or (isinstance(node, Linear) and isinstance(node.weight, SparseInput))
+
+    parts = tree.select(model, tree.where(is_sparse))
+
+    @jax.jit
+    def fractions(model: Decoder, tokens: Int[Array, "b t"]) -> dict[str, Array]:
+        _, seen = tree.capture(model, tree.where(lambda path, _: path in parts), tokens)
+        found = {}
+        for path in parts:
+            node, x = tree.select(model, tree.at(path))[path], seen[path].input[0]
+            gated = isinstance(node, SparseGatedFFN)
+            kept = node.activate(x) if gated else node.weight.sparsify(x)
+            found[path] = jnp.mean(kept == 0, dtype=jnp.float32)
+        return found
+
+    counts = [(jax.device_get(fractions(model, b)), b.size) for b in batches]
+    if not counts:
+        raise ConfigError("batches is empty: no token to measure sparsity on")
+    tokens = sum(size for _, size in counts)
+    zeros = {path: float(sum(f[path] * s for f, s in counts) / tokens) for path in parts}
+    return Realised(zeros, tokens)
