@@ -13,6 +13,8 @@ __all__ = ["TRANSFORMS", "factory", "options_of"]
 # Name in a recipe -> "module:factory"; a module is imported when a recipe names it.
 TRANSFORMS: Mapping[str, str] = MappingProxyType(
     {
+        "cats": "ffnlab.sparsity.chess:cats",
+        "chess": "ffnlab.sparsity.chess:chess",
         "finercut": "ffnlab.pruning.finercut:finercut",
         "fireq": "ffnlab.quantization.fireq:fireq",
         "nearest": "ffnlab.quantization.nearest:nearest",
