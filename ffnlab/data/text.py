@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Integer
 
 from ffnlab.errors import FFNLabError
 
@@ -46,7 +46,7 @@ def read_text(paths: Iterable[str | Path]) -> bytes:
     return SEPARATOR + b"".join(text + SEPARATOR for text in texts)
 
 
-def as_tokens(text: bytes | Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+def as_tokens(text: bytes | Integer[np.ndarray, "n"]) -> Integer[np.ndarray, "n"]:
     """Bytes as token ids, [n] uint8; an array of ids stays as it is."""
     return np.frombuffer(text, np.uint8) if isinstance(text, bytes) else np.asarray(text)
 
@@ -67,7 +67,7 @@ class TextBatches:
       source: what the text is called in errors.
     """
 
-    tokens: bytes | Int[np.ndarray, "n"]
+    tokens: bytes | Integer[np.ndarray, "n"]
     batch: int
     length: int
     seed: int = 0
@@ -123,7 +123,7 @@ class HeldOut(NamedTuple):
 
 
 def held_out_windows(
-    text: bytes | Int[np.ndarray, "n"], length: int, stride: int, source: str = "the text"
+    text: bytes | Integer[np.ndarray, "n"], length: int, stride: int, source: str = "the text"
 ) -> HeldOut:
     """Cuts a text into windows that start every `stride` tokens.
 

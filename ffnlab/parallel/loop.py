@@ -118,12 +118,9 @@ class _Run:
             raise ConfigError(
                 f"{self.folder} holds a run already; resume it or name another folder"
             )
-        like = jax.eval_shape(self.rule.init, model, key)
-        saved = io.restore(
-            self.folder / "checkpoint",
-            {"position": np.int64(0), "seconds": np.float64(0), "state": like},
-        )
-        return saved["state"], int(saved["position"]), float(saved["seconds"])
+        like = _checkpoint(jax.eval_shape(self.rule.init, model, key), 0, 0.0)
+        saved = io.restore(self.folder / "checkpoint", like)
+        return saved["state"], saved["position"], saved["seconds"]
 
     def go(
         self, state: PyTree, batches: Callable[[int], PyTree], position: int, seconds: float
@@ -162,7 +159,7 @@ class _Run:
 
 
 def _checkpoint(state: PyTree, position: int, seconds: float) -> dict[str, PyTree]:
-    return {"position": np.int64(position), "seconds": np.float64(seconds), "state": state}
+    return {"position": position, "seconds": seconds, "state": state}
 
 
 def _finite(metrics: Mapping[str, Array], position: int) -> dict[str, float]:

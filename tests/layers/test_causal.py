@@ -40,7 +40,10 @@ def test_many_blocks_and_vmap(key, monkeypatch):
     monkeypatch.setattr(causal, "MAX_BLOCKS", 3)
     assert causal._blocks(30) == [(0, 10), (10, 20), (20, 30)]
     q, k, v, cotangent = qkv(key, 3, 30, 4, 2, 4)
-    one = lambda *x: causal_attention(*(a[None] for a in x), 0.5)[0]
+
+    def one(*x):
+        return causal_attention(*(a[None] for a in x), 0.5)[0]
+
     ours, back = jax.vjp(jax.vmap(one), q, k, v)
     theirs, their_back = jax.vjp(lambda *x: reference(*x, 0.5), q, k, v)
     np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)

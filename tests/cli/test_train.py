@@ -1,0 +1,153 @@
+"""`ffnlab train`: from a TOML file to a model directory, killed and resumed to the same bits."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ffnlab.cli.train import TrainConfig, load_text, run, train, xz_bits
+from ffnlab.errors import ConfigError
+from ffnlab.models import Tokenizer, load
+from ffnlab.parallel import read_config
+
+CONFIG = """
+[model]
+vocab = 256
+width = 8
+hidden = 16
+layers = 1
+heads = 1
+kv_heads = 1
+head_dim = 8
+
+[data]
+text = ["{text}"]
+batch = 2
+length = 16
+stride = 8
+
+[optimizer]
+name = "muon"
+rate = 1e-2
+warmup = 5
+
+[run]
+steps = 40
+log_every = 1
+evaluate_every = 30
+"""
+
+
+@pytest.fixture
+def config(tmp_path) -> Path:
+    """A run of seconds on a text of a few kilobytes."""
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat; " * 200)
+    path = tmp_path / "tiny.toml"
+    path.write_text(CONFIG.format(text=text.as_posix()))
+    return path
+
+
+def rows(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_ends_in_a_model_directory(config, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(config, out=out, progress=False) == 0
+    assert "bits per byte on held-out text (xz -9: " in capsys.readouterr().out
+    logged = rows(out)
+    losses = [row["loss"] for row in logged if "loss" in row]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    record = json.loads((out / "model" / "training.json").read_text())
+    assert record["steps"] == 40 and record["tokens"] == 40 * 2 * 16
+    assert record["held_out_bits_per_byte"] == logged[-1]["held_out_bits"]
+    assert record["recipe"]["optimizer"]["name"] == "muon"
+    assert {"python", "train_sha256", "held_out_sha256"} <= set(record["text"])
+    model, tokenizer = load(out / "model"), Tokenizer.load(out / "model")
+    assert model.embed.weight.dtype == jnp.bfloat16
+    ids = jnp.asarray([tokenizer.encode("the cat")])
+    assert np.isfinite(model(ids)).all()
+
+
+def test_a_resumed_run_must_be_the_same_run(config, tmp_path):
+    settings = read_config(config, TrainConfig)
+    half = dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=20))
+    run(half, tmp_path / "run")
+    with pytest.raises(ConfigError, match="holds a run"):
+        run(settings, tmp_path / "run")
+    other = dataclasses.replace(settings, data=dataclasses.replace(settings.data, batch=3))
+    with pytest.raises(ConfigError, match="started with another config"):
+        run(other, tmp_path / "run", resume=True)
+    text = Path(settings.data.text[0])
+    text.write_text(text.read_text() + "more")
+    with pytest.raises(ConfigError, match="started with another text"):
+        run(settings, tmp_path / "run", resume=True)
+
+
+def test_sigterm_in_a_process_and_resumed_to_the_same_bits(config, tmp_path):
+    whole = run(read_config(config, TrainConfig), tmp_path / "whole")
+    out = tmp_path / "cut"
+    arguments = f"Path({str(config)!r}), out=Path({str(out)!r}), steps=40"
+    code = f"from pathlib import Path; from ffnlab.cli.train import train; train({arguments})"
+    slow = "import ffnlab.data.text as t, time; f = t.TextBatches.__call__; "
+    slow += "t.TextBatches.__call__ = lambda s, p: (time.sleep(0.2), f(s, p))[1]; "
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow + code], stdout=subprocess.PIPE, text=True, env=os.environ
+    )
+    deadline = time.monotonic() + 300
+    while not (out / "metrics.jsonl").exists() or len(rows(out)) < 3:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and "--resume goes on" in printed
+    assert len(rows(out)) < 40 and not (out / "model").exists()
+    resumed = run(read_config(config, TrainConfig), out, resume=True)
+    assert resumed["held_out_bits_per_byte"] == whole["held_out_bits_per_byte"]
+    same = [load(tmp_path / name / "model") for name in ("whole", "cut")]
+    for a, b in zip(*map(jax.tree.leaves, same), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_text_of_files(config, tmp_path):
+    data = read_config(config, TrainConfig).data
+    text, held, identity = load_text(data)
+    assert len(held) == (len(text) + len(held)) // 10 and identity["train_bytes"] == len(text)
+    (tmp_path / "held.txt").write_text("held out")
+    given = dataclasses.replace(data, held_out=(str(tmp_path / "held.txt"),))
+    whole, held, _ = load_text(given)
+    assert held == b"\0held out\0" and len(whole) > len(text)
+    with pytest.raises(ConfigError, match="must be 'stdlib' or a list of files"):
+        load_text(dataclasses.replace(data, text="wikipedia"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("steps = 40", "steps = 0", "steps=0 must be at least 1"),
+        ("steps = 40", 'steps = 4\ndtype = "int4"', "dtype='int4' is not one of"),
+        ("[model]", 'rule = "forward"\n[model]', r"rule='forward' is not one of \['backprop'\]"),
+        ("stride = 8", "stride = 80", "stride=80 must lie between"),
+        ("heads = 1\nkv", "heads = 3\nkv_heads = 2 #", "not a multiple"),
+    ],
+)
+def test_bad_configurations(config, tmp_path, old, new, message):
+    config.write_text(config.read_text().replace(old, new, 1))
+    with pytest.raises(ValueError, match=message):
+        train(config, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_xz_is_that_of_the_command():
+    text = b"abc" * 1000
+    assert 0 < xz_bits(text) < 1
