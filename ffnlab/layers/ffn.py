@@ -8,6 +8,8 @@ from jaxtyping import Array, Float
 
 from ffnlab.errors import ConfigError
 from ffnlab.layers.linear import Linear
+from ffnlab.weights import Dense, Transposed, Weight
+from pallas_kernels import sparse
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -98,4 +100,15 @@ class SparseGatedFFN(nnx.Module):
         return jnp.where(keep, a, jnp.zeros((), a.dtype))
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        return self.down(self.activate(x) * self.up(x))
+        gate, up, down = self.activate(x), self.up.weight, self.down.weight
+        # One row is a decoding step: the rows of dropped channels need not be read.
+        one_row = x.size == x.shape[-1] and self.up.b is None
+        if not (one_row and isinstance(up, Transposed) and is_plain(up.w) and is_plain(down)):
+            return self.down(gate * self.up(x))
+        y = sparse.glu(gate, up.w.dense(), down.dense(), x)
+        return y if self.down.b is None else y + self.down.bias.astype(y.dtype)
+
+
+def is_plain(weight: Weight) -> bool:
+    """Whether a weight is an array that multiplies its input as it is."""
+    return isinstance(weight, Dense) and weight.act is None

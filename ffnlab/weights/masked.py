@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ffnlab.weights.base import Axes, AxisNames, Weight, rebuild, register
+from ffnlab.weights.dense import Dense
+from pallas_kernels import sparse
 
 
 @register
@@ -78,7 +80,11 @@ class SparseInput(Weight):
         return self.w.dense()
 
     def matmul(self, x: Float[Array, "*b in"]) -> Float[Array, "*b out"]:
-        return self.w.matmul(self.sparsify(x))
+        x, w = self.sparsify(x), self.w
+        # One row is a decoding step: the rows of dropped inputs need not be read.
+        if x.size == x.shape[-1] and isinstance(w, Dense) and w.act is None:
+            return sparse.matvec(x, w.w)
+        return w.matmul(x)
 
     def prepare(self, backend: str) -> "SparseInput":
         return SparseInput(self.w.prepare(backend), self.threshold)
