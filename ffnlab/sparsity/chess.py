@@ -11,70 +11,81 @@ Symbols are in `chess_core.py`; k there is `sparsity` here.
 What differs from the authors' code, and why:
 - Two versions exist: 2024 ("sq": squares, kept where |a| > t) and 2025 ("abs": magnitudes, kept
   where |a| >= t). Both are here; "sq" is the default because it minimises the squared error.
-- A quantile is taken per batch and averaged over batches (2024: over chunks of four windows, 2025:
-per
-  document). Tokens of a batch weigh alike in the moments.
-- Quantiles are exact order statistics found by counting, without a sort.
+- Their unit of averaging is a chunk of four windows (2024) or a document (2025); here it is the
+  batch, whatever it holds. `pooling="all"` takes one quantile over all tokens instead.
+- Quantiles are found by counting, without a sort. The values are the same.
+- A sparsity of 0 leaves the model as it is.
 """
 
-import functools
+import dataclasses
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
 
 from ffnlab import models, tree
 from ffnlab.errors import ConfigError, NumericalError
-from ffnlab.layers import ACTIVATIONS, GatedFFN, Linear, SparseGatedFFN
 from ffnlab.models import Decoder
 from ffnlab.sparsity import chess_core as core
 from ffnlab.sparsity.chess_core import Importance
+from ffnlab.sparsity.sites import FFNS, SITES, activations, sparsified
 from ffnlab.transform import Transform
-from ffnlab.weights import SparseInput, Transposed, Weight
 
-__all__ = ["ChessStats", "cats", "chess"]
+__all__ = ["ChessStats", "Pooling", "cats", "chess"]
 
-SITES = ("q", "o")  # keys and values keep their dense input: they are small and enter the cache
+Pooling = Literal["batch", "all"]
+Values = Mapping[str, Shaped[Array | np.ndarray, "..."]]
 
 
 class ChessStats(NamedTuple):
-    """What calibration has seen, by the path of each layer.
+    """What calibration has seen and decided, by the path of each FFN and projection.
 
     Attributes:
-      moments: sum over tokens of up^2 or |up|, [h] per FFN.
-      cuts: sum over batches of the quantile of importance (of |gate| for CATS), [] per FFN.
-      sites: sum over batches of the quantile of |input|, [] per sparsified projection.
-      tokens: [] int32, tokens in `moments`.
-      batches: [2] int32, batches in pass 1 and in pass 2.
+      moments: mean of up^2 or |up| per batch, summed in pass 1 and averaged after it, [h] per FFN.
+      cuts: quantiles of importance (of |gate| for CATS) summed over batches, [] per FFN; with
+        pooling "all" histograms, [65536] int32.
+      sites: the same of the inputs of sparsified projections.
+      thresholds: the decision for each FFN, [h], and each projection, []; zero until it is made.
+      batches: [] int32, batches of the current pass.
       passes: [] int32, passes completed.
     """
 
-    moments: dict[str, Float[Array, "h"]]
-    cuts: dict[str, Float[Array, ""]]
-    sites: dict[str, Float[Array, ""]]
-    tokens: Int[Array, ""]
-    batches: Int[Array, "2"]
-    passes: Int[Array, ""]
+    moments: Mapping[str, Float[Array | np.ndarray, "h"]]
+    cuts: Values
+    sites: Values
+    thresholds: Mapping[str, Float[Array | np.ndarray, "*h"]]
+    batches: Int[Array | np.ndarray, ""]
+    passes: Int[Array | np.ndarray, ""]
 
 
 def chess(
-    *, sparsity: float = 0.5, importance: Importance = "sq", attention: bool = False
+    *,
+    sparsity: float = 0.5,
+    importance: Importance = "sq",
+    attention: bool = False,
+    pooling: Pooling = "batch",
 ) -> Transform[Decoder, ChessStats]:
     """Channel-wise thresholds for every gated FFN, and selective sparsification of attention.
 
-    A batch is tokens, [b, t] int32. Pass 1 measures the up activations, pass 2 the quantile of
-    importance.
+    A batch is tokens, [b, t] int32. Pass 1 measures the up activations and the attention sites,
+    pass 2 the quantile of importance. The authors calibrate on 128k (2024) and 64k (2025) tokens.
 
     Args:
       sparsity: fraction of activations to drop, in [0, 1); the authors use 0.5.
       importance: "sq" (2024) or "abs" (2025).
       attention: also cut the inputs of the query and output projections (the paper's "w/").
+      pooling: "batch" averages the quantiles of the batches, as the authors do; "all" takes the
+        quantile of all tokens from a histogram, to a relative error of 1 / 512.
     Returns:
       a transform of decoders, stacked or not. FFNs become `SparseGatedFFN`, the weights of the cut
-      projections `SparseInput`.
+      projections `SparseInput`; where they are already, they get new thresholds.
     Raises:
-      ConfigError: an option out of range.
+      ConfigError: an option out of range; at a batch, fewer than 1 / sparsity activations.
+      SelectionError: at `init`, no gated FFN (or with `attention` no attention) in the model.
+      NumericalError: at the end of a pass, activations that were not finite.
     Source:
       CHESS (arXiv 2409.01366), channel-wise thresholding and selective sparsification.
 
@@ -83,155 +94,150 @@ def chess(
     """
     if importance not in ("sq", "abs"):
         raise ConfigError(f"importance={importance!r} is not one of 'sq', 'abs'")
-    return _transform("chess", sparsity, importance, attention)
+    return _transform("chess", Options(sparsity, importance, attention, pooling))
 
 
-def cats(*, sparsity: float = 0.5, attention: bool = False) -> Transform[Decoder, ChessStats]:
+def cats(
+    *, sparsity: float = 0.5, attention: bool = False, pooling: Pooling = "batch"
+) -> Transform[Decoder, ChessStats]:
     """The baseline: one threshold per layer, the `sparsity` quantile of |act(W_gate x)|.
 
     Args:
       sparsity: fraction of activations to drop, in [0, 1).
       attention: as in `chess`.
+      pooling: as in `chess`.
     Raises:
-      ConfigError: an option out of range.
+      ConfigError, SelectionError, NumericalError: as in `chess`.
     Source:
       CATS (arXiv 2404.08763), as the authors of CHESS compare with it.
+
+    >>> cats().name
+    'cats'
     """
-    return _transform("cats", sparsity, None, attention)
+    return _transform("cats", Options(sparsity, None, attention, pooling))
 
 
-def _transform(
-    name: Literal["chess", "cats"], sparsity: float, kind: Importance | None, attention: bool
-) -> Transform[Decoder, ChessStats]:
-    if not 0.0 <= sparsity < 1.0:
-        raise ConfigError(f"sparsity={sparsity!r} is outside [0, 1)")
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The options of `chess`; importance None is CATS."""
 
-    @functools.partial(jax.jit, static_argnames="second")
-    def measured(
-        stats: ChessStats, model: Decoder, batch: Int[Array, "b t"], second: bool
-    ) -> ChessStats:
-        seen = _activations(models.unstack(model), batch, attention)
-        if second:
-            cuts = {
-                path: stats.cuts[path]
-                + core.quantile(
-                    core.importance(gate, stats.moments[path] / stats.tokens, kind), sparsity
-                )
-                for path, (gate, _) in seen.ffns.items()
-            }
-            return stats._replace(cuts=cuts, batches=stats.batches.at[1].add(1))
+    sparsity: float
+    importance: Importance | None
+    attention: bool
+    pooling: Pooling
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.sparsity < 1.0:
+            raise ConfigError(f"sparsity={self.sparsity!r} is outside [0, 1)")
+        if self.pooling not in ("batch", "all"):
+            raise ConfigError(f"pooling={self.pooling!r} is not one of 'batch', 'all'")
+
+    @property
+    def passes(self) -> int:
+        """Passes over the calibration data."""
+        return 1 if self.importance is None else 2
+
+    @property
+    def strict(self) -> bool:
+        """Whether a magnitude equal to its threshold is dropped."""
+        return self.importance == "sq"
+
+
+def _transform(name: str, options: Options) -> Transform[Decoder, ChessStats]:
+    @jax.jit
+    def first_pass(stats: ChessStats, model: Decoder, batch: Int[Array, "b t"]) -> ChessStats:
+        ffns, inputs = activations(models.unstack(model), batch, options.attention)
         moments, cuts = dict(stats.moments), dict(stats.cuts)
-        for path, (gate, up) in seen.ffns.items():
-            if kind is None:
-                cuts[path] += core.quantile(jnp.abs(gate.astype(jnp.float32)), sparsity)
+        for path, (gate, up) in ffns.items():
+            if options.importance is None:
+                cuts[path] = add(options, cuts[path], jnp.abs(gate))
             else:
-                moments[path] += core.up_moment(up, kind)
-        sites = {
-            path: stats.sites[path] + core.quantile(jnp.abs(x.astype(jnp.float32)), sparsity)
-            for path, x in seen.inputs.items()
-        }
-        return stats._replace(
-            moments=moments,
-            cuts=cuts,
-            sites=sites,
-            tokens=stats.tokens + batch.size,
-            batches=stats.batches.at[0].add(1),
-        )
+                moments[path] = moments[path] + core.statistic(up, options.importance)
+        sites = {path: add(options, stats.sites[path], jnp.abs(x)) for path, x in inputs.items()}
+        return stats._replace(moments=moments, cuts=cuts, sites=sites, batches=stats.batches + 1)
+
+    @jax.jit
+    def second_pass(stats: ChessStats, model: Decoder, batch: Int[Array, "b t"]) -> ChessStats:
+        ffns, _ = activations(models.unstack(model), batch, False)
+        cuts = {}
+        for path, (gate, _) in ffns.items():
+            scores = core.scores(gate, stats.moments[path], options.importance)
+            cuts[path] = add(options, stats.cuts[path], scores)
+        return stats._replace(cuts=cuts, batches=stats.batches + 1)
 
     def observe(stats: ChessStats, model: Decoder, batch: Int[Array, "b t"]) -> ChessStats:
-        return measured(stats, model, batch, second=int(stats.passes) == 1)
+        return (second_pass if stats.passes == 1 else first_pass)(stats, model, batch)
 
     def advance(model: Decoder, stats: ChessStats) -> tuple[ChessStats, bool]:
-        stats = stats._replace(passes=stats.passes + 1)
-        return stats, kind is None or int(stats.passes) == 2
+        return (stats, True) if options.sparsity == 0 else decide(options, stats)
+
+    def rewrite(model: Decoder, stats: ChessStats) -> Decoder:
+        if options.sparsity == 0:
+            return tree.copy(model)
+        if stats.passes < options.passes:
+            raise ConfigError(
+                f"{name} made {int(stats.passes)} of {options.passes} passes; calibrate until done"
+            )
+        return sparsified(model, stats.thresholds, strict=options.strict)
 
     return Transform(
         name=name,
-        init=functools.partial(_init, attention),
-        observe=observe,
+        init=lambda model: start(options, model),
+        observe=observe if options.sparsity else None,
         advance=advance,
-        rewrite=functools.partial(_rewrite, kind, attention),
+        rewrite=rewrite,
     )
 
 
-def _init(attention: bool, model: Decoder) -> ChessStats:
+def start(options: Options, model: Decoder) -> ChessStats:
+    """Stats before anything was observed; SelectionError where there is nothing to sparsify."""
     model = models.unstack(model)
-    ffns = tree.select(model, tree.of_type(GatedFFN))
-    zero = jnp.float32(0)
+    ffns = tree.select(model, FFNS)
+    zero = np.float32(0) if options.pooling == "batch" else np.zeros(core.BINS, np.int32)
+    channels = {path: np.zeros(f.gate.weight.shape[1], np.float32) for path, f in ffns.items()}
+    sites = tree.select(model, SITES) if options.attention else {}
     return ChessStats(
-        moments={path: jnp.zeros(ffn.gate.weight.shape[1]) for path, ffn in ffns.items()},
+        moments=channels,
         cuts=dict.fromkeys(ffns, zero),
-        sites=dict.fromkeys(_sites(model), zero) if attention else {},
-        tokens=jnp.int32(0),
-        batches=jnp.zeros(2, jnp.int32),
-        passes=jnp.int32(0),
+        sites=dict.fromkeys(sites, zero),
+        thresholds={**channels, **dict.fromkeys(sites, np.float32(0))},
+        batches=np.int32(0),
+        passes=np.int32(0),
     )
 
 
-def _sites(model: Decoder) -> dict[str, Linear]:
-    pattern = tree.of_type(Linear) & (tree.at("layers[*].attn.q") | tree.at("layers[*].attn.o"))
-    return tree.select(model, pattern)
+def add(options: Options, total: Array, x: Float[Array, "..."]) -> Array:
+    """One batch more in `cuts` or `sites`."""
+    batch = options.pooling == "batch"
+    return total + (core.quantile(x, options.sparsity) if batch else core.histogram(x))
 
 
-class _Seen(NamedTuple):
-    """Activated gates and up activations of the FFNs, and inputs of the attention sites."""
+def decide(options: Options, stats: ChessStats) -> tuple[ChessStats, bool]:
+    """What follows from a pass: averages, and thresholds as soon as they are known."""
+    n, kind = np.float32(stats.batches), options.importance
+    done = int(stats.passes) + 1 == options.passes
+    moments, decided = dict(stats.moments), dict(stats.thresholds)
 
-    ffns: dict[str, tuple[Array, Array]]
-    inputs: dict[str, Array]
+    def cut(total: Array) -> np.float32:
+        if options.pooling == "all":
+            return np.float32(core.histogram_quantile(total, options.sparsity))
+        return np.float32(np.asarray(total) / n)
 
-
-def _activations(model: Decoder, batch: Int[Array, "b t"], attention: bool) -> _Seen:
-    ffns = tree.select(model, tree.of_type(GatedFFN))
-    sites = _sites(model) if attention else {}
-    parts = {f"{path}.{part}" for path in ffns for part in ("gate", "up")}
-    wanted = tree.where(lambda path, _: path in parts or path in sites)
-    _, seen = tree.capture(model, wanted, batch)
-    pairs = {}
-    for path, ffn in ffns.items():
-        gate = ACTIVATIONS[ffn.activation](seen[f"{path}.gate"].output)
-        pairs[path] = (gate, seen[f"{path}.up"].output)
-    return _Seen(pairs, {path: seen[path].input[0] for path in sites})
-
-
-def _rewrite(
-    kind: Importance | None, attention: bool, model: Decoder, stats: ChessStats
-) -> Decoder:
-    was_stacked = isinstance(model.layers, models.Stacked)
-    model = models.unstack(model)
-    first, second = (int(n) for n in stats.batches)
-    if first == 0 or (kind is not None and second == 0):
-        raise ConfigError("the thresholds are not calibrated; use transform.apply or calibrate")
-
-    def sparse(path: str, ffn: GatedFFN) -> SparseGatedFFN:
-        cut = stats.cuts[path] / (first if kind is None else second)
-        if kind is None:
-            threshold = jnp.full(ffn.gate.weight.shape[1], cut)
-        else:
-            threshold = core.thresholds(cut, stats.moments[path] / stats.tokens, kind)
-        if jnp.isnan(threshold).any():
-            raise NumericalError(f"{path}: the activations were not finite during calibration")
-        up = ffn.up.replace(by_channel(ffn.up.weight))
-        return SparseGatedFFN(
-            ffn.gate,
-            up,
-            ffn.down,
-            threshold,
-            activation=ffn.activation,
-            strict=kind == "sq",
-        )
-
-    model = tree.map_at_path(model, tree.of_type(GatedFFN), sparse)
-    if attention:
-        cut_input = lambda path, linear: linear.replace(  # noqa: E731
-            SparseInput(linear.weight, stats.sites[path] / first)
-        )
-        sites = _sites(model)
-        model = tree.map_at_path(model, tree.where(lambda path, _: path in sites), cut_input)
-    return models.stack(model) if was_stacked else model
-
-
-def by_channel(weight: Weight) -> Weight:
-    """The weight stored one contiguous row per output channel, where its format has a transpose."""
-    if isinstance(weight, Transposed) or type(weight).transpose is Weight.transpose:
-        return weight
-    return Transposed(weight.transpose())
+    if stats.passes == 0:
+        moments = {path: np.asarray(total) / n for path, total in moments.items()}
+        for path, total in stats.sites.items():
+            decided[path] = cut(total) if options.strict else core.inclusive(cut(total))
+    if done:
+        for path, total in stats.cuts.items():
+            t = cut(total)
+            decided[path] = (
+                np.full_like(moments[path], t)
+                if kind is None
+                else core.thresholds(t, moments[path], kind)
+            )
+    bad = [path for path, values in decided.items() if np.isnan(values).any()]
+    if bad:
+        raise NumericalError(f"activations were not finite in {bad[:5]}; check the model's weights")
+    passes = np.int32(stats.passes + 1)
+    stats = stats._replace(moments=moments, thresholds=decided, batches=np.int32(0), passes=passes)
+    return stats, done

@@ -15,6 +15,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from ffnlab.errors import ConfigError
@@ -93,20 +94,23 @@ def histogram(x: Float[Array, "*shape"]) -> Int[Array, "bins"]:
     return jnp.zeros(BINS, jnp.int32).at[((bits & 0x7FFFFFFF) >> 15).astype(jnp.int32)].add(1)
 
 
-def histogram_quantile(counts: Int[Array, "bins"], k: Int[Array, ""] | int) -> Float[Array, ""]:
-    """The k-th smallest of the numbers counted, to half a bin: a relative error of 1 / 512 at most.
+def histogram_quantile(counts: Int[Array | np.ndarray, "bins"], q: float) -> float:
+    """The q-quantile of the numbers counted, to a relative error of at most 1 / 512.
 
     Args:
       counts: a sum of `histogram`s.
-      k: 1-based rank, see `rank`.
+      q: 0 < q < 1.
     Returns:
-      [] float32, the middle of the bin that holds it.
+      the middle of the bin that holds the int(n q)-th smallest of all n numbers.
+    Raises:
+      ConfigError: q out of range, or n < 1 / q.
     """
-    bin_ = jnp.argmax(jnp.cumsum(counts) >= k).astype(jnp.uint32)
-    return jax.lax.bitcast_convert_type((bin_ << 15) | jnp.uint32(1 << 14), jnp.float32)
+    totals = np.cumsum(np.asarray(counts), dtype=np.int64)
+    found = np.searchsorted(totals, rank(int(totals[-1]), q))
+    return float(np.uint32((found << 15) | (1 << 14)).view(np.float32))
 
 
-def channel_statistic(up: Float[Array, "*b h"], importance: Importance) -> Float[Array, "h"]:
+def statistic(up: Float[Array, "*b h"], importance: Importance) -> Float[Array, "h"]:
     """s_i, the mean over tokens of u_i^2 ("sq") or |u_i| ("abs"), in float32.
 
     Args:
@@ -117,35 +121,38 @@ def channel_statistic(up: Float[Array, "*b h"], importance: Importance) -> Float
     return jnp.mean(up * up if importance == "sq" else jnp.abs(up), axis=0)
 
 
-def importance_scores(
-    gate: Float[Array, "*b h"], statistic: Float[Array, "h"], importance: Importance
+def scores(
+    gate: Float[Array, "*b h"], s: Float[Array, "h"], importance: Importance
 ) -> Float[Array, "*b h"]:
     """a_i^2 s_i ("sq") or |a_i| s_i ("abs"), in float32.
 
     Args:
       gate: gate activations after the non-linearity, [..., h].
-      statistic: s, from `channel_statistic`.
+      s: from `statistic`.
       importance: "sq" or "abs".
     """
     gate = gate.astype(jnp.float32)
-    return (gate * gate if importance == "sq" else jnp.abs(gate)) * statistic
+    return (gate * gate if importance == "sq" else jnp.abs(gate)) * s
 
 
-def channel_thresholds(
-    cut: Float[Array, ""], statistic: Float[Array, "h"], importance: Importance
-) -> Float[Array, "h"]:
-    """t_i = sqrt(T / s_i) ("sq") or T / s_i ("abs").
+def thresholds(
+    cut: float, s: Float[np.ndarray, "h"], importance: Importance
+) -> Float[np.ndarray, "h"]:
+    """t_i = sqrt(T / s_i) ("sq") or T / s_i ("abs"). On the host.
 
     Args:
       cut: T, quantile of the importance.
-      statistic: s, >= 0.
+      s: from `statistic`, >= 0.
       importance: "sq" or "abs".
     Returns:
       [h] float32, >= 0; inf, which drops the channel always, where s_i is 0.
+
+    >>> thresholds(0.5, np.float32([2.0, 0.0]), "sq")
+    array([0.5, inf], dtype=float32)
     """
-    dead = statistic == 0
-    t = cut / jnp.where(dead, jnp.float32(1), statistic)
-    return jnp.where(dead, jnp.float32(jnp.inf), jnp.sqrt(t) if importance == "sq" else t)
+    s = np.asarray(s, np.float32)
+    t = np.float32(cut) / np.where(s == 0, np.float32(1), s)
+    return np.where(s == 0, np.float32(np.inf), np.sqrt(t) if importance == "sq" else t)
 
 
 def keep_mask(
@@ -162,6 +169,6 @@ def keep_mask(
     return magnitude > threshold if strict else magnitude >= threshold
 
 
-def inclusive(threshold: Float[Array, "*n"]) -> Float[Array, "*n"]:
+def inclusive(threshold: float) -> np.float32:
     """The next smaller float32: |x| > inclusive(t) is |x| >= t."""
-    return jnp.nextafter(threshold, jnp.full_like(threshold, -jnp.inf))
+    return np.nextafter(np.float32(threshold), np.float32(-np.inf))

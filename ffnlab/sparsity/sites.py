@@ -1,0 +1,88 @@
+"""Where activations are dropped: gated FFNs, and the inputs of query and output projections."""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ffnlab import models, tree
+from ffnlab.errors import ConfigError
+from ffnlab.layers import ACTIVATIONS, GatedFFN, Linear, SparseGatedFFN
+from ffnlab.models import Decoder
+from ffnlab.weights import Dense, SparseInput, Transposed, Weight
+
+__all__ = ["FFNS", "SITES", "activations", "sparsified"]
+
+FFNS = tree.of_type(GatedFFN, SparseGatedFFN)
+# Keys and values keep their dense input: they are small, and their errors would stay in the cache.
+SITES = tree.of_type(Linear) & (tree.at("layers[*].attn.q") | tree.at("layers[*].attn.o"))
+
+
+def activations(
+    model: Decoder, tokens: Int[Array, "b t"], attention: bool
+) -> tuple[dict[str, tuple[Array, Array]], dict[str, Array]]:
+    """What the model computes on some tokens at the places that can be sparsified.
+
+    Args:
+      model: a decoder that is not stacked; call this under jit.
+      tokens: [b, t].
+      attention: also return the inputs of query and output projections.
+    Returns:
+      path -> (activated gate, up) of each FFN, [b, t, h] float32, as they are before any threshold;
+      path -> input of each projection, [b, t, d] float32.
+    """
+    ffns = tree.select(model, FFNS)
+    sites = tree.select(model, SITES) if attention else {}
+    wanted = tree.where(lambda path, _: path in ffns or path in sites)
+    _, seen = tree.capture(model, wanted, tokens)
+    pairs = {}
+    for path, ffn in ffns.items():
+        x = seen[path].input[0]
+        gate = ACTIVATIONS[ffn.activation](ffn.gate(x))
+        pairs[path] = gate.astype(jnp.float32), ffn.up(x).astype(jnp.float32)
+    return pairs, {path: seen[path].input[0].astype(jnp.float32) for path in sites}
+
+
+def sparsified(
+    model: Decoder, thresholds: Mapping[str, Float[Array | np.ndarray, "*h"]], *, strict: bool
+) -> Decoder:
+    """The model with thresholds at its FFNs and projections; those it has are replaced.
+
+    Args:
+      model: a decoder, stacked or not; the result is in the same form.
+      thresholds: [h] by path of an FFN, [] by path of a query or output projection.
+      strict: see `SparseGatedFFN`.
+    Raises:
+      ConfigError: a path is no FFN or projection of this model.
+    """
+    was_stacked = isinstance(model.layers, models.Stacked)
+    model = models.unstack(model)
+    places = {
+        path: node for path, node in tree.walk(model) if FFNS(path, node) or SITES(path, node)
+    }
+    strange = sorted(set(thresholds) - set(places))
+    if strange:
+        raise ConfigError(
+            f"thresholds for {strange[:3]}, which this model does not have; "
+            "rewrite the model that was calibrated"
+        )
+
+    def place(path: str) -> SparseGatedFFN | Linear:
+        node, threshold = places[path], jnp.asarray(thresholds[path], jnp.float32)
+        if isinstance(node, Linear):
+            weight = node.weight
+            weight = weight.w if isinstance(weight, SparseInput) else weight
+            return node.replace(SparseInput(weight, threshold))
+        up = node.up.replace(by_channel(node.up.weight))
+        return SparseGatedFFN(
+            node.gate, up, node.down, threshold, activation=node.activation, strict=strict
+        )
+
+    model = tree.replace(model, {path: place(path) for path in thresholds})
+    return models.stack(model) if was_stacked else model
+
+
+def by_channel(weight: Weight) -> Weight:
+    """A dense weight stored one contiguous row per output channel; other formats as they are."""
+    return Transposed(weight.transpose()) if isinstance(weight, Dense) else weight
