@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from ffnlab.layers.causal import causal_attention
 from ffnlab.layers.linear import Linear, RMSNorm
+from ffnlab.layers.masked import masked_attention
 from ffnlab.layers.rope import Rope, rotate
 from ffnlab.weights import kv
 
@@ -143,40 +144,24 @@ def attend(
     mask: Bool[Array, "b 1 t s"] | None,
     spec: AttentionSpec,
 ) -> Float[Array, "b t h hd"]:
-    """Attention by `jax.nn.dot_product_attention`, or our own softmax where scores are capped.
+    """Attention by `jax.nn.dot_product_attention` where it can say it, except on a CPU.
 
-    Plain causal attention on a CPU goes in blocks of queries, which is faster there.
+    There it is slow, and `causal_attention` and `masked_attention` stand in; the latter also
+    does the soft caps everywhere.
     """
-    plain = mask is None and spec.window is None and spec.softcap is None
-    if plain and jax.default_backend() == "cpu":
-        scale = spec.head_dim**-0.5 if spec.scale is None else spec.scale
-        return causal_attention(q, k, v, scale)
-    if spec.softcap is None:
+    scale = spec.head_dim**-0.5 if spec.scale is None else spec.scale
+    cpu = jax.default_backend() == "cpu"
+    if spec.softcap is None and not cpu:
         window = None if spec.window is None or mask is not None else (spec.window - 1, 0)
         return jax.nn.dot_product_attention(
-            q, k, v, mask=mask, scale=spec.scale, is_causal=mask is None, local_window_size=window
+            q, k, v, mask=mask, scale=scale, is_causal=mask is None, local_window_size=window
         )
-    return soft_capped_attention(q, k, v, mask, spec)
-
-
-def soft_capped_attention(
-    q: Float[Array, "b t h hd"],
-    k: Float[Array, "b s kv hd"],
-    v: Float[Array, "b s kv hd"],
-    mask: Bool[Array, "b 1 t s"] | None,
-    spec: AttentionSpec,
-) -> Float[Array, "b t h hd"]:
-    """softmax(cap * tanh(scores / cap)) v, in float32 (Gemma 2)."""
-    b, t, heads, hd = q.shape
-    grouped = q.reshape(b, t, spec.kv_heads, heads // spec.kv_heads, hd)
-    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=jnp.float32)
-    scores = scores * (hd**-0.5 if spec.scale is None else spec.scale)
-    scores = spec.softcap * jnp.tanh(scores / spec.softcap)
+    if mask is None and spec.window is None and spec.softcap is None:
+        return causal_attention(q, k, v, scale)
     if mask is None:
-        mask = causal_mask(jnp.arange(t), jnp.arange(k.shape[1]), spec.window)[None, None]
-    scores = jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min)
-    probabilities = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bskd->btkgd", probabilities, v).reshape(b, t, heads, hd)
+        slots = jnp.arange(q.shape[1])
+        mask = causal_mask(slots, slots, spec.window)[None, None]
+    return masked_attention(q, k, v, mask, scale=scale, softcap=spec.softcap)
 
 
 def causal_mask(q_slots: Array, k_slots: Array, window: int | None) -> Bool[Array, "t s"]:

@@ -44,8 +44,8 @@ def causal_attention(
 
 def _forward(q: Array, k: Array, v: Array, scale: float) -> tuple[Array, tuple]:
     kv = k.shape[2]
-    queries = _by_head(q * scale, kv)
-    queries, keys, values = _settle((queries, _by_head(k, kv), _by_head(v, kv)))
+    queries = by_head(q * scale, kv)
+    queries, keys, values = _settle((queries, by_head(k, kv), by_head(v, kv)))
     outputs, normalizers = [], []
     for low, high in _blocks(q.shape[1]):
         s = _scores(queries, keys, low, high)
@@ -57,12 +57,12 @@ def _forward(q: Array, k: Array, v: Array, scale: float) -> tuple[Array, tuple]:
         normalizers.append(_ungroup(top + jnp.log(total), high - low))
     output = jnp.concatenate(outputs, axis=3)
     saved = (queries, keys, values, output, jnp.concatenate(normalizers, axis=3))
-    return _by_token(output), saved
+    return by_token(output), saved
 
 
 def _backward(scale: float, saved: tuple, cotangent: Array) -> tuple[Array, Array, Array]:
     queries, keys, values, output, normalizer = saved
-    d_output = _settle(_by_head(cotangent, keys.shape[1]))
+    d_output = _settle(by_head(cotangent, keys.shape[1]))
     inner = jnp.sum(d_output * output, axis=-1, keepdims=True)
     d_queries, d_keys, d_values = [], jnp.zeros_like(keys), jnp.zeros_like(values)
     for low, high in _blocks(queries.shape[3]):
@@ -75,7 +75,7 @@ def _backward(scale: float, saved: tuple, cotangent: Array) -> tuple[Array, Arra
         d_k = jnp.einsum("bkqs,bkqd->bksd", d_s, _group(queries, low, high))
         d_keys = d_keys.at[:, :, 0, :high].add(d_k)
         d_values = d_values.at[:, :, 0, :high].add(jnp.einsum("bkqs,bkqd->bksd", p, block))
-    return _by_token(jnp.concatenate(d_queries, axis=3)), _by_token(d_keys), _by_token(d_values)
+    return by_token(jnp.concatenate(d_queries, axis=3)), by_token(d_keys), by_token(d_values)
 
 
 causal_attention.defvjp(_forward, _backward)
@@ -94,12 +94,12 @@ def _scores(queries: Array, keys: Array, low: int, high: int) -> Array:
     return s + np.tile(mask, (queries.shape[2], 1))
 
 
-def _by_head(x: Array, kv: int) -> Array:
+def by_head(x: Array, kv: int) -> Array:
     b, t, heads, hd = x.shape
     return x.reshape(b, t, kv, heads // kv, hd).transpose(0, 2, 3, 1, 4)
 
 
-def _by_token(x: Array) -> Array:
+def by_token(x: Array) -> Array:
     b, kv, group, t, hd = x.shape
     return x.transpose(0, 3, 1, 2, 4).reshape(b, t, kv * group, hd)
 
