@@ -5,6 +5,7 @@ Layers belong in `ffnlab.layers`; methods that rewrite models in their own packa
 
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.decoder import Cache, Decoder
+from ffnlab.models.embedded import embedded
 from ffnlab.models.generate import Generated, generate, stream_tokens
 from ffnlab.models.load import load
 from ffnlab.models.remove import remove, removed
@@ -22,6 +23,7 @@ __all__ = [
     "Sampling",
     "Stacked",
     "Tokenizer",
+    "embedded",
     "generate",
     "ignored_by_others",
     "load",
