@@ -8,9 +8,11 @@ know about the two namings.
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 
+from ffnlab.errors import FormatError
 from ffnlab.models.families import family
+from ffnlab.models.untrusted import quoted
 
 _PROJECTIONS = [
     ("self_attn.q_proj", "attn.q"),
@@ -134,25 +136,32 @@ class Names:
         return ()
 
 
-def text_names(names: list[str], *, wrapped: bool, tied: bool) -> Iterator[tuple[str, str]]:
-    """Pairs (name in a text-only checkpoint, name in this one), without what is not needed.
+def text_names(names: Iterable[str], *, wrapped: bool, tied: bool) -> dict[str, str]:
+    """What a checkpoint calls each tensor, by its name in a text-only one.
 
     Args:
       names: tensor names found in a checkpoint.
-      wrapped: the text model is part of a multimodal one.
-      tied: the head is the embedding, so that a stored `lm_head.weight` is a copy.
+      wrapped: the text model is part of a multimodal one, whose other tensors are left out.
+      tied: the head is the embedding, so that a stored `lm_head.weight` is a copy and left out.
+    Raises:
+      FormatError: two tensors are the same one of the text model.
     """
+    found: dict[str, str] = {}
     for name in names:
-        plain = name
-        if wrapped:
-            if _OTHER_MODALITIES.fullmatch(name):
-                continue
-            for prefix, short in _TEXT_PREFIXES:
-                if name.startswith(prefix):
-                    plain = short + name.removeprefix(prefix)
-                    break
-            else:
-                plain = name.removeprefix("language_model.")
-        if _DERIVED.fullmatch(plain) or (tied and plain == "lm_head.weight"):
+        plain = _text_name(name) if wrapped else name
+        if plain is None or _DERIVED.fullmatch(plain) or (tied and plain == "lm_head.weight"):
             continue
-        yield plain, name
+        if plain in found:
+            raise FormatError(f"{quoted(found[plain])} and {quoted(name)} are the same tensor")
+        found[plain] = name
+    return found
+
+
+def _text_name(name: str) -> str | None:
+    """The text-only name of a tensor of a multimodal checkpoint; None for another modality's."""
+    if _OTHER_MODALITIES.fullmatch(name):
+        return None
+    for prefix, short in _TEXT_PREFIXES:
+        if name.startswith(prefix):
+            return short + name.removeprefix(prefix)
+    return name.removeprefix("language_model.")

@@ -1,5 +1,7 @@
 """Rotary embeddings in `config.json`: the forms of transformers 4 and 5, as `Rope` and back."""
 
+import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 
@@ -40,18 +42,20 @@ def _rope(outer: Fields, spec: Mapping[str, object], theta: float) -> Rope:
     kind = spec.get("rope_type", spec.get("type", "default"))
     original = spec.get("original_max_position_embeddings") or outer.get("max_position_embeddings")
     fields = outer.inner(spec, _DEFAULTS | {"rope_theta": theta})
-    common = {
-        "theta": fields.number("rope_theta"),
-        "fraction": fields.optional_number("partial_rotary_factor", high=1.0) or 1.0,
-    }
+    plain = Rope(
+        theta=fields.number("rope_theta"),
+        fraction=fields.optional_number("partial_rotary_factor", high=1.0) or 1.0,
+    )
     if kind == "default":
-        return Rope(**common)
+        return plain
     if kind not in ("linear", "llama3", "yarn"):
         outer.note(f"rope_type={quoted(kind)}: one of default, linear, llama3, yarn is accepted")
-        return Rope(**common)
-    common["factor"] = fields.number("factor", high=1e6)
+        return plain
+    scaled = functools.partial(
+        dataclasses.replace, plain, scaling=kind, factor=fields.number("factor", high=1e6)
+    )
     if kind == "linear":
-        return Rope(scaling="linear", **common)
+        return scaled()
     if isinstance(original, bool) or not isinstance(original, int) or not 0 < original < 2**31:
         outer.note(
             f"original_max_position_embeddings={quoted(original)}: a number of tokens is accepted"
@@ -61,12 +65,12 @@ def _rope(outer: Fields, spec: Mapping[str, object], theta: float) -> Rope:
         low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor")
         if low >= high:
             outer.note("low_freq_factor must be less than high_freq_factor")
-    else:
-        low, high = fields.number("beta_slow"), fields.number("beta_fast")
-        common["attention_factor"] = _yarn_magnitude(fields)
-        if fields.get("truncate") not in (None, True):
-            fields.wrong("truncate", "true")
-    return Rope(scaling=kind, original=original, low=low, high=high, **common)
+        return scaled(original=original, low=low, high=high)
+    if fields.get("truncate") not in (None, True):
+        fields.wrong("truncate", "true")
+    low, high = fields.number("beta_slow"), fields.number("beta_fast")
+    magnitude = _yarn_magnitude(fields)
+    return scaled(original=original, low=low, high=high, attention_factor=magnitude)
 
 
 def _yarn_magnitude(fields: Fields) -> float | None:

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -120,9 +121,11 @@ def test_a_failed_save_changes_nothing(tmp_path, monkeypatch):
     folder = tmp_path / "m"
     save(build("llama"), folder)
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    monkeypatch.setattr(
-        "ffnlab.models.save.write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
-    )
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(sys.modules["ffnlab.models.save"], "write_json", fail)
     with pytest.raises(OSError, match="disk full"):
         save(build("untied"), folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
@@ -217,6 +220,17 @@ def test_tensors_that_follow_from_the_rest_are_ignored(tmp_path):
 
     rewrite(tmp_path / "m", change)
     assert same(model, load(tmp_path / "m"))
+
+
+def test_a_wrapped_checkpoint_may_not_hold_a_tensor_twice(tmp_path, fixtures):
+    shutil.copytree(fixtures / "models" / "gemma3_wrapped", tmp_path / "m")
+
+    def change(arrays):
+        arrays["model.language_model.norm.weight"] = np.zeros(16, np.float32)
+
+    rewrite(tmp_path / "m", change)
+    with pytest.raises(FormatError, match="are the same tensor"):
+        load(tmp_path / "m")
 
 
 def test_directories_without_what_is_needed(tmp_path):
