@@ -159,8 +159,12 @@ class Tokenizer:
         return Stream(self)
 
     def save(self, directory: StrPath) -> None:
-        """Writes tokenizer.json and tokenizer_config.json, and generation_config.json for several
-        eos ids, into a directory, which is made when missing."""
+        """Writes the files that `load`, `tokenizers` and `transformers` read.
+
+        Args:
+          directory: made when missing; gets tokenizer.json, tokenizer_config.json and, where there
+            are several eos ids, generation_config.json.
+        """
         directory = Path(directory)
         write_json(directory / TOKENIZER_FILE, self.backend.content())
         names = {"bos_token": self.bos, "eos_token": next(iter(self.eos), None)}
