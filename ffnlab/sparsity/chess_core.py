@@ -136,7 +136,7 @@ def scores(
 
 
 def thresholds(
-    cut: float, s: Float[np.ndarray, "h"], importance: Importance
+    cut: float | np.floating, s: Float[Array | np.ndarray, "h"], importance: Importance
 ) -> Float[np.ndarray, "h"]:
     """t_i = sqrt(T / s_i) ("sq") or T / s_i ("abs"). On the host.
 
@@ -169,6 +169,6 @@ def keep_mask(
     return magnitude > threshold if strict else magnitude >= threshold
 
 
-def inclusive(threshold: float) -> np.float32:
+def inclusive(threshold: float | np.floating) -> np.float32:
     """The next smaller float32: |x| > inclusive(t) is |x| >= t."""
     return np.nextafter(np.float32(threshold), np.float32(-np.inf))
