@@ -1,0 +1,125 @@
+"""What a model costs: parameters, bytes, and floating-point operations per token, in closed form.
+
+A multiply and an add are two operations. Counted are matrix products: every linear map, the output
+head, and attention's scores and weighted sums. Not counted are what grows with a width instead of
+a product of two: norms, biases, activations, rotations, softmax, the embedding look-up, and the
+dequantization of codes.
+"""
+
+import math
+from collections.abc import Mapping
+
+import jax
+from flax import nnx
+
+from ffnlab import tree
+from ffnlab.errors import SelectionError
+from ffnlab.layers import Block, Linear, SparseGatedFFN
+from ffnlab.models.decoder import Decoder
+from ffnlab.models.stack import Stacked, unstack
+from ffnlab.weights import LoRA, LowRank, Masked, SparseInput, Transposed, Weight, is_weight
+
+__all__ = ["cache_bytes_per_token", "flops_per_token", "nbytes", "parameters"]
+
+
+def parameters(model: nnx.Module) -> int:
+    """Numbers that a model consists of, whatever they are stored in.
+
+    A quantized matrix has in x out of them (its scales are bytes, not parameters), a low-rank one
+    its two factors, a masked one all its entries; biases, gains of norms and thresholds count.
+    Entries that are zero count: removing is what makes a model smaller.
+
+    Args:
+      model: a decoder or any module, stacked or not; leaves may be abstract.
+    Returns:
+      the count; a tied head counts once.
+    """
+    values = [node.get_value() for _, node in tree.walk(model) if isinstance(node, nnx.Param)]
+    return sum(
+        weight_parameters(v) if is_weight(v) else sum(x.size for x in jax.tree.leaves(v))
+        for v in values
+    )
+
+
+def weight_parameters(weight: Weight) -> int:
+    """Numbers of one weight, stacked copies included."""
+    if isinstance(weight, Transposed | Masked | SparseInput):
+        return weight_parameters(weight.w)
+    if isinstance(weight, LowRank):
+        return weight.a.size + weight.b.size
+    if isinstance(weight, LoRA):
+        return weight_parameters(weight.base) + weight.a.size + weight.b.size
+    return math.prod(jax.tree.leaves(weight)[0].shape[:-2]) * math.prod(weight.shape)
+
+
+def nbytes(model: nnx.Module) -> int:
+    """Bytes of all arrays as stored: codes (two INT4 codes per byte), scales, masks, thresholds.
+
+    Args:
+      model: a decoder or any module; leaves may be abstract.
+    """
+    return tree.nbytes(model)
+
+
+def cache_bytes_per_token(model: Decoder) -> int:
+    """Bytes of keys and values that one token of context adds, in each layer's own cache kind."""
+    one, two = (
+        tree.nbytes(jax.eval_shape(lambda n=n: model.init_cache(1, n).layers)) for n in (1, 2)
+    )
+    return two - one
+
+
+def flops_per_token(
+    model: Decoder, context: int, *, zeros: Mapping[str, float] | None = None
+) -> float:
+    """Floating-point operations to process one token.
+
+    2 in out per linear map, + 4 heads head_dim min(context, window) per attention, + 2 width vocab
+
+    Quantized matrices count like dense ones: the products are the same. A low-rank matrix costs
+    2 r (in + out), LoRA that on top of its base, and a mask saves nothing. A sparse FFN skips the
+    dropped channels' share of `up` and `down` (its gate is always whole), a sparse input its share
+    of the matrix.
+
+    Args:
+      model: a decoder, stacked or not; leaves may be abstract.
+      context: tokens that the token attends to, itself included, >= 1.
+      zeros: fraction of zeros in [0, 1] of sparse FFNs and projections by path, as measured
+        (`Realised.zeros` of `ffnlab.sparsity`); those not named count as dense.
+    Returns:
+      operations.
+    Raises:
+      SelectionError: a path in `zeros` that the model does not have, or that is not sparse.
+    """
+    if isinstance(model.layers, Stacked):
+        model = jax.eval_shape(unstack, model)
+    zeros, used, total = dict(zeros or {}), set(), 0.0
+    nodes = dict(tree.walk(model))
+    for path, node in nodes.items():
+        if isinstance(node, Block) and node.attn is not None:
+            spec = node.attn.spec
+            total += 4 * spec.heads * spec.head_dim * min(context, spec.window or context)
+        if isinstance(node, Linear):
+            weight, (parent, _, name) = node.weight, path.rpartition(".")
+            own = path if isinstance(weight, SparseInput) else None
+            in_gated = isinstance(nodes.get(parent), SparseGatedFFN) and name in ("up", "down")
+            gated = parent if in_gated else None
+            keep = math.prod(1 - zeros.get(p, 0.0) for p in (own, gated) if p is not None)
+            used |= {own, gated}
+            total += keep * weight_flops(weight)
+    unknown = sorted(zeros.keys() - used)
+    if unknown:
+        raise SelectionError(f"zeros names {unknown}, which are no sparse layers of this model")
+    head = 2 * math.prod(model.embed.weight.shape) if model.head is None else 0
+    return total + head
+
+
+def weight_flops(weight: Weight) -> int:
+    """Operations of one vector times this matrix, with dense input."""
+    if isinstance(weight, Transposed | Masked | SparseInput):
+        return weight_flops(weight.w)
+    if isinstance(weight, LowRank):
+        return 2 * (weight.a.size + weight.b.size)
+    if isinstance(weight, LoRA):
+        return weight_flops(weight.base) + 2 * (weight.a.size + weight.b.size)
+    return 2 * math.prod(weight.shape)
