@@ -32,6 +32,8 @@ def compress(
     import time
 
     start = time.perf_counter()
+    from functools import partial
+
     import rich
 
     from ffnlab import compress as job
@@ -54,7 +56,7 @@ def compress(
         words,
         out,
         source=source,
-        rival=job.embedded_rival if model is None and not text else None,
+        rival=partial(job.embedded_rival, text=words) if model is None and not text else None,
         interrupted="resume" if resume else "restart" if restart else "refuse",
         loading=time.perf_counter() - start,
     )

@@ -6,6 +6,7 @@ recipe may say is `ffnlab.recipes`; the methods themselves are in the packages b
 
 from ffnlab.compress.job import compress
 from ffnlab.compress.report import Export, Report, Rival, Row, read_report
+from ffnlab.compress.rival import embedded_rival
 from ffnlab.compress.text import Text, file_text, standard_text
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Row",
     "Text",
     "compress",
+    "embedded_rival",
     "file_text",
     "read_report",
     "standard_text",

@@ -1,0 +1,111 @@
+"""`ffnlab compress` from its arguments to its files, and what a kill leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+from ffnlab import models
+from ffnlab.cli.main import main
+from ffnlab.compress import read_report
+from ffnlab.models import Decoder, Tokenizer
+from tests.compress.conftest import CONFIG, RECIPE, WORDS
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A folder with a model directory, a text and a recipe."""
+    folder = tmp_path_factory.mktemp("inputs")
+    models.save(Decoder(CONFIG, key=jax.random.key(3)), folder / "model")
+    Tokenizer.bytes().save(folder / "model")
+    (folder / "text.txt").write_bytes(WORDS)
+    (folder / "recipe.toml").write_text(RECIPE)
+    return folder
+
+
+def arguments(inputs, out, *more: str) -> list[str]:
+    """The command line of the job."""
+    files = ["--text", str(inputs / "text.txt"), "--recipe", str(inputs / "recipe.toml")]
+    return ["compress", str(inputs / "model"), *files, "--out", str(out), *more]
+
+
+def test_a_model_directory_is_compressed(inputs, tmp_path, capsys):
+    assert main(arguments(inputs, tmp_path / "out")) == 0
+    said = capsys.readouterr().out
+    assert "held-out quality, size and speed after each stage" in said
+    assert "recipe: recipe.toml" in said
+    report = read_report(tmp_path / "out" / "report.json")
+    assert report.model["source"] == str(inputs / "model")
+    assert report.text["source"] == str(inputs / "text.txt")
+    assert report.rival is None and report.seconds["load"] > 0
+    again = models.load(tmp_path / "out" / "model")
+    assert models.removed(again) and again.config.layers == CONFIG.layers
+
+
+def test_killed_and_stopped_and_resumed(inputs, tmp_path):
+    out = tmp_path / "out"
+    started(inputs, out).kill_when("original", signal.SIGKILL)
+    stopped = started(inputs, out, "--resume").kill_when("finercut", signal.SIGINT)
+    assert stopped.returncode == 130
+    assert stopped.stderr.endswith(f"--out {out} --resume\n")
+    assert "interrupted; what was finished is kept" in stopped.stderr
+    measured = json.loads((out / ".resume" / "run.json").read_text())["measured"]
+    assert main(arguments(inputs, out, "--resume")) == 0
+    report = read_report(out / "report.json")
+    assert report.rows[0].decode == measured["original"]["decode"]
+    assert not (out / ".resume").exists()
+
+
+class started:
+    """The job in a process of its own."""
+
+    def __init__(self, inputs, out, *more: str):
+        command = [sys.executable, "-m", "ffnlab", *arguments(inputs, out, *more)]
+        self.file = out / ".resume" / "run.json"
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+        )
+
+    def kill_when(self, label: str, with_signal: signal.Signals) -> subprocess.CompletedProcess:
+        """Sends a signal as soon as a stage is measured."""
+        while self.process.poll() is None:
+            if self.file.exists() and label in json.loads(self.file.read_text())["measured"]:
+                self.process.send_signal(with_signal)
+                break
+            time.sleep(0.02)
+        out, error = self.process.communicate(timeout=300)
+        return subprocess.CompletedProcess((), self.process.returncode, out, error)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--resume", "--restart"], "--resume and --restart exclude each other"),
+        (["--recipe", "none.toml"], "none.toml: No such file or directory"),
+        (["--text", "none.txt"], "none.txt cannot be read"),
+    ],
+)
+def test_errors_of_use_are_one_line(inputs, tmp_path, capsys, more, said):
+    assert main(arguments(inputs, tmp_path / "out", *more)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ffnlab compress: error: ") and said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_that_is_no_model(tmp_path, capsys):
+    assert main(["compress", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "config.json" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_is_not_overwritten(inputs, tmp_path, capsys):
+    folder = tmp_path / "out" / ".resume"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    assert main(arguments(inputs, tmp_path / "out")) == 2
+    assert "--resume continues it, --restart throws it away" in capsys.readouterr().err
