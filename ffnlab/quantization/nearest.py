@@ -27,7 +27,7 @@ FORMATS = ("int4", "int8", "float8")
 
 def nearest(
     *,
-    format: Literal["int4", "int8", "float8"] = "int4",  # noqa: A002  the word of the recipes
+    format: Literal["int4", "int8", "float8"] = "int4",
     group: int | None = 128,
     activations: Literal["e4m3"] | None = None,
     select: Predicate = inside_blocks,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ffnlab import models, tree, weights
 from ffnlab.layers import Attention, Rope
@@ -106,17 +106,15 @@ def score_errors(seed: int, *, offsets: bool, draws: int = 4) -> dict[str, float
     return {name: float(np.mean([f[name] for f in found])) for name in found[0]}
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _score_errors(key: Array, offsets: bool) -> dict[str, Array]:
+@jax.jit
+def _score_errors(key: Array, offsets: Bool[Array, ""] | bool) -> dict[str, Array]:
     d, t = 64, 512
     where, size, sign, k_key, q_key = jax.random.split(key, 5)
     outlier = jax.random.permutation(where, jnp.arange(d) < 3)
     strength = jax.random.uniform(size, (d,), minval=8.0, maxval=12.0)
     k = jax.random.normal(k_key, (1, t, 1, d))
-    if offsets:
-        k = k + jnp.where(outlier, strength * jax.random.rademacher(sign, (d,), jnp.float32), 0)
-    else:
-        k = k * jnp.where(outlier, strength, 1)
+    offset = jnp.where(outlier, strength * jax.random.rademacher(sign, (d,), jnp.float32), 0)
+    k = jnp.where(offsets, k + offset, k * jnp.where(outlier, strength, 1))
     q = jax.random.normal(q_key, (1, t, 1, d))
     angles = tables(Rope(), d, jnp.arange(t)[None])
     absmax = jnp.max(jnp.abs(rotate(k, *angles)), axis=(0, 1))
@@ -204,7 +202,9 @@ def loss(model: Decoder, rows: Int[np.ndarray, "n u"]) -> Loss:
     """Scores every token of the rows but the first, sixteen rows at a time."""
     prepared = weights.prepare(model)
     parts = [row_nats(prepared, part) for part in np.split(rows, range(16, len(rows), 16))]
-    return Loss(np.concatenate([np.asarray(part, np.float64) for part in parts]), tree.nbytes(model))
+    return Loss(
+        np.concatenate([np.asarray(part, np.float64) for part in parts]), tree.nbytes(model)
+    )
 
 
 @jax.jit
