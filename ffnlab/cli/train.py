@@ -21,8 +21,7 @@ from ffnlab.data import (
 )
 from ffnlab.errors import ConfigError
 from ffnlab.learning import OptimizerConfig, backprop, make_optimizer
-from ffnlab.models import Decoder, DecoderConfig, Tokenizer
-from ffnlab.models.save import save
+from ffnlab.models import Decoder, DecoderConfig, Tokenizer, load, save
 from ffnlab.parallel import LoopOptions, Outcome, held_out_bits, read_config, to_table
 from ffnlab.rule import Rule
 
@@ -171,8 +170,13 @@ def run(
     )
     if not outcome.finished:
         return {"finished": False, "position": outcome.position, "steps": options.steps}
-    record = training_record(settings, outcome, held_out, identity)
-    write_model(outcome.state.model, options.dtype, out / "model", record)
+    folder = out / "model"
+    save(outcome.state.model, folder, dtype=options.dtype)
+    Tokenizer.bytes().save(folder)
+    predict = functools.partial(jax.jit(lambda model, tokens: model(tokens)), load(folder))
+    bits = held_out_bits(predict, windows)  # of what was written, rounding included
+    record = training_record(settings, outcome, bits, held_out, identity)
+    io.write_json(folder / "training.json", record)
     return record
 
 
@@ -218,9 +222,9 @@ def _evaluate(rule: Rule, windows: HeldOut, state: object) -> dict[str, float]:
 
 
 def training_record(
-    settings: TrainConfig, outcome: Outcome, held_out: bytes, identity: Mapping
+    settings: TrainConfig, outcome: Outcome, bits: float, held_out: bytes, identity: Mapping
 ) -> dict[str, object]:
-    """What is known of a finished run: recipe, text, figures, versions."""
+    """What is known of a finished run: recipe, text, figures of the written model, versions."""
     tokens = outcome.position * settings.data.batch * settings.data.length
     return {
         "finished": True,
@@ -229,7 +233,7 @@ def training_record(
         "steps": outcome.position,
         "tokens": tokens,
         "seconds": round(outcome.seconds, 1),
-        "held_out_bits_per_byte": outcome.metrics["held_out_bits"],
+        "held_out_bits_per_byte": bits,
         "held_out_window": {"length": settings.data.length, "stride": settings.data.stride},
         "xz_bits_per_byte": xz_bits(held_out),
         "versions": versions("jax", "flax", "optax", "numpy"),
@@ -249,10 +253,3 @@ def xz_bits(text: bytes) -> float:
     True
     """
     return 8 * len(lzma.compress(text, preset=9)) / len(text)
-
-
-def write_model(model: Decoder, dtype: str, folder: Path, record: Mapping) -> None:
-    """Writes a model directory with its tokenizer and `training.json`."""
-    save(model, folder, dtype=dtype)
-    Tokenizer.bytes().save(folder)
-    io.write_json(folder / "training.json", record)
