@@ -1,0 +1,141 @@
+"""The contracts of transforms and rules, run over all of them (see `contracts_methods.py`)."""
+
+import importlib
+import inspect
+import pkgutil
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ffnlab
+from ffnlab import io, models, transform
+from ffnlab.rule import Rule
+from ffnlab.transform import Transform
+from tests.compiles import counted
+from tests.contracts import batches, tiny
+from tests.contracts_methods import RULES, TRANSFORMS
+from tests.test_contracts import equal
+
+transform_cases = pytest.mark.parametrize("name", TRANSFORMS)
+rule_cases = pytest.mark.parametrize("name", RULES)
+METHODS = ("learning", "pruning", "quantization", "sparsity")
+
+
+def factories(kind: type) -> set[str]:
+    """Public functions of the method packages that are annotated to return a `kind`."""
+    found = set()
+    for package in METHODS:
+        home = importlib.import_module(f"ffnlab.{package}")
+        for module in pkgutil.iter_modules(home.__path__, f"ffnlab.{package}."):
+            for name, member in vars(importlib.import_module(module.name)).items():
+                if inspect.isfunction(member) and member.__module__ == module.name:
+                    returned = inspect.signature(member).return_annotation
+                    if kind in (returned, typing.get_origin(returned)) and name[0] != "_":
+                        found.add(name)
+    return found
+
+
+def test_every_method_is_under_contract():
+    for kind, table in ((Transform, TRANSFORMS), (Rule, RULES)):
+        assert factories(kind) == {name.split("-")[0] for name in table}
+    assert set(METHODS) <= set(ffnlab.__all__)
+
+
+@transform_cases
+def test_arguments_stay_and_the_result_repeats_bit_for_bit(name):
+    model, calibration = tiny(), batches()
+    before, texts = jax.tree.map(np.array, model), jax.tree.map(np.array, calibration)
+    new, stats = transform.apply(TRANSFORMS[name](), model, calibration)
+    again, stats_again = transform.apply(TRANSFORMS[name](), model, calibration)
+    assert equal(before, model) and equal(texts, calibration)
+    assert type(new) is type(model) and new.config == model.config
+    assert equal(new, again) and equal(stats, stats_again)
+    logits = jax.jit(lambda m, t: m(t))(new, calibration[0])
+    assert logits.shape == (2, 12, 64) and np.all(np.isfinite(logits))
+
+
+@transform_cases
+def test_second_pass_over_the_data_compiles_nothing(name):
+    t, model, calibration = TRANSFORMS[name](), tiny(), batches()
+    if t.observe is None:
+        assert t.advance(model, t.init(model))[1]
+        return
+    transform.calibrate(t, model, calibration)
+    other = tiny(jax.random.key(1))
+    with counted() as count:
+        t.observe(t.init(model), other, calibration[1])
+    assert count.programs == 0
+
+
+@transform_cases
+def test_stats_are_saved_and_applied_elsewhere(name, tmp_path):
+    t, model = TRANSFORMS[name](), tiny()
+    stats = transform.calibrate(t, model, batches())
+    if jax.tree.leaves(stats):
+        io.save_stats(tmp_path / "stats.npz", stats)
+        stats = io.load_stats(tmp_path / "stats.npz", stats)
+    assert equal(t.rewrite(tiny(), stats), transform.apply(t, model, batches())[0])
+
+
+@transform_cases
+def test_stacked_models_are_taken(name):
+    t = TRANSFORMS[name]()
+    flat, _ = transform.apply(t, tiny(), batches())
+    stacked, _ = transform.apply(t, models.stack(tiny()), batches())
+    back = models.unstack(stacked)
+    tokens = batches()[0]
+    assert jax.tree.structure(back) == jax.tree.structure(flat)
+    run = jax.jit(lambda m, t: m(t))
+    # Scanned blocks round in another order; a code of a quantizer may move by one.
+    error = jnp.linalg.norm(run(back, tokens) - run(flat, tokens))
+    assert error < 0.05 * jnp.linalg.norm(run(flat, tokens))
+
+
+@pytest.mark.parametrize(
+    "order", ["finercut chess fireq", "fireq finercut chess", "chess fireq cats"]
+)
+def test_any_order_composes(order):
+    steps = [TRANSFORMS[name]() for name in order.split()]
+    by_hand = tiny()
+    for step in steps:
+        by_hand, _ = transform.apply(step, by_hand, batches())
+    chained, _ = transform.apply(transform.chain(*steps), tiny(), batches())
+    assert equal(chained, by_hand)
+    assert np.all(np.isfinite(jax.jit(lambda m, t: m(t))(chained, batches()[0])))
+
+
+@rule_cases
+def test_rule_steps_once_compiled_and_repeats(name):
+    rule, data = RULES[name](), batches()
+    model = tiny()
+    before = jax.tree.map(np.array, model)
+    state, metrics = rule.step(rule.init(model, jax.random.key(0)), data[0])
+    with counted() as count:
+        state, metrics = rule.step(state, data[1])
+    assert count.programs == 0
+    other, _ = rule.step(rule.init(model, jax.random.key(0)), data[0])
+    other, same = rule.step(other, data[1])
+    assert equal(state, other) and equal(metrics, same)
+    assert equal(before, model)
+    assert all(np.ndim(value) == 0 for value in metrics.values())
+
+
+@rule_cases
+def test_rule_state_survives_a_checkpoint(name, tmp_path):
+    rule, data = RULES[name](), batches()
+    state, _ = rule.step(rule.init(tiny(), jax.random.key(0)), data[0])
+    io.save(tmp_path / "state", state)
+    back = io.restore(tmp_path / "state", jax.eval_shape(lambda: state))
+    assert equal(rule.step(back, data[1])[0], rule.step(state, data[1])[0])
+
+
+@rule_cases
+def test_rule_predicts_from_its_state(name):
+    rule, data = RULES[name](), batches()
+    state = rule.init(tiny(), jax.random.key(0))
+    out = rule.predict(state, data[0])
+    assert out.shape == (2, 12, 64)
+    assert equal(out, rule.predict(state, data[0]))
