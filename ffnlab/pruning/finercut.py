@@ -134,7 +134,8 @@ def finercut(
         totals = np.asarray(sums, np.float64).reshape(-1)[: len(open_drops)]
         check_finite(bool(is_sane), totals, open_drops)
         spread = np.einsum("c,cnk->nk", totals, open_drops)  # each cell belongs to one candidate
-        count = metric.count(*tokens.shape, model.config.vocab)
+        samples, length = tokens.shape
+        count = metric.terms(samples, length, model.config.vocab)
         return stats._replace(sums=stats.sums + spread, count=np.asarray(stats.count + count))
 
     def advance(model: Decoder, stats: Search) -> tuple[Search, bool]:

@@ -5,7 +5,7 @@ Y, Z: logits of the original and of the pruned model, [b, t, v].   P = softmax(Y
 M = (P + Q) / 2,   d = log Q - log P.
 
 Each distance is a sum of terms divided by their count, so that chunks of a calibration set add
-up: `total` gives the sum over a chunk in float32, `count` how many terms that was.
+up: `total` gives the sum over a chunk in float32, `terms` how many terms that was.
 
 What differs from the authors' code, and why:
 - The same functions are written as sums of terms that are >= 0 and exactly 0 where the logits
@@ -31,7 +31,7 @@ LOG2 = math.log(2.0)
 
 
 class Distance(NamedTuple):
-    """A distance that streams over chunks of samples: sum of `total` / sum of `count`.
+    """A distance that streams over chunks of samples: sum of `total` / sum of `terms`.
 
     Attributes:
       total: (original logits [b, t, v], pruned logits [b, t, v], tokens [b, t]) -> sum of the
@@ -43,8 +43,8 @@ class Distance(NamedTuple):
     total: Callable[[Logits, Logits, Int[Array, "b t"]], Float[Array, ""]]
     per: Literal["element", "token", "sample"]
 
-    def count(self, samples: int, tokens: int, vocab: int) -> int:
-        """Number of terms in a chunk of `samples` x `tokens` positions and `vocab` logits each."""
+    def terms(self, samples: int, tokens: int, vocab: int) -> int:
+        """How many terms a chunk of `samples` x `tokens` positions has, `vocab` logits each."""
         return {
             "element": samples * tokens * vocab,
             "token": samples * tokens,

@@ -143,8 +143,8 @@ def gates_without(n: int, units: list[int]) -> Float[np.ndarray, "n 2"]:
 def score(model: Decoder, rows: Int[np.ndarray, "b t"], gates: Float[np.ndarray, "n 2"]) -> Score:
     """Scores every token of the rows but the first, eight rows at a time."""
     parts = np.split(rows, range(8, len(rows), 8))
-    sums = sum(np.asarray(sum_scores(model, part, gates), np.float64) for part in parts)
-    return Score(*(float(x) / rows[:, 1:].size for x in sums))
+    sums = np.array([sum_scores(model, part, gates) for part in parts], np.float64).sum(axis=0)
+    return Score(nats=sums[0] / rows[:, 1:].size, accuracy=sums[1] / rows[:, 1:].size)
 
 
 @jax.jit
@@ -285,6 +285,9 @@ def curves(figure, found: Comparison) -> None:
     axes.plot(pairs, [s.nats for s in found.blocks], "s--", color="C1", label="whole blocks")
     axes.plot(whole, [s.nats for s in found.one_shot], "^-", color="C2", label="one-shot ranking")
     axes.plot(whole, [s.nats for s in found.greedy], "o-", color="C0", label="greedy (FinerCut)")
+    dense = found.greedy[0].nats
+    span = max(s.nats for s in (*found.blocks, *found.one_shot, *found.greedy)) - dense
+    axes.set_ylim(dense - 0.1 * span, dense + 1.7 * span)  # random choices may run off the top
     axes.set_xlabel(f"sublayers removed, of {found.search.step.size}")
     axes.set_ylabel("held-out nats per byte")
     axes.set_title("What is lost with each way of choosing")

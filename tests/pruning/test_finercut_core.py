@@ -25,7 +25,7 @@ def total(name: str, original, pruned, tokens) -> float:
 def mean(name: str, original, pruned, tokens=None) -> float:
     """Total over count of one chunk."""
     tokens = np.zeros(original.shape[:2], np.int32) if tokens is None else tokens
-    return total(name, original, pruned, tokens) / DISTANCES[name].count(*original.shape)
+    return total(name, original, pruned, tokens) / DISTANCES[name].terms(*original.shape)
 
 
 def textbook(original, pruned):
@@ -85,7 +85,7 @@ def test_distances_are_finite_not_negative_and_add_over_samples(name, logits, se
     b, t, v = logits.shape
     tokens = np.zeros((1, t), np.int32)
     parts = [total(name, logits[i : i + 1], other[i : i + 1], tokens) for i in range(b)]
-    count = sum(DISTANCES[name].count(1, t, v) for _ in range(b))
+    count = sum(DISTANCES[name].terms(1, t, v) for _ in range(b))
     assert sum(parts) / count == pytest.approx(whole, rel=1e-5, abs=1e-12)
 
 
