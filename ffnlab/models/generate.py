@@ -1,9 +1,10 @@
 """Generation: one compiled prefill, one compiled loop of decode steps over a static cache.
 
 Prompts of a batch are padded on the left, so that all rows fill the same cache slot at each step.
-Lengths are rounded up (prompts to PROMPT_STEP tokens, the cache to CACHE_STEP slots) and all other
-numbers are traced: a new prompt, temperature, p, stop list or number of tokens up to the rounded
-one compiles nothing. The loop ends when every row has stopped.
+Lengths are rounded up (prompts to PROMPT_STEP tokens, the cache to CACHE_STEP slots, long ones to
+an eighth of the next power of two) and all other numbers are traced: a new prompt, temperature, p,
+stop list or number of tokens up to the rounded one compiles nothing. The loop ends when every row
+has stopped.
 """
 
 import functools
@@ -213,7 +214,12 @@ def left_padded(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rounded(n: int, step: int) -> int:
-    """n rounded up to a multiple of step."""
+    """n rounded up to a multiple of step, and to few multiples of it where n is large.
+
+    >>> [rounded(n, 32) for n in (1, 33, 500, 5000)]
+    [32, 64, 512, 5120]
+    """
+    step = max(step, 1 << max(n.bit_length() - 3, 0))
     return -(-n // step) * step
 
 
