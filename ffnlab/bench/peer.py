@@ -1,0 +1,99 @@
+"""Talks to `peer_server.py` in an interpreter that has torch and transformers."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ffnlab.errors import FFNLabError, MissingExtraError
+from ffnlab.files import StrPath
+
+__all__ = ["Peer", "peer_python"]
+
+VARIABLE = "FFNLAB_PARITY_PYTHON"
+
+
+def peer_python() -> str:
+    """The interpreter for the peer: what FFNLAB_PARITY_PYTHON names, else this one.
+
+    Raises:
+      MissingExtraError: the variable is not set and torch or transformers is not installed here.
+    """
+    named = os.environ.get(VARIABLE)
+    if named:
+        return named
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(
+            f"{' and '.join(missing)} not installed; they come with the extra 'parity' "
+            f"(pip install 'ffnlab[parity]'), or {VARIABLE} names an interpreter that has them",
+            name=missing[0],
+        )
+    return sys.executable
+
+
+class Peer:
+    """A model directory loaded by `transformers` in its own process; a context manager.
+
+    Attributes:
+      about: what it said on loading: dtype, threads, versions.
+    """
+
+    def __init__(self, directory: StrPath, *, threads: int | None = None):
+        """Starts the process and loads the model.
+
+        Args:
+          directory: a Hugging Face directory that needs nothing of ffnlab.
+          threads: of torch; the CPUs that this process may use when None.
+        Raises:
+          MissingExtraError: there is no interpreter with torch (see `peer_python`).
+          FFNLabError: the process failed; the message ends with what it said.
+        """
+        script = Path(__file__).with_name("peer_server.py")
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self._process = subprocess.Popen(
+            [peer_python(), "-W", "ignore", str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        threads = cpus() if threads is None else threads
+        self.about = self.ask("load", directory=str(directory), threads=threads)
+
+    def ask(self, do: str, **request: object) -> dict[str, Any]:
+        """One request and its answer; the keys are in `peer_server.py`.
+
+        Raises:
+          FFNLabError: the process ended.
+        """
+        process = self._process
+        try:
+            process.stdin.write(json.dumps({"do": do, **request}) + "\n")  # type: ignore[union-attr]
+            process.stdin.flush()  # type: ignore[union-attr]
+        except BrokenPipeError:
+            line = ""
+        else:
+            line = process.stdout.readline()  # type: ignore[union-attr]
+        if not line:
+            said = process.communicate()[1].strip().splitlines()
+            raise FFNLabError(f"the peer's process failed at {do!r}: {' '.join(said[-3:])}")
+        return json.loads(line)
+
+    def __enter__(self) -> "Peer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def cpus() -> int:
+    """CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
