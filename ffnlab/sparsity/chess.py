@@ -165,7 +165,9 @@ def _transform(name: str, options: Options) -> Transform[Decoder, ChessStats]:
             cuts[path] = add(options, stats.cuts[path], scores)
         return stats._replace(cuts=cuts, batches=stats.batches + 1)
 
-    def observe(stats: ChessStats, model: Decoder, batch: Int[Array, "b t"]) -> ChessStats:
+    def observe(
+        stats: ChessStats, model: Decoder, batch: Int[Array | np.ndarray, "b t"]
+    ) -> ChessStats:
         return (second_pass if stats.passes == 1 else first_pass)(stats, model, batch)
 
     def advance(model: Decoder, stats: ChessStats) -> tuple[ChessStats, bool]:

@@ -156,7 +156,7 @@ def thresholds(
 
 
 def keep_mask(
-    gate: Float[Array, "*b h"], threshold: Float[Array, "*h"], *, strict: bool
+    gate: Float[Array, "*b h"], threshold: Float[Array | np.ndarray, "*h"], *, strict: bool
 ) -> Bool[Array, "*b h"]:
     """Which activations are kept: |a| > t (strict) or |a| >= t.
 
