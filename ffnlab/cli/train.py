@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from ffnlab import io, parallel
 from ffnlab.data import (
@@ -20,7 +21,7 @@ from ffnlab.data import (
     text_identity,
 )
 from ffnlab.errors import ConfigError
-from ffnlab.learning import OptimizerConfig, backprop, make_optimizer
+from ffnlab.learning import Extension, OptimizerConfig, backprop, make_optimizer
 from ffnlab.models import Decoder, DecoderConfig, Tokenizer, load, save
 from ffnlab.parallel import LoopOptions, Outcome, held_out_bits, read_config, to_table
 from ffnlab.rule import Rule
@@ -79,6 +80,7 @@ class TrainConfig:
       run: steps, seed, intervals.
       data: text and batches.
       optimizer: for rules that take one.
+      extension: steps after those of `run`, with longer rows; scoring then uses their length.
       rule: name of the learning rule, a key of `RULES`.
     """
 
@@ -86,6 +88,7 @@ class TrainConfig:
     run: RunConfig
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    extension: Extension = Extension()
     rule: str = "backprop"
 
     def __post_init__(self) -> None:
@@ -94,7 +97,7 @@ class TrainConfig:
 
 
 def _backprop(config: TrainConfig) -> Rule:
-    return backprop(optimizer=make_optimizer(config.optimizer, config.run.steps))
+    return backprop(optimizer=make_optimizer(config.optimizer, config.run.steps, config.extension))
 
 
 # The only place where a name becomes a rule.
@@ -148,9 +151,9 @@ def run(
       the run.
     """
     text, held_out, identity = load_text(settings.data)
-    data, options = settings.data, settings.run
-    batches = TextBatches(text, data.batch, data.length, options.seed, "the training text")
-    windows = held_out_windows(held_out, data.length, data.stride, "the held-out text")
+    options = settings.run
+    batches = batches_of(settings, text)
+    windows = held_out_windows(held_out, *window(settings), "the held-out text")
     rule = RULES[settings.rule](settings)
     key = jax.random.key(options.seed)
     model = Decoder(settings.model, key=key)
@@ -159,7 +162,7 @@ def run(
         rule,
         model,
         batches,
-        options.steps,
+        options.steps + settings.extension.steps,
         key=key,
         folder=out,
         resume=resume,
@@ -169,7 +172,8 @@ def run(
         ),
     )
     if not outcome.finished:
-        return {"finished": False, "position": outcome.position, "steps": options.steps}
+        steps = options.steps + settings.extension.steps
+        return {"finished": False, "position": outcome.position, "steps": steps}
     folder = out / "model"
     save(outcome.state.model, folder, dtype=options.dtype)
     Tokenizer.bytes().save(folder)
@@ -178,6 +182,22 @@ def run(
     record = training_record(settings, outcome, bits, held_out, identity)
     io.write_json(folder / "training.json", record)
     return record
+
+
+def batches_of(settings: TrainConfig, text: bytes) -> Callable[[int], np.ndarray]:
+    """Batches by position: those of `data`, then those of the extension."""
+    data, more, steps = settings.data, settings.extension, settings.run.steps
+    short = TextBatches(text, data.batch, data.length, settings.run.seed, "the training text")
+    if not more.steps:
+        return short
+    long = TextBatches(text, more.batch, more.length, settings.run.seed + 1, "the training text")
+    return lambda position: short(position) if position < steps else long(position - steps)
+
+
+def window(settings: TrainConfig) -> tuple[int, int]:
+    """Length and stride of the held-out windows: the longest rows trained on."""
+    data, more = settings.data, settings.extension
+    return (more.length, more.length // 2) if more.steps else (data.length, data.stride)
 
 
 def load_text(data: DataConfig) -> tuple[bytes, bytes, dict[str, str | int]]:
@@ -225,7 +245,8 @@ def training_record(
     settings: TrainConfig, outcome: Outcome, bits: float, held_out: bytes, identity: Mapping
 ) -> dict[str, object]:
     """What is known of a finished run: recipe, text, figures of the written model, versions."""
-    tokens = outcome.position * settings.data.batch * settings.data.length
+    data, more = settings.data, settings.extension
+    tokens = settings.run.steps * data.batch * data.length + more.steps * more.batch * more.length
     return {
         "finished": True,
         "recipe": to_table(settings),
@@ -234,7 +255,7 @@ def training_record(
         "tokens": tokens,
         "seconds": round(outcome.seconds, 1),
         "held_out_bits_per_byte": bits,
-        "held_out_window": {"length": settings.data.length, "stride": settings.data.stride},
+        "held_out_window": dict(zip(("length", "stride"), window(settings), strict=True)),
         "xz_bits_per_byte": xz_bits(held_out),
         "versions": versions("jax", "flax", "optax", "numpy"),
         "threads": os.cpu_count(),

@@ -5,10 +5,11 @@ Optimizers are optax pieces and belong inside a rule; the loop that runs any rul
 """
 
 from ffnlab.learning.backprop import BackpropState, backprop, next_token
-from ffnlab.learning.optimizers import OptimizerConfig, make_optimizer, rate_at
+from ffnlab.learning.optimizers import Extension, OptimizerConfig, make_optimizer, rate_at
 
 __all__ = [
     "BackpropState",
+    "Extension",
     "OptimizerConfig",
     "backprop",
     "make_optimizer",

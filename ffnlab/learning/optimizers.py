@@ -15,6 +15,8 @@ from jaxtyping import PyTree
 
 from ffnlab.errors import ConfigError
 
+Rate = Callable[[float], optax.Schedule]  # from a peak to the rate by step
+
 SCHEDULES = ("trapezoid", "cosine", "constant")
 
 
@@ -61,8 +63,34 @@ class OptimizerConfig:
                 raise ConfigError(f"{field}={getattr(self, field)} must not be negative")
 
 
-def rate_at(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
-    """The learning rate by step, over a run of `steps` steps.
+@dataclasses.dataclass(frozen=True)
+class Extension:
+    """More steps after the schedule has ended, with rows of another length.
+
+    A model learns most from short rows, which are cheap, and needs few steps to use longer ones.
+
+    Attributes:
+      steps: how many; 0 for none.
+      batch, length: of these steps' batches.
+      rate: peak, as a fraction of the optimizer's; warmed up over a tenth, then linear to zero.
+    """
+
+    steps: int = 0
+    batch: int = 4
+    length: int = 512
+    rate: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or not self.rate > 0:
+            raise ConfigError(
+                f"extension needs steps >= 0 and rate > 0, got steps={self.steps}, rate={self.rate}"
+            )
+
+
+def rate_at(
+    config: OptimizerConfig, peak: float, steps: int, extension: Extension = Extension()
+) -> optax.Schedule:
+    """The learning rate by step, over a run of `steps` steps and those of the extension.
 
     >>> rate = rate_at(OptimizerConfig(warmup=10, decay=0.5), 1.0, steps=100)
     >>> [round(float(rate(step)), 2) for step in (0, 5, 10, 50, 75, 100)]
@@ -76,16 +104,24 @@ def rate_at(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
     else:
         fall = min(max(1, round(config.decay * steps)), max(1, steps - warmup))
         after = optax.linear_schedule(peak, 0.0, fall, transition_begin=steps - warmup - fall)
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(1, warmup)), after], [warmup])
+    parts, starts = [optax.linear_schedule(0.0, peak, max(1, warmup)), after], [warmup]
+    if extension.steps:
+        top, rise = peak * extension.rate, -(-extension.steps // 10)
+        parts += [optax.linear_schedule(0.0, top, rise)]
+        parts += [optax.linear_schedule(top, 0.0, max(1, extension.steps - rise))]
+        starts += [steps, steps + rise]
+    return optax.join_schedules(parts, starts)
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The optimizer of a configuration, for a run of `steps` steps.
+def make_optimizer(
+    config: OptimizerConfig, steps: int, extension: Extension = Extension()
+) -> optax.GradientTransformation:
+    """The optimizer of a configuration, for a run of `steps` steps and those of the extension.
 
     Returns:
       an optax transformation that accepts any tree of floating arrays.
     """
-    inner = OPTIMIZERS[config.name](config, steps)
+    inner = OPTIMIZERS[config.name](config, lambda peak: rate_at(config, peak, steps, extension))
     return optax.chain(optax.clip_by_global_norm(config.clip), inner) if config.clip else inner
 
 
@@ -111,36 +147,35 @@ def layer_matrices(params: PyTree) -> PyTree:
     return jax.tree.map(of_node, params, is_leaf=lambda node: isinstance(node, nnx.Variable))
 
 
-def _adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    rate = rate_at(config, config.rate, steps)
-    return optax.adamw(rate, config.b1, config.b2, weight_decay=config.weight_decay, mask=matrices)
+def _adamw(config: OptimizerConfig, rate: Rate) -> optax.GradientTransformation:
+    decay = {"weight_decay": config.weight_decay, "mask": matrices}
+    return optax.adamw(rate(config.rate), config.b1, config.b2, **decay)
 
 
-def _lion(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    rate = rate_at(config, config.rate, steps)
-    return optax.lion(rate, config.b1, config.b2, weight_decay=config.weight_decay, mask=matrices)
+def _lion(config: OptimizerConfig, rate: Rate) -> optax.GradientTransformation:
+    decay = {"weight_decay": config.weight_decay, "mask": matrices}
+    return optax.lion(rate(config.rate), config.b1, config.b2, **decay)
 
 
-def _sgd(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    rate = rate_at(config, config.rate, steps)
+def _sgd(config: OptimizerConfig, rate: Rate) -> optax.GradientTransformation:
     decay = optax.add_decayed_weights(config.weight_decay, matrices)
-    return optax.chain(decay, optax.sgd(rate, config.b1 or None))
+    return optax.chain(decay, optax.sgd(rate(config.rate), config.b1 or None))
 
 
-def _muon(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def _muon(config: OptimizerConfig, rate: Rate) -> optax.GradientTransformation:
     return optax.contrib.muon(
-        rate_at(config, config.rate, steps),
+        rate(config.rate),
         beta=config.b1,
         adam_b1=config.b1,
         adam_b2=config.b2,
         weight_decay=config.weight_decay,
-        adam_learning_rate=rate_at(config, config.table_rate, steps),
+        adam_learning_rate=rate(config.table_rate),
         muon_weight_dimension_numbers=layer_matrices,
         consistent_rms=0.2,
     )
 
 
-OPTIMIZERS: dict[str, Callable[[OptimizerConfig, int], optax.GradientTransformation]] = {
+OPTIMIZERS: dict[str, Callable[[OptimizerConfig, Rate], optax.GradientTransformation]] = {
     "adamw": _adamw,
     "lion": _lion,
     "muon": _muon,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ffnlab.errors import ConfigError
-from ffnlab.learning import OptimizerConfig, make_optimizer, rate_at
+from ffnlab.learning import Extension, OptimizerConfig, make_optimizer, rate_at
 from ffnlab.learning.optimizers import OPTIMIZERS, layer_matrices
 from ffnlab.models import Decoder, DecoderConfig, stack
 
@@ -31,6 +31,18 @@ def test_longer_runs_begin_alike():
     config = OptimizerConfig(warmup=10, decay=0.5)
     short, long = rate_at(config, 1.0, 100), rate_at(config, 1.0, 200)
     assert [float(short(s)) for s in range(50)] == [float(long(s)) for s in range(50)]
+
+
+def test_an_extension_rises_and_falls_once_more():
+    config, more = OptimizerConfig(warmup=10), Extension(steps=20, rate=0.25)
+    plain, extended = rate_at(config, 1.0, 100), rate_at(config, 1.0, 100, more)
+    assert [float(plain(s)) for s in range(100)] == [float(extended(s)) for s in range(100)]
+    wanted = {100: 0, 101: 0.125, 102: 0.25, 111: 0.125, 120: 0}
+    for step, value in wanted.items():
+        assert float(extended(step)) == pytest.approx(value, abs=1e-6)
+    for bad in ({"steps": -1}, {"rate": 0.0}):
+        with pytest.raises(ConfigError, match="extension needs"):
+            Extension(**bad)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])

@@ -105,6 +105,7 @@ def test_a_signal_saves_and_the_rest_is_the_same(key, tmp_path, number):
     resumed = train(
         counting(), MODEL, numbers, 8, key=key, folder=tmp_path, resume=True, options=options
     )
+    assert resumed.finished
     assert bits(resumed.state) == bits(train(counting(), MODEL, numbers, 8, key=key).state)
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5, 6, 7, 8]
 
@@ -124,6 +125,7 @@ def test_a_crash_falls_back_to_the_checkpoint(key, tmp_path):
         counting(), MODEL, numbers, 8, key=key, folder=tmp_path, resume=True, options=options
     )
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert resumed.finished
     assert bits(resumed.state) == bits(train(counting(), MODEL, numbers, 8, key=key).state)
 
 
