@@ -1,7 +1,6 @@
 """Blocked causal attention against jax.nn.dot_product_attention, values and gradients."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
