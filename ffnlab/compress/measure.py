@@ -8,20 +8,22 @@ import time
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Int
 
 from ffnlab import tree
 from ffnlab.compress.text import Samples
 from ffnlab.errors import NumericalError
-from ffnlab.models import Decoder
+from ffnlab.layers import SparseGatedFFN
+from ffnlab.models import Decoder, account
+from ffnlab.models.evaluate import nats_of
 from ffnlab.models.generate import begin
 from ffnlab.models.sample import Sampling
 from ffnlab.progress import track
+from ffnlab.sparsity import realised_sparsity
+from ffnlab.weights import SparseInput
 
-__all__ = ["Quality", "decode_speeds", "peak_memory", "quality"]
+__all__ = ["Cost", "Quality", "cost", "decode_speeds", "device", "peak_memory", "quality"]
 
 PROMPT, STEPS, TURNS = 32, 48, 5  # 320 tokens of context in the end
 
@@ -66,7 +68,7 @@ def quality(
     """
     nats = 0.0
     for tokens, counted in track(list(samples.batches(batch)), label, enabled=progress):
-        nats += float(np.sum(np.asarray(window_nats(model, tokens, counted), np.float64)))
+        nats += float(np.sum(np.asarray(nats_of(model, tokens), np.float64)[counted]))
     count = int(samples.counted.sum())
     found = Quality(nats, count, count * samples.bytes_per_token)
     if not math.isfinite(nats) or nats / count > 700:
@@ -75,16 +77,6 @@ def quality(
             "at this point: leave out the last stage, or make it milder"
         )
     return found
-
-
-@jax.jit
-def window_nats(
-    model: Decoder, tokens: Int[Array | np.ndarray, "b u"], counted: Bool[Array | np.ndarray, "b t"]
-) -> Float[Array, "b"]:
-    """-ln p summed over the counted tokens of each row."""
-    logits = model(tokens[:, :-1])
-    chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
-    return jnp.sum((jax.nn.logsumexp(logits, axis=-1) - chosen) * counted, axis=1)
 
 
 def decode_speeds(*models: Decoder) -> list[float]:
@@ -110,26 +102,40 @@ def decode_speeds(*models: Decoder) -> list[float]:
 
 
 class Cost(NamedTuple):
-    """What a model needs.
+    """What a model needs; see `ffnlab.models.account`.
 
     Attributes:
       parameters: numbers that it has.
       nbytes: stored, with scales and thresholds.
       cache_bytes: of keys and values per token of context.
-      flops: per decoded token.
+      flops: per token.
     """
 
     parameters: int
     nbytes: int
-    cache_bytes: float
+    cache_bytes: int
     flops: float
 
 
-def cost(model: Decoder, samples: Samples) -> Cost:
-    """What a model needs, as it is stored."""
-    cache = jax.eval_shape(lambda: model.init_cache(1, PROMPT).layers)
-    n = sum(math.prod(v.get_value().shape) for _, v in tree.walk(model) if isinstance(v, nnx.Param))
-    return Cost(n, tree.nbytes(model), tree.nbytes(cache) / PROMPT, 2.0 * n)
+def cost(model: Decoder, prepared: Decoder, tokens: Int[np.ndarray, "b t"]) -> Cost:
+    """What a model needs.
+
+    Args:
+      model: as it is stored.
+      prepared: the same as it is run.
+      tokens: held-out text, on which the channels that a sparse model skips are counted; a token
+        attends to t of them.
+    """
+    sparse = tree.where(lambda _, node: isinstance(node, SparseGatedFFN | SparseInput))
+    zeros = None
+    if any(sparse(path, node) for path, node in tree.walk(model)):
+        zeros = realised_sparsity(prepared, [jax.numpy.asarray(tokens)]).zeros
+    return Cost(
+        account.parameters(model),
+        account.nbytes(model),
+        account.cache_bytes_per_token(model),
+        account.flops_per_token(model, tokens.shape[1], zeros=zeros),
+    )
 
 
 def device() -> str:

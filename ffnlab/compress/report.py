@@ -36,7 +36,8 @@ class Row:
       parameters: numbers that the model has, in whatever format.
       nbytes: stored bytes of all parameters, with scales and thresholds.
       cache_bytes: of keys and values, per token of context.
-      flops: floating-point operations per decoded token, skipped channels left out.
+      flops: floating-point operations per token at a context of one evaluation window; channels
+        that a sparse model skips are left out.
       decode: tokens per second, batch 1, greedy.
       decode_original: the same of the original model, measured in turns with `decode`.
       seconds: calibration and rewriting.
@@ -47,7 +48,7 @@ class Row:
     bits_per_byte: float
     parameters: int
     nbytes: int
-    cache_bytes: float
+    cache_bytes: int
     flops: float
     decode: float
     decode_original: float

@@ -78,6 +78,7 @@ def measured(job: Job, label: str, prepared: Decoder, model: Decoder, seconds: f
         found = measure.quality(
             prepared, job.plan.samples, size, label=label, progress=job.progress
         )
+        needed = measure.cost(model, prepared, job.plan.samples.tokens[:size, :-1])
     with job.clock.phase("decode"):
         both = [job.original] if prepared is job.original else [prepared, job.original]
         speeds = measure.decode_speeds(*both)
@@ -88,7 +89,7 @@ def measured(job: Job, label: str, prepared: Decoder, model: Decoder, seconds: f
         decode=speeds[0],
         decode_original=speeds[-1],
         seconds=seconds,
-        **measure.cost(model, job.plan.samples)._asdict(),
+        **needed._asdict(),
     )
     job.state.record(label, dataclasses.asdict(row))
     return row

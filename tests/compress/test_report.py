@@ -10,8 +10,8 @@ from ffnlab.compress.report import FORMAT, count, size
 from ffnlab.errors import FormatError
 
 ROWS = (
-    Row("original", 3.5, 1.81, 1_624_320, 3_300_000, 2048.0, 3.3e6, 900.0, 900.0, 0.0),
-    Row("finercut", 1234.5, 1.9, 1_300_320, 2_700_000, 1600.0, 2.8e6, 1080.0, 900.0, 11.5),
+    Row("original", 3.5, 1.81, 1_624_320, 3_300_000, 2048, 3.3e6, 900.0, 900.0, 0.0),
+    Row("finercut", 1234.5, 1.9, 1_300_320, 2_700_000, 1600, 2.8e6, 1080.0, 900.0, 11.5),
 )
 EXPORT = Export("dense", 5_000_000, {"config.json": "ab"}, 3.95, 4.4, ("int4 keys: in 7 blocks",))
 REPORT = Report(

@@ -10,7 +10,7 @@ from ffnlab.compress import Row, embedded_rival, rival
 from ffnlab.compress.rival import record
 from ffnlab.errors import FormatError
 
-ROW = Row("fireq", 5.0, 2.3, 1, 1, 1.0, 1.0, 1.0, 1.0, 0.0)
+ROW = Row("fireq", 5.0, 2.3, 1, 1, 1, 1.0, 1.0, 1.0, 0.0)
 
 
 @pytest.fixture
