@@ -63,7 +63,7 @@ class Server:
         }
         if self.form is None:
             seconds = {name: min(timed(run)[0] for _ in range(3)) for name, run in forms.items()}
-            self.form = min(seconds, key=seconds.get)
+            self.form = min(seconds, key=lambda name: seconds[name])
         seconds, tokens = timed(forms[self.form])
         return {"seconds": seconds, "tokens": tokens, "form": self.form}
 

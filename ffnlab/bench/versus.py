@@ -156,12 +156,8 @@ def compare(
 
 def measure(name: str, tokens: int, ours: Callable, theirs: Callable, turns: int) -> Task:
     """Lets both sides take turns at one task."""
-    seconds = []
-    for turn in range(turns + 1):
-        a, b = ours(), theirs()
-        if turn:  # the first compiles, and the peer chooses its form
-            seconds.append((a["seconds"], b["seconds"]))
-    agreement = agree(name, a, b)
+    agreement = agree(name, ours(), theirs())  # compiles, and the peer chooses its form
+    seconds = [(ours()["seconds"], theirs()["seconds"]) for _ in range(turns)]
     mine, other = zip(*seconds, strict=True)
     ratio = statistics.median(b / a for a, b in seconds)
     return Task(name, tokens, statistics.median(mine), statistics.median(other), ratio, agreement)
@@ -183,12 +179,12 @@ def agree(name: str, ours: dict, theirs: dict) -> str:
 def prefill(model: Decoder, row: np.ndarray) -> dict:
     """Our prefill of one prompt: a cache and the most likely next token."""
     start = time.perf_counter()
-    best, cache = jax.block_until_ready(fill(model, row))
+    best, _ = jax.block_until_ready(fill(model, jnp.asarray(row)))
     return {"seconds": time.perf_counter() - start, "tokens": np.asarray(best).tolist()}
 
 
 @jax.jit
-def fill(model: Decoder, tokens: Int[Array | np.ndarray, "b t"]) -> tuple[Int[Array, "b"], Cache]:
+def fill(model: Decoder, tokens: Int[Array, "b t"]) -> tuple[Int[Array, "b"], Cache]:
     """(most likely next tokens [b], cache of these tokens)."""
     logits, cache = model.extend(tokens, model.init_cache(*tokens.shape), last=True)
     return jnp.argmax(logits[:, -1], axis=-1), cache
