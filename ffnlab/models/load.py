@@ -90,7 +90,7 @@ def _decode(quantization: object, directory: Path) -> Decode | None:
         )
     from ffnlab.models import compressed_tensors
 
-    return compressed_tensors.decoder(quantization)
+    return compressed_tensors.decoder(quantization, str(directory / "config.json"))
 
 
 def _dtype(dtype: jax.typing.DTypeLike | None, plan: Plan) -> np.dtype:
@@ -111,7 +111,7 @@ def _read(
     values: dict[str, jax.Array | Weight] = {}
     for task in plan.tasks:
         if isinstance(task.source, Packed):
-            for path, weight in zip(task.paths, task.source.build(), strict=True):
+            for path, weight in zip(task.paths, task.source.build(check_finite), strict=True):
                 values[path] = _place_weight(path, weight, wanted[path].axes, sharding)
             continue
         for path, stored in zip(task.paths, task.source, strict=True):

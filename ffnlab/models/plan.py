@@ -30,13 +30,14 @@ class Packed:
     Attributes:
       names: the tensors it is made of, as the checkpoint calls them.
       problems: what is wrong with them; empty if nothing is.
-      build: reads them and makes the weights, one per part of a fused map, leaves of NumPy or jax;
-        called once, and only if the whole checkpoint has no problem.
+      build: reads them, refusing NaN and infinity where its argument says so, and makes the
+        weights, one per part of a fused map, leaves of NumPy or jax; called once, and only if the
+        whole checkpoint has no problem.
     """
 
     names: frozenset[str]
     problems: tuple[str, ...]
-    build: Callable[[], list[Weight]]
+    build: Callable[[bool], list[Weight]]
 
 
 @runtime_checkable

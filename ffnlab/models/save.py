@@ -2,8 +2,8 @@
 
 A block that lost both sublayers is left out and the config rewritten; a sublayer removed alone is
 written as zeros, which add nothing. Weights in formats of ours are written as the dense matrices
-they stand for, unless an `Encode` packs them. What the files cannot say goes to `ffnlab.json`.
-`[in, out]` becomes `[out, in]` in `_stored` and nowhere else.
+they stand for, or packed (`ffnlab.models.compressed_export`). What the files cannot say goes to
+`ffnlab.json`. `[in, out]` becomes `[out, in]` in `_stored`, and there.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from ffnlab.errors import ConfigError, FormatError
 from ffnlab.files import StrPath, atomic_dir, write_json
 from ffnlab.layers import GatedFFN, SparseGatedFFN
 from ffnlab.models import sidecar
+from ffnlab.models.compressed_export import Encoded, Encoder
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.decoder import Decoder
 from ffnlab.models.families import write_config
@@ -34,34 +35,7 @@ from ffnlab.weights import SparseInput, Weight
 
 MAX_SHARD_BYTES = 5 * 10**9
 IN_SIDECAR = (".ffn.threshold", ".attn.post_scale")
-
-
-@runtime_checkable
-class Encode(Protocol):
-    """Packs linear maps in a quantized form of Hugging Face directories."""
-
-    @property
-    def quantization_config(self) -> Mapping[str, object]:
-        """What config.json says about the form."""
-        ...
-
-    @property
-    def act(self) -> str | None:
-        """To what its readers round the input of packed maps: None or "e4m3"."""
-        ...
-
-    def __call__(self, name: str, weights: tuple[Weight, ...]) -> Mapping[str, Entry] | None:
-        """The tensors of one linear map.
-
-        Args:
-          name: its Hugging Face name, without ".weight".
-          weights: what it holds; several where the family fuses maps, in order along `out`.
-        Returns:
-          tensors by full name, or None to have the map written dense.
-        Raises:
-          FormatError: the form rounds inputs where the weights do not.
-        """
-        ...
+FORMATS = ("dense", "compressed-tensors")
 
 
 def save(
@@ -70,8 +44,8 @@ def save(
     *,
     dtype: jax.typing.DTypeLike | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    encode: Encode | None = None,
-) -> None:
+    format: Literal["dense", "compressed-tensors"] = "dense",
+) -> tuple[str, ...]:
     """Writes a model directory that `transformers` loads; `load` gives the same logits back.
 
     The directory appears as a whole, or stays as it was; files in it that are not of a model
@@ -81,13 +55,20 @@ def save(
       model: a list of blocks or stacked; all on this host.
       directory: where to.
       dtype: of all dense tensors, float32, bfloat16 or float16; when None, the widest that a part
-        of the model has (a quantized matrix counts as float32: its values need it).
+        of the model has (a quantized matrix counts as float32: its values need it, unless packed).
       max_shard_bytes: size above which the tensors are split over several files.
-      encode: packs quantized linear maps; all are written dense when None.
+      format: "dense", or "compressed-tensors" to pack Int4, Int8 and Float8 weights so that vLLM
+        reads them.
+    Returns:
+      what tools that read only the Hugging Face files will not do, or may stumble on, one sentence
+      each.
     Raises:
-      ConfigError: the config's family has no words for the model, or dtype is none of the three.
+      ConfigError: the config's family has no words for the model, dtype is none of the three, the
+        format is unknown, or there is nothing to pack.
       FormatError: the model holds a part that is neither a matrix nor in `ffnlab.json`.
     """
+    if format not in FORMATS:
+        raise ConfigError(f"format={format!r}; accepted: {', '.join(map(repr, FORMATS))}")
     model = unstack(model)
     extra = sidecar.extract(model)
     kept = [model.layers[i] for i in extra.kept]
@@ -98,19 +79,22 @@ def save(
             raise FormatError(f"layers[{i}].ffn is a {kind}; gated FFNs can be written")
     parts = jax.tree.map(lambda leaf: leaf, model)
     parts.layers = nnx.List(kept)
-    writer = _Writer(config, variables(parts), dtype)
-    entries = dict(writer.entries(encode))
-    if encode is not None:
-        extra = _without_packed(extra, writer.packed, encode.act)
+    encoder = Encoder() if format == "compressed-tensors" else None
+    writer = _Writer(config, variables(parts), dtype, encoder)
+    entries = dict(writer.entries())
     written = write_config(config) | {"dtype": writer.dtype.name, "torch_dtype": writer.dtype.name}
-    if encode is not None:
-        written["quantization_config"] = dict(encode.quantization_config)
+    notes: list[str] = []
+    if encoder is not None:
+        extra = _without_packed(extra, writer)
+        written["quantization_config"] = encoder.quantization_config
+        notes = encoder.notes(writer.dtype)
     with atomic_dir(directory) as temporary:
         _keep_others(Path(directory), temporary)
         write_directory(temporary, entries, max_shard_bytes=max_shard_bytes)
         write_json(temporary / "config.json", written)
         if extra.is_needed:
             sidecar.write(temporary, extra)
+    return (*sidecar.sentences(extra), *notes)
 
 
 def _kept_config(model: Decoder, kept: tuple[int, ...]) -> DecoderConfig:
@@ -121,17 +105,15 @@ def _kept_config(model: Decoder, kept: tuple[int, ...]) -> DecoderConfig:
     )
 
 
-def _without_packed(extra: sidecar.Sidecar, packed: set[str], act: str | None) -> sidecar.Sidecar:
-    """The sidecar without what the packed tensors say themselves."""
-    linears = {}
-    for path, said in extra.linears.items():
-        layer = re.match(r"layers\[(\d+)\]", path)
-        stored = path
-        if layer is not None and int(layer[1]) in extra.kept:
-            stored = f"layers[{extra.kept.index(int(layer[1]))}]{path[layer.end() :]}"
-        if f"{stored}.w" in packed:
-            rest = None if said.act == act else said.act
-            said = dataclasses.replace(said, stored=None, act=rest)
+def _without_packed(extra: sidecar.Sidecar, writer: "_Writer") -> sidecar.Sidecar:
+    """The sidecar without what the packed tensors say themselves, and with what they cannot say."""
+    linears = dict(extra.linears)
+    for stored, scales in writer.scales().items():
+        layer, path = re.match(r"layers\[(\d+)\]", stored), stored
+        if layer is not None:
+            path = f"layers[{extra.kept[int(layer[1])]}]{stored[layer.end() :]}"
+        said = linears.pop(path, sidecar.LinearExtra())
+        said = dataclasses.replace(said, stored=None, act=None, scales=scales)
         if said != sidecar.LinearExtra():
             linears[path] = said
     return dataclasses.replace(extra, linears=linears)
@@ -172,36 +154,56 @@ class _Writer:
         config: DecoderConfig,
         held: Mapping[str, nnx.Variable],
         dtype: jax.typing.DTypeLike | None,
+        encoder: Encoder | None,
     ):
         self.config, self.held = config, held
         self.names = Names(config.family)
         abstract = jax.eval_shape(lambda key: Decoder(config, key=key), jax.random.key(0))
         self.wanted = variables(abstract)
-        self.packed: set[str] = set()
         unknown = [p for p in held if p not in self.wanted and not p.endswith(IN_SIDECAR)]
         if unknown:
             raise FormatError(f"{unknown[0]} has no place in a {config.family} directory")
-        dtypes = {jnp.dtype(held[p].get_value().dtype) for p in held if p in self.wanted}
-        self.dtype = _dtype(dtype, list(dtypes))
+        self.places = list(self._places())
+        self.encoded = {} if encoder is None else dict(self._encode(encoder))
+        packed = {
+            path for where in self.places if where.name in self.encoded for path in where.paths
+        }
+        dense = [p for p in held if p in self.wanted and p not in packed]
+        self.dtype = _dtype(dtype, [jnp.dtype(held[p].get_value().dtype) for p in dense])
 
-    def entries(self, encode: Encode | None) -> Iterator[tuple[str, Entry]]:
-        """Pairs (name, tensor) in the order of the model."""
+    def _places(self) -> Iterator[Place]:
         for path in self.wanted:
             where = self.names.place(path)
             if where is None:
                 raise ConfigError(f"a {self.config.family} checkpoint has no place for {path}")
             if where.part == 0:
-                packed = self._packed(where, encode)
-                yield from packed.items() if packed is not None else [self._dense(where)]
+                yield where
 
-    def _packed(self, where: Place, encode: Encode | None) -> Mapping[str, Entry] | None:
-        if encode is None or not where.transposed or not set(where.paths) <= set(self.held):
-            return None
-        weights = (self.held[path].get_value() for path in where.paths)
-        plain = tuple(w.w if isinstance(w, SparseInput) else w for w in weights)
-        packed = encode(where.name.removesuffix(".weight"), plain)
-        self.packed |= set() if packed is None else set(where.paths)
-        return packed
+    def _encode(self, encoder: Encoder) -> Iterator[tuple[str, Encoded]]:
+        for where in self.places:
+            if where.transposed:
+                held = [self.held[path].get_value() for path in where.paths if path in self.held]
+                plain = tuple(w.w if isinstance(w, SparseInput) else w for w in held)
+                encoded = encoder(where.name.removesuffix(".weight"), plain)
+                if encoded is not None:
+                    yield where.name, encoded
+
+    def scales(self) -> dict[str, sidecar.ScalesExtra | None]:
+        """What to say of the scales of each packed map, by path without ".w"."""
+        found = {}
+        for where in self.places:
+            if where.name in self.encoded:
+                paths = (path.removesuffix(".w") for path in where.paths)
+                found |= zip(paths, self.encoded[where.name].extras(self.dtype), strict=True)
+        return found
+
+    def entries(self) -> Iterator[tuple[str, Entry]]:
+        """Pairs (name, tensor) in the order of the model."""
+        for where in self.places:
+            if where.name in self.encoded:
+                yield from self.encoded[where.name].tensors(self.dtype).items()
+            else:
+                yield self._dense(where)
 
     def _dense(self, where: Place) -> tuple[str, Entry]:
         shapes = [tuple(self.wanted[path].get_value().shape) for path in where.paths]

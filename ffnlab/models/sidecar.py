@@ -6,8 +6,8 @@ and per linear map the activation format and the input threshold. Arrays are lis
 say every float32 exactly; an infinite threshold is the string "inf".
 
 A weight in a format of ours (INT4, masked, low rank, …) is in the tensors as the dense matrix it
-stands for; `stored` tells what it was and is for readers. Files of quantized weights are the
-matter of `ffnlab.models.compressed_tensors`.
+stands for; `stored` tells what it was and is for readers. Where the tensors are quantized
+(`ffnlab.models.compressed_tensors`), `scales` tells the form that the scales had.
 """
 
 import dataclasses
@@ -24,11 +24,20 @@ from ffnlab.files import write_json
 from ffnlab.layers import Attention, Block, Linear, SparseGatedFFN
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.decoder import Decoder
+from ffnlab.models.packing import in_format
 from ffnlab.models.remove import removed
-from ffnlab.models.sidecar_schema import FILE, VERSION, BlockExtra, LinearExtra, Sidecar, parse
+from ffnlab.models.sidecar_schema import (
+    FILE,
+    VERSION,
+    BlockExtra,
+    LinearExtra,
+    ScalesExtra,
+    Sidecar,
+    parse,
+)
 from ffnlab.models.stack import unstack
 from ffnlab.models.untrusted import inside, read_json
-from ffnlab.weights import Dense, LoRA, SparseInput, Transposed, Weight
+from ffnlab.weights import Dense, Int4, Int8, LoRA, SparseInput, Transposed, Weight
 
 LINEARS = ("attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.down")
 
@@ -154,7 +163,8 @@ def apply(model: Decoder, extra: Sidecar) -> Decoder:
         ]
     )
     if "head" in extra.linears and new.head is not None:
-        new.head = new.head.replace(_weight(new.head.weight, extra.linears["head"]))
+        said = extra.linears["head"]
+        new.head = new.head.replace(_weight("head", new.head.weight, said))
     new.config = dataclasses.replace(model.config, layers=extra.blocks, windows=extra.windows)
     return new
 
@@ -170,7 +180,8 @@ def _restore(i: int, block: Block, extra: Sidecar) -> Block:
         layer = getattr(block, part)
         if said is not None and layer is not None:
             linear = getattr(layer, field)
-            setattr(layer, field, linear.replace(_weight(linear.weight, said)))
+            path = f"layers[{i}].{name}"
+            setattr(layer, field, linear.replace(_weight(path, linear.weight, said)))
     said_of_block = extra.by_block.get(i)
     if said_of_block is not None:
         _restore_block(block, said_of_block)
@@ -187,19 +198,33 @@ def _restore_block(block: Block, said: BlockExtra) -> None:
             block.attn.post_scale = nnx.data(nnx.Param(scale, axes=("kv_heads", "head_dim")))
     if block.ffn is not None and said.threshold is not None:
         ffn = block.ffn
-        up = ffn.up.replace(Transposed(ffn.up.weight.transpose()))
+        up = ffn.up
+        if isinstance(up.weight, Dense):
+            up = up.replace(Transposed(up.weight.transpose()))
         threshold = jnp.asarray(np.array(said.threshold, np.float32))
         block.ffn = SparseGatedFFN(
             ffn.gate, up, ffn.down, threshold, activation=ffn.activation, strict=said.strict
         )
 
 
-def _weight(weight: Weight, said: LinearExtra) -> Weight:
+def _weight(path: str, weight: Weight, said: LinearExtra) -> Weight:
+    if said.scales is not None:
+        weight = _scaled(path, weight, said.scales)
     if said.act is not None:
         weight = dataclasses.replace(weight, act=said.act)  # type: ignore[call-arg]
     if said.input_threshold is not None:
         weight = SparseInput(weight, jnp.float32(said.input_threshold))
     return weight
+
+
+def _scaled(path: str, weight: Weight, said: ScalesExtra) -> Weight:
+    if not isinstance(weight, Int4 | Int8):
+        kind = type(weight).__name__
+        raise FormatError(f"{FILE}: {path} has scales, but the tensors hold it as a {kind}")
+    try:
+        return in_format(weight, said.group, said.dtype, said.divisor)
+    except ValueError as error:
+        raise FormatError(f"{FILE}: {path}: scales: {error}") from None
 
 
 def _to_json(extra: Sidecar) -> dict[str, object]:
@@ -233,7 +258,7 @@ def ignored_by_others(model: Decoder) -> list[str]:
     """What tools that read only the Hugging Face files will not do, in words; empty if nothing.
 
     Args:
-      model: as given to `save`.
+      model: as given to `save` in format "dense"; `save` itself returns the sentences of either.
     Returns:
       one sentence per kind of thing, with how many places it concerns.
     """

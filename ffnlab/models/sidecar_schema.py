@@ -14,6 +14,7 @@ from ffnlab.models.untrusted import quoted
 
 FILE = "ffnlab.json"
 VERSION = 1
+SCALE_DTYPES = ("float32", "bfloat16", "float8_e4m3fn")
 BLOCKS_LIMIT = 1024
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 _LINEAR = re.compile(r"head|layers\[(0|[1-9][0-9]{0,3})\]\.(attn\.[qkvo]|ffn\.(gate|up|down))")
@@ -39,6 +40,21 @@ class BlockExtra:
 
 
 @dataclasses.dataclass(frozen=True)
+class ScalesExtra:
+    """The form of the scales of an INT4 or INT8 weight, where the tensors hold them in another.
+
+    Attributes:
+      group: rows that share a scale.
+      dtype: of the scales, one of `SCALE_DTYPES`.
+      divisor: that of an INT4 weight; the stored scales are already divided by it.
+    """
+
+    group: int
+    dtype: str
+    divisor: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
 class LinearExtra:
     """Runtime parts of one linear map.
 
@@ -46,11 +62,13 @@ class LinearExtra:
       act: None or "e4m3".
       input_threshold: inputs of at most this magnitude count as 0; None for no threshold.
       stored: class name of the weight's format where it is not the usual dense one; informative.
+      scales: their form, of a map that is quantized in the tensors; None for that of the tensors.
     """
 
     act: str | None = None
     input_threshold: float | None = None
     stored: str | None = None
+    scales: ScalesExtra | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,4 +255,17 @@ def _linear(raw: object, where: str) -> LinearExtra:
         _word(found.get("act"), ("e4m3",), f"{where}: act"),
         None if threshold is None else _number(threshold, f"{where}: input_threshold"),
         stored,
+        None if found.get("scales") is None else _scales(found["scales"], f"{where}: scales"),
     )
+
+
+def _scales(raw: object, where: str) -> ScalesExtra:
+    found = _object(raw, {field.name for field in dataclasses.fields(ScalesExtra)}, where)
+    dtype = found.get("dtype")
+    if not isinstance(dtype, str) or dtype not in SCALE_DTYPES:
+        raise FormatError(f"{where}: dtype {quoted(dtype)} is not one of {SCALE_DTYPES}")
+    group = _count(found.get("group"), 2**31, f"{where}: group")
+    divisor = _number(found.get("divisor", 1.0), f"{where}: divisor")
+    if not group or not 0 < np.float32(divisor) < np.inf:
+        raise FormatError(f"{where}: group {group}, divisor {divisor}: positive ones are accepted")
+    return ScalesExtra(group, dtype, divisor)

@@ -1,0 +1,616 @@
+"""Quantized directories: what the compressed-tensors package wrote is read, what we write it reads.
+
+The fixtures are the package's own files with what it makes of them; test_compressed_parity compares
+live.
+"""
+
+import dataclasses
+import json
+import shutil
+import time
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as hs
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ffnlab import compat
+from ffnlab.errors import ConfigError, FormatError
+from ffnlab.models import Decoder, DecoderConfig, load, packing, remove, save, stack
+from ffnlab.models import safetensors as st
+from ffnlab.models.compressed_tensors import decoder
+from ffnlab.models.schemes import Schemes, read_schemes
+from ffnlab.weights import Dense, Float8, Int4, Int8, LowRank, SparseInput, Transposed
+from quantized_models import float8, int4, int8, matrices, quantized
+
+READABLE = {
+    "w4a16": (Int4, "float32", None),
+    "w4a16_bf16": (Int4, "bfloat16", None),
+    "w4a16_columns": (Int4, "float16", None),
+    "w4afp8": (Int4, "bfloat16", "e4m3"),
+    "w4afp8_inferred": (Int4, "float32", "e4m3"),
+    "w8a16_fused": (Int8, "float32", None),
+    "fp8": (Float8, "float32", "e4m3"),
+    "fp8_tensor": (Float8, "bfloat16", None),
+    "mixed": (Int4, "float32", None),
+}
+# Logits are of order 1, both sides compute in float32. Sums are taken in another order; where
+# inputs are rounded to e4m3, such a difference can move one to the neighbouring code.
+TOLERANCES = {None: 1e-5, "e4m3": 0.02}
+CONFIG = DecoderConfig(vocab=32, width=64, hidden=96, layers=2, heads=4, kv_heads=2, head_dim=16)
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 32, (2, 9)), jnp.int32)
+
+
+@pytest.fixture(scope="module")
+def folder(fixtures):
+    return fixtures / "compressed_tensors"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Decoder(CONFIG, key=jax.random.key(0))
+
+
+def same(a, b):
+    x, y = jax.tree.leaves(a), jax.tree.leaves(b)
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        p.dtype == q.dtype and np.array_equal(p, q) for p, q in zip(x, y, strict=True)
+    )
+
+
+def tensors(directory):
+    checkpoint = st.open_directory(directory)
+    return {name: checkpoint.read(name) for name in checkpoint.tensors}
+
+
+def config_of(directory):
+    return json.loads((directory / "config.json").read_text())
+
+
+def rewrite(directory, change):
+    """Applies `change` to the tensors of a directory."""
+    arrays = tensors(directory)
+    change(arrays)
+    st.write_directory(directory, {name: st.entry(array) for name, array in arrays.items()})
+
+
+def reconfigure(directory, change):
+    """Applies `change` to the quantization_config of a directory."""
+    config = config_of(directory)
+    change(config["quantization_config"])
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_the_packages_files_are_read_bit_for_bit(folder, name):
+    kind, dtype, act = READABLE[name]
+    loaded = load(folder / name)
+    with np.load(folder / name / "expected.npz") as expected:
+        want = dict(expected)
+    tokens, logits = want.pop("tokens"), want.pop("logits")
+    found = matrices(loaded)
+    assert set(want) == set(found) - {"lm_head"} and len(want) >= 4
+    for module, weight in want.items():
+        # Theirs are rounded to the dtype of the scales, ours are exact.
+        assert np.array_equal(found[module].astype(dtype), weight.astype(dtype)), module
+    weight = loaded.layers[0].attn.q.weight
+    assert type(weight) is kind and weight.act == act
+    if name == "mixed":
+        assert loaded.layers[0].ffn.up.weight.act == "e4m3"
+        act = "e4m3"
+    assert np.abs(np.asarray(loaded(jnp.asarray(tokens))) - logits).max() < TOLERANCES[act]
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_read_and_written_again_the_packages_tensors_are_the_same(tmp_path, folder, name):
+    notes = save(load(folder / name), tmp_path / "m", format="compressed-tensors")
+    theirs, ours = tensors(folder / name), tensors(tmp_path / "m")
+    if name == "w4afp8_inferred":  # codes one per byte: we write them packed
+        theirs = {key: array for key, array in theirs.items() if array.dtype != np.int8}
+        ours = {key: array for key, array in ours.items() if key in theirs}
+    if name == "fp8_tensor":  # one scale: we write it once per column
+        for key in theirs:
+            if key.endswith("weight_scale"):
+                theirs[key] = np.broadcast_to(theirs[key], ours[key].shape)
+    assert set(ours) == set(theirs)
+    for key, array in theirs.items():
+        assert ours[key].dtype == array.dtype and np.array_equal(ours[key], array), key
+    told = read_schemes(config_of(folder / name)["quantization_config"], "theirs")
+    again = read_schemes(config_of(tmp_path / "m")["quantization_config"], "ours")
+    if name not in ("w4afp8_inferred", "fp8_tensor"):
+        for path in [*ours, "lm_head"]:
+            assert again.of(path.rpartition(".")[0]) == told.of(path.rpartition(".")[0])
+    assert any("vLLM takes" in note for note in notes) == (kind_of_groups(name) == "odd")
+    assert same(load(folder / name), load(tmp_path / "m"))
+
+
+def kind_of_groups(name):
+    return "odd" if READABLE[name][0] is not Float8 and "columns" not in name else "usual"
+
+
+FORMS = {
+    "fireq": lambda w: int4(w, act="e4m3"),
+    "divisor that no dtype holds": lambda w: int4(w, divisor=1.7),
+    "float32 scales": lambda w: int4(w, dtype=np.float32, divisor=1.0),
+    "bfloat16 scales": lambda w: int4(w, dtype=ml_dtypes.bfloat16, divisor=2.0),
+    "last group shorter": lambda w: int4(w, group=64),
+    "whole columns": lambda w: int4(w, group=w.shape[0]),
+    "one padded group": lambda w: int4(w, group=128),
+    "int8": lambda w: int8(w, 32),
+    "int8, last group shorter": lambda w: int8(w, 64),
+    "int8 columns": lambda w: int8(w, act="e4m3"),
+    "float8": lambda w: float8(w),
+    "float8 inputs": lambda w: float8(w, "e4m3"),
+}
+CASES = [(form, "float32") for form in FORMS]
+CASES += [(form, "bfloat16") for form in ("fireq", "float32 scales", "float8")]
+CASES += [(form, "float16") for form in ("fireq", "bfloat16 scales", "last group shorter")]
+
+
+@pytest.mark.parametrize(("form", "dtype"), CASES)
+def test_every_form_comes_back_as_it_was(tmp_path, model, form, dtype):
+    narrow = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf).astype(dtype)), model)
+    small = quantized(narrow, FORMS[form])
+    before = jax.tree.map(np.asarray, small)
+    save(small, tmp_path / "m", format="compressed-tensors")
+    assert same(before, small)
+    assert same(small, load(tmp_path / "m"))
+    assert config_of(tmp_path / "m")["dtype"] == dtype
+    # What others see: the same values, of which only an odd divisor costs the last bit.
+    plain = load(tmp_path / "m", extras=False)
+    theirs = matrices(plain)
+    for name, ours in matrices(small).items():
+        if "divisor" in form:
+            np.testing.assert_allclose(theirs[name], ours, rtol=2**-23, err_msg=name)
+        else:
+            assert np.array_equal(ours, theirs[name]), name
+    assert [w.act for w in acts(plain)] == [w.act for w in acts(small)]
+
+
+def acts(model):
+    return [layer.weight for layer in (model.layers[0].attn.q, model.layers[1].ffn.down)]
+
+
+def test_logits_stay_and_stacked_models_are_written_too(tmp_path, model):
+    small = quantized(model, FORMS["fireq"])
+    save(stack(small), tmp_path / "m", format="compressed-tensors", max_shard_bytes=20_000)
+    assert len(list((tmp_path / "m").glob("model-*.safetensors"))) > 1
+    assert np.array_equal(load(tmp_path / "m")(TOKENS), small(TOKENS))
+
+
+def test_the_config_is_the_one_of_vllm(tmp_path, model):
+    save(quantized(model, FORMS["fireq"]), tmp_path / "m", format="compressed-tensors")
+    assert config_of(tmp_path / "m")["quantization_config"] == {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "format": "pack-quantized",
+                "weights": {
+                    "num_bits": 4,
+                    "type": "int",
+                    "symmetric": True,
+                    "strategy": "group",
+                    "group_size": 32,
+                    "dynamic": False,
+                },
+                "input_activations": {
+                    "num_bits": 8,
+                    "type": "float",
+                    "symmetric": True,
+                    "strategy": "token",
+                    "group_size": None,
+                    "dynamic": True,
+                },
+                "output_activations": None,
+            }
+        },
+        "ignore": ["lm_head"],
+    }
+
+
+def test_several_formats_in_one_model(tmp_path, model):
+    small = quantized(model, FORMS["fireq"], "layers[*].attn.*")
+    small = quantized(small, FORMS["float8 inputs"], "layers[*].ffn.*")
+    small = quantized(small, lambda w: LowRank.truncate(w.dense(), 3), "layers[1].ffn.up")
+    small = remove(small, [2])
+    notes = save(small, tmp_path / "m", format="compressed-tensors")
+    written = config_of(tmp_path / "m")["quantization_config"]
+    assert written["format"] == "mixed-precision"
+    one, two = written["config_groups"].values()
+    assert (one["format"], two["format"]) == ("pack-quantized", "float-quantized")
+    assert one["targets"] == [f"model.layers.0.self_attn.{part}_proj" for part in "qkvo"]
+    assert len(two["targets"]) == 5
+    assert written["ignore"] == [
+        "lm_head",
+        *(f"model.layers.1.self_attn.{part}_proj" for part in "qkvo"),
+        "model.layers.1.mlp.up_proj",
+    ]
+    said = "\n".join(notes)
+    assert "fuses maps that differ in format here: model.layers.1.mlp.gate_proj/up_proj" in said
+    assert "the LowRank format: 1 linear map written as dense matrices" in said
+    assert "removal of 1 sublayer" in said and "Int4 format" not in said
+    back = load(tmp_path / "m")
+    for name, matrix in matrices(small).items():
+        assert np.array_equal(matrices(back)[name], matrix), name
+    assert back.layers[1].attn is None
+
+
+def test_what_does_not_fit_is_written_dense_and_said(tmp_path, model):
+    small = quantized(model, lambda w: int4(w, group=56, dtype=np.float32, divisor=1.0))
+    with pytest.raises(ConfigError, match="groups of 56 do not divide 64 rows"):
+        save(small, tmp_path / "m", format="compressed-tensors")
+    small = quantized(small, FORMS["whole columns"], "layers[0].attn.q")
+    notes = save(small, tmp_path / "m", format="compressed-tensors")
+    assert "11 linear maps written dense: groups of 56 do not divide 64 rows" in notes
+    assert "2 linear maps written dense: groups of 56 do not divide 96 rows" in notes
+    back = load(tmp_path / "m")
+    assert same(back.layers[0].attn.q, small.layers[0].attn.q)
+    assert np.array_equal(back.layers[0].ffn.up.weight.w, small.layers[0].ffn.up.weight.dense())
+    with pytest.raises(ConfigError, match="quantize the model, or use format='dense'"):
+        save(model, tmp_path / "n", format="compressed-tensors")
+    with pytest.raises(ConfigError, match="'dense', 'compressed-tensors'"):
+        save(model, tmp_path / "n", format="gguf")
+    assert not (tmp_path / "n").exists()
+
+
+def test_notes_on_what_vllm_takes(tmp_path):
+    sizes = {"width": 128, "hidden": 128, "head_dim": 32, "layers": 1}
+    config = dataclasses.replace(CONFIG, tie_embeddings=False, **sizes)
+    model = Decoder(config, key=jax.random.key(0), dtype=jnp.bfloat16)
+
+    def notes(fn, where="layers**"):
+        small = quantized(model, fn, where)
+        return "\n".join(save(small, tmp_path / "m", format="compressed-tensors"))
+
+    assert notes(lambda w: int4(w, group=128, act="e4m3")) == ""
+    assert notes(lambda w: int4(w, group=64)) == ""
+    assert "groups of 128 only: others in 7" in notes(lambda w: int4(w, group=64, act="e4m3"))
+    assert "32, 64, 128 or whole columns: others in 7" in notes(lambda w: int4(w, group=16))
+    wide = notes(lambda w: int4(w, group=128, dtype=np.float32))
+    assert wide == "float32 scales, which bfloat16 does not hold: in 7 linear maps"
+    assert notes(lambda w: int4(w, group=128), "head").startswith("lm_head is quantized")
+    assert isinstance(load(tmp_path / "m").head.weight, Int4)
+
+
+def test_fused_maps(tmp_path, model):
+    config = dataclasses.replace(CONFIG, family="phi3", eps=1e-5, windows=None, layers=1)
+    phi = Decoder(config, key=jax.random.key(0))
+    small = quantized(phi, lambda w: int4(w, divisor=float(w.shape[1])))  # q, k, v have their own
+    save(small, tmp_path / "m", format="compressed-tensors")
+    stored = tensors(tmp_path / "m")
+    assert stored["model.layers.0.self_attn.qkv_proj.weight_packed"].shape == (128, 8)
+    assert same(small, load(tmp_path / "m"))
+    mixed = quantized(small, FORMS["float8"], "layers[0].attn.k")
+    notes = save(mixed, tmp_path / "m", format="compressed-tensors")
+    assert "1 linear map written dense: the maps that are one in this family differ in format" in (
+        notes
+    )
+    assert type(load(tmp_path / "m").layers[0].attn.q.weight) is Dense
+
+
+def test_the_sidecar_is_honoured_beside_the_codes(tmp_path, model):
+    from ffnlab.layers import SparseGatedFFN
+
+    small = quantized(model, FORMS["fireq"])
+    block, other = small.layers
+    block.attn.spec = dataclasses.replace(block.attn.spec, kv_format="int4", query_format="e4m3")
+    block.attn.q = block.attn.q.replace(SparseInput(block.attn.q.weight, jnp.float32(0.3)))
+    threshold = jnp.linspace(0, 0.1, 96)
+    ffn = other.ffn
+    other.ffn = SparseGatedFFN(ffn.gate, ffn.up, ffn.down, threshold, activation="silu")
+    notes = save(small, tmp_path / "m", format="compressed-tensors")
+    back = load(tmp_path / "m")
+    assert same(small, back) and np.array_equal(small(TOKENS), back(TOKENS))
+    assert "int4 keys and values: in 1 block" in notes
+    assert not any("rounding the input" in note for note in notes)
+    # A dense `up` beside them keeps its transposed form.
+    dense = Transposed(Dense(ffn.up.weight.dense().T))
+    other.ffn = SparseGatedFFN(
+        ffn.gate, ffn.up.replace(dense), ffn.down, threshold, activation="silu"
+    )
+    save(small, tmp_path / "m", format="compressed-tensors")
+    assert same(small, load(tmp_path / "m"))
+
+
+def test_codes_go_straight_to_their_shardings(tmp_path, model):
+    small = quantized(model, FORMS["fireq"])
+    save(small, tmp_path / "m", format="compressed-tensors")
+    mesh = compat.make_mesh((2, 4), ("data", "model"))
+
+    def layout(path, axes, shape):
+        found = {"mlp": "model", "heads": "model"}
+        sides = zip(axes, shape, strict=True)
+        return NamedSharding(mesh, P(*(None if n % 4 else found.get(axis) for axis, n in sides)))
+
+    loaded = load(tmp_path / "m", sharding=layout)
+    assert same(small, loaded)
+    weight = loaded.layers[0].ffn.gate.weight
+    assert weight.codes.addressable_shards[0].data.shape == (32, 24)
+    assert weight.scales.sharding.spec == P(None, "model")
+
+
+def test_a_wrapped_text_model(tmp_path, fixtures):
+    source = load(fixtures / "models" / "gemma3")
+    small = quantized(source, lambda w: int4(w, group=8))
+    save(small, tmp_path / "m", format="compressed-tensors")
+
+    def wrap(arrays):
+        for name in list(arrays):
+            arrays[f"language_model.{name}"] = arrays.pop(name)
+
+    rewrite(tmp_path / "m", wrap)
+    config = config_of(tmp_path / "m")
+    outer = {"model_type": "gemma3", "quantization_config": config.pop("quantization_config")}
+    (tmp_path / "m" / "config.json").write_text(json.dumps(outer | {"text_config": config}))
+    assert same(small, load(tmp_path / "m"))
+
+
+# ---------------------------------------------------------------- layouts
+
+
+@settings(max_examples=50)
+@given(rows=hs.integers(1, 33), columns=hs.integers(1, 5), seed=hs.integers(0, 99))
+def test_words_hold_element_i_at_its_bits(rows, columns, seed):
+    draw = np.random.default_rng(seed)
+    for bits, codes in ((4, draw.integers(-8, 8, (rows, columns))), (8, None)):
+        codes = draw.integers(-128, 128, (rows, columns)) if codes is None else codes
+        codes = codes.astype(np.int8)
+        want = np.zeros((columns, -(-rows * bits // 32)), np.uint64)
+        for i in range(rows):
+            unsigned = (codes[i].astype(np.int64) + 2 ** (bits - 1)).astype(np.uint64)
+            want[:, i * bits // 32] |= unsigned << np.uint64(i * bits % 32)
+        if bits == 4:
+            nibbles = np.pad(codes, ((0, 34 - rows), (0, 0))).view(np.uint8) & 15
+            packed = nibbles[::2] | nibbles[1::2] << 4
+            words = packing.int4_words(packed, rows)
+            assert np.array_equal(packing.int4_codes(words, rows, 34), packed)
+        else:
+            words = packing.int8_words(codes)
+            assert np.array_equal(packing.int8_codes(words, rows), codes)
+        assert words.dtype == np.int32
+        assert np.array_equal(words.view(np.uint32), want.astype(np.uint32))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (63, 2), (64, 3), (130, 65)])
+def test_turning(shape):
+    array = np.random.default_rng(0).integers(0, 255, shape).astype(np.uint8)
+    turned = packing.turn(array)
+    assert np.array_equal(turned, array.T) and turned.flags.c_contiguous
+
+
+# ---------------------------------------------------------------- what is refused
+
+BAD_CONFIG = {
+    "bits": (("weights", "num_bits", 3), "int with 4 or 8, float with 8"),
+    "float bits": (("weights", "num_bits", 4.0), "int with 4 or 8"),
+    "type": (("weights", "type", "float"), "('float', 4)"),
+    "zero points": (("weights", "symmetric", False), "weights.symmetric=False: true (no zero"),
+    "dynamic": (("weights", "dynamic", True), "weights.dynamic=True"),
+    "reordered": (("weights", "actorder", "group"), "actorder='group'"),
+    "blocks": (("weights", "strategy", "block"), "strategy='block': group or channel or tensor"),
+    "no group": (("weights", "group_size", None), "group_size=None"),
+    "huge group": (("weights", "group_size", 2**40), "group_size=1099511627776"),
+    "group text": (("weights", "group_size", "x"), "group_size='x'"),
+    "unknown argument": (("weights", "bias", 1), "unknown key 'bias'"),
+    "no weights": ((None, "weights", None), "weights=None: an object"),
+    "format": ((None, "format", "marlin-24"), "'marlin-24': pack-quantized or int-quantized"),
+    "targets": ((None, "targets", "Linear"), "targets='Linear': a list of names"),
+    "outputs": ((None, "output_activations", {}), "output_activations={}: none"),
+    "int8 inputs": ((None, "input_activations", {"num_bits": 8, "dynamic": True}), "float with 8"),
+    "static inputs": (
+        (None, "input_activations", {"num_bits": 8, "type": "float", "strategy": "tensor"}),
+        "strategy token, dynamic",
+    ),
+    "unknown in group": ((None, "sparsity", 1), "unknown key 'sparsity'"),
+    "preset": (("", "config_groups", {"W4A16": ["Linear"]}), "config_groups['W4A16']=['Linear']"),
+    "no groups": (("", "config_groups", {}), "at least one group"),
+    "cache": (("", "kv_cache_scheme", {"num_bits": 8}), "kv_cache_scheme"),
+    "sparsity": (("", "sparsity_config", {"format": "sparse-24-bitmask"}), "sparsity_config"),
+    "rotations": (("", "transform_config", {"config_groups": {}}), "transform_config"),
+    "status": (("", "quantization_status", "frozen"), "quantization_status='frozen'"),
+    "ignore": (("", "ignore", [3]), "ignore=[3]: a list of names"),
+    "pattern": (("", "ignore", ["re:("]), "a regular expression"),
+    "slow pattern": (("", "ignore", ["re:(.+)+x"]), "few and plain repetitions"),
+    "slow patterns": (("", "ignore", ["re:.*.*.*.*.*x"]), "few and plain repetitions"),
+    "many names": (("", "ignore", ["a"] * 100_001), "at most 100000"),
+}
+
+
+def set_entry(config, where, value):
+    part, key, _ = where
+    node = config if part == "" else config["config_groups"]["group_0"]
+    node = node[part] if part else node
+    node[key] = value
+
+
+@pytest.mark.parametrize("case", BAD_CONFIG)
+def test_bad_configs_are_named(tmp_path, folder, case):
+    where, text = BAD_CONFIG[case]
+    shutil.copytree(folder / "w4a16", tmp_path / "m")
+    reconfigure(tmp_path / "m", lambda config: set_entry(config, where, where[2]))
+    with pytest.raises(ConfigError, match=r"m/config\.json: quantization_config") as error:
+        load(tmp_path / "m")
+    assert text in str(error.value) and len(str(error.value)) < 2000
+
+
+def test_zero_points_are_refused(folder):
+    with pytest.raises(ConfigError, match=r"symmetric=False: true \(no zero points\)"):
+        load(folder / "w4a16_asymmetric")
+
+
+def test_older_configs(tmp_path, folder):
+    shutil.copytree(folder / "w4a16", tmp_path / "m")
+
+    def older(config):
+        config |= {"sparsity_config": {"format": "dense"}, "ignore": ["re:.*lm_head"]}
+        group = config["config_groups"]["group_0"]
+        del group["format"], config["quantization_status"]
+        group["weights"] |= {"observer": "minmax", "actorder": "static", "strategy": None}
+
+    reconfigure(tmp_path / "m", older)
+    assert same(load(tmp_path / "m"), load(folder / "w4a16"))
+
+
+Q = "model.layers.0.self_attn.q_proj"
+PACKED, SCALE, SHAPE = f"{Q}.weight_packed", f"{Q}.weight_scale", f"{Q}.weight_shape"
+BAD_TENSORS = {
+    "no scales": (SCALE, None, "weight_scale is missing"),
+    "no codes": (PACKED, None, "weight_packed is missing"),
+    "no shape": (SHAPE, None, "weight_shape is missing"),
+    "words": (PACKED, lambda a: a[:, :-1], "weight_packed has shape [32, 3]"),
+    "scale shape": (SCALE, lambda a: a[:, :1], "weight_scale has shape [32, 1]"),
+    "scale dtype": (SCALE, lambda a: a.astype(np.int32), "weight_scale is int32"),
+    "codes dtype": (PACKED, lambda a: a.astype(np.int64), "weight_packed is int64; int32"),
+    "shape": (SHAPE, lambda a: a[::-1] + 1, "weight_shape says [33, 33], config.json [32, 32]"),
+    "zero points": (f"{Q}.weight_zero_point", np.zeros((4, 2), np.int32), "not part of the model"),
+    "dense too": (f"{Q}.weight", np.zeros((32, 32), np.float32), "not part of the model"),
+    "NaN scale": (SCALE, lambda a: a * np.float32(np.nan), "q_proj.weight_scale' holds NaN"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TENSORS)
+def test_bad_tensors_are_named(tmp_path, folder, case):
+    name, change, text = BAD_TENSORS[case]
+    shutil.copytree(folder / "w4a16", tmp_path / "m")
+
+    def apply(arrays):
+        if change is None:
+            del arrays[name]
+        else:
+            made = change(arrays[name]) if callable(change) else change
+            arrays[name] = np.ascontiguousarray(made)
+
+    rewrite(tmp_path / "m", apply)
+    with pytest.raises(FormatError) as error:
+        load(tmp_path / "m")
+    assert text in str(error.value) and str(tmp_path / "m") in str(error.value)
+    assert "q_proj" in str(error.value)
+    if case == "NaN scale":
+        assert load(tmp_path / "m", check_finite=False) is not None
+
+
+def test_codes_out_of_range(tmp_path, folder):
+    shutil.copytree(folder / "w4afp8_inferred", tmp_path / "int")
+    rewrite(tmp_path / "int", lambda a: a[f"{Q}.weight"].__setitem__((3, 4), 8))
+    with pytest.raises(FormatError, match=r"q_proj\.weight' holds codes outside -8\.\.7"):
+        load(tmp_path / "int")
+    shutil.copytree(folder / "fp8", tmp_path / "fp8")
+    rewrite(tmp_path / "fp8", lambda a: a[f"{Q}.weight"].__setitem__((3, 4), np.nan))
+    with pytest.raises(FormatError, match=r"q_proj\.weight' holds NaN"):
+        load(tmp_path / "fp8")
+
+
+def test_groups_that_do_not_fit(tmp_path, folder):
+    for group, text in [(12, "does not divide its 32 inputs"), (1, "even groups of INT4")]:
+        shutil.copytree(folder / "w4a16", tmp_path / str(group))
+        reconfigure(
+            tmp_path / str(group),
+            lambda config, g=group: set_entry(config, ("weights", "group_size", g), g),
+        )
+        with pytest.raises(FormatError, match=text):
+            load(tmp_path / str(group))
+
+
+BAD_SCALES = {
+    "not an object": (3, "must be an object"),
+    "dtype": ({"group": 32, "dtype": "int8"}, "dtype 'int8' is not one of"),
+    "group zero": ({"group": 0, "dtype": "float32"}, "positive ones"),
+    "divisor": ({"group": 32, "dtype": "float32", "divisor": -1}, "positive ones"),
+    "divisor that is none": ({"group": 32, "dtype": "float32", "divisor": 1e-60}, "positive ones"),
+    "group not there": ({"group": 48, "dtype": "float32"}, "does not consist of the groups of 32"),
+    "huge group": ({"group": 2**30, "dtype": "float32"}, "does not consist"),
+    "unknown key": ({"group": 32, "dtype": "float32", "zero": 1}, "unknown key 'zero'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SCALES)
+def test_bad_scales_in_the_sidecar(tmp_path, model, case):
+    value, text = BAD_SCALES[case]
+    save(quantized(model, FORMS["fireq"]), tmp_path / "m", format="compressed-tensors")
+    file = tmp_path / "m" / "ffnlab.json"
+    raw = json.loads(file.read_text())
+    raw["linears"]["layers[1].attn.v"]["scales"] = value
+    file.write_text(json.dumps(raw))
+    with pytest.raises(FormatError, match=r"ffnlab\.json") as error:
+        load(tmp_path / "m")
+    assert text in str(error.value)
+    if case == "dtype":  # a map that is dense has no scales
+        save(model, tmp_path / "m")
+        raw["linears"] = {"layers[1].attn.v": {"scales": {"group": 32, "dtype": "float32"}}}
+        file.write_text(json.dumps(raw))
+        with pytest.raises(FormatError, match="the tensors hold it as a Dense"):
+            load(tmp_path / "m")
+
+
+PLAIN = hs.one_of(
+    hs.none(),
+    hs.booleans(),
+    hs.integers(),
+    hs.floats(),
+    hs.text(max_size=6),
+    hs.sampled_from(["group", "channel", "int", "FLOAT", "token", "naive-quantized", "re:.*"]),
+)
+JUNK = hs.one_of(
+    PLAIN, hs.lists(PLAIN, max_size=3), hs.dictionaries(hs.text(max_size=5), PLAIN, max_size=3)
+)
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=hs.data())
+def test_mutated_configs_are_read_or_refused(folder, data):
+    raw = config_of(folder / "mixed")["quantization_config"]
+    node = raw
+    while isinstance(node, dict | list) and node:
+        keys = sorted(node) if isinstance(node, dict) else list(range(len(node)))
+        key = data.draw(hs.sampled_from(keys))
+        if not isinstance(node[key], dict | list) or data.draw(hs.booleans()):
+            node[key] = data.draw(JUNK)
+            break
+        node = node[key]
+    try:
+        found = decoder(raw, "a/config.json").schemes
+    except ConfigError as error:
+        assert str(error).startswith("a/config.json: quantization_config: ")
+    else:
+        assert isinstance(found, Schemes)
+        checkpoint = st.open_directory(folder / "mixed")
+        packed = decoder(raw, "a/config.json")(checkpoint, Q, 32, (32,))
+        assert packed is None or packed.problems or len(packed.build(True)) == 1
+
+
+def test_names_win_over_patterns_and_patterns_over_classes():
+    def group(bits, *targets):
+        weights = {"num_bits": bits, "group_size": 128}
+        return {"targets": list(targets), "weights": weights, "format": "pack-quantized"}
+
+    raw = {
+        "config_groups": {
+            "a": group(8, "Linear"),
+            "b": group(4, "re:.*up_proj$"),
+            "c": group(8, "model.layers.0.mlp.up_proj"),
+        },
+        "ignore": ["re:.*down", "lm_head"],
+    }
+    schemes = read_schemes(raw, "config.json")
+    assert schemes.of("model.layers.0.mlp.up_proj").bits == 8
+    assert schemes.of("model.layers.1.mlp.up_proj").bits == 4
+    assert schemes.of("model.layers.1.mlp.gate_proj").bits == 8
+    assert schemes.of("model.layers.1.mlp.down_proj") is None and schemes.of("lm_head") is None
+
+
+def test_the_worst_patterns_that_are_accepted_take_no_time():
+    weights = {"num_bits": 4, "group_size": 128}
+    patterns = ["re:.*.*.*.*x", "re:(m|m)(o|o)(d|d)(e|e)(l|l).*.*x"]
+    group = {"targets": patterns, "weights": weights, "format": "pack-quantized"}
+    schemes = read_schemes({"config_groups": {"a": group}}, "config.json")
+    start = time.monotonic()
+    assert schemes.of("model.language_model.layers.1023.self_attn.qkv_proj") is None
+    assert time.monotonic() - start < 5
