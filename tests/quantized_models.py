@@ -1,11 +1,15 @@
 """Models with drawn quantized weights, and what those stand for by NumPy alone."""
 
+import json
+
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
 from ffnlab import tree
 from ffnlab.layers import Linear
+from ffnlab.models import safetensors as st
 from ffnlab.models.names import Names
 from ffnlab.models.plan import variables
 from ffnlab.weights import Float8, Int4, Int8, SparseInput
@@ -74,3 +78,26 @@ def matrices(model):
             parts = [values(held[p].get_value()) for p in where.paths]
             found[where.name.removesuffix(".weight")] = np.concatenate(parts, axis=1).T
     return found
+
+
+def same(a, b):
+    x, y = jax.tree.leaves(a), jax.tree.leaves(b)
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        p.dtype == q.dtype and np.array_equal(p, q) for p, q in zip(x, y, strict=True)
+    )
+
+
+def tensors(directory):
+    checkpoint = st.open_directory(directory)
+    return {name: checkpoint.read(name) for name in checkpoint.tensors}
+
+
+def config_of(directory):
+    return json.loads((directory / "config.json").read_text())
+
+
+def rewrite(directory, change):
+    """Applies `change` to the tensors of a directory."""
+    arrays = tensors(directory)
+    change(arrays)
+    st.write_directory(directory, {name: st.entry(array) for name, array in arrays.items()})
