@@ -25,7 +25,8 @@ def test_code_runs(block, tmp_path, monkeypatch):
 
 
 def test_commands_and_targets_exist():
-    named = set(re.findall(r"^ffnlab (\w+)", README, flags=re.MULTILINE))
+    shell = "\n".join(re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL))
+    named = set(re.findall(r"^ffnlab (\w+)", shell, flags=re.MULTILINE))
     assert named == set(COMMANDS)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"`?make ([a-z-]+)", README):

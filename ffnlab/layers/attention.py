@@ -157,7 +157,8 @@ def attend(
             q, k, v, mask=mask, scale=scale, is_causal=mask is None, local_window_size=window
         )
     if mask is None and spec.window is None and spec.softcap is None:
-        return causal_attention(q, k, v, scale)
+        q32, k32, v32 = (x.astype(jnp.float32) for x in (q, k, v))
+        return causal_attention(q32, k32, v32, scale).astype(q.dtype)
     if mask is None:
         slots = jnp.arange(q.shape[1])
         mask = causal_mask(slots, slots, spec.window)[None, None]

@@ -6,7 +6,7 @@ values read, parameter by parameter, into their dtype and sharding. `[out, in]` 
 in `ffnlab.models.stream` and nowhere else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -18,10 +18,11 @@ from ffnlab.models import sidecar
 from ffnlab.models.decoder import Decoder
 from ffnlab.models.families import read_config
 from ffnlab.models.names import text_names
-from ffnlab.models.plan import Decode, Packed, Plan, is_variable, make_plan, variables
+from ffnlab.models.plan import Decode, Packed, Plan, Task, is_variable, make_plan, variables
 from ffnlab.models.safetensors import Checkpoint, open_directory
 from ffnlab.models.stream import place, reader
 from ffnlab.models.untrusted import inside, quoted, read_json
+from ffnlab.progress import track
 from ffnlab.weights import AxisNames, Dense, Weight
 
 Axes = tuple[str | None, ...]
@@ -37,6 +38,7 @@ def load(
     sharding: Placement = None,
     check_finite: bool = True,
     extras: bool = True,
+    progress: bool = True,
 ) -> Decoder:
     """Loads a model directory: Llama, Mistral, Qwen 2/3, Gemma 2/3 (text), Phi-3, or one of ours.
 
@@ -48,6 +50,7 @@ def load(
         shape) that returns one; the default device when None.
       check_finite: refuse NaN and infinity among the values.
       extras: honour `ffnlab.json`; False gives the model that tools see which do not know it.
+      progress: draw a bar where someone watches.
     Returns:
       the model, blocks in a list.
     Raises:
@@ -63,14 +66,14 @@ def load(
     checkpoint = open_directory(directory)
     extra = sidecar.read(directory, config) if extras else None
     names = text_names(
-        list(checkpoint.tensors),
+        checkpoint.tensors,
         wrapped=_entry(raw, "model_type") == "gemma3",
         tied=config.tie_embeddings,
     )
-    plan = make_plan(
-        config, checkpoint, dict(names), _decode(_entry(raw, "quantization_config"), directory)
-    )
-    model = _read(plan, checkpoint, _dtype(dtype, plan), sharding, check_finite)
+    decode = _decode(_entry(raw, "quantization_config"), directory)
+    plan = make_plan(config, checkpoint, names, decode)
+    tasks = track(plan.tasks, f"loading {directory.name}", enabled=progress)
+    model = _read(plan, tasks, checkpoint, _dtype(dtype, plan), sharding, check_finite)
     return model if extra is None else sidecar.apply(model, extra)
 
 
@@ -105,11 +108,16 @@ def _dtype(dtype: jax.typing.DTypeLike | None, plan: Plan) -> np.dtype:
 
 
 def _read(
-    plan: Plan, checkpoint: Checkpoint, dtype: np.dtype, sharding: Placement, check_finite: bool
+    plan: Plan,
+    tasks: Iterable[Task],
+    checkpoint: Checkpoint,
+    dtype: np.dtype,
+    sharding: Placement,
+    check_finite: bool,
 ) -> Decoder:
     wanted = variables(plan.model)
     values: dict[str, jax.Array | Weight] = {}
-    for task in plan.tasks:
+    for task in tasks:
         if isinstance(task.source, Packed):
             for path, weight in zip(task.paths, task.source.build(check_finite), strict=True):
                 values[path] = _place_weight(path, weight, wanted[path].axes, sharding)

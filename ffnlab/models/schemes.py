@@ -265,7 +265,7 @@ class _Reader:
             args[key] = value.lower() if isinstance(value, str) else value
         size = args.setdefault("group_size", None)
         if args["strategy"] is None:
-            by_size = {None: "tensor", -1: "channel"}
+            by_size: dict[object, str] = {None: "tensor", -1: "channel"}
             args["strategy"] = by_size.get(size, "group") if _is_plain(size) else size
         if args["symmetric"] is not True:
             self.note(f"{where}.symmetric", args["symmetric"], "true (no zero points)")

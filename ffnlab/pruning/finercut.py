@@ -20,6 +20,7 @@ What differs from the authors' code, and why:
 - Distances are written so as to be exact near 0 (`finercut_core.py`).
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -30,7 +31,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ffnlab import models
 from ffnlab.errors import ConfigError, NumericalError
 from ffnlab.models import Decoder
-from ffnlab.pruning.finercut_core import DISTANCES
+from ffnlab.pruning.finercut_core import DISTANCES, Distance
 from ffnlab.pruning.finercut_search import (
     Search,
     Units,
@@ -96,25 +97,7 @@ def finercut(
     """
     check_options(remove, rate, distance, protect, units, memory)
     metric = DISTANCES[distance]
-
-    @jax.jit
-    def chunk_sums(
-        model: Decoder,
-        tokens: Int[Array, "b t"],
-        gates: Float[Array, "m c n 2"],
-        active: Int[Array, ""],
-    ) -> tuple[Float[Array, "m c"], Bool[Array, ""]]:
-        """Summed distance of each candidate in the first `active` groups; is the original sane?"""
-        original = model(tokens, gates=jnp.ones_like(gates[0, 0]))
-
-        def one(gate: Float[Array, "n 2"]) -> Float[Array, ""]:
-            return metric.total(original, model(tokens, gates=gate), tokens)
-
-        def group(i: Int[Array, ""], sums: Float[Array, "m c"]) -> Float[Array, "m c"]:
-            return sums.at[i].set(jax.vmap(one)(gates[i]))
-
-        sums = jnp.zeros(gates.shape[:2], jnp.float32)
-        return jax.lax.fori_loop(0, active, group, sums), jnp.isfinite(original).all()
+    chunk_sums = summing(metric)
 
     def init(model: Decoder) -> Search:
         present = sublayers(model)
@@ -164,6 +147,38 @@ def finercut(
         advance=advance,
         rewrite=rewrite,
     )
+
+
+def summing(metric: Distance) -> Callable:
+    """The compiled function that every pass calls on each chunk; one per search.
+
+    Args:
+      metric: what is summed.
+    Returns:
+      (model, tokens [b, t], gates [m, c, n, 2], active []) -> (summed distance of each candidate in
+      the first `active` groups [m, c], whether the original model's logits are finite []).
+    """
+
+    @jax.jit
+    def chunk_sums(
+        model: Decoder,
+        tokens: Int[Array, "b t"],
+        gates: Float[Array, "m c n 2"],
+        active: Int[Array, ""],
+    ) -> tuple[Float[Array, "m c"], Bool[Array, ""]]:
+        """Summed distance of each candidate in the first `active` groups; is the original sane?"""
+        original = model(tokens, gates=jnp.ones_like(gates[0, 0]))
+
+        def one(gate: Float[Array, "n 2"]) -> Float[Array, ""]:
+            return metric.total(original, model(tokens, gates=gate), tokens)
+
+        def group(i: Int[Array, ""], sums: Float[Array, "m c"]) -> Float[Array, "m c"]:
+            return sums.at[i].set(jax.vmap(one)(gates[i]))
+
+        sums = jnp.zeros(gates.shape[:2], jnp.float32)
+        return jax.lax.fori_loop(0, active, group, sums), jnp.isfinite(original).all()
+
+    return chunk_sums
 
 
 def sublayers(model: Decoder) -> Bool[np.ndarray, "n 2"]:

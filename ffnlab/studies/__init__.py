@@ -42,7 +42,6 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
         study.slug: study
         for study in (
             Study("finercut", "Greedy removal of attention and FFN sublayers", "pruning"),
-            Study("chess", "Channel-wise thresholds skip FFN activations", "sparsity"),
             Study("fireq", "INT4 weights and KV cache, FP8 activations", "quantization"),
         )
     }

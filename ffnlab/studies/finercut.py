@@ -184,7 +184,7 @@ def quality_claims(found: Comparison) -> list[Claim]:
             "single sublayers beat whole blocks at equal numbers of units removed",
             "Llama3-8B at 25%: FinerCut 53.97 average, ShortGPT (blocks) 36.88",
             f"2/4/6 units: {nats(pairs)} nats, blocks {nats(blocks[1:])}",
-            all(a.nats < b.nats for a, b in zip(pairs, blocks[1:], strict=True)),
+            bool(all(a.nats < b.nats for a, b in zip(pairs, blocks[1:], strict=True))),
             "held-out nats lower at 2, 4 and 6 units",
         ),
         Claim(
@@ -192,7 +192,7 @@ def quality_claims(found: Comparison) -> list[Claim]:
             "-",
             f"6 units: {greedy[-1].nats:.3f} nats, one-shot {one_shot[-1].nats:.3f}; "
             f"1 to 6 units: at most {worst:+.3f} above it",
-            worst <= 0.05 and greedy[-1].nats < one_shot[-1].nats,
+            bool(worst <= 0.05 and greedy[-1].nats < one_shot[-1].nats),
             "held-out nats at most .05 above one-shot at 1..6 units, and below it at 6",
         ),
         Claim(
@@ -210,7 +210,7 @@ def quality_claims(found: Comparison) -> list[Claim]:
             "with a quarter of the units removed 90% of the performance remains",
             "Llama3-8B, 25%: 90% over 9 benchmarks",
             f"{quarter} of {found.search.step.size} units: {kept:.1%} of the accuracy",
-            kept >= 0.9,
+            bool(kept >= 0.9),
             f"next-byte accuracy on held-out text, dense {greedy[0].accuracy:.3f}",
         ),
     ]
@@ -235,7 +235,7 @@ def order_claims(found: Comparison) -> list[Claim]:
             "attention is removed in the deeper blocks",
             "mostly deeper, often consecutive blocks",
             f"blocks {', '.join(map(str, blocks))} of 0..{n - 1}, mean {depth:.2f}",
-            depth > (n - 1) / 2,
+            bool(depth > (n - 1) / 2),
             "mean block of the attention in the first half of the order: in the upper half",
         ),
     ]
@@ -250,7 +250,7 @@ def exactness_claims(found: Comparison) -> list[Claim]:
             "masking a sublayer and removing it are the same function",
             "code: output times zero, or the module replaced by zero",
             f"largest difference {found.cut_gap:.1e} of the largest logit",
-            found.cut_gap <= 1e-5,
+            bool(found.cut_gap <= 1e-5),
             "logits on the calibration text without a quarter of the units, float32",
         ),
         Claim(

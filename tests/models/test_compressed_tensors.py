@@ -202,12 +202,13 @@ def test_several_formats_in_one_model(tmp_path, model):
     assert written["format"] == "mixed-precision"
     one, two = written["config_groups"].values()
     assert (one["format"], two["format"]) == ("pack-quantized", "float-quantized")
-    assert one["targets"] == [f"model.layers.0.self_attn.{part}_proj" for part in "qkvo"]
+    attention = [f"model.layers.0.self_attn.{part}_proj" for part in "koqv"]
+    assert sorted(one["targets"]) == attention
     assert len(two["targets"]) == 5
-    assert written["ignore"] == [
+    assert sorted(written["ignore"]) == [
         "lm_head",
-        *(f"model.layers.1.self_attn.{part}_proj" for part in "qkvo"),
         "model.layers.1.mlp.up_proj",
+        *(f"model.layers.1.self_attn.{part}_proj" for part in "koqv"),
     ]
     said = "\n".join(notes)
     assert "fuses maps that differ in format here: model.layers.1.mlp.gate_proj/up_proj" in said
@@ -217,6 +218,11 @@ def test_several_formats_in_one_model(tmp_path, model):
     for name, matrix in matrices(small).items():
         assert np.array_equal(matrices(back)[name], matrix), name
     assert back.layers[1].attn is None
+
+
+def unchecked(function):
+    """A function without the type checks of the test run, as users call it."""
+    return getattr(function, "__wrapped__", function)
 
 
 def test_what_does_not_fit_is_written_dense_and_said(tmp_path, model):
@@ -233,7 +239,7 @@ def test_what_does_not_fit_is_written_dense_and_said(tmp_path, model):
     with pytest.raises(ConfigError, match="quantize the model, or use format='dense'"):
         save(model, tmp_path / "n", format="compressed-tensors")
     with pytest.raises(ConfigError, match="'dense', 'compressed-tensors'"):
-        save(model, tmp_path / "n", format="gguf")
+        unchecked(save)(model, tmp_path / "n", format="gguf")
     assert not (tmp_path / "n").exists()
 
 
