@@ -10,6 +10,7 @@ import dataclasses
 import json
 import sys
 from importlib import resources
+from pathlib import Path
 
 from ffnlab import models, recipes, tree, weights
 from ffnlab.compress import measure
@@ -68,6 +69,7 @@ def record(directory: StrPath) -> dict[str, object]:
         "bits_per_byte": found.bits_per_byte,
         "evaluation": dataclasses.asdict(settings),
         "text": text.as_json(),
+        "training": read_json(Path(directory) / "training.json"),
     }
 
 
