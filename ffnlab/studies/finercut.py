@@ -287,6 +287,7 @@ def curves(figure, found: Comparison) -> None:
     axes.plot(whole, [s.nats for s in found.greedy], "o-", color="C0", label="greedy (FinerCut)")
     dense = found.greedy[0].nats
     span = max(s.nats for s in (*found.blocks, *found.one_shot, *found.greedy)) - dense
+    span = max(span, 1e-3)  # a model that nothing changes still has an axis
     axes.set_ylim(dense - 0.1 * span, dense + 1.7 * span)  # random choices may run off the top
     axes.set_xlabel(f"sublayers removed, of {found.search.step.size}")
     axes.set_ylabel("held-out nats per byte")
