@@ -24,6 +24,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from ffnlab import models, tree
@@ -56,7 +57,7 @@ class ChessStats(NamedTuple):
     moments: Mapping[str, Float[Array | np.ndarray, "h"]]
     cuts: Values
     sites: Values
-    thresholds: Mapping[str, Float[Array | np.ndarray, "*h"]]
+    thresholds: Mapping[str, ArrayLike]
     batches: Int[Array | np.ndarray, ""]
     passes: Int[Array | np.ndarray, ""]
 

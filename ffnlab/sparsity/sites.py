@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int
 
 from ffnlab import models, tree
 from ffnlab.errors import ConfigError
@@ -45,7 +45,10 @@ def activations(
 
 
 def sparsified(
-    model: Decoder, thresholds: Mapping[str, Float[Array | np.ndarray, "*h"]], *, strict: bool
+    model: Decoder,
+    thresholds: Mapping[str, ArrayLike],
+    *,
+    strict: bool,
 ) -> Decoder:
     """The model with thresholds at its FFNs and projections; those it has are replaced.
 

@@ -1,0 +1,263 @@
+"""CHESS and CATS on models: the authors' figures, the card's points, composition, bad input."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ffnlab import models, sparsity, tree
+from ffnlab.errors import ConfigError, NumericalError, SelectionError
+from ffnlab.layers import SparseGatedFFN
+from ffnlab.pruning import finercut
+from ffnlab.quantization import nearest
+from ffnlab.transform import apply, calibrate
+from ffnlab.weights import Dense, Int4, SparseInput, Transposed
+from tests.contracts import batches, tiny
+
+logits = jax.jit(lambda model, tokens: model(tokens))
+# Float32 on both sides, sums of up to 40 products in another order.
+PARITY = {"rtol": 1e-5, "atol": 1e-6}
+
+
+@pytest.fixture(scope="module")
+def oracle(fixtures):
+    """(model, recorded arrays of the authors' two versions)."""
+    folder = fixtures / "chess"
+    with np.load(folder / "expected.npz", allow_pickle=False) as arrays:
+        return models.load(folder / "tiny_llama"), dict(arrays)
+
+
+def of_layers(stats, place):
+    return np.stack([np.asarray(stats.thresholds[f"layers[{i}].{place}"]) for i in range(2)])
+
+
+def documents(arrays):
+    return [arrays[f"document{i}"][None] for i in range(4)]
+
+
+def test_absolute_version_equals_the_authors_code(oracle):
+    model, arrays = oracle
+    np.testing.assert_allclose(logits(model, arrays["prompt"]), arrays["logits"], atol=1e-4)
+    new, stats = apply(
+        sparsity.chess(importance="abs", attention=True), model, documents(arrays), progress=False
+    )
+    np.testing.assert_allclose(of_layers(stats, "ffn"), arrays["2025_chess"], **PARITY)
+    for site, name in (("attn.q", "inputs"), ("attn.o", "outputs")):
+        ours = of_layers(stats, site)[:, None]
+        np.testing.assert_allclose(ours, arrays[f"2025_attention_{name}"], **PARITY)
+    np.testing.assert_allclose(
+        logits(new, arrays["prompt"]), arrays["2025_logits_CHESS+"], atol=1e-4
+    )
+    dense_attention = {path: t for path, t in stats.thresholds.items() if path.endswith("ffn")}
+    new = sparsity.sparsified(model, dense_attention, strict=False)
+    np.testing.assert_allclose(
+        logits(new, arrays["prompt"]), arrays["2025_logits_CHESS"], atol=1e-4
+    )
+
+
+def test_cats_equals_the_authors_code(oracle):
+    model, arrays = oracle
+    new, stats = apply(sparsity.cats(), model, documents(arrays), progress=False)
+    assert int(stats.passes) == 1
+    np.testing.assert_allclose(of_layers(stats, "ffn")[:, :1], arrays["2025_cats"], **PARITY)
+    np.testing.assert_allclose(logits(new, arrays["prompt"]), arrays["2025_logits_CATS"], atol=1e-4)
+    stats = calibrate(sparsity.cats(), model, list(arrays["windows"]), progress=False)
+    np.testing.assert_allclose(of_layers(stats, "ffn")[:, :1], arrays["2024_cats"], **PARITY)
+
+
+def test_square_version_equals_the_authors_code(oracle):
+    model, arrays = oracle
+    new, stats = apply(
+        sparsity.chess(attention=True), model, list(arrays["windows"]), progress=False
+    )
+    np.testing.assert_allclose(of_layers(stats, "ffn"), arrays["2024_chess"], **PARITY)
+    for site, name in (("attn.q", "inputs"), ("attn.o", "outputs")):
+        ours = of_layers(stats, site)[:, None]
+        np.testing.assert_allclose(ours, arrays[f"2024_attention_{name}"], **PARITY)
+    np.testing.assert_allclose(logits(new, arrays["prompt"]), arrays["2024_logits"], atol=1e-4)
+
+
+RULES = {
+    "cats": lambda k: sparsity.cats(sparsity=k, attention=True),
+    "abs": lambda k: sparsity.chess(sparsity=k, importance="abs", attention=True),
+    "sq": lambda k: sparsity.chess(sparsity=k, attention=True, pooling="all"),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_realised_sparsity_on_held_out_tokens(rule):
+    """Card, point 1, with attention sites: k +- 0.02."""
+    model = tiny()
+    draw = lambda seed: jax.random.randint(jax.random.key(seed), (16, 64), 0, 64)  # noqa: E731
+    previous = None
+    for k in (0.3, 0.5, 0.7):
+        new, stats = apply(RULES[rule](k), model, [draw(1), draw(2)], progress=False)
+        report = sparsity.realised_sparsity(new, [draw(3)])
+        assert set(report.zeros) == set(stats.thresholds)
+        for path, zeros in report.zeros.items():
+            # The card bounds the FFNs. Inputs of the output projection shrink with position, and
+            # 64 tokens of 16 texts leave up to 0.033 there.
+            assert abs(zeros - k) <= (0.02 if path.endswith("ffn") else 0.05), path
+        assert abs(report.ffn - k) <= 0.02 and "ffn" in str(report)
+        if previous is not None:  # card, point 5: thresholds do not fall as k grows
+            for path, t in stats.thresholds.items():
+                assert np.all(np.asarray(t) >= np.asarray(previous[path])), path
+        previous = stats.thresholds
+
+
+@pytest.mark.parametrize("make", [sparsity.chess, sparsity.cats])
+def test_sparsity_zero_is_the_dense_model_bit_for_bit(make):
+    model = tiny()
+    new, _ = apply(make(sparsity=0.0, attention=True), model, progress=False)
+    tokens = batches()[0]
+    np.testing.assert_array_equal(logits(new, tokens), logits(model, tokens))
+    assert new is not model
+
+
+def test_thresholds_that_keep_everything_change_only_rounding():
+    model = tiny()
+    keep = {f"layers[{i}].ffn": np.full(32, -1, np.float32) for i in range(3)}
+    new, tokens = sparsity.sparsified(model, keep, strict=True), batches()[0]
+    np.testing.assert_allclose(logits(new, tokens), logits(model, tokens), atol=1e-5)
+
+
+def test_kept_set_does_not_depend_on_the_scale_of_up():
+    """Card, point 5; a power of two, so that nothing is rounded."""
+    model = tiny()
+    scaled = tree.map_at(
+        model,
+        tree.at("layers[*].ffn.up"),
+        lambda linear: linear.replace(Dense(linear.weight.dense() * 4)),
+    )
+    scaled = tree.map_at(  # undone after the product: later layers see the same activations
+        scaled,
+        tree.at("layers[*].ffn.down"),
+        lambda linear: linear.replace(Dense(linear.weight.dense() / 4)),
+    )
+    for kind in ("sq", "abs"):
+        t = sparsity.chess(importance=kind)
+        a = calibrate(t, model, batches(), progress=False).thresholds
+        b = calibrate(t, scaled, batches(), progress=False).thresholds
+        for path in a:
+            np.testing.assert_array_equal(a[path], b[path])
+
+
+def test_dead_channel_is_dropped_without_nan():
+    """Card, point 6: E up^2 = 0."""
+    model = tree.map_at(
+        tiny(),
+        tree.at("layers[1].ffn.up"),
+        lambda linear: linear.replace(Dense(linear.weight.dense().at[:, 5].set(0))),
+    )
+    new, stats = apply(sparsity.chess(), model, batches(), progress=False)
+    assert np.isinf(stats.thresholds["layers[1].ffn"][5])
+    assert np.isfinite(np.delete(stats.thresholds["layers[1].ffn"], 5)).all()
+    assert np.isfinite(logits(new, batches()[0])).all()
+
+
+def test_only_query_and_output_projections_are_cut():
+    new, _ = apply(sparsity.chess(attention=True), tiny(), batches(), progress=False)
+    for block in new.layers:
+        kinds = {p: type(getattr(block.attn, p).weight) for p in "qkvo"}
+        assert kinds == {"q": SparseInput, "k": Dense, "v": Dense, "o": SparseInput}
+        assert isinstance(block.ffn, SparseGatedFFN) and isinstance(block.ffn.up.weight, Transposed)
+
+
+def test_decoding_token_by_token_equals_one_forward_pass():
+    """One token runs the row-skipping products, many the masked ones."""
+    new, _ = apply(sparsity.chess(attention=True), tiny(), batches(), progress=False)
+    tokens = batches()[0][:1]
+    extend = jax.jit(lambda model, tokens, cache: model.extend(tokens, cache))
+    cache, steps = new.init_cache(1, 12), []
+    for i in range(12):
+        y, cache = extend(new, tokens[:, i : i + 1], cache)
+        steps.append(y)
+    np.testing.assert_allclose(jnp.concatenate(steps, 1), logits(new, tokens), atol=1e-4)
+
+
+def test_quantized_and_pruned_models_are_taken():
+    quantized, _ = apply(nearest(format="int4", group=8), tiny())
+    new, _ = apply(sparsity.chess(attention=True), quantized, batches(), progress=False)
+    ffn, attn = new.layers[0].ffn, new.layers[0].attn
+    assert isinstance(ffn.up.weight, Int4) and isinstance(attn.q.weight.w, Int4)
+    assert abs(sparsity.realised_sparsity(new, batches()).ffn - 0.5) < 0.05
+    pruned, _ = apply(finercut(remove=2, units="ffn"), tiny(), batches(), progress=False)
+    new, stats = apply(sparsity.chess(), pruned, batches(), progress=False)
+    assert len(stats.thresholds) == 1
+    assert np.isfinite(logits(new, batches()[0])).all()
+
+
+def test_a_sparse_model_gets_new_thresholds():
+    once, _ = apply(sparsity.chess(attention=True), tiny(), batches(), progress=False)
+    twice, stats = apply(
+        sparsity.chess(sparsity=0.8, attention=True), once, batches(), progress=False
+    )
+    assert isinstance(twice.layers[0].attn.q.weight.w, Dense)
+    assert jax.tree.structure(once) == jax.tree.structure(twice)
+    report = sparsity.realised_sparsity(twice, batches())
+    assert all(abs(zeros - 0.8) < 0.08 for zeros in report.zeros.values())
+
+
+def observed(transform, model, batch):
+    return transform.observe(transform.init(model), model, batch)
+
+
+def without_ffns():
+    return models.remove(tiny(), [1, 3, 5])
+
+
+def with_nan():
+    return tree.map_at(
+        tiny(),
+        tree.at("layers[0].ffn.gate"),
+        lambda linear: linear.replace(Dense(linear.weight.dense().at[0].set(jnp.nan))),
+    )
+
+
+def unchecked(function):
+    """A function without the type checks of the test run, as users call it."""
+    return getattr(function, "__wrapped__", function)
+
+
+def rewritten_elsewhere():
+    t = sparsity.chess()
+    t.rewrite(without_ffns(), calibrate(t, tiny(), batches(), progress=False))
+
+
+BAD = {
+    "sparsity 1": (lambda: sparsity.chess(sparsity=1.0), ConfigError, r"outside \[0, 1\)"),
+    "sparsity nan": (lambda: sparsity.cats(sparsity=float("nan")), ConfigError, "outside"),
+    "importance": (lambda: unchecked(sparsity.chess)(importance="max"), ConfigError, "'sq', 'abs'"),
+    "too few": (
+        lambda: observed(sparsity.cats(sparsity=0.01), tiny(), batches()[0][:1, :2]),
+        ConfigError,
+        "at least 100 are needed",
+    ),
+    "nothing gated": (lambda: sparsity.chess().init(without_ffns()), SelectionError, "GatedFFN"),
+    "not calibrated": (
+        lambda: sparsity.chess().rewrite(tiny(), sparsity.chess().init(tiny())),
+        ConfigError,
+        "0 of 2 passes",
+    ),
+    "other model": (rewritten_elsewhere, ConfigError, "does not have"),
+    "nan": (lambda: apply(sparsity.chess(), with_nan(), batches()), NumericalError, "not finite"),
+    "dense model": (
+        lambda: sparsity.realised_sparsity(tiny(), batches()),
+        SelectionError,
+        "matches nothing",
+    ),
+    "no tokens": (
+        lambda: sparsity.realised_sparsity(
+            apply(sparsity.chess(), tiny(), batches(), progress=False)[0], []
+        ),
+        ConfigError,
+        "batches is empty",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case):
+    call, error, message = BAD[case]
+    with pytest.raises(error, match=message):
+        call()
