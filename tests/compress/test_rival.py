@@ -56,9 +56,10 @@ def test_figures_are_measured_as_the_recipe_does(
 ):
     models.save(model, tmp_path)
     tokenizer.save(tmp_path)
+    (tmp_path / "training.json").write_text('{"steps": 3}')
     monkeypatch.setattr(rival.recipes, "default", lambda: recipe)
     monkeypatch.setattr(rival, "standard_text", lambda: text)
     found = json.loads(json.dumps(record(tmp_path)))
     assert found["nbytes"] == tree.nbytes(model) and 6 < found["bits_per_byte"] < 10
     assert found["evaluation"] == dataclasses.asdict(recipe.evaluation)
-    assert found["text"] == text.as_json()
+    assert found["text"] == text.as_json() and found["training"] == {"steps": 3}
