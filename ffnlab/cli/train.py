@@ -97,7 +97,9 @@ class TrainConfig:
 
 
 def _backprop(config: TrainConfig) -> Rule:
-    return backprop(optimizer=make_optimizer(config.optimizer, config.run.steps, config.extension))
+    key = jax.random.key(config.run.seed)
+    steps, more = config.run.steps, config.extension
+    return backprop(optimizer=make_optimizer(config.optimizer, steps, more, key=key))
 
 
 # The only place where a name becomes a rule.

@@ -5,13 +5,19 @@ batch, so that a run resumes exactly by remembering that integer. Corpora and wi
 tokenizers belong to `ffnlab.models`, placing batches on devices to `ffnlab.parallel`.
 """
 
+from ffnlab.data.arrays import ArrayBatches
+from ffnlab.data.clusters import Labelled, digits, gaussian_clusters
 from ffnlab.data.stdlib_text import StdlibText, stdlib_text, text_identity
 from ffnlab.data.text import HeldOut, TextBatches, held_out_windows, read_text
 
 __all__ = [
+    "ArrayBatches",
     "HeldOut",
+    "Labelled",
     "StdlibText",
     "TextBatches",
+    "digits",
+    "gaussian_clusters",
     "held_out_windows",
     "read_text",
     "stdlib_text",

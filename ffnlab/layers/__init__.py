@@ -8,10 +8,12 @@ from ffnlab.layers.attention import Attention, AttentionSpec, Context
 from ffnlab.layers.block import Block
 from ffnlab.layers.ffn import ACTIVATIONS, GatedFFN, SparseGatedFFN
 from ffnlab.layers.linear import Embedding, Linear, RMSNorm
+from ffnlab.layers.mlp import MLP
 from ffnlab.layers.rope import Rope
 
 __all__ = [
     "ACTIVATIONS",
+    "MLP",
     "Attention",
     "AttentionSpec",
     "Block",

@@ -4,15 +4,24 @@ Optimizers are optax pieces and belong inside a rule; the loop that runs any rul
 `ffnlab.parallel.train`.
 """
 
-from ffnlab.learning.backprop import BackpropState, backprop, next_token
+from ffnlab.learning.backprop import BackpropState, backprop, labelled, next_token
+from ffnlab.learning.noise import gradient_noise, noise_scale
 from ffnlab.learning.optimizers import Extension, OptimizerConfig, make_optimizer, rate_at
+from ffnlab.learning.trust import lamb, lars, scale_by_trust_ratio, sqrt_batch_schedule
 
 __all__ = [
     "BackpropState",
     "Extension",
     "OptimizerConfig",
     "backprop",
+    "gradient_noise",
+    "labelled",
+    "lamb",
+    "lars",
     "make_optimizer",
     "next_token",
+    "noise_scale",
     "rate_at",
+    "scale_by_trust_ratio",
+    "sqrt_batch_schedule",
 ]

@@ -52,6 +52,23 @@ def next_token(
     return nats, {"bits": nats / math.log(2)}
 
 
+def labelled(
+    model: Callable, batch: tuple[Float[Array, "b d"], Int[Array, "b"]]
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Mean cross-entropy of labelled inputs.
+
+    Args:
+      model: inputs [b, d] -> logits [b, classes].
+      batch: inputs and classes (`ffnlab.data.Labelled`).
+    Returns:
+      (nats per input [], {"accuracy": fraction whose class has the largest logit []}).
+    """
+    inputs, classes = batch
+    logits = model(inputs).astype(jnp.float32)
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, classes).mean()
+    return nats, {"accuracy": jnp.mean(logits.argmax(-1) == classes)}
+
+
 def backprop(
     loss: Loss = next_token,
     optimizer: optax.GradientTransformation | None = None,

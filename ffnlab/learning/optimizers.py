@@ -11,9 +11,11 @@ from collections.abc import Callable
 import jax
 import optax
 from flax import nnx
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from ffnlab.errors import ConfigError
+from ffnlab.learning.noise import gradient_noise
+from ffnlab.learning.trust import lamb, matrices
 
 Rate = Callable[[float], optax.Schedule]  # from a peak to the rate by step
 
@@ -25,7 +27,7 @@ class OptimizerConfig:
     """An optimizer and its schedule.
 
     Attributes:
-      name: "adamw", "muon", "lion" or "sgd".
+      name: "adamw", "lamb", "lion", "muon" or "sgd".
       rate: peak learning rate (of Muon's matrices where name is "muon"), > 0.
       table_rate: peak rate of what Muon leaves to AdamW.
       schedule: "trapezoid" (constant, then linear to zero over the last `decay` of the steps),
@@ -34,7 +36,9 @@ class OptimizerConfig:
       decay: fraction of the steps in which a trapezoid falls, 0 < decay <= 1.
       weight_decay: per unit of learning rate, on matrices.
       clip: gradients are scaled to at most this global norm; 0 for no clipping.
-      b1, b2: AdamW's and Lion's averages; b1 is also the momentum of Muon and SGD.
+      b1, b2: AdamW's, LAMB's and Lion's averages; b1 is also the momentum of Muon and SGD.
+      noise: variance of the first step's noise on the clipped gradients
+        (`ffnlab.learning.gradient_noise`), which then decays; 0 for none.
     """
 
     name: str = "adamw"
@@ -47,6 +51,7 @@ class OptimizerConfig:
     clip: float = 1.0
     b1: float = 0.9
     b2: float = 0.95
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
@@ -58,7 +63,7 @@ class OptimizerConfig:
                 raise ConfigError(f"{field}={getattr(self, field)} must be positive")
         if not 0 < self.decay <= 1:
             raise ConfigError(f"decay={self.decay} must lie in (0, 1]")
-        for field in ("warmup", "weight_decay", "clip"):
+        for field in ("warmup", "weight_decay", "clip", "noise"):
             if getattr(self, field) < 0:
                 raise ConfigError(f"{field}={getattr(self, field)} must not be negative")
 
@@ -114,20 +119,29 @@ def rate_at(
 
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int, extension: Extension = Extension()
+    config: OptimizerConfig,
+    steps: int,
+    extension: Extension = Extension(),
+    *,
+    key: Array | None = None,
 ) -> optax.GradientTransformation:
     """The optimizer of a configuration, for a run of `steps` steps and those of the extension.
 
+    Args:
+      config: what to build.
+      steps: of the run, before the extension.
+      extension: see `Extension`.
+      key: of the noise, where the configuration asks for some.
     Returns:
       an optax transformation that accepts any tree of floating arrays.
+    Raises:
+      ConfigError: noise without a key.
     """
+    parts = [optax.clip_by_global_norm(config.clip)] if config.clip else []
+    if config.noise:
+        parts.append(gradient_noise(config.noise, key=key))
     inner = OPTIMIZERS[config.name](config, lambda peak: rate_at(config, peak, steps, extension))
-    return optax.chain(optax.clip_by_global_norm(config.clip), inner) if config.clip else inner
-
-
-def matrices(params: PyTree) -> PyTree:
-    """Which leaves are matrices (or stacks of them): a tree of bools."""
-    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+    return optax.chain(*parts, inner) if parts else inner
 
 
 def layer_matrices(params: PyTree) -> PyTree:
@@ -136,20 +150,25 @@ def layer_matrices(params: PyTree) -> PyTree:
     A parameter whose logical axes name the vocabulary is a table, not a map; axes before the last
     two are stacks.
     """
+    dims = optax.contrib.MuonDimensionNumbers(-2, -1)
 
-    def of_node(node: PyTree) -> PyTree:
-        is_table = isinstance(node, nnx.Variable) and "vocab" in (
-            node.get_metadata().get("axes") or ()
-        )
-        dims = optax.contrib.MuonDimensionNumbers(-2, -1)
-        return jax.tree.map(lambda leaf: None if is_table or leaf.ndim < 2 else dims, node)
+    def of_node(node: PyTree, is_matrix: PyTree) -> PyTree:
+        axes = node.get_metadata().get("axes") if isinstance(node, nnx.Variable) else None
+        is_table = "vocab" in (axes or ())
+        return jax.tree.map(lambda yes: dims if yes and not is_table else None, is_matrix)
 
-    return jax.tree.map(of_node, params, is_leaf=lambda node: isinstance(node, nnx.Variable))
+    is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
+    return jax.tree.map(of_node, params, matrices(params), is_leaf=is_variable)
 
 
 def _adamw(config: OptimizerConfig, rate: Rate) -> optax.GradientTransformation:
     decay = {"weight_decay": config.weight_decay, "mask": matrices}
     return optax.adamw(rate(config.rate), config.b1, config.b2, **decay)
+
+
+def _lamb(config: OptimizerConfig, rate: Rate) -> optax.GradientTransformation:
+    decay = config.weight_decay
+    return lamb(rate(config.rate), config.b1, config.b2, weight_decay=decay)
 
 
 def _lion(config: OptimizerConfig, rate: Rate) -> optax.GradientTransformation:
@@ -177,6 +196,7 @@ def _muon(config: OptimizerConfig, rate: Rate) -> optax.GradientTransformation:
 
 OPTIMIZERS: dict[str, Callable[[OptimizerConfig, Rate], optax.GradientTransformation]] = {
     "adamw": _adamw,
+    "lamb": _lamb,
     "lion": _lion,
     "muon": _muon,
     "sgd": _sgd,

@@ -43,6 +43,8 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
         for study in (
             Study("finercut", "Greedy removal of attention and FFN sublayers", "pruning"),
             Study("fireq", "INT4 weights and KV cache, FP8 activations", "quantization"),
+            Study("gradient-noise", "Annealed noise on gradients of deep networks", "learning"),
+            Study("lamb", "Updates as long as their weights, for large batches", "learning"),
         )
     }
 )

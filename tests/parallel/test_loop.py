@@ -1,7 +1,6 @@
 """The loop: any rule, the same bits after an interruption, what it writes, how it refuses."""
 
 import json
-import os
 import signal
 import threading
 from typing import NamedTuple
@@ -94,7 +93,7 @@ def test_resumed_runs_end_in_the_same_bits(key, tmp_path, cut):
 def test_a_signal_saves_and_the_rest_is_the_same(key, tmp_path, number):
     def interrupting(position):
         if position == 3:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)  # to this thread: os.kill may reach another one, later
         return numbers(position)
 
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
@@ -182,10 +181,10 @@ def test_outside_the_main_thread_signals_are_left_alone(key):
 
 def test_a_second_signal_acts_as_before():
     with stop_request() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert stop.is_set()
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_negative_intervals_are_refused():

@@ -1,0 +1,76 @@
+"""The plain feed-forward network: linear maps with a nonlinearity between them."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from ffnlab.errors import ConfigError
+from ffnlab.layers.linear import Linear
+
+__all__ = ["MLP", "NONLINEARITIES"]
+
+NONLINEARITIES: dict[str, Callable[[Array], Array]] = {
+    "elu": jax.nn.elu,
+    "gelu": jax.nn.gelu,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "tanh": jax.numpy.tanh,
+}
+
+
+class MLP(nnx.Module):
+    """h <- phi(h @ w_l + b_l), without phi after the last map.
+
+    Attributes:
+      maps: nnx.List of Linear.
+      activation: name of phi, a key of `NONLINEARITIES` (static).
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        key: Array,
+        activation: str = "relu",
+        bias: bool = True,
+        std: float | None = None,
+    ):
+        """Draws the maps from N(0, std^2), biases zero.
+
+        Args:
+          sizes: widths from input to output, at least two.
+          key: of the draw.
+          activation: name of the nonlinearity.
+          bias: whether maps have one.
+          std: of every entry; sqrt(2 / inputs) when None (He et al., arXiv 1502.01852).
+        """
+        if len(sizes) < 2 or min(sizes) < 1:
+            raise ConfigError(f"sizes={list(sizes)} must be two or more positive widths")
+        if activation not in NONLINEARITIES:
+            accepted = sorted(NONLINEARITIES)
+            raise ConfigError(f"activation={activation!r} is not one of {accepted}")
+        keys = jax.random.split(key, len(sizes) - 1)
+        self.maps = nnx.List(
+            [
+                Linear(
+                    a,
+                    b,
+                    key=k,
+                    axes=("embed", "mlp"),
+                    bias=bias,
+                    scale=math.sqrt(2) if std is None else std * math.sqrt(a),
+                )
+                for (a, b), k in zip(itertools.pairwise(sizes), keys, strict=True)
+            ]
+        )
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "*b in"]) -> Float[Array, "*b out"]:
+        phi = NONLINEARITIES[self.activation]
+        for linear in self.maps[:-1]:
+            x = phi(linear(x))
+        return self.maps[-1](x)

@@ -1,0 +1,45 @@
+"""What the studies on small classifiers share: one run of a rule on labelled data."""
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from ffnlab.data import ArrayBatches, Labelled
+from ffnlab.parallel import LoopOptions, train
+from ffnlab.rule import Rule
+
+__all__ = ["accuracy", "fit"]
+
+QUIET = LoopOptions(log_every=0, progress=False)
+
+
+def fit(
+    rule: Rule,
+    model: PyTree,
+    data: tuple[Labelled, Labelled],
+    *,
+    batch: int,
+    steps: int,
+    seed: int = 0,
+) -> float:
+    """Trains a model by a rule.
+
+    Args:
+      rule: takes batches of `Labelled`; its `predict` gives a score per class.
+      model: where it starts.
+      data: (train, test).
+      batch, steps: rows of a step, and how many steps.
+      seed: of the order of the rows, and of the rule.
+    Returns:
+      the fraction of test inputs whose class has the largest score; chance where a run diverged.
+    """
+    train_data, test_data = data
+    batches = ArrayBatches(train_data, batch, seed)
+    outcome = train(rule, model, batches, steps, key=jax.random.key(seed), options=QUIET)
+    return accuracy(rule, outcome.state, test_data)
+
+
+def accuracy(rule: Rule, state: PyTree, data: Labelled) -> float:
+    """The fraction of inputs whose class has the largest score."""
+    scores = np.asarray(rule.predict(state, jax.numpy.asarray(data.x)))
+    return float(np.mean(scores.argmax(-1) == data.y))

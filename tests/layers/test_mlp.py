@@ -1,0 +1,39 @@
+"""The plain feed-forward network against NumPy."""
+
+import jax
+import numpy as np
+import pytest
+
+from ffnlab.errors import ConfigError
+from ffnlab.layers import MLP
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_it_is_numpy_s(key, bias):
+    net = MLP([5, 7, 6, 3], key=key, activation="tanh", bias=bias)
+    x = np.asarray(jax.random.normal(key, (4, 5)))
+    h = x
+    for i, linear in enumerate(net.maps):
+        h = h @ np.asarray(linear.weight.dense()) + (linear.bias if bias else 0)
+        h = np.tanh(h) if i < 2 else h
+    np.testing.assert_allclose(net(jax.numpy.asarray(x)), h, rtol=1e-5, atol=1e-6)
+    assert len(jax.tree.leaves(net)) == (6 if bias else 3)
+
+
+def test_entries_have_the_deviation_asked_for(key):
+    for std, found in ((None, np.sqrt(2 / 200)), (0.1, 0.1), (0.0, 0.0)):
+        net = MLP([200, 300], key=key, std=std)
+        assert float(np.std(net.maps[0].weight.dense())) == pytest.approx(found, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sizes": [3]}, r"sizes=\[3\]"),
+        ({"sizes": [3, 0]}, "positive"),
+        ({"sizes": [3, 2], "activation": "step"}, "'step' is not one of"),
+    ],
+)
+def test_refusals(key, options, message):
+    with pytest.raises(ConfigError, match=message):
+        MLP(**options, key=key)
