@@ -220,7 +220,7 @@ def test_pins_cover_what_make_installs(version):
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line), f"{path.name}: {line}"
         name, _, pinned = line.partition("==")
         pins[canonicalize_name(name)] = pinned
-    for requirement in requirements("run", "test", "dev"):
+    for requirement in requirements("run", "test", "dev", "parity", "eval"):
         marker = requirement.marker
         if marker is None or marker.evaluate({"python_version": version}):
             pinned = pins[canonicalize_name(requirement.name)]

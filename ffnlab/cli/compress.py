@@ -12,13 +12,15 @@ def compress(
     recipe: Path | None = None,
     text: tuple[Path, ...] = (),
     out: Path = Path("compressed"),
+    dense: bool = False,
     resume: bool = False,
     restart: bool = False,
 ) -> None:
     """Prunes, sparsifies and quantizes a language model; says what each step cost and bought.
 
-    Writes OUT/model (a Hugging Face directory with ffnlab.json), OUT/report.json, OUT/pareto.png
-    and, where the recipe prunes, OUT/removal.png.
+    Writes OUT/model (a Hugging Face directory with ffnlab.json; quantized weights are packed in the
+    formats of compressed-tensors), OUT/report.json, OUT/pareto.png and, where the recipe prunes,
+    OUT/removal.png.
 
     Args:
       model: a Hugging Face directory; without one, the model that comes with ffnlab.
@@ -26,6 +28,8 @@ def compress(
       text: UTF-8 files; the last tenth of each, from the line break before it, is held out and the
         rest calibrates. Without any, the standard library of this Python.
       out: folder for the results.
+      dense: write OUT/dense too, where OUT/model has packed weights: the same model as plain
+        matrices, which transformers loads without the compressed-tensors package.
       resume: continue the interrupted run in OUT, if there is one.
       restart: throw away the interrupted run in OUT.
     """
@@ -57,6 +61,7 @@ def compress(
         out,
         source=source,
         rival=partial(job.embedded_rival, text=words) if model is None and not text else None,
+        dense=dense,
         interrupted="resume" if resume else "restart" if restart else "refuse",
         loading=time.perf_counter() - start,
     )

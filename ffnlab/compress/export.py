@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from ffnlab.models import Decoder, Tokenizer
 
 __all__ = ["checksums", "export"]
 
+Format = Literal["dense", "compressed-tensors"]
 CHUNK = 1 << 20
 # Relative tolerances of the perplexity. On a CPU both models compute the same in float32, up to the
 # order of additions; elsewhere the one in memory may use kernels and dtypes of its formats.
@@ -26,37 +28,63 @@ ADVICE = "was something else writing there, or is the disk failing?"
 def export(
     model: Decoder,
     tokenizer: Tokenizer,
-    folder: Path,
+    out: Path,
     perplexity: float,
     measure: Callable[[Decoder, str], float],
-) -> Export:
-    """Writes a model directory, loads it again, and measures both ways of reading it.
+    *,
+    dense: bool = False,
+) -> tuple[Export, ...]:
+    """Writes the model directories, loads each again, and measures both ways of reading it.
+
+    OUT/model is packed (compressed-tensors) if the model has a weight that can be, else dense.
 
     Args:
       model: the compressed model, not prepared.
       tokenizer: written beside it.
-      folder: where to.
+      out: where to.
       perplexity: of the model in memory.
       measure: (prepared model, label) -> perplexity on the same text.
+      dense: write OUT/dense too, if OUT/model is packed.
+    Returns:
+      what was written, OUT/model first.
     Raises:
-      FormatError: the loaded model has other values or another perplexity than that in memory.
+      FormatError: a loaded model has other values or another perplexity than that in memory.
     """
-    models.save(model, folder)
+    packed = models.is_packable(model)
+    formats: dict[str, Format] = {"model": "compressed-tensors" if packed else "dense"}
+    if dense and packed:
+        formats["dense"] = "dense"
+    return tuple(
+        write(model, tokenizer, out / name, format, perplexity, measure)
+        for name, format in formats.items()
+    )
+
+
+def write(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    folder: Path,
+    format: Format,
+    perplexity: float,
+    measure: Callable[[Decoder, str], float],
+) -> Export:
+    """Writes one directory in one format and checks it; see `export`."""
+    ignored = models.save(model, folder, format=format)
     tokenizer.save(folder)
     files = checksums(folder)
     loaded = models.load(folder)
     check_values(folder, model, loaded)
     loaded = weights.prepare(loaded)
-    found = measure(loaded, "written model")
+    found = measure(loaded, f"written {folder.name}")
     check_perplexity(folder, found, perplexity)
-    ignored = tuple(models.ignored_by_others(model))
     elsewhere = found
-    if ignored:
+    if (folder / "ffnlab.json").exists():
         del loaded
         plain = weights.prepare(models.load(folder, extras=False))
-        elsewhere = measure(plain, "written model without ffnlab.json")
+        elsewhere = measure(plain, f"written {folder.name} without ffnlab.json")
     return Export(
-        format="dense",
+        folder=folder.name,
+        format=format,
         nbytes=sum((folder / name).stat().st_size for name in files),
         files=files,
         perplexity=found,

@@ -1,6 +1,8 @@
 """The job: apply a recipe to a model, measure after each stage, write the result, check it.
 
-OUT/model/       the compressed model: a Hugging Face directory with `ffnlab.json`
+OUT/model/       the compressed model: a Hugging Face directory with `ffnlab.json`, its weights
+                 packed (compressed-tensors) where the recipe quantized any
+OUT/dense/       on demand, the same with plain matrices, which stock `transformers` reads
 OUT/report.json  what each stage cost and bought (`ffnlab.compress.report`)
 OUT/pareto.png   quality against bytes and against decode speed
 OUT/removal.png  the order in which FinerCut removed sublayers, where the recipe has it
@@ -37,6 +39,7 @@ def compress(
     *,
     source: str = "in memory",
     rival: Callable[[Row], Rival | None] | None = None,
+    dense: bool = False,
     interrupted: Interrupted = "refuse",
     loading: float = 0.0,
     progress: bool = True,
@@ -51,6 +54,7 @@ def compress(
       out: folder for the results; made when missing.
       source: where the model came from, for the report.
       rival: gives the dense model to compare with, from the last row.
+      dense: write OUT/dense too, where OUT/model is packed.
       interrupted: what to do with an interrupted job in `out`: "refuse", "resume" or "restart".
       loading: seconds that loading the model took, for the report.
       progress: show bars on a terminal.
@@ -77,7 +81,7 @@ def compress(
         rows.append(measured(job, label, weights.prepare(compressed), compressed, seconds))
     with clock.phase("write and check"):
         found = functools.partial(score, job)
-        written = export(compressed, tokenizer, out / "model", rows[-1].perplexity, found)
+        written = export(compressed, tokenizer, out, rows[-1].perplexity, found, dense=dense)
     report = Report(
         format=FORMAT,
         model=describe(model, source, state.identity["model"]),
@@ -88,7 +92,7 @@ def compress(
             "windows": len(planned.samples.tokens),
         },
         rows=tuple(rows),
-        export=written,
+        exports=written,
         rival=None if rival is None else rival(rows[-1]),
         versions=versions(),
         device=measure.device(),

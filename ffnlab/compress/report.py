@@ -21,7 +21,7 @@ from ffnlab.files import StrPath, read_json, write_json
 
 __all__ = ["FORMAT", "Export", "Report", "Rival", "Row", "read_report"]
 
-FORMAT = "ffnlab compress report, version 1"
+FORMAT = "ffnlab compress report, version 2"
 D = TypeVar("D")
 
 
@@ -57,17 +57,19 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """The model directory that was written, and what is in it.
+    """A model directory that was written, and what is in it.
 
     Attributes:
+      folder: its name in the folder of the job.
       format: "dense" or "compressed-tensors".
       nbytes: of all files.
       files: SHA-256 by file name.
       perplexity: of the directory loaded again by ffnlab.
       perplexity_elsewhere: of the directory as tools see it that ignore `ffnlab.json`.
-      ignored: what those tools ignore, one sentence each.
+      ignored: what those tools ignore or may stumble on, one sentence each.
     """
 
+    folder: str
     format: str
     nbytes: int
     files: Mapping[str, str]
@@ -104,7 +106,7 @@ class Report:
       text: source, split rule, and SHA-256 and bytes of both parts.
       measured_on: counted held-out tokens, and windows they are in.
       rows: the original model, then each stage.
-      export: the directory that was written.
+      exports: the directories that were written, at least one.
       rival: the dense model of equal bytes, where there is one.
       versions: of Python and the packages that decide the figures.
       device: what it ran on.
@@ -118,7 +120,7 @@ class Report:
     text: Mapping[str, object]
     measured_on: Mapping[str, int]
     rows: tuple[Row, ...]
-    export: Export
+    exports: tuple[Export, ...]
     rival: Rival | None
     versions: Mapping[str, str]
     device: str
@@ -137,17 +139,7 @@ class Report:
         parts: list[object] = [table(self.rows)]
         if self.rival is not None:
             parts.append(Text(verdict(self.rival, self.rows[-1])))
-        export = self.export
-        parts.append(
-            Text(f"written: {export.format}, {size(export.nbytes)} in {len(export.files)} files")
-        )
-        if export.ignored:
-            lines = [f"  - {sentence}" for sentence in export.ignored]
-            head = (
-                f"other tools read it with perplexity {number(export.perplexity_elsewhere)}, not "
-                f"{number(export.perplexity)}, as they ignore:"
-            )
-            parts.append(Text("\n".join([head, *lines])))
+        parts += [Text(describe(export)) for export in self.exports]
         parts.append(Text(timings(self.seconds, self.peak_memory)))
         return Group(*parts)
 
@@ -232,6 +224,18 @@ def verdict(rival: Rival, last: Row) -> str:
         f"{last.bits_per_byte:.3f} bits per byte compressed, {rival.bits_per_byte:.3f} dense: "
         f"{winner} wins"
     )
+
+
+def describe(export: Export) -> str:
+    """What was written, and what other tools make of it."""
+    files = f"{size(export.nbytes)} in {len(export.files)} files"
+    lines = [f"{export.folder}: {export.format}, {files}"]
+    if export.ignored:
+        lines.append(
+            f"  other tools read it with perplexity {number(export.perplexity_elsewhere)}, not "
+            f"{number(export.perplexity)}; they ignore or may stumble on:"
+        )
+    return "\n".join([*lines, *(f"  - {sentence}" for sentence in export.ignored)])
 
 
 def timings(seconds: Mapping[str, float], peak: int) -> str:

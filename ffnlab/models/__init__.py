@@ -10,7 +10,7 @@ from ffnlab.models.generate import Generated, generate, stream_tokens
 from ffnlab.models.load import load
 from ffnlab.models.remove import remove, removed
 from ffnlab.models.sample import Sampling
-from ffnlab.models.save import save
+from ffnlab.models.save import is_packable, save
 from ffnlab.models.sidecar import ignored_by_others
 from ffnlab.models.stack import Stacked, stack, unstack
 from ffnlab.models.tokenizer import Tokenizer
@@ -26,6 +26,7 @@ __all__ = [
     "embedded",
     "generate",
     "ignored_by_others",
+    "is_packable",
     "load",
     "remove",
     "removed",

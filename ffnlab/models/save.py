@@ -2,8 +2,8 @@
 
 A block that lost both sublayers is left out and the config rewritten; a sublayer removed alone is
 written as zeros, which add nothing. Weights in formats of ours are written as the dense matrices
-they stand for, or packed (`ffnlab.models.compressed_export`). What the files cannot say goes to
-`ffnlab.json`. `[in, out]` becomes `[out, in]` in `_stored`, and there.
+they stand for, or packed (`ffnlab.models.compressed_export`), and then such zeros are too. What the
+files cannot say goes to `ffnlab.json`. `[in, out]` becomes `[out, in]` in `_stored`, and there.
 """
 
 import dataclasses
@@ -23,19 +23,21 @@ from ffnlab.errors import ConfigError, FormatError
 from ffnlab.files import StrPath, atomic_dir, write_json
 from ffnlab.layers import GatedFFN, SparseGatedFFN
 from ffnlab.models import sidecar
-from ffnlab.models.compressed_export import Encoded, Encoder
+from ffnlab.models.compressed_export import Encoded, Encoder, scheme_of
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.decoder import Decoder
 from ffnlab.models.families import write_config
 from ffnlab.models.names import Names, Place
 from ffnlab.models.plan import variables
 from ffnlab.models.safetensors import MODEL_FILES, Entry, write_directory
+from ffnlab.models.schemes import Scheme
 from ffnlab.models.stack import unstack
-from ffnlab.weights import SparseInput, Weight
+from ffnlab.weights import Int4, SparseInput, Weight
 
 MAX_SHARD_BYTES = 5 * 10**9
 IN_SIDECAR = (".ffn.threshold", ".attn.post_scale")
 FORMATS = ("dense", "compressed-tensors")
+LAYER = re.compile(r"layers\[(\d+)\]")
 
 
 def save(
@@ -69,20 +71,11 @@ def save(
     """
     if format not in FORMATS:
         raise ConfigError(f"format={format!r}; accepted: {', '.join(map(repr, FORMATS))}")
-    model = unstack(model)
-    extra = sidecar.extract(model)
-    kept = [model.layers[i] for i in extra.kept]
-    config = _kept_config(model, extra.kept)
-    for i, block in zip(extra.kept, kept, strict=True):
-        if block.ffn is not None and not isinstance(block.ffn, GatedFFN | SparseGatedFFN):
-            kind = type(block.ffn).__name__
-            raise FormatError(f"layers[{i}].ffn is a {kind}; gated FFNs can be written")
-    parts = jax.tree.map(lambda leaf: leaf, model)
-    parts.layers = nnx.List(kept)
     encoder = Encoder() if format == "compressed-tensors" else None
-    writer = _Writer(config, variables(parts), dtype, encoder)
+    extra, writer = _writer(model, dtype, encoder)
     entries = dict(writer.entries())
-    written = write_config(config) | {"dtype": writer.dtype.name, "torch_dtype": writer.dtype.name}
+    written = write_config(writer.config)
+    written |= {"dtype": writer.dtype.name, "torch_dtype": writer.dtype.name}
     notes: list[str] = []
     if encoder is not None:
         extra = _without_packed(extra, writer)
@@ -97,6 +90,31 @@ def save(
     return (*sidecar.sentences(extra), *notes)
 
 
+def is_packable(model: Decoder) -> bool:
+    """Whether format "compressed-tensors" of `save` has something of a model to pack.
+
+    Raises:
+      ConfigError, FormatError: as `save` does, in either format.
+    """
+    return bool(_writer(model, None, Encoder())[1].encoded)
+
+
+def _writer(
+    model: Decoder, dtype: jax.typing.DTypeLike | None, encoder: Encoder | None
+) -> tuple[sidecar.Sidecar, "_Writer"]:
+    """The sidecar of a model and the writer of its tensors."""
+    model = unstack(model)
+    extra = sidecar.extract(model)
+    kept = [model.layers[i] for i in extra.kept]
+    for i, block in zip(extra.kept, kept, strict=True):
+        if block.ffn is not None and not isinstance(block.ffn, GatedFFN | SparseGatedFFN):
+            kind = type(block.ffn).__name__
+            raise FormatError(f"layers[{i}].ffn is a {kind}; gated FFNs can be written")
+    parts = jax.tree.map(lambda leaf: leaf, model)
+    parts.layers = nnx.List(kept)
+    return extra, _Writer(_kept_config(model, extra.kept), variables(parts), dtype, encoder)
+
+
 def _kept_config(model: Decoder, kept: tuple[int, ...]) -> DecoderConfig:
     config = model.config
     windows = None if config.windows is None else tuple(config.windows[i] for i in kept)
@@ -109,7 +127,7 @@ def _without_packed(extra: sidecar.Sidecar, writer: "_Writer") -> sidecar.Sideca
     """The sidecar without what the packed tensors say themselves, and with what they cannot say."""
     linears = dict(extra.linears)
     for stored, scales in writer.scales().items():
-        layer, path = re.match(r"layers\[(\d+)\]", stored), stored
+        layer, path = LAYER.match(stored), stored
         if layer is not None:
             path = f"layers[{extra.kept[int(layer[1])]}]{stored[layer.end() :]}"
         said = linears.pop(path, sidecar.LinearExtra())
@@ -182,19 +200,29 @@ class _Writer:
     def _encode(self, encoder: Encoder) -> Iterator[tuple[str, Encoded]]:
         for where in self.places:
             if where.transposed:
-                held = [self.held[path].get_value() for path in where.paths if path in self.held]
-                plain = tuple(w.w if isinstance(w, SparseInput) else w for w in held)
+                held = [self._plain(path) for path in where.paths]
+                plain = tuple(weight for weight in held if weight is not None)
                 encoded = encoder(where.name.removesuffix(".weight"), plain)
                 if encoded is not None:
                     yield where.name, encoded
+
+    def _plain(self, path: str) -> Weight | None:
+        """The weight of a linear map without its threshold; of a removed one, packed zeros where
+        another block has it in a packed format, else None."""
+        if path not in self.held:
+            end = LAYER.sub("", path)
+            others = (self._plain(other) for other in self.held if LAYER.sub("", other) == end)
+            return next((_zeros(w) for w in others if isinstance(scheme_of(w), Scheme)), None)
+        weight = self.held[path].get_value()
+        return weight.w if isinstance(weight, SparseInput) else weight
 
     def scales(self) -> dict[str, sidecar.ScalesExtra | None]:
         """What to say of the scales of each packed map, by path without ".w"."""
         found = {}
         for where in self.places:
             if where.name in self.encoded:
-                paths = (path.removesuffix(".w") for path in where.paths)
-                found |= zip(paths, self.encoded[where.name].extras(self.dtype), strict=True)
+                pairs = zip(where.paths, self.encoded[where.name].extras(self.dtype), strict=True)
+                found |= {path.removesuffix(".w"): e for path, e in pairs if path in self.held}
         return found
 
     def entries(self) -> Iterator[tuple[str, Entry]]:
@@ -222,6 +250,13 @@ class _Writer:
             return np.full(shape, neutral, self.dtype)
         value = self.held[path].get_value()
         return value.dense() if isinstance(value, Weight) else value
+
+
+def _zeros(weight: Weight) -> Weight:
+    """A packed weight of the same format that is zero."""
+    neutral = {"divisor": jnp.ones_like(weight.divisor)} if isinstance(weight, Int4) else {}
+    codes, scales = jnp.zeros_like(weight.codes), jnp.ones_like(weight.scales)
+    return dataclasses.replace(weight, codes=codes, scales=scales, **neutral)  # type: ignore[arg-type]
 
 
 def _stored(array: np.ndarray | jax.Array, dtype: np.dtype, transposed: bool) -> np.ndarray:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from ffnlab import files, io, models, weights
+from ffnlab import files, io, models, transform, weights
 from ffnlab.compress import compress, export, job, read_report, stages
 from ffnlab.compress.measure import quality
 from ffnlab.compress.plan import digest, labels_of
@@ -16,6 +16,7 @@ from ffnlab.compress.state import FOLDER, State
 from ffnlab.compress.text import Text, held_out
 from ffnlab.errors import ConfigError, FormatError, NumericalError
 from ffnlab.models import Decoder, Tokenizer
+from ffnlab.quantization import nearest
 from ffnlab.recipes import Stage, parse_recipe
 from ffnlab.transform import Transform
 from tests.compress.conftest import CONFIG, RECIPE
@@ -62,18 +63,50 @@ def test_rows_say_what_the_stages_did(finished, model):
 
 def test_what_was_written_is_what_was_measured(finished, text, tokenizer, recipe):
     out, report = finished
-    assert report.export.perplexity == report.rows[-1].perplexity
+    (written,) = report.exports
+    assert written.perplexity == report.rows[-1].perplexity
     samples = held_out(text, tokenizer, recipe.evaluation, 256)
-    for extras, expected in (
-        (True, report.export.perplexity),
-        (False, report.export.perplexity_elsewhere),
-    ):
+    for extras, expected in ((True, written.perplexity), (False, written.perplexity_elsewhere)):
         loaded = weights.prepare(models.load(out / "model", extras=extras))
         assert quality(loaded, samples, 4).perplexity == pytest.approx(expected, rel=1e-6)
-    assert report.export.perplexity_elsewhere != report.export.perplexity
-    assert any("int4 keys and values" in sentence for sentence in report.export.ignored)
+    assert written.perplexity_elsewhere != written.perplexity
+    assert any("int4 keys and values" in sentence for sentence in written.ignored)
     assert Tokenizer.load(out / "model").encode("a") == [97]
-    assert report.export.files == export.checksums(out / "model")
+    assert written.files == export.checksums(out / "model")
+
+
+def test_quantized_weights_are_small_on_disk(finished):
+    out, report = finished
+    (written,) = report.exports
+    assert (written.folder, written.format) == ("model", "compressed-tensors")
+    config = files.read_json(out / "model" / "config.json")
+    assert config["quantization_config"]["quant_method"] == "compressed-tensors"
+    assert written.nbytes == sum(path.stat().st_size for path in (out / "model").iterdir())
+    stored, header = report.rows[-1].nbytes, 8000
+    assert (out / "model" / "model.safetensors").stat().st_size < 1.3 * stored + header
+
+
+def test_the_dense_directory_comes_beside_the_packed_one(model, tokenizer, tmp_path):
+    small, _ = transform.apply(nearest(group=32), models.remove(model, [2]), [], progress=False)
+    arguments = (tokenizer, tmp_path, 7.0, lambda model, label: 7.0)
+    written = export.export(small, *arguments, dense=True)
+    assert [(w.folder, w.format) for w in written] == [
+        ("model", "compressed-tensors"),
+        ("dense", "dense"),
+    ]
+    assert 2 * written[0].nbytes < written[1].nbytes
+    packed, dense = (models.load(tmp_path / w.folder) for w in written)
+    assert isinstance(packed.layers[0].ffn.up.weight, weights.Int4)
+    assert isinstance(dense.layers[0].ffn.up.weight, weights.Dense)
+    assert "quantization_config" not in files.read_json(tmp_path / "dense" / "config.json")
+    assert any("written as dense matrices" in sentence for sentence in written[1].ignored)
+
+
+def test_a_model_without_quantized_weights_is_written_dense(model, tokenizer, tmp_path):
+    arguments = (tokenizer, tmp_path, 7.0, lambda model, label: 7.0)
+    (written,) = export.export(models.remove(model, [0]), *arguments, dense=True)
+    assert (written.folder, written.format) == ("model", "dense")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_the_model_given_stays_as_it_is(finished, model):
@@ -198,9 +231,8 @@ def tamper_with_weights(folder):
 
 def tamper_with_sidecar(folder):
     content = files.read_json(folder / "ffnlab.json")
-    for said in content["linears"].values():
-        said.pop("act", None)
-    content["linears"] = {k: v for k, v in content["linears"].items() if v}
+    for said in content["by_block"].values():
+        said.pop("kv_format", None)
     files.write_json(folder / "ffnlab.json", content)
 
 
@@ -225,8 +257,9 @@ def test_the_check_sees_a_file_that_is_not_what_was_written(
     save = models.save
 
     def tampered(model, folder, **options):
-        save(model, folder, **options)
+        said = save(model, folder, **options)
         tamper(folder)
+        return said
 
     monkeypatch.setattr(models, "save", tampered)
     with pytest.raises(FormatError, match=said):

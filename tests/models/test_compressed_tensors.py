@@ -202,14 +202,10 @@ def test_several_formats_in_one_model(tmp_path, model):
     assert written["format"] == "mixed-precision"
     one, two = written["config_groups"].values()
     assert (one["format"], two["format"]) == ("pack-quantized", "float-quantized")
-    attention = [f"model.layers.0.self_attn.{part}_proj" for part in "koqv"]
+    attention = [f"model.layers.{i}.self_attn.{part}_proj" for i in (0, 1) for part in "koqv"]
     assert sorted(one["targets"]) == attention
     assert len(two["targets"]) == 5
-    assert sorted(written["ignore"]) == [
-        "lm_head",
-        "model.layers.1.mlp.up_proj",
-        *(f"model.layers.1.self_attn.{part}_proj" for part in "koqv"),
-    ]
+    assert sorted(written["ignore"]) == ["lm_head", "model.layers.1.mlp.up_proj"]
     said = "\n".join(notes)
     assert "fuses maps that differ in format here: model.layers.1.mlp.gate_proj/up_proj" in said
     assert "the LowRank format: 1 linear map written as dense matrices" in said
@@ -218,6 +214,11 @@ def test_several_formats_in_one_model(tmp_path, model):
     for name, matrix in matrices(small).items():
         assert np.array_equal(matrices(back)[name], matrix), name
     assert back.layers[1].attn is None
+    # The zeros of the removed sublayer are packed as the other block's weights are.
+    plain = load(tmp_path / "m", extras=False).layers[1].attn
+    for linear, other in ((plain.q, small.layers[0].attn.q), (plain.o, small.layers[0].attn.o)):
+        assert type(linear.weight) is type(other.weight)
+        assert linear.weight.act == other.weight.act and not linear.weight.dense().any()
 
 
 def unchecked(function):
