@@ -68,7 +68,7 @@ format: $(VENV)/test.stamp
 	$(VENV)/bin/ruff format --quiet .
 
 test-slow: $(VENV)/test.stamp
-	$(VENV)/bin/python -m pytest -q -n $(WORKERS) -m slow $(ARGS)
+	XLA_FLAGS=--xla_backend_optimization_level=3 $(VENV)/bin/python -m pytest -q -n $(WORKERS) -m slow $(ARGS)
 
 fuzz: $(VENV)/test.stamp
 	$(VENV)/bin/python -m pytest -q -n $(WORKERS) -m fuzz $(ARGS)
