@@ -5,23 +5,22 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ffnlab.weights.activations import E4M3_MAX, fake_e4m3
+from ffnlab.weights.activations import fake_e4m3, quantize_e4m3
 from ffnlab.weights.base import (
     Axes,
     AxisNames,
-    Weight,
     check_act,
     check_matrix,
     rebuild,
     register,
     static,
 )
-from ffnlab.weights.dense import Dense
+from ffnlab.weights.quantized import Quantized
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class Float8(Weight):
+class Float8(Quantized):
     """A matrix in float8_e4m3fn: w[i, j] = codes[i, j] * scales[0, j].
 
     Attributes:
@@ -44,19 +43,12 @@ class Float8(Weight):
     @classmethod
     def quantize(cls, w: Float[Array, "in out"], *, act: str | None = None) -> "Float8":
         """Rounds w [in, out] to e4m3 with scale absmax / 448 per output channel (1 if all zero)."""
-        w = w.astype(jnp.float32)
-        absmax = jnp.max(jnp.abs(w), axis=0, keepdims=True)
-        scales = jnp.where(absmax == 0, 1.0, absmax / E4M3_MAX)
-        codes = jnp.clip(w / scales, -E4M3_MAX, E4M3_MAX).astype(jnp.float8_e4m3fn)
-        return cls(codes, scales, act)
+        codes, scales = quantize_e4m3(w.T)
+        return cls(codes.T, scales.T, act)
 
     @property
     def shape(self) -> tuple[int, int]:
         return self.codes.shape[-2:]
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        return jnp.dtype(jnp.float32)
 
     def dense(self) -> Float[Array, "*stack in out"]:
         return self.codes.astype(jnp.float32) * self.scales
@@ -65,9 +57,6 @@ class Float8(Weight):
         x = fake_e4m3(x) if self.act == "e4m3" else x
         product = jnp.matmul(x, self.codes.astype(x.dtype))
         return (product * self.scales[..., 0, :]).astype(x.dtype)
-
-    def prepare(self, backend: str) -> Weight:
-        return Dense(self.dense(), self.act) if backend == "cpu" else self
 
     def leaf_axes(self, axes: Axes) -> "Float8":
         scale_axes = AxisNames((*axes[:-2], None, axes[-1]))

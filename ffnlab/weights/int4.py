@@ -8,14 +8,13 @@ from jaxtyping import Array, Float, Int8, UInt8
 from ffnlab.weights.base import (
     Axes,
     AxisNames,
-    Weight,
     check_act,
     check_matrix,
     rebuild,
     register,
     static,
 )
-from ffnlab.weights.dense import Dense
+from ffnlab.weights.quantized import Quantized
 from pallas_kernels import w4a8
 
 
@@ -41,7 +40,7 @@ def unpack(codes: UInt8[Array, "*stack half out"]) -> Int8[Array, "*stack 2*half
 
 @register
 @dataclasses.dataclass(frozen=True)
-class Int4(Weight):
+class Int4(Quantized):
     """A matrix in symmetric INT4 with group scales: w[i, j] = q[i, j] * scales[i // group, j] /
     divisor.
 
@@ -101,10 +100,6 @@ class Int4(Weight):
     def shape(self) -> tuple[int, int]:
         return self.rows, self.codes.shape[-1]
 
-    @property
-    def dtype(self) -> jnp.dtype:
-        return jnp.dtype(jnp.float32)
-
     def q(self) -> Int8[Array, "*stack in out"]:
         """The integer codes, [in, out] int8."""
         return unpack(self.codes)[..., : self.rows, :]
@@ -115,15 +110,11 @@ class Int4(Weight):
         return values / self.divisor[..., None, None]
 
     def matmul(self, x: Float[Array, "*b in"]) -> Float[Array, "*b out"]:
+        # Scales rounded inputs after the sum, the prepared weight before it: the last bits differ,
+        # and so may the codes of later activations that lie between two e4m3 values.
         return w4a8.matmul(
             x, self.codes, self.scales, divisor=self.divisor, group=self.group, act=self.act
         )
-
-    def prepare(self, backend: str) -> Weight:
-        # XLA on a CPU writes the dequantized matrix at every call; do it once. With `act` the sums
-        # differ in the last bits (scaled here before, in the kernel after them), and so do codes
-        # of later activations that lie between two e4m3 values.
-        return Dense(self.dense(), self.act) if backend == "cpu" else self
 
     def leaf_axes(self, axes: Axes) -> "Int4":
         names = AxisNames(axes)

@@ -9,19 +9,19 @@ from ffnlab.weights.activations import fake_e4m3
 from ffnlab.weights.base import (
     Axes,
     AxisNames,
-    Weight,
     check_act,
     check_matrix,
     rebuild,
     register,
     static,
 )
-from ffnlab.weights.dense import Dense
+from ffnlab.weights.quantized import Quantized
+from pallas_kernels.numerics import divide
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class Int8(Weight):
+class Int8(Quantized):
     """A matrix in symmetric INT8 with group scales: w[i, j] = codes[i, j] * scales[i // group, j].
 
     Attributes:
@@ -65,18 +65,14 @@ class Int8(Weight):
         group = min(group or rows, rows)
         padded = jnp.pad(w.astype(jnp.float32), ((0, -rows % group), (0, 0)))
         grouped = padded.reshape(-1, group, columns)
-        absmax = jnp.max(jnp.abs(grouped), axis=1)
-        scales = jnp.where(absmax == 0, 1.0, absmax / 127)
+        scales = divide(jnp.max(jnp.abs(grouped), axis=1), 127)
+        scales = jnp.where(scales == 0, 1.0, scales)
         codes = jnp.clip(jnp.round(grouped / scales[:, None]), -127, 127).astype(jnp.int8)
         return cls(codes.reshape(-1, columns)[:rows], scales, group=group, act=act)
 
     @property
     def shape(self) -> tuple[int, int]:
         return self.codes.shape[-2:]
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        return jnp.dtype(jnp.float32)
 
     def q(self) -> Int[Array, "*stack in out"]:
         """The integer codes, [in, out] int8."""
@@ -88,10 +84,6 @@ class Int8(Weight):
 
     def matmul(self, x: Float[Array, "*b in"]) -> Float[Array, "*b out"]:
         return super().matmul(fake_e4m3(x) if self.act == "e4m3" else x)
-
-    def prepare(self, backend: str) -> Weight:
-        # XLA on a CPU writes the dequantized matrix at every call; do it once.
-        return Dense(self.dense(), self.act) if backend == "cpu" else self
 
     def leaf_axes(self, axes: Axes) -> "Int8":
         # Groups follow the codes only where whole groups do: their axis stays unsharded.

@@ -108,6 +108,17 @@ def test_int8_is_within_half_a_step(case):
     assert (np.abs(np.asarray(weight.dense()) - w) <= 0.5001 * scales).all()
 
 
+@pytest.mark.parametrize(("kind", "largest"), [(Int8, 127), (Float8, 448)])
+def test_scales_are_quotients_also_under_jit(kind, largest):
+    w = np.random.default_rng(0).normal(size=(16, 300)).astype(np.float32)
+    w[:, 7] = 0.0
+    weight = jax.jit(kind.quantize)(jnp.asarray(w))
+    expected = np.abs(w).max(axis=0, keepdims=True) / np.float32(largest)
+    np.testing.assert_array_equal(weight.scales, np.where(expected == 0, 1, expected))
+    eager = kind.quantize(jnp.asarray(w))
+    np.testing.assert_array_equal(eager.codes, weight.codes)
+
+
 def test_int8_checks_its_parts():
     codes, scales = jnp.zeros((10, 3), jnp.int8), jnp.ones((3, 3))
     assert Int8(codes, scales, group=4).dense().shape == (10, 3)

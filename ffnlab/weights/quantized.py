@@ -1,0 +1,24 @@
+"""What the weights of codes and scales share."""
+
+import jax.numpy as jnp
+
+from ffnlab.weights.base import Weight
+from ffnlab.weights.dense import Dense
+
+
+class Quantized(Weight):
+    """A matrix of codes with scales, whose values are float32.
+
+    Attributes:
+      act: None, or "e4m3": `matmul` first rounds x to e4m3 with one scale per row (static).
+    """
+
+    act: str | None
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return jnp.dtype(jnp.float32)
+
+    def prepare(self, backend: str) -> Weight:
+        # XLA on a CPU writes the dequantized matrix at every call; do it once.
+        return Dense(self.dense(), self.act) if backend == "cpu" else self
