@@ -33,9 +33,7 @@ class NoiseState(NamedTuple):
     key: Array
 
 
-def noise_scale(
-    eta: float, gamma: float, step: Int[Array, "*n"] | int
-) -> Float[Array, "*n"]:
+def noise_scale(eta: float, gamma: float, step: Int[Array, "*n"] | int) -> Float[Array, "*n"]:
     """sigma_t = sqrt(eta / (1 + t)^gamma), the standard deviation at step t."""
     return jnp.sqrt(eta / (1.0 + jnp.asarray(step)) ** gamma)
 

@@ -4,7 +4,7 @@
 
 u is Adam's update in LAMB and the momentum in LARS, weight decay included: decay turns the step and
 leaves its length alone. phi(z) = min(max(z, low), high), or z itself. The two made batches of 32k
-train in few steps; later work found that tuned Nesterov and Adam do as well there (arXiv 2102.06356).
+train in few steps; later work found that tuned Nesterov and Adam do as well (arXiv 2102.06356).
 """
 
 import math

@@ -134,10 +134,10 @@ def statistics_claim(seed: int) -> Claim:
     zero = {"w": jnp.zeros(1_000_000)}
     state, errors, z = noise.init(zero), [], []
     for t in range(3):
-        added, state = noise.update(zero, state)
-        sigma = float(noise_scale(ETA, GAMMA, t))
-        errors.append(abs(float(added["w"].var()) / sigma**2 - 1))
-        z.append(abs(float(added["w"].mean())) / (sigma / 1000))
+        updates, state = noise.update(zero, state)
+        added, sigma = np.asarray(jax.tree.leaves(updates)[0]), float(noise_scale(ETA, GAMMA, t))
+        errors.append(abs(float(added.var()) / sigma**2 - 1))
+        z.append(abs(float(added.mean())) / (sigma / 1000))
     return Claim(
         "the variance at step t is eta / (1 + t)^gamma",
         f"gamma {GAMMA}",
@@ -177,7 +177,8 @@ def bars(figure, found: dict[Setting, list[float]]) -> None:
     width = 0.8 / len(etas)
     for i, eta in enumerate(etas):
         chosen = {(s.depth, s.std): v for s, v in found.items() if s.eta == eta}
-        places = [g + (i - (len(etas) - 1) / 2) * width for g, at in enumerate(groups) if at in chosen]
+        shift = (i - (len(etas) - 1) / 2) * width
+        places = [g + shift for g, at in enumerate(groups) if at in chosen]
         values = [np.mean(v) for v in chosen.values()]
         label = "without noise" if not eta else f"eta {eta}"
         color = "0.6" if not eta else f"C{i - 1}"

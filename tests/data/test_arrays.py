@@ -10,7 +10,10 @@ from ffnlab.errors import FFNLabError
 
 
 @given(
-    rows=st.integers(1, 30), batch=st.integers(1, 30), seed=st.integers(0, 5), epoch=st.integers(0, 3)
+    rows=st.integers(1, 30),
+    batch=st.integers(1, 30),
+    seed=st.integers(0, 5),
+    epoch=st.integers(0, 3),
 )
 def test_an_epoch_takes_each_row_at_most_once(rows, batch, seed, epoch):
     batch = min(batch, rows)

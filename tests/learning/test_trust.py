@@ -1,4 +1,4 @@
-"""LAMB and LARS: NumPy and optax in float64, step lengths, invariances, stacks, shards, refusals."""
+"""LAMB and LARS: NumPy and optax in float64, lengths of steps, invariances, stacks, shards."""
 
 import jax
 import jax.numpy as jnp
@@ -150,7 +150,9 @@ def test_stacked_layers_have_a_ratio_each(key):
 def test_matrices_are_told_from_stacked_vectors(key):
     model = Decoder(CONFIG, key=key)
     for form in (model, stack(model)):
-        found = zip(*(jax.tree.leaves(x) for x in (form, matrices(form), stacked(form))), strict=True)
+        found = zip(
+            *(jax.tree.leaves(x) for x in (form, matrices(form), stacked(form))), strict=True
+        )
         for leaf, is_matrix, axes in found:
             assert is_matrix == (leaf.ndim - axes == 2)
     assert sum(jax.tree.leaves(stacked(stack(model)))) == 9, "7 maps and 2 norms of the block"
@@ -170,7 +172,9 @@ def test_shards_take_the_same_way(key):
 def test_rates_for_larger_batches():
     for batch, peak, rise in ((512, 5 / 8e3, 10), (32768, 5e-3, 640)):
         rate = sqrt_batch_schedule(batch, 3200)
-        assert float(rate(rise)) == pytest.approx(peak, rel=1e-6) == float(max(map(rate, (0, rise))))
+        assert (
+            float(rate(rise)) == pytest.approx(peak, rel=1e-6) == float(max(map(rate, (0, rise))))
+        )
         assert float(rate(3200)) == pytest.approx(0, abs=1e-9)
     assert float(sqrt_batch_schedule(10**6, 100)(100)) > 0, "warm-up fills the run at most"
 
