@@ -162,7 +162,7 @@ def attend(
     if mask is None:
         slots = jnp.arange(q.shape[1])
         mask = causal_mask(slots, slots, spec.window)[None, None]
-    return masked_attention(q, k, v, mask, scale=scale, softcap=spec.softcap)
+    return masked_attention(q, k, v, mask, scale=scale, softcap=spec.softcap, causal=True)
 
 
 def causal_mask(q_slots: Array, k_slots: Array, window: int | None) -> Bool[Array, "t s"]:

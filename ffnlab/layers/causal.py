@@ -1,29 +1,29 @@
-"""Causal attention for CPUs: softmax(q kᵀ / sqrt(d)) v in blocks of queries.
+"""Causal attention for CPUs: softmax(q kᵀ scale) v in blocks of queries.
 
 A block of queries sees only the keys up to its own end, so the upper triangle is never computed
-beyond a block; the backward pass recomputes the probabilities from the saved log-normalizer
+beyond a block. Derivatives recompute the probabilities from the saved log-normalizer
 (FlashAttention, arXiv 2205.14135) instead of reading them back from memory. XLA on a CPU gets plain
 batched products over (batch, kv head), with all query heads of a group in one product.
+
+    s = q kᵀ,  L = log Σ exp(s),  p = exp(s - L),  o = p v             (q already scaled)
+    ds = dq kᵀ + q dkᵀ,  dL = Σ p ds,  do = (p ds) v - o dL + p dv
+
+The derivative is written once, as this linear map, under `jax.checkpoint`: forward mode runs it,
+reverse mode is its transpose, found by JAX, and both can be differentiated again.
 
 Measured on two cores, 8 x 256 tokens, 4 heads of 32 channels, forward and backward of the whole
 1.6 M parameter model: three quarters of the time of `jax.nn.dot_product_attention`.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 BLOCK = 128  # queries of one block; at most MAX_BLOCKS blocks, larger ones for longer rows
 MAX_BLOCKS = 8
 NEGATIVE = -1e30
 
-_settle = jax.lax.optimization_barrier  # computes a value once where fusion would repeat it
 
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def causal_attention(
     q: Float[Array, "b t h hd"],
     k: Float[Array, "b t kv hd"],
@@ -37,17 +37,28 @@ def causal_attention(
       k, v: keys and values, [b, t, kv, hd].
       scale: multiplies the scores.
     Returns:
-      [b, t, h, hd]. Differentiable in reverse mode, once.
+      [b, t, h, hd]. Differentiable in both modes, any number of times.
     """
-    return _forward(q, k, v, scale)[0]
-
-
-def _forward(q: Array, k: Array, v: Array, scale: float) -> tuple[Array, tuple]:
     kv = k.shape[2]
     queries = by_head(q * scale, kv)
     queries, keys, values = _settle((queries, by_head(k, kv), by_head(v, kv)))
+    return by_token(_attend(queries, keys, values)[0])
+
+
+@jax.custom_jvp
+def _settle(x):
+    """Computes a value once where fusion would repeat it; linear, unlike the bare barrier."""
+    return jax.lax.optimization_barrier(x)
+
+
+_settle.defjvp(lambda primals, tangents: (_settle(*primals), *tangents))
+
+
+@jax.custom_jvp
+def _attend(queries: Array, keys: Array, values: Array) -> tuple[Array, Array]:
+    """(o, L), each [b, kv, group, t, ...], from queries and keys in the order of `by_head`."""
     outputs, normalizers = [], []
-    for low, high in _blocks(q.shape[1]):
+    for low, high in blocks(queries.shape[3]):
         s = _scores(queries, keys, low, high)
         top = jnp.max(s, axis=-1, keepdims=True)
         p = _settle(jnp.exp(s - top))
@@ -55,33 +66,37 @@ def _forward(q: Array, k: Array, v: Array, scale: float) -> tuple[Array, tuple]:
         o = jnp.einsum("bkqs,bksd->bkqd", p, values[:, :, 0, :high]) / total
         outputs.append(_ungroup(o, high - low))
         normalizers.append(_ungroup(top + jnp.log(total), high - low))
-    output = jnp.concatenate(outputs, axis=3)
-    saved = (queries, keys, values, output, jnp.concatenate(normalizers, axis=3))
-    return by_token(output), saved
+    return jnp.concatenate(outputs, axis=3), jnp.concatenate(normalizers, axis=3)
 
 
-def _backward(scale: float, saved: tuple, cotangent: Array) -> tuple[Array, Array, Array]:
-    queries, keys, values, output, normalizer = saved
-    d_output = _settle(by_head(cotangent, keys.shape[1]))
-    inner = jnp.sum(d_output * output, axis=-1, keepdims=True)
-    d_queries, d_keys, d_values = [], jnp.zeros_like(keys), jnp.zeros_like(values)
-    for low, high in _blocks(queries.shape[3]):
-        p = jnp.exp(_scores(queries, keys, low, high) - _group(normalizer, low, high))
-        block = _group(d_output, low, high)
-        d_p = jnp.einsum("bkqd,bksd->bkqs", block, values[:, :, 0, :high])
-        p, d_s = _settle((p, p * (d_p - _group(inner, low, high))))
-        d_q = jnp.einsum("bkqs,bksd->bkqd", d_s, keys[:, :, 0, :high]) * scale
-        d_queries.append(_ungroup(d_q, high - low))
-        d_k = jnp.einsum("bkqs,bkqd->bksd", d_s, _group(queries, low, high))
-        d_keys = d_keys.at[:, :, 0, :high].add(d_k)
-        d_values = d_values.at[:, :, 0, :high].add(jnp.einsum("bkqs,bkqd->bksd", p, block))
-    return by_token(jnp.concatenate(d_queries, axis=3)), by_token(d_keys), by_token(d_values)
+@_attend.defjvp
+def _attend_jvp(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
+    results = _attend(*primals)
+    return results, _tangents(primals, results, tangents)
 
 
-causal_attention.defvjp(_forward, _backward)
+@jax.checkpoint
+def _tangents(primals: tuple, results: tuple, tangents: tuple) -> tuple[Array, Array]:
+    """(do, dL); linear in the tangents, and p is computed again wherever it runs."""
+    (queries, keys, values), (output, normalizer) = primals, results
+    d_queries, d_keys, d_values = tangents
+    d_outputs, d_normalizers = [], []
+    for low, high in blocks(queries.shape[3]):
+        seen = (slice(None), slice(None), 0, slice(high))
+        p = _settle(jnp.exp(_scores(queries, keys, low, high) - _group(normalizer, low, high)))
+        d_s = jnp.einsum("bkqd,bksd->bkqs", _group(d_queries, low, high), keys[seen])
+        d_s += jnp.einsum("bkqd,bksd->bkqs", _group(queries, low, high), d_keys[seen])
+        d_s *= p
+        d_total = jnp.sum(d_s, axis=-1, keepdims=True)
+        d_o = jnp.einsum("bkqs,bksd->bkqd", d_s, values[seen]) - d_total * _group(output, low, high)
+        d_o += jnp.einsum("bkqs,bksd->bkqd", p, d_values[seen])
+        d_outputs.append(_ungroup(d_o, high - low))
+        d_normalizers.append(_ungroup(d_total, high - low))
+    return jnp.concatenate(d_outputs, axis=3), jnp.concatenate(d_normalizers, axis=3)
 
 
-def _blocks(t: int) -> list[tuple[int, int]]:
+def blocks(t: int) -> list[tuple[int, int]]:
+    """First and last + 1 query of each block."""
     size = max(BLOCK, -(-t // MAX_BLOCKS))
     return [(low, min(low + size, t)) for low in range(0, t, size)]
 
@@ -89,9 +104,10 @@ def _blocks(t: int) -> list[tuple[int, int]]:
 def _scores(queries: Array, keys: Array, low: int, high: int) -> Array:
     """Masked scores of one block, [b, kv, group * (high - low), high]."""
     s = jnp.einsum("bkqd,bksd->bkqs", _group(queries, low, high), keys[:, :, 0, :high])
-    seen = np.arange(low, high)[:, None] >= np.arange(high)
-    mask = np.where(seen, np.float32(0), np.float32(NEGATIVE))
-    return s + np.tile(mask, (queries.shape[2], 1))
+    seen = jnp.arange(low, high)[:, None] >= jnp.arange(high)
+    # Made once per block and added: a comparison fused into the scores is repeated for each head.
+    mask = _settle(jnp.where(seen, jnp.float32(0), jnp.float32(NEGATIVE)))
+    return s + jnp.tile(mask, (queries.shape[2], 1))
 
 
 def by_head(x: Array, kv: int) -> Array:

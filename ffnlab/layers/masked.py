@@ -2,7 +2,8 @@
 
 What `jax.nn.dot_product_attention` cannot say (soft caps), and what it does slowly: on a CPU its
 products come out as loops. Here all query heads of a group are rows of one plain batched product,
-and many queries go in a loop over blocks, so that their scores never all exist at once.
+many queries go in a loop over blocks, so that their scores never all exist at once, and where the
+mask is known to be causal the keys that no query of a block may see are left out.
 
 Measured on one core, float32, 4 heads of 32 channels, 2 KV heads, batch 1, CPU time: 512 queries
 on 640 keys take 3.4 ms (`jax.nn.dot_product_attention`: 28 ms); one query on 1024 keys takes 56 µs
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
-from ffnlab.layers.causal import BLOCK, NEGATIVE, by_head, by_token
+from ffnlab.layers.causal import BLOCK, NEGATIVE, blocks, by_head, by_token
 
 
 def masked_attention(
@@ -25,6 +26,7 @@ def masked_attention(
     *,
     scale: float,
     softcap: float | None = None,
+    causal: bool = False,
 ) -> Float[Array, "b t h hd"]:
     """Attention of each query to the keys that its mask allows.
 
@@ -34,15 +36,39 @@ def masked_attention(
       q: queries, [b, t, h, hd]; h is a multiple of kv.
       k, v: keys and values, [b, s, kv, hd].
       mask: True where a query sees a key, [b, 1, t, s] or [1, 1, t, s]; a query that sees none
-        gets an average of all values.
+        gets an average of all values (of those before it, where causal).
       scale: multiplies the scores.
       softcap: bound of the scores (Gemma 2, arXiv 2408.00118), or None.
+      causal: a promise about the mask: query i sees no key after s - t + i, as in the last t of at
+        most s tokens. What the mask forbids beyond that, it still has to say.
     Returns:
       [b, t, h, hd] in v's dtype.
     """
-    queries, t = by_head(q * scale, k.shape[2]), q.shape[1]
+    queries, t, s = by_head(q * scale, k.shape[2]), q.shape[1], k.shape[1]
+    if not causal or s < t:
+        return by_token(attend(queries, k, v, mask, softcap))
+    parts = [
+        attend(
+            queries[:, :, :, low:high],
+            *(x[:, : s - t + high] for x in (k, v)),
+            mask[:, :, low:high, : s - t + high],
+            softcap,
+        )
+        for low, high in blocks(t)
+    ]
+    return by_token(jnp.concatenate(parts, axis=3))
 
-    def attend(block: Array, seen: Array) -> Array:
+
+def attend(
+    queries: Float[Array, "b kv group t hd"],
+    k: Float[Array, "b s kv hd"],
+    v: Float[Array, "b s kv hd"],
+    mask: Bool[Array, "mb 1 t s"],
+    softcap: float | None,
+) -> Float[Array, "b kv group t hd"]:
+    """`masked_attention` of scaled queries in the order of `by_head`, BLOCK of them at a time."""
+
+    def one(block: Array, seen: Array) -> Array:
         s = jnp.einsum("bkgtd,bskd->bkgts", block, k, preferred_element_type=jnp.float32)
         s = s if softcap is None else softcap * jnp.tanh(s / softcap)
         s = jnp.where(seen[:, :, None], s, NEGATIVE)
@@ -50,12 +76,13 @@ def masked_attention(
         y = jnp.einsum("bkgts,bskd->bkgtd", p.astype(v.dtype), v)
         return y / jnp.sum(p, axis=-1, keepdims=True).astype(v.dtype)
 
+    t = queries.shape[3]
     if t <= BLOCK:
-        return by_token(attend(queries, mask))
+        return one(queries, mask)
     n = -(-t // BLOCK)
-    blocks = split(queries, 3, n), split(mask, 2, n)
-    out = jnp.concatenate(jnp.unstack(jax.lax.map(lambda xs: attend(*xs), blocks)), axis=3)
-    return by_token(out[:, :, :, :t])
+    pieces = split(queries, 3, n), split(mask, 2, n)
+    out = jnp.concatenate(jnp.unstack(jax.lax.map(lambda xs: one(*xs), pieces)), axis=3)
+    return out[:, :, :, :t]
 
 
 def split(x: Shaped[Array, "..."], axis: int, n: int) -> Shaped[Array, "n ..."]:

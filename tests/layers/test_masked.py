@@ -1,10 +1,13 @@
 """Masked attention against jax.nn.dot_product_attention, values and gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ffnlab.layers import causal
 from ffnlab.layers.causal import BLOCK
 from ffnlab.layers.masked import masked_attention, split
 
@@ -37,6 +40,28 @@ def test_values_and_gradients_equal_the_reference(t, s, key):
     np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4)
     for ours, reference in zip(grads, expected_grads, strict=True):
         np.testing.assert_allclose(ours, reference, atol=1e-4)
+
+
+@pytest.mark.parametrize(("t", "s"), [(5, 5), (9, 14)])
+def test_a_causal_mask_leaves_keys_out(t, s, key, monkeypatch):
+    monkeypatch.setattr(causal, "BLOCK", 3)
+    monkeypatch.setattr(causal, "MAX_BLOCKS", 2)
+    q, k, v, mask = inputs(key, t, s)
+    mask &= jnp.arange(s) <= s - t + jnp.arange(t)[:, None]
+
+    first = causal.blocks(t)[0][1]
+    unseen = v.at[:, s - t + first :].set(jnp.nan)  # must not even be multiplied by 0
+
+    @jax.jit
+    def run(q, k, v, mask):
+        attention = functools.partial(masked_attention, mask=mask, scale=0.3, softcap=2.0)
+        short = attention(q, k, unseen, causal=True)
+        return attention(q, k, v, causal=True), attention(q, k, v), short[:, :first]
+
+    ours, plain, short = run(q, k, v, mask)
+    # Float32 sums of fewer zeros.
+    np.testing.assert_allclose(ours, plain, atol=1e-5)
+    np.testing.assert_allclose(short, plain[:, :first], atol=1e-5)
 
 
 def test_one_mask_serves_all_rows(key):
