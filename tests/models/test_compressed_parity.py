@@ -1,14 +1,7 @@
-"""Live comparison with the compressed-tensors package, which runs in a process of its own.
-
-FFNLAB_PARITY_PYTHON names an interpreter that has torch, transformers and compressed-tensors;
-without it the running one has to have them.
-"""
+"""Live comparison with the compressed-tensors package, which runs in a process of its own
+(`peer_scripts`)."""
 
 import dataclasses
-import importlib.util
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +10,7 @@ import numpy as np
 import pytest
 
 from ffnlab.models import Decoder, DecoderConfig, load, remove, save
+from peer_scripts import read, runner
 from quantized_models import float8, int4, int8, matrices, quantized
 
 pytestmark = pytest.mark.parity
@@ -28,22 +22,7 @@ TOLERANCES = {False: 1e-4, True: 0.05}
 @pytest.fixture(scope="module")
 def package(fixtures):
     """Runs one of the scripts beside the fixtures with the package."""
-    python = os.environ.get("FFNLAB_PARITY_PYTHON")
-    if python is None and importlib.util.find_spec("compressed_tensors") is None:
-        pytest.skip("needs compressed-tensors: run `make parity`, or set FFNLAB_PARITY_PYTHON")
-
-    def run(script, *arguments):
-        file = fixtures / "compressed_tensors" / script
-        command = [python or sys.executable, file, *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-
-    return run
-
-
-def read(file):
-    with np.load(file, allow_pickle=False) as saved:
-        return dict(saved)
+    return runner(fixtures / "compressed_tensors", "compressed_tensors")
 
 
 def cases():

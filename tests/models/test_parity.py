@@ -1,20 +1,11 @@
-"""Live comparison with `transformers`, which runs in a process of its own.
+"""Live comparison with `transformers`, which runs in a process of its own (`peer_scripts`)."""
 
-FFNLAB_PARITY_PYTHON names an interpreter that has torch and transformers; without it the running
-one has to have them.
-"""
-
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from ffnlab.models import Tokenizer, llama2c, load, remove, save
+from peer_scripts import difference, ours, read, runner
 
 pytestmark = pytest.mark.parity
 # Both sides compute in float32 on other kernels; logits are of order 10.
@@ -24,38 +15,13 @@ TOLERANCE = 1e-4
 @pytest.fixture(scope="module")
 def transformers(fixtures):
     """Runs one of the scripts beside the fixtures with transformers."""
-    python = os.environ.get("FFNLAB_PARITY_PYTHON")
-    if python is None and importlib.util.find_spec("torch") is None:
-        pytest.skip("needs torch: run `make parity`, or set FFNLAB_PARITY_PYTHON")
-
-    def run(script, *arguments):
-        command = [python or sys.executable, fixtures / "models" / script, *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-
-    return run
+    return runner(fixtures / "models", "torch")
 
 
 @pytest.fixture(scope="module")
 def variants(fixtures):
     """Names of the recorded checkpoints."""
     return sorted(file.parent.name for file in (fixtures / "models").glob("*/expected.npz"))
-
-
-def read(file):
-    with np.load(file, allow_pickle=False) as saved:
-        return dict(saved)
-
-
-def ours(model, want):
-    mask = jnp.asarray(want["mask"])
-    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-    tokens = jnp.asarray(want["tokens"], jnp.int32)
-    return np.asarray(model(tokens, positions=positions, segments=mask.astype(jnp.int32)))
-
-
-def difference(a, b, mask):
-    return np.abs(a - b)[mask].max()
 
 
 def test_what_we_save_has_the_recorded_logits(tmp_path, fixtures, transformers, variants):
