@@ -47,15 +47,10 @@ def masked_attention(
     queries, t, s = by_head(q * scale, k.shape[2]), q.shape[1], k.shape[1]
     if not causal or s < t:
         return by_token(attend(queries, k, v, mask, softcap))
-    parts = [
-        attend(
-            queries[:, :, :, low:high],
-            *(x[:, : s - t + high] for x in (k, v)),
-            mask[:, :, low:high, : s - t + high],
-            softcap,
-        )
-        for low, high in blocks(t)
-    ]
+    parts = []
+    for low, high in blocks(t):
+        block, end = queries[:, :, :, low:high], s - t + high
+        parts.append(attend(block, k[:, :end], v[:, :end], mask[:, :, low:high, :end], softcap))
     return by_token(jnp.concatenate(parts, axis=3))
 
 
