@@ -35,7 +35,7 @@ def arguments(inputs, out, *more: str) -> list[str]:
 
 
 def test_a_model_directory_is_compressed(inputs, tmp_path, capsys):
-    assert main(arguments(inputs, tmp_path / "out")) == 0
+    assert main(arguments(inputs, tmp_path / "out", "--dense")) == 0
     said = capsys.readouterr().out
     assert "held-out quality, size and speed after each stage" in said
     assert "recipe: recipe.toml" in said
@@ -43,8 +43,10 @@ def test_a_model_directory_is_compressed(inputs, tmp_path, capsys):
     assert report.model["source"] == str(inputs / "model")
     assert report.text["source"] == str(inputs / "text.txt")
     assert report.rival is None and report.seconds["load"] > 0
-    again = models.load(tmp_path / "out" / "model")
-    assert models.removed(again) and again.config.layers == CONFIG.layers
+    assert [written.folder for written in report.exports] == ["model", "dense"]
+    for written in report.exports:
+        again = models.load(tmp_path / "out" / written.folder)
+        assert models.removed(again) and again.config.layers == CONFIG.layers
 
 
 def test_killed_and_stopped_and_resumed(inputs, tmp_path):
