@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from ffnlab.errors import ConfigError
 from ffnlab.layers.linear import Linear
-from ffnlab.weights import Dense, Transposed, Weight
+from ffnlab.weights import Dense, Transposed, Weight, map_weights
 from pallas_kernels import sparse
 
 ACTIVATIONS = {
@@ -66,7 +66,8 @@ class SparseGatedFFN(nnx.Module):
     0, so their rows of `up` and `down` need not be read.
 
     Attributes:
-      gate, up, down: as in GatedFFN; up is stored transposed, one contiguous row per channel.
+      gate, up, down: as in GatedFFN; a dense up is stored transposed, one contiguous row per
+        channel, and `prepare` makes it so of other formats.
       threshold: Param [hidden] float32; inf drops a channel always, -1 keeps it always.
       activation: name of the gate's non-linearity (static).
       strict: keep where |a| > threshold (True) or >= (False) (static).
@@ -102,13 +103,24 @@ class SparseGatedFFN(nnx.Module):
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         gate, up, down = self.activate(x), self.up.weight, self.down.weight
         # One row is a decoding step: the rows of dropped channels need not be read.
-        one_row = x.size == x.shape[-1] and self.up.b is None
-        if not (one_row and isinstance(up, Transposed) and is_plain(up.w) and is_plain(down)):
+        one_row = x.size == x.shape[-1] and self.up.b is None and isinstance(down, Dense)
+        if not (one_row and isinstance(up, Transposed) and isinstance(up.w, Dense)):
             return self.down(gate * self.up(x))
-        y = sparse.glu(gate, up.w.dense(), down.dense(), x)
+        x = up.w.rounded(x)
+        if down.act is None:
+            y = sparse.glu(gate, up.w.w, down.w, x)
+        else:  # rounding needs the whole product first; what it rounds to 0 is skipped too
+            y = sparse.matvec(down.rounded(sparse.rows(x, up.w.w, gate)), down.w)
         return y if self.down.b is None else y + self.down.bias.astype(y.dtype)
 
+    def prepare(self, backend: str) -> "SparseGatedFFN":
+        """This layer as `backend` reads it: on a CPU `up` has a contiguous row per channel."""
+        new = map_weights(lambda weight: weight.prepare(backend), self)
+        if backend == "cpu":
+            new.up = map_weights(by_channel, new.up)
+        return new
 
-def is_plain(weight: Weight) -> bool:
-    """Whether a weight is an array that multiplies its input as it is."""
-    return isinstance(weight, Dense) and weight.act is None
+
+def by_channel(weight: Weight) -> Weight:
+    """A dense weight stored one contiguous row per output channel; other formats as they are."""
+    return Transposed(weight.transpose()) if isinstance(weight, Dense) else weight

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ffnlab.weights import Dense, Weight
-from ffnlab.weights.dense import product
+from ffnlab.weights.dense import product_by_rows
 
 
 class Linear(nnx.Module):
@@ -86,7 +86,7 @@ class Embedding(nnx.Module):
 
     def logits(self, h: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
         """h @ w.T: the output head of a model with tied embeddings."""
-        return product(h, self.weight.dense().astype(h.dtype).T)
+        return product_by_rows(h, self.weight.dense().astype(h.dtype))
 
 
 class RMSNorm(nnx.Module):

@@ -18,6 +18,7 @@ What differs from the authors' code, and why:
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
@@ -39,6 +40,7 @@ __all__ = ["ChessStats", "Pooling", "cats", "chess"]
 
 Pooling = Literal["batch", "all"]
 Values = Mapping[str, Shaped[Array | np.ndarray, "..."]]
+Ranks = Mapping[str, Int[Array | np.generic, ""]]
 
 
 class ChessStats(NamedTuple):
@@ -145,31 +147,17 @@ class Options:
 
 
 def _transform(name: str, options: Options) -> Transform[Decoder, ChessStats]:
-    @jax.jit
-    def first_pass(stats: ChessStats, model: Decoder, batch: Int[Array, "b t"]) -> ChessStats:
-        ffns, inputs = activations(models.unstack(model), batch, options.attention)
-        moments, cuts = dict(stats.moments), dict(stats.cuts)
-        for path, (gate, up) in ffns.items():
-            if options.importance is None:
-                cuts[path] = add(options, cuts[path], jnp.abs(gate))
-            else:
-                moments[path] = moments[path] + core.statistic(up, options.importance)
-        sites = {path: add(options, stats.sites[path], jnp.abs(x)) for path, x in inputs.items()}
-        return stats._replace(moments=moments, cuts=cuts, sites=sites, batches=stats.batches + 1)
-
-    @jax.jit
-    def second_pass(stats: ChessStats, model: Decoder, batch: Int[Array, "b t"]) -> ChessStats:
-        ffns, _ = activations(models.unstack(model), batch, False)
-        cuts = {}
-        for path, (gate, _) in ffns.items():
-            scores = core.scores(gate, stats.moments[path], options.importance)
-            cuts[path] = add(options, stats.cuts[path], scores)
-        return stats._replace(cuts=cuts, batches=stats.batches + 1)
-
     def observe(
         stats: ChessStats, model: Decoder, batch: Int[Array | np.ndarray, "b t"]
     ) -> ChessStats:
-        return (second_pass if stats.passes == 1 else first_pass)(stats, model, batch)
+        if options.pooling == "all":
+            ranks = {}
+        else:
+            sizes = {path: batch.size * n for path, n in widths(stats, model).items()}
+            ranks = {p: np.int32(core.rank(size, options.sparsity)) for p, size in sizes.items()}
+        if stats.passes == 1:
+            return second_pass(stats, model, batch, ranks, options.importance)
+        return first_pass(stats, model, batch, ranks, options.importance, options.attention)
 
     def advance(model: Decoder, stats: ChessStats) -> tuple[ChessStats, bool]:
         return (stats, True) if options.sparsity == 0 else decide(options, stats)
@@ -192,6 +180,46 @@ def _transform(name: str, options: Options) -> Transform[Decoder, ChessStats]:
     )
 
 
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def first_pass(
+    stats: ChessStats,
+    model: Decoder,
+    batch: Int[Array | np.ndarray, "b t"],
+    ranks: Ranks,
+    importance: Importance | None,
+    attention: bool,
+) -> ChessStats:
+    """Stats after one batch more of the first pass; one program serves all sparsities."""
+    ffns, inputs = activations(models.unstack(model), batch, attention)
+    moments, cuts = dict(stats.moments), dict(stats.cuts)
+    for path, (gate, up) in ffns.items():
+        if importance is None:
+            cuts[path] = add(cuts[path], jnp.abs(gate), ranks.get(path))
+        else:
+            moments[path] = moments[path] + core.statistic(up, importance)
+    sites = {
+        path: add(stats.sites[path], jnp.abs(x), ranks.get(path)) for path, x in inputs.items()
+    }
+    return stats._replace(moments=moments, cuts=cuts, sites=sites, batches=stats.batches + 1)
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def second_pass(
+    stats: ChessStats,
+    model: Decoder,
+    batch: Int[Array | np.ndarray, "b t"],
+    ranks: Ranks,
+    importance: Importance,
+) -> ChessStats:
+    """Stats after one batch more of the second pass, which looks at the FFNs alone."""
+    ffns, _ = activations(models.unstack(model), batch, False)
+    cuts = {}
+    for path, (gate, _) in ffns.items():
+        scores = core.scores(gate, stats.moments[path], importance)
+        cuts[path] = add(stats.cuts[path], scores, ranks.get(path))
+    return stats._replace(cuts=cuts, batches=stats.batches + 1)
+
+
 def start(options: Options, model: Decoder) -> ChessStats:
     """Stats before anything was observed; SelectionError where there is nothing to sparsify."""
     model = models.unstack(model)
@@ -209,10 +237,17 @@ def start(options: Options, model: Decoder) -> ChessStats:
     )
 
 
-def add(options: Options, total: Array, x: Float[Array, "..."]) -> Array:
-    """One batch more in `cuts` or `sites`."""
-    batch = options.pooling == "batch"
-    return total + (core.quantile(x, options.sparsity) if batch else core.histogram(x))
+def widths(stats: ChessStats, model: Decoder) -> dict[str, int]:
+    """How many activations a token has at each place."""
+    config = model.config
+    wide = {"q": config.width, "o": config.heads * config.head_dim}
+    channels = {path: moments.size for path, moments in stats.moments.items()}
+    return channels | {path: wide[path.rpartition(".")[2]] for path in stats.sites}
+
+
+def add(total: Array, x: Float[Array, "..."], rank: Int[Array | np.generic, ""] | None) -> Array:
+    """One batch more in `cuts` or `sites`: its order statistic, or without a rank all of it."""
+    return total + (core.histogram(x) if rank is None else core.order_statistic(x, rank))
 
 
 def decide(options: Options, stats: ChessStats) -> tuple[ChessStats, bool]:

@@ -43,8 +43,7 @@ def rank(size: int, q: float) -> int:
 def quantile(x: Float[Array, "*shape"], q: float) -> Float[Array, ""]:
     """The q-quantile over all elements as the authors take it: the int(n q)-th smallest.
 
-    Found exactly by counting the upper and then the lower 16 bits, in O(n); a sort takes 150 times
-    as long on a CPU. No interpolation; NaN counts as larger than any number.
+    No interpolation; NaN counts as larger than any number.
 
     Args:
       x: any shape, n elements, float32.
@@ -57,7 +56,24 @@ def quantile(x: Float[Array, "*shape"], q: float) -> Float[Array, ""]:
     >>> float(quantile(jnp.array([4.0, 1.0, 3.0, 2.0]), 0.5))
     2.0
     """
-    k, bits = rank(x.size, q), ordered_bits(x.astype(jnp.float32).reshape(-1))
+    return order_statistic(x, rank(x.size, q))
+
+
+def order_statistic(
+    x: Float[Array, "*shape"], k: int | Int[Array | np.generic, ""]
+) -> Float[Array, ""]:
+    """The k-th smallest element, exactly.
+
+    Found by counting the upper and then the lower 16 bits, in O(n); a sort takes 150 times as long
+    on a CPU.
+
+    Args:
+      x: any shape, float32; NaN counts as larger than any number.
+      k: 1-based rank, 1 to the number of elements; may be traced.
+    Returns:
+      [] float32, an element of x.
+    """
+    bits = ordered_bits(x.astype(jnp.float32).reshape(-1))
     upper = (bits >> 16).astype(jnp.int32)
     counts = jnp.cumsum(jnp.zeros(BINS, jnp.int32).at[upper].add(1))
     high = jnp.argmax(counts >= k).astype(jnp.int32)

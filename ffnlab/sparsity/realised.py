@@ -50,28 +50,31 @@ def realised_sparsity(model: Decoder, batches: Iterable[Int[Array, "b t"]]) -> R
       SelectionError: nothing in the model is sparse.
       ConfigError: no batch.
     """
-    model = models.unstack(model)
-
-    def is_sparse(_: str, node: object) -> bool:
-        gated = isinstance(node, SparseGatedFFN)
-        return gated or (isinstance(node, Linear) and isinstance(node.weight, SparseInput))
-
-    parts = tree.select(model, tree.where(is_sparse))
-
-    @jax.jit
-    def fractions(model: Decoder, tokens: Int[Array, "b t"]) -> dict[str, Array]:
-        _, seen = tree.capture(model, tree.where(lambda path, _: path in parts), tokens)
-        found = {}
-        for path in parts:
-            node, x = tree.select(model, tree.at(path))[path], seen[path].input[0]
-            gated = isinstance(node, SparseGatedFFN)
-            kept = node.activate(x) if gated else node.weight.sparsify(x)
-            found[path] = jnp.mean(kept == 0, dtype=jnp.float32)
-        return found
-
     counts = [(jax.device_get(fractions(model, b)), b.size) for b in batches]
     if not counts:
         raise ConfigError("batches is empty: no token to measure sparsity on")
     tokens = sum(size for _, size in counts)
-    zeros = {path: float(sum(f[path] * s for f, s in counts) / tokens) for path in parts}
-    return Realised(zeros, tokens)
+    paths = counts[0][0]
+    return Realised({p: float(sum(f[p] * s for f, s in counts) / tokens) for p in paths}, tokens)
+
+
+def is_sparse(_: str, node: object) -> bool:
+    """Whether a node of a model drops activations."""
+    gated = isinstance(node, SparseGatedFFN)
+    return gated or (isinstance(node, Linear) and isinstance(node.weight, SparseInput))
+
+
+@jax.jit
+def fractions(model: Decoder, tokens: Int[Array | np.ndarray, "b t"]) -> dict[str, Array]:
+    """Fraction of zeros at each sparse part of a model, by path."""
+    model = models.unstack(model)
+    parts = tree.select(model, tree.where(is_sparse))
+    _, seen = tree.capture(model, tree.where(lambda path, _: path in parts), tokens)
+
+    def zeros(path: str, node: SparseGatedFFN | Linear) -> Array:
+        x = seen[path].input[0]
+        gated = isinstance(node, SparseGatedFFN)
+        kept = node.activate(x) if gated else node.weight.sparsify(x)
+        return jnp.mean(kept == 0, dtype=jnp.float32)
+
+    return {path: zeros(path, node) for path, node in parts.items()}

@@ -9,8 +9,9 @@ from jaxtyping import Array, Int
 from ffnlab import models, tree
 from ffnlab.errors import ConfigError
 from ffnlab.layers import ACTIVATIONS, GatedFFN, Linear, SparseGatedFFN
+from ffnlab.layers.ffn import by_channel
 from ffnlab.models import Decoder
-from ffnlab.weights import Dense, SparseInput, Transposed, Weight
+from ffnlab.weights import SparseInput
 
 __all__ = ["FFNS", "SITES", "activations", "sparsified"]
 
@@ -84,8 +85,3 @@ def sparsified(
 
     model = tree.replace(model, {path: place(path) for path in thresholds})
     return models.stack(model) if was_stacked else model
-
-
-def by_channel(weight: Weight) -> Weight:
-    """A dense weight stored one contiguous row per output channel; other formats as they are."""
-    return Transposed(weight.transpose()) if isinstance(weight, Dense) else weight

@@ -22,8 +22,7 @@ W = TypeVar("W")
 
 def static(default: object = dataclasses.MISSING) -> object:
     """A dataclass field that is part of the tree's structure and not a leaf."""
-    return dataclasses.field(default=default, metadata={"static": True})  # type:
-    ignore[call - overload]
+    return dataclasses.field(default=default, metadata={"static": True})
 
 
 def register(cls: C) -> C:
@@ -143,6 +142,8 @@ def is_weight(node: object) -> bool:
 def prepare(tree: W, backend: str | None = None) -> W:
     """Converts every weight of a tree once to the layout its backend reads fastest.
 
+    A layer with a method `prepare(backend)` decides for the weights that it holds.
+
     Args:
       tree: a model or any pytree holding weights.
       backend: "cpu", "cuda" or "tpu"; the default device's platform when None.
@@ -153,7 +154,10 @@ def prepare(tree: W, backend: str | None = None) -> W:
     platform = "cuda" if platform == "gpu" else platform
     if platform not in ("cpu", "cuda", "tpu"):
         raise ValueError(f"backend={backend!r} is not one of 'cpu', 'cuda', 'tpu'")
-    return map_weights(lambda w: w.prepare(platform), tree)
+    # Asked of the type, because a Param passes attributes of its weight on as its own.
+    prepares = lambda node: hasattr(type(node), "prepare")  # noqa: E731
+    ready = lambda node: node.prepare(platform) if prepares(node) else node  # noqa: E731
+    return jax.tree.map(ready, tree, is_leaf=prepares)
 
 
 def map_weights(fn: Callable[[Weight], object], tree: W) -> W:

@@ -82,8 +82,8 @@ class SparseInput(Weight):
     def matmul(self, x: Float[Array, "*b in"]) -> Float[Array, "*b out"]:
         x, w = self.sparsify(x), self.w
         # One row is a decoding step: the rows of dropped inputs need not be read.
-        if x.size == x.shape[-1] and isinstance(w, Dense) and w.act is None:
-            return sparse.matvec(x, w.w)
+        if x.size == x.shape[-1] and isinstance(w, Dense):
+            return sparse.matvec(w.rounded(x), w.w)
         return w.matmul(x)
 
     def prepare(self, backend: str) -> "SparseInput":

@@ -123,3 +123,33 @@ def test_inclusive_turns_greater_into_at_least(t):
 
 def test_inclusive_of_zero_keeps_every_non_zero():
     assert np.float32(1e-30) > core.inclusive(0.0)
+
+
+def test_error_ordering_on_a_drawn_ffn():
+    """Card, point 2: at 50 %, against numpy in float64 and an oracle that knows up."""
+    d, h, tokens = 64, 256, 2048
+    for spread, allowed in ((0.0, 1.0), (0.5, 0.6), (1.0, 0.15)):
+        rng = np.random.default_rng(0)
+        w_gate, w_up, down = (rng.normal(size=(d, h)) / 8 for _ in range(3))
+        scales = np.exp(spread * rng.normal(size=h))
+
+        def activations(x, w_gate=w_gate, w_up=w_up * scales):
+            z = x @ w_gate
+            return z / (1 + np.exp(-z)), x @ w_up
+
+        seen_gate, seen_up = activations(rng.normal(size=(tokens, d)))
+        gate, up = activations(rng.normal(size=(tokens, d)))
+
+        def error(kept, product=gate * up, down=down):
+            lost = np.where(kept, 0, product) @ down.T
+            return np.sum(lost**2) / np.sum((product @ down.T) ** 2)
+
+        cats = error(np.abs(gate) > float(quantile(np.float32(np.abs(seen_gate)), 0.5)))
+        product = np.abs(gate * up)
+        oracle = error(product > np.median(product))
+        for kind in ("sq", "abs"):
+            s = core.statistic(jnp.float32(seen_up), kind)
+            cut = quantile(core.scores(jnp.float32(seen_gate), s, kind), 0.5)
+            t = core.thresholds(np.float32(cut), s, kind)
+            kept = np.asarray(core.keep_mask(jnp.float32(gate), t, strict=kind == "sq"))
+            assert 0.95 * oracle <= error(kept) <= allowed * cats, (spread, kind)
