@@ -1,14 +1,22 @@
 """The transforms and rules that the contract tests run over. A new one joins by one line.
 
-They take `contracts.tiny()` and `contracts.batches()`. `test_contracts_methods.py` fails when a
-factory of a method package is missing here.
+Transforms take `contracts.tiny()` and `contracts.batches()`, a rule what its case says.
+`test_contracts_methods.py` fails when a factory of a method package is missing here.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
 
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
 from ffnlab import learning, pruning, quantization, sparsity
+from ffnlab.layers import MLP
 from ffnlab.rule import Rule
 from ffnlab.transform import Transform
+from tests.contracts import batches, tiny
 
 TRANSFORMS: dict[str, Callable[[], Transform]] = {
     "cats": lambda: sparsity.cats(sparsity=0.5),
@@ -23,6 +31,38 @@ TRANSFORMS: dict[str, Callable[[], Transform]] = {
     "nearest-float8": lambda: quantization.nearest(format="float8", activations="e4m3"),
 }
 
-RULES: dict[str, Callable[[], Rule]] = {
-    "backprop": learning.backprop,
+
+@dataclasses.dataclass(frozen=True)
+class RuleCase:
+    """A rule with two batches it learns from.
+
+    Attributes:
+      make: the rule.
+      model: where it starts.
+      batches: two of them.
+      inputs: of a batch, what `predict` takes.
+    """
+
+    make: Callable[[], Rule]
+    model: Callable[[], PyTree] = tiny
+    batches: Callable[[], list] = batches
+    inputs: Callable[[PyTree], PyTree] = lambda batch: batch
+
+
+def labelled() -> list[tuple[np.ndarray, np.ndarray]]:
+    """Two batches of six inputs of width 5 with one of four classes each."""
+    random = np.random.default_rng(0)
+    xs = random.normal(size=(2, 6, 5)).astype(np.float32)
+    return list(zip(xs, random.integers(0, 4, (2, 6)), strict=True))
+
+
+def classifier(make: Callable[[], Rule]) -> RuleCase:
+    """A rule for labelled inputs, on a small MLP."""
+    model = functools.partial(MLP, (5, 8, 7, 4), key=jax.random.key(0), bias=False)
+    return RuleCase(make, model, labelled, lambda batch: jax.numpy.asarray(batch[0]))
+
+
+RULES: dict[str, RuleCase] = {
+    "backprop": RuleCase(learning.backprop),
+    "counter_current": classifier(learning.counter_current),
 }

@@ -109,8 +109,8 @@ def test_any_order_composes(order):
 
 @rule_cases
 def test_rule_steps_once_compiled_and_repeats(name):
-    rule, data = RULES[name](), batches()
-    model = tiny()
+    case = RULES[name]
+    rule, data, model = case.make(), case.batches(), case.model()
     before = jax.tree.map(np.array, model)
     state, metrics = rule.step(rule.init(model, jax.random.key(0)), data[0])
     with counted() as count:
@@ -125,8 +125,9 @@ def test_rule_steps_once_compiled_and_repeats(name):
 
 @rule_cases
 def test_rule_state_survives_a_checkpoint(name, tmp_path):
-    rule, data = RULES[name](), batches()
-    state, _ = rule.step(rule.init(tiny(), jax.random.key(0)), data[0])
+    case = RULES[name]
+    rule, data = case.make(), case.batches()
+    state, _ = rule.step(rule.init(case.model(), jax.random.key(0)), data[0])
     io.save(tmp_path / "state", state)
     back = io.restore(tmp_path / "state", jax.eval_shape(lambda: state))
     assert equal(rule.step(back, data[1])[0], rule.step(state, data[1])[0])
@@ -134,8 +135,8 @@ def test_rule_state_survives_a_checkpoint(name, tmp_path):
 
 @rule_cases
 def test_rule_predicts_from_its_state(name):
-    rule, data = RULES[name](), batches()
-    state = rule.init(tiny(), jax.random.key(0))
-    out = rule.predict(state, data[0])
-    assert out.shape == (2, 12, 64)
-    assert equal(out, rule.predict(state, data[0]))
+    case = RULES[name]
+    rule, model, batch = case.make(), case.model(), case.batches()[0]
+    inputs = case.inputs(batch)
+    out = rule.predict(rule.init(model, jax.random.key(0)), inputs)
+    assert len(out) == len(inputs) and np.all(np.isfinite(out))

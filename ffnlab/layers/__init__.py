@@ -6,6 +6,7 @@ A whole network (embedding to logits) belongs in `ffnlab.models`.
 
 from ffnlab.layers.attention import Attention, AttentionSpec, Context
 from ffnlab.layers.block import Block
+from ffnlab.layers.conv import Conv
 from ffnlab.layers.ffn import ACTIVATIONS, GatedFFN, SparseGatedFFN
 from ffnlab.layers.linear import Embedding, Linear, RMSNorm
 from ffnlab.layers.mlp import MLP
@@ -18,6 +19,7 @@ __all__ = [
     "AttentionSpec",
     "Block",
     "Context",
+    "Conv",
     "Embedding",
     "GatedFFN",
     "Linear",

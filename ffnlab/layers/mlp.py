@@ -1,5 +1,6 @@
 """The plain feed-forward network: linear maps with a nonlinearity between them."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -69,8 +70,24 @@ class MLP(nnx.Module):
         )
         self.activation = activation
 
-    def __call__(self, x: Float[Array, "*b in"]) -> Float[Array, "*b out"]:
+    @property
+    def sizes(self) -> list[int]:
+        """Widths from input to output."""
+        return [self.maps[0].weight.shape[0], *(linear.weight.shape[1] for linear in self.maps)]
+
+    @property
+    def stages(self) -> list[Callable[[Array], Array]]:
+        """The network as a chain: a map with its nonlinearity each, the last without."""
         phi = NONLINEARITIES[self.activation]
-        for linear in self.maps[:-1]:
-            x = phi(linear(x))
-        return self.maps[-1](x)
+        *inner, last = self.maps
+        return [*(functools.partial(activated, linear, phi) for linear in inner), last]
+
+    def __call__(self, x: Float[Array, "*b in"]) -> Float[Array, "*b out"]:
+        for stage in self.stages:
+            x = stage(x)
+        return x
+
+
+def activated(linear: Linear, phi: Callable[[Array], Array], x: Array) -> Array:
+    """phi(linear(x))."""
+    return phi(linear(x))

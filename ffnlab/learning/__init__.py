@@ -5,15 +5,19 @@ Optimizers are optax pieces and belong inside a rule; the loop that runs any rul
 """
 
 from ffnlab.learning.backprop import BackpropState, backprop, labelled, next_token
+from ffnlab.learning.counter_current import CounterCurrentState, PairLoss, counter_current
 from ffnlab.learning.noise import gradient_noise, noise_scale
 from ffnlab.learning.optimizers import Extension, OptimizerConfig, make_optimizer, rate_at
 from ffnlab.learning.trust import lamb, lars, scale_by_trust_ratio, sqrt_batch_schedule
 
 __all__ = [
     "BackpropState",
+    "CounterCurrentState",
     "Extension",
     "OptimizerConfig",
+    "PairLoss",
     "backprop",
+    "counter_current",
     "gradient_noise",
     "labelled",
     "lamb",

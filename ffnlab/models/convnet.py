@@ -1,0 +1,102 @@
+"""A small convolutional classifier and its mirror image, both as chains of stages."""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from ffnlab.errors import ConfigError
+from ffnlab.layers import Conv, Linear
+
+__all__ = ["ConvMirror", "ConvNet"]
+
+Stage = Callable[[Array], Array]
+
+
+class ConvNet(nnx.Module):
+    """3x3 convolutions with ELU, each followed by 2x2 max pooling, then one linear map to scores.
+
+    Sides of an image are halved by each convolution and must be 2 ** convolutions.
+
+    Attributes:
+      convs: nnx.List of Conv.
+      head: Linear.
+    """
+
+    def __init__(self, channels: Sequence[int], classes: int, *, key: Array):
+        """Draws the convolutions as `Conv` does, the linear map as `Linear`, without biases.
+
+        Args:
+          channels: of the image and after each convolution, at least two.
+          classes: how many scores.
+          key: of the draw.
+        """
+        if len(channels) < 2 or min(channels) < 1 or classes < 1:
+            raise ConfigError(f"channels={list(channels)} must be two or more, classes >= 1")
+        *keys, last = jax.random.split(key, len(channels))
+        pairs = zip(itertools.pairwise(channels), keys, strict=True)
+        self.convs = nnx.List([Conv(a, b, key=k) for (a, b), k in pairs])
+        self.head = Linear(channels[-1], classes, key=last, axes=("embed", "mlp"))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Channels of the image and after each convolution, then the number of scores."""
+        first = self.convs[0].weight.shape[0] // self.convs[0].size ** 2
+        return [first, *(c.weight.shape[1] for c in self.convs), self.head.weight.shape[1]]
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Convolution, ELU and pooling each; the last of them flattened; then the scores."""
+        *inner, last = (functools.partial(convolved, conv) for conv in self.convs)
+        return [*inner, lambda x: last(x).reshape(len(x), -1), self.head]
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
+        for stage in self.stages:
+            x = stage(x)
+        return x
+
+
+class ConvMirror(nnx.Module):
+    """The way back through a `ConvNet`: nearest upsampling for pooling, a convolution each.
+
+    Attributes:
+      head: Linear from classes to features.
+      convs: nnx.List of Conv, deepest first.
+    """
+
+    def __init__(self, model: ConvNet, key: Array):
+        """Draws maps of the model's sizes in reverse."""
+        *channels, classes = model.sizes
+        first, *keys = jax.random.split(key, len(channels))
+        self.head = Linear(classes, channels[-1], key=first, axes=("embed", "mlp"))
+        pairs = zip(itertools.pairwise(channels[::-1]), keys, strict=True)
+        self.convs = nnx.List([Conv(a, b, key=k) for (a, b), k in pairs])
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of classes, then channels down to those of the image."""
+        return [*self.head.weight.shape, *(conv.weight.shape[1] for conv in self.convs)]
+
+    @property
+    def stages(self) -> list[Stage]:
+        """A map with ELU; then upsampling, convolution and ELU each, the last without ELU."""
+        *inner, last = (functools.partial(upsampled, conv) for conv in self.convs)
+        middle = [lambda x, s=stage: jax.nn.elu(s(x)) for stage in inner]
+        return [lambda x: jax.nn.elu(self.head(x)), *middle, last]
+
+
+def convolved(conv: Conv, x: Array) -> Array:
+    """Convolution, ELU, 2x2 max pooling."""
+    n, h, w, _ = x.shape
+    y = jax.nn.elu(conv(x)).reshape(n, h // 2, 2, w // 2, 2, -1)
+    return y.max(axis=(2, 4))
+
+
+def upsampled(conv: Conv, x: Array) -> Array:
+    """Nearest upsampling by two, then convolution; features become an image of one pixel."""
+    x = x[:, None, None] if x.ndim == 2 else x
+    return conv(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))
