@@ -40,7 +40,9 @@ class Realised:
         return "\n".join([*rows, f"over {self.tokens} tokens"])
 
 
-def realised_sparsity(model: Decoder, batches: Iterable[Int[Array, "b t"]]) -> Realised:
+def realised_sparsity(
+    model: Decoder, batches: Iterable[Int[Array | np.ndarray, "b t"]]
+) -> Realised:
     """Runs a sparsified model and counts the zeros that its thresholds make.
 
     Args:

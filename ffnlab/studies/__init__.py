@@ -41,6 +41,7 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
     {
         study.slug: study
         for study in (
+            Study("chess", "Activation thresholds per channel, and rows skipped", "sparsity"),
             Study("finercut", "Greedy removal of attention and FFN sublayers", "pruning"),
             Study("fireq", "INT4 weights and KV cache, FP8 activations", "quantization"),
             Study("gradient-noise", "Annealed noise on gradients of deep networks", "learning"),

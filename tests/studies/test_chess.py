@@ -1,0 +1,116 @@
+"""The CHESS study: its measurements on drawn FFNs and tiny models, and the study as a whole."""
+
+import dataclasses
+import importlib
+import json
+
+import jax
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from ffnlab import models
+from ffnlab.bench import sparse as bench
+from ffnlab.studies import chess_measure as measure
+from ffnlab.studies import load
+from ffnlab.studies.chess_measure import Errors, Point, Speed
+
+study = importlib.import_module("ffnlab.studies.chess")
+
+ONE_BLOCK = models.DecoderConfig(
+    vocab=64, width=16, hidden=32, layers=1, heads=4, kv_heads=2, head_dim=4
+)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_drawn_errors_are_the_cards_second_point(seed):
+    for spread, allowed in study.ALLOWED.items():
+        found = measure.drawn_errors(jax.random.key(seed), spread)
+        assert 0.95 * found.oracle <= min(found.abs, found.sq)
+        assert max(found.abs, found.sq) <= allowed * found.cats
+        assert 0.025 < found.cats < 0.05  # the card's runs: .031 to .035
+
+
+def test_one_point_of_the_sweep(key):
+    model = models.stack(models.Decoder(ONE_BLOCK, key=key))
+    draw = lambda n, m: np.asarray(jax.random.randint(key, (n, m), 0, 64))  # noqa: E731
+    seen, rows = [draw(4, 32)], draw(18, 25)
+    p = measure.measured(model, seen, rows, "CATS", 0.5, attention=False, sites=False)
+    assert p.ffn.shape == (18,) and p.both is None and not p.site_zeros
+    assert p.deviation <= 0.05 and len(p.zeros) == 1 and np.isnan(p.spread)
+
+
+def test_spread_is_of_the_scale_in_both_versions():
+    scales = np.exp(np.random.default_rng(0).normal(0, 0.3, 1000))
+    assert measure.spread_of({"a": scales}, "ABS") == pytest.approx(0.3, rel=0.1)
+    assert measure.spread_of({"a": scales**2}, "SQ") == pytest.approx(0.3, rel=0.1)
+
+
+@pytest.mark.slow
+def test_decoding_is_timed_against_the_dense_model():
+    (found,) = measure.decode_speeds(ONE_BLOCK, (0.5,), tokens=4, turns=1, seed=0)
+    assert found.ratio == found.dense / found.sparse > 0
+    assert 0.2 < found.zeros < 0.8
+
+
+def drawn_measurements(*, sites: bool):
+    """A Measured as a run would give it, from a random generator."""
+    random = np.random.default_rng(0)
+    dense = 1 + random.random(6)
+
+    def point(rule, k):
+        cost = 0.01 * k * (1.0 if rule == "CATS" else 0.5)
+        both = dense + 2 * cost if rule == "SQ" else None
+        moved = {"layers[0].attn.o": k + 0.05} if sites and rule == "SQ" else {}
+        return Point(rule, k, dense + cost, both, {"layers[0].ffn": k + 0.01}, moved, 0.3)
+
+    levels = tuple(
+        bench.Level(k, 1e-3, r) for k, r in ((0.0, 0.9), (0.5, 1.1), (0.7, 1.4), (0.9, 2.2))
+    )
+    return study.Measured(
+        errors=[
+            Errors(0.0, 0.034, 0.033, 0.033, 0.007),
+            Errors(0.5, 0.034, 0.016, 0.016, 0.004),
+            Errors(1.0, 0.033, 0.002, 0.002, 0.0007),
+        ],
+        dense=dense,
+        points=[point(rule, k) for rule in measure.RULES for k in study.SPARSITIES],
+        layer=bench.Comparison(levels, {"plain": 2e-3, "fused": 1e-3}, "float32"),
+        speeds=[Speed(0.5, 0.49, 0.02, 0.018, 1.11)],
+    )
+
+
+@pytest.mark.parametrize("sites", [False, True])
+def test_claims_rows_and_pictures_follow_the_measurements(sites):
+    found = drawn_measurements(sites=sites)
+    claims = [*study.threshold_claims(found), *study.loss_claims(found), *study.speed_claims(found)]
+    assert len(claims) == 6 and all(claim.holds for claim in claims)
+    assert ("within 0.050" in claims[0].evidence) == sites
+    assert len(study.rows_of(found)) == 9 + 4 + 1
+    for draw in (study.draw_losses, study.draw_errors, study.draw_speed):
+        figure = Figure()
+        draw(figure, found)
+        assert figure.axes
+
+
+def test_a_claim_that_misses_its_bound_is_said_not_to_hold():
+    found = drawn_measurements(sites=False)
+    worse = [p._replace(ffn=found.dense + 0.02) if p.rule == "SQ" else p for p in found.points]
+    slow = dataclasses.replace(
+        found.layer, levels=tuple(bench.Level(k, 1e-3, 1.0) for k in (0.0, 0.5, 0.7, 0.9))
+    )
+    found = found._replace(points=worse, layer=slow)
+    assert [claim.holds for claim in study.loss_claims(found)] == [False, True]
+    assert [claim.holds for claim in study.speed_claims(found)] == [True, False]
+
+
+@pytest.mark.slow
+def test_the_quick_study(tmp_path):
+    result = load("chess").run(out=tmp_path, quick=True, seed=1)
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert written["seed"] == 1 and len(written["claims"]) == len(result.claims) == 6
+    holds = {claim.claim: claim.holds for claim in result.claims}
+    assert holds["calibrated thresholds drop the fraction asked for on other text"]
+    assert holds["a threshold per channel costs less where up channels differ in scale"]
+    for name in written["pictures"]:
+        assert (tmp_path / name).stat().st_size > 10_000
