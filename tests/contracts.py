@@ -101,6 +101,7 @@ LAYERS: dict[str, tuple[Callable, Callable]] = {
         lambda m, x: m(x, context(m, x))[0],
     ),
     "Block": (block, lambda m, x: m(x, context(m.attn, x))[0]),
+    "Conv": (lambda k: layers.Conv(16, 8, key=k), lambda m, x: m(x[:, :, None])),
     "Embedding": (
         lambda k: layers.Embedding(64, 16, key=k),
         lambda m, x: m(jnp.zeros(x.shape[:2], jnp.int32)),
@@ -110,6 +111,7 @@ LAYERS: dict[str, tuple[Callable, Callable]] = {
         lambda m, x: m(x),
     ),
     "Linear": (lambda k: linear(k, 16, 8), lambda m, x: m(x)),
+    "MLP": (lambda k: layers.MLP((16, 12, 8), key=k), lambda m, x: m(x)),
     "RMSNorm": (lambda k: layers.RMSNorm(16, offset=1.0), lambda m, x: m(x)),
     "SparseGatedFFN": (sparse_ffn, lambda m, x: m(jnp.pad(x, ((0, 0), (0, 0), (0, 8))))),
 }
