@@ -56,13 +56,23 @@ def labelled() -> list[tuple[np.ndarray, np.ndarray]]:
     return list(zip(xs, random.integers(0, 4, (2, 6)), strict=True))
 
 
-def classifier(make: Callable[[], Rule]) -> RuleCase:
-    """A rule for labelled inputs, on a small MLP."""
-    model = functools.partial(MLP, (5, 8, 7, 4), key=jax.random.key(0), bias=False)
+PLAIN = functools.partial(MLP, (5, 8, 7, 4), bias=False)
+
+
+def classifier(make: Callable[[], Rule], network: Callable = PLAIN) -> RuleCase:
+    """A rule for labelled inputs, on a small network made from a key."""
+    model = functools.partial(network, key=jax.random.key(0))
     return RuleCase(make, model, labelled, lambda batch: jax.numpy.asarray(batch[0]))
 
 
 RULES: dict[str, RuleCase] = {
     "backprop": RuleCase(learning.backprop),
     "counter_current": classifier(learning.counter_current),
+    "noprop": classifier(
+        learning.noprop, functools.partial(learning.NoPropNet, 5, 4, hidden=6, blocks=3)
+    ),
+    "noprop-continuous": classifier(
+        lambda: learning.noprop(learning.NoPropOptions("continuous", 1.0, integration=3)),
+        functools.partial(learning.NoPropNet, 5, 4, hidden=6, blocks=None, embedding=3),
+    ),
 }

@@ -7,6 +7,8 @@ Optimizers are optax pieces and belong inside a rule; the loop that runs any rul
 from ffnlab.learning.backprop import BackpropState, backprop, labelled, next_token
 from ffnlab.learning.counter_current import CounterCurrentState, PairLoss, counter_current
 from ffnlab.learning.noise import gradient_noise, noise_scale
+from ffnlab.learning.noprop import NoPropOptions, NoPropState, noprop
+from ffnlab.learning.noprop_net import NoPropNet
 from ffnlab.learning.optimizers import Extension, OptimizerConfig, make_optimizer, rate_at
 from ffnlab.learning.trust import lamb, lars, scale_by_trust_ratio, sqrt_batch_schedule
 
@@ -14,6 +16,9 @@ __all__ = [
     "BackpropState",
     "CounterCurrentState",
     "Extension",
+    "NoPropNet",
+    "NoPropOptions",
+    "NoPropState",
     "OptimizerConfig",
     "PairLoss",
     "backprop",
@@ -25,6 +30,7 @@ __all__ = [
     "make_optimizer",
     "next_token",
     "noise_scale",
+    "noprop",
     "rate_at",
     "scale_by_trust_ratio",
     "sqrt_batch_schedule",

@@ -22,13 +22,13 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float, Int, PyTree
 
 from ffnlab.errors import ConfigError
 from ffnlab.layers import MLP
+from ffnlab.learning.labels import check_labels
 from ffnlab.rule import Rule
 from ffnlab.weights import Weight
 
@@ -210,12 +210,6 @@ def uniform(weight: Weight, key: Array) -> Weight:
     bound = weight.shape[0] ** -0.5
     draw = lambda w: jax.random.uniform(key, w.shape, w.dtype, -bound, bound)  # noqa: E731
     return jax.tree.map(draw, weight)
-
-
-def check_labels(y: object, classes: int) -> None:
-    """Raises ValueError for classes outside [0, classes); those on a device are not looked at."""
-    if isinstance(y, np.ndarray) and len(y) and not (0 <= y.min() and y.max() < classes):
-        raise ValueError(f"y has classes from {y.min()} to {y.max()}; 0 to {classes - 1} are there")
 
 
 def centralize() -> optax.GradientTransformation:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from ffnlab.layers import Block, Context
+from ffnlab.layers.stacking import stack_modules, with_axes
 
 if TYPE_CHECKING:
     from ffnlab.models.decoder import Decoder
@@ -73,7 +73,7 @@ def stack(model: Decoder) -> Decoder:
     n = len(blocks)
     kinds = [_kind(block) for block in blocks]
     width = next(p for p in range(1, n + 1) if n % p == 0 and kinds[p:] == kinds[: n - p])
-    period = [_stack_blocks(blocks[i::width]) for i in range(width)]
+    period = [stack_modules(blocks[i::width]) for i in range(width)]
     return _with_layers(model, Stacked(period, n // width))
 
 
@@ -86,30 +86,13 @@ def unstack(model: Decoder) -> Decoder:
     for repeat in range(layers.repeats):
         for block in layers.period:
             one = jax.tree.map(lambda leaf, i=repeat: leaf[i], block)
-            blocks.append(_with_axes(one, lambda axes: axes[1:]))
+            blocks.append(with_axes(one, lambda axes: axes[1:]))
     return _with_layers(model, nnx.List(blocks))
 
 
 def _kind(block: Block) -> tuple:
     leaves, treedef = jax.tree.flatten(block)
     return treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-
-
-def _stack_blocks(blocks: list[Block]) -> Block:
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
-    return _with_axes(stacked, lambda axes: ("layers", *axes))
-
-
-def _with_axes(block: Block, change: object) -> Block:
-    """A copy of a block whose parameters carry other logical axes."""
-    is_param = lambda node: isinstance(node, nnx.Param)  # noqa: E731
-
-    def convert(node: object) -> object:
-        if not is_param(node):
-            return node
-        return nnx.Param(node.get_value(), axes=change(node.axes))
-
-    return jax.tree.map(convert, block, is_leaf=is_param)
 
 
 def _with_layers(model: Decoder, layers: nnx.Module) -> Decoder:

@@ -1,0 +1,30 @@
+"""Modules of one structure as one, with a leading axis: what `lax.scan` and `vmap` take."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+__all__ = ["stack_modules", "with_axes"]
+
+M = TypeVar("M", bound=nnx.Module)
+
+
+def stack_modules(modules: Sequence[M]) -> M:
+    """One module whose leaves are those of all on a new first axis, logically "layers"."""
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *modules)
+    return with_axes(stacked, lambda axes: ("layers", *axes))
+
+
+def with_axes(module: M, change: Callable[[tuple[str, ...]], tuple[str, ...]]) -> M:
+    """A copy of a module whose parameters carry other logical axes."""
+
+    def is_param(node: object) -> bool:
+        return isinstance(node, nnx.Param)
+
+    def convert(node: object) -> object:
+        return nnx.Param(node.get_value(), axes=change(node.axes)) if is_param(node) else node
+
+    return jax.tree.map(convert, module, is_leaf=is_param)
