@@ -57,6 +57,23 @@ def test_equals_the_formula(operands, backend, treatment, dtype, tokens):
     assert (np.abs(np.asarray(y) - expected) <= limit).all()
 
 
+# One chunk of rows at a time and, where groups do not fit it or with many tokens, the whole matrix.
+@pytest.mark.parametrize(("group", "tokens"), [(2, 1), (32, 3), (256, 9), (128, 300), (86, 2)])
+def test_every_group_and_number_of_tokens(group, tokens, key):
+    k = 3 * group if group == 86 else 256
+    random = np.random.default_rng(group)
+    codes = jnp.asarray(random.integers(0, 256, (k // 2, 5)), jnp.uint8)
+    scales = jnp.asarray(random.uniform(0.5, 2, (k // group, 5)), jnp.float32)
+    x = jax.random.normal(key, (tokens, k))
+
+    @jax.jit
+    def both(x):
+        product = functools.partial(w4a8.matmul, x, codes, scales, group=group, act=None)
+        return product(backend="xla"), product(backend="reference")
+
+    np.testing.assert_allclose(*both(x), rtol=1e-5, atol=1e-4)  # sums in another order
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_without_activation_rounding_it_is_the_plain_product(operands, backend):
     x, codes, scales = operands
