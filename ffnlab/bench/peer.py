@@ -1,10 +1,12 @@
 """Talks to `peer_server.py` in an interpreter that has torch and transformers."""
 
+import contextlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +54,14 @@ class Peer:
           MissingExtraError: there is no interpreter with torch (see `peer_python`).
           FFNLabError: the process failed; the message ends with what it said.
         """
-        script = Path(__file__).with_name("peer_server.py")
+        command = [peer_python(), "-W", "ignore", str(Path(__file__).with_name("peer_server.py"))]
+        self._said = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         self._process = subprocess.Popen(
-            [peer_python(), "-W", "ignore", str(script)],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._said,
             text=True,
             env=environment,
         )
@@ -80,16 +83,28 @@ class Peer:
         else:
             line = process.stdout.readline()  # type: ignore[union-attr]
         if not line:
-            said = process.communicate()[1].strip().splitlines()
+            process.wait()
+            self._said.seek(0)
+            said = self._said.read().strip().splitlines()
+            self.close()
             raise FFNLabError(f"the peer's process failed at {do!r}: {' '.join(said[-3:])}")
         return json.loads(line)
+
+    def close(self) -> None:
+        """Ends the process."""
+        process = self._process
+        process.kill()
+        with contextlib.suppress(BrokenPipeError):  # a request that it did not read
+            process.stdin.close()  # type: ignore[union-attr]
+        process.stdout.close()  # type: ignore[union-attr]
+        process.wait()
+        self._said.close()
 
     def __enter__(self) -> "Peer":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self.close()
 
 
 def cpus() -> int:

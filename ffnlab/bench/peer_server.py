@@ -3,20 +3,23 @@
 Run as a file by an interpreter that has torch and transformers; ffnlab and jax need not be there.
 One JSON object per line comes in on standard input, and one answer per line goes out:
 
-    {"do": "load", "directory": D, "threads": n}        -> {"dtype", "form", "versions", "threads"}
-    {"do": "prefill", "tokens": [[…]]}                  -> {"seconds", "tokens": [b]}
-    {"do": "decode", "prompt": […], "new": n}           -> {"seconds", "tokens": [n], "form"}
-    {"do": "evaluate", "rows": [[…]], "batch": b}       -> {"seconds", "nats"}
+    {"do": "load", "directory": D, "threads": n}   -> {"dtype", "threads", "versions"}
+    {"do": "prefill", "tokens": [[…]]}             -> {"seconds", "form", "tokens": [b]}
+    {"do": "decode", "prompt": […], "new": n}      -> {"seconds", "form", "tokens": [n]}
+    {"do": "evaluate", "rows": [[…]]}              -> {"seconds", "form", "nats"}
 
-Each is done in the form that is fastest here: float32, `inference_mode`, SDPA attention, logits of
-the last position only where no others are needed; for decoding, the first request tries
-`generate` with a dynamic and a static cache and a plain loop over the dynamic one, and the fastest
-is kept.
+Each is done in the form that is fastest here, found by trying at the first request for it: eager
+forms with all threads and with one, then `torch.compile` (where there is a C++ compiler) with the
+better number of threads; decoding is compiled over a static cache. In all forms: float32,
+`inference_mode`, SDPA attention, logits of the last position only where no others are needed.
 """
 
 import json
 import sys
 import time
+
+TRIES = 3  # timed runs of a form, after one to warm up; the least counts
+ROWS_AT_A_TIME = (1, 4)
 
 
 class Server:
@@ -27,73 +30,121 @@ class Server:
         import transformers
 
         transformers.logging.set_verbosity_error()
+        torch._dynamo.config.recompile_limit = 64  # one program per task and shape
         self.torch, self.transformers = torch, transformers
-        self.form = None
+        self.chosen = {}
 
     def load(self, directory, threads):
         """Loads the model in float32."""
-        self.torch.set_num_threads(threads)
+        self.threads = threads
         auto = self.transformers.AutoModelForCausalLM
         self.model = auto.from_pretrained(
             directory, dtype=self.torch.float32, attn_implementation="sdpa"
         ).eval()
         self.model.generation_config = self.transformers.GenerationConfig()
+        self.compiled = self.torch.compile(self.model.forward, dynamic=False)
         versions = {
             "torch": self.torch.__version__,
             "transformers": self.transformers.__version__,
         }
         dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
-        return {"dtype": dtype, "threads": self.torch.get_num_threads(), "versions": versions}
+        return {"dtype": dtype, "threads": threads, "versions": versions}
 
     def prefill(self, tokens):
         """Fills a cache with prompts and gives the most likely next tokens."""
         ids = self.torch.tensor(tokens)
-        start = time.perf_counter()
-        out = self.model(ids, use_cache=True, logits_to_keep=1)
-        best = out.logits[:, -1].argmax(-1)
-        return {"seconds": time.perf_counter() - start, "tokens": best.tolist()}
+
+        def run(forward):
+            return forward(ids, use_cache=True, logits_to_keep=1).logits[:, -1].argmax(-1).tolist()
+
+        eager = {"eager": lambda: run(self.model)}
+        return self.fastest("prefill", "tokens", eager, {"compiled": lambda: run(self.compiled)})
 
     def decode(self, prompt, new):
         """Greedy continuation, prefill included."""
         ids = self.torch.tensor([prompt])
-        forms = {
-            "generate, dynamic cache": lambda: self.generate(ids, new, None),
-            "generate, static cache": lambda: self.generate(ids, new, "static"),
-            "plain loop, dynamic cache": lambda: self.loop(ids, new),
+        eager = {
+            "generate, dynamic cache": lambda: self.generate(ids, new),
+            "plain loop, dynamic cache": lambda: self.loop(ids, new, self.model, None),
         }
-        if self.form is None:
-            seconds = {name: min(timed(run)[0] for _ in range(3)) for name, run in forms.items()}
-            self.form = min(seconds, key=lambda name: seconds[name])
-        seconds, tokens = timed(forms[self.form])
-        return {"seconds": seconds, "tokens": tokens, "form": self.form}
+        static = {
+            "plain loop, static cache, compiled": lambda: self.loop(
+                ids, new, self.compiled, self.static_cache(len(prompt) + new)
+            )
+        }
+        return self.fastest("decode", "tokens", eager, static)
 
-    def generate(self, ids, new, cache):
+    def evaluate(self, rows):
+        """Sum of -ln p of every token but the first of each row."""
+        ids = self.torch.tensor(rows)
+        eager = {
+            f"eager, {n} rows at a time": lambda n=n: self.nats(ids, n, self.model)
+            for n in ROWS_AT_A_TIME
+        }
+        one = {"compiled, 1 row at a time": lambda: self.nats(ids, 1, self.compiled)}
+        return self.fastest("evaluate", "nats", eager, one)
+
+    def fastest(self, task, key, eager, compiled):
+        """The answer by the fastest form; the forms are tried at the first request of a task."""
+        forms = eager | compiled
+        if task not in self.chosen:
+            seconds = self.tried(eager, sorted({1, self.threads}))
+            _, threads = min(seconds, key=seconds.__getitem__)
+            seconds |= self.tried(compiled, [threads])
+            self.chosen[task] = min(seconds, key=seconds.__getitem__)
+        name, threads = self.chosen[task]
+        self.torch.set_num_threads(threads)
+        seconds, result = timed(forms[name])
+        return {"seconds": seconds, "form": f"{name}, threads: {threads}", key: result}
+
+    def tried(self, forms, thread_counts):
+        """Seconds of each form and number of threads; without those that cannot run here."""
+        seconds = {}
+        for threads in thread_counts:
+            self.torch.set_num_threads(threads)
+            for name, run in forms.items():
+                try:
+                    run()
+                except RuntimeError as error:  # of torch.compile: no C++ compiler
+                    print(f"{name}: {error}", file=sys.stderr)
+                else:
+                    seconds[name, threads] = min(timed(run)[0] for _ in range(TRIES))
+        return seconds
+
+    def generate(self, ids, new):
         """By the library's own loop."""
-        options = {} if cache is None else {"cache_implementation": cache}
         out = self.model.generate(
-            ids, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0, **options
+            ids, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0
         )
         return out[0, ids.shape[1] :].tolist()
 
-    def loop(self, ids, new):
-        """By the shortest loop there is."""
-        out = self.model(ids, use_cache=True, logits_to_keep=1)
+    def static_cache(self, length):
+        """An empty cache of a fixed length."""
+        return self.transformers.StaticCache(config=self.model.config, max_cache_len=length)
+
+    def loop(self, ids, new, forward, cache):
+        """By the shortest loop there is; `forward` does the steps after the prompt."""
+        out = self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         found = [out.logits[:, -1].argmax(-1, keepdim=True)]
-        for _ in range(new - 1):
-            out = self.model(found[-1], past_key_values=out.past_key_values, use_cache=True)
+        for position in range(ids.shape[1], ids.shape[1] + new - 1):
+            out = forward(
+                found[-1],
+                past_key_values=out.past_key_values,
+                position_ids=self.torch.tensor([[position]]),
+                use_cache=True,
+            )
             found.append(out.logits[:, -1].argmax(-1, keepdim=True))
         return self.torch.cat(found, 1)[0].tolist()
 
-    def evaluate(self, rows, batch):
-        """Sum of -ln p of every token but the first of each row."""
-        ids = self.torch.tensor(rows)
-        start, nats = time.perf_counter(), 0.0
-        for part in ids.split(batch):
-            logits = self.model(part[:, :-1], use_cache=False).logits
-            nats += self.torch.nn.functional.cross_entropy(
+    def nats(self, ids, rows, forward):
+        """Summed loss, some rows at a time."""
+        total = 0.0
+        for part in ids.split(rows):
+            logits = forward(part[:, :-1], use_cache=False).logits
+            total += self.torch.nn.functional.cross_entropy(
                 logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum"
             ).item()
-        return {"seconds": time.perf_counter() - start, "nats": nats}
+        return total
 
 
 def timed(run):

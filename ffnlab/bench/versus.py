@@ -1,8 +1,9 @@
 """ffnlab beside `transformers` on the same weights, tokens and CPU: prefill, decode, evaluation.
 
-The two take turns, so that what else the machine does falls on both; a ratio is the median of the
-turns' ratios. Both compute in float32, and what they compute is compared: greedy tokens and the
-summed loss must agree, else the figures would not be of the same work.
+The peer does each task in the fastest form that it has here (`peer_server.py`: eager or compiled,
+one thread or all). The two take turns, so that what else the machine does falls on both; a ratio is
+the median of the turns' ratios. Both compute in float32, and what they compute is compared: greedy
+tokens and the summed loss must agree, else the figures would not be of the same work.
 """
 
 import contextlib
@@ -65,6 +66,7 @@ class Task:
       ours, theirs: median seconds.
       ratio: how many times faster ours is; median over turns.
       agreement: how alike the results are, in words.
+      form: in which the peer did it.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Task:
     theirs: float
     ratio: float
     agreement: str
+    form: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Comparison:
 
     Attributes:
       tasks: by name: "prefill", "decode", "evaluate".
-      ours, theirs: versions, dtype, threads, form; one line each.
+      ours, theirs: versions, dtype, threads; one line each.
     """
 
     tasks: dict[str, Task]
@@ -90,11 +93,14 @@ class Comparison:
 
     def __rich__(self) -> Table:
         table = Table(title="ffnlab beside transformers", caption=f"{self.ours}\n{self.theirs}")
-        for name in ("task", "tokens", "ffnlab tok/s", "peer tok/s", "ratio", "results"):
-            table.add_column(name, justify="left" if name in ("task", "results") else "right")
+        texts = ("task", "results", "peer's form")
+        numbers = ("tokens", "ffnlab tok/s", "peer tok/s", "ratio")
+        for name in (texts[0], *numbers, *texts[1:]):
+            table.add_column(name, justify="left" if name in texts else "right")
         for task in self.tasks.values():
             speeds = (f"{task.tokens / s:,.0f}" for s in (task.ours, task.theirs))
-            table.add_row(task.name, str(task.tokens), *speeds, f"{task.ratio:.2f}", task.agreement)
+            figures = (f"{task.tokens:,}", *speeds, f"{task.ratio:.2f}")
+            table.add_row(task.name, *figures, task.agreement, task.form)
         return table
 
 
@@ -139,16 +145,15 @@ def compare(
             "evaluate": (
                 rows.size - len(rows),
                 lambda: evaluate(model, rows),
-                lambda: peer.ask("evaluate", rows=rows.tolist(), batch=1),
+                lambda: peer.ask("evaluate", rows=rows.tolist()),
             ),
         }
         found = {
             name: measure(name, *side, settings.turns)
             for name, side in track(list(sides.items()), "bench", enabled=progress)
         }
-        form = peer.ask("decode", prompt=prompt.tolist(), new=2)["form"]
         versions = ", ".join(f"{k} {v}" for k, v in peer.about["versions"].items())
-        theirs = f"{versions}, {peer.about['dtype']}, {peer.about['threads']} threads; {form}"
+        theirs = f"{versions}, {peer.about['dtype']}, up to {peer.about['threads']} threads"
     dtype = model.embed.weight.dtype
     ours = f"jax {jax.__version__}, {dtype}, {jax.devices()[0].platform}"
     return Comparison(found, f"ffnlab: {ours}", f"peer: {theirs}")
@@ -156,11 +161,13 @@ def compare(
 
 def measure(name: str, tokens: int, ours: Callable, theirs: Callable, turns: int) -> Task:
     """Lets both sides take turns at one task."""
-    agreement = agree(name, ours(), theirs())  # compiles, and the peer chooses its form
+    answer = theirs()  # the peer chooses its form
+    agreement = agree(name, ours(), answer)
     seconds = [(ours()["seconds"], theirs()["seconds"]) for _ in range(turns)]
     mine, other = zip(*seconds, strict=True)
     ratio = statistics.median(b / a for a, b in seconds)
-    return Task(name, tokens, statistics.median(mine), statistics.median(other), ratio, agreement)
+    medians = statistics.median(mine), statistics.median(other)
+    return Task(name, tokens, *medians, ratio, agreement, answer["form"])
 
 
 def agree(name: str, ours: dict, theirs: dict) -> str:

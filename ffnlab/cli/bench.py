@@ -1,14 +1,16 @@
-"""`ffnlab bench`: speed beside `transformers` on the same weights."""
+"""`ffnlab bench [WHAT]`: speed and memory, beside other libraries where they do the same."""
 
 from pathlib import Path
+from typing import Literal
 
-__all__ = ["bench"]
+__all__ = ["loading", "model", "sparse"]
 
 
-def bench(
-    model: Path | None = None,
+def model(
+    directory: Path | None = None,
     /,
     *,
+    vs: Literal["transformers", "qwix"] = "transformers",
     prompt: int = 64,
     new: int = 128,
     prefill: int = 512,
@@ -16,13 +18,19 @@ def bench(
     windows: int = 8,
     turns: int = 9,
 ) -> None:
-    """Measures prefill, greedy decoding and evaluation, in turns with transformers on torch.
+    """Measures a language model in turns with another library on the same weights.
 
-    The peer runs in its own process: by the interpreter that FFNLAB_PARITY_PYTHON names, else by
-    this one where torch is installed.
+    With transformers: prefill, greedy decoding and evaluation. It runs in its own process: by the
+    interpreter that FFNLAB_PARITY_PYTHON names, else by this one where torch is installed. With
+    qwix: quantized matrix products, [1, width] and [64, width] times [width, hidden].
+
+    Other benches: `ffnlab bench sparse` (skipping inactive channels of a large FFN), `ffnlab bench
+    loading` (memory while a checkpoint is loaded). `ffnlab bench model DIR` is this one in full.
 
     Args:
-      model: a Hugging Face directory; without one, the model that comes with ffnlab.
+      directory: a Hugging Face directory; without one, the model that comes with ffnlab (with qwix,
+        width 2048 and hidden 5632).
+      vs: the other library.
       prompt: tokens of the prompt of decoding.
       new: tokens decoded.
       prefill: tokens of the prefill.
@@ -34,8 +42,36 @@ def bench(
 
     import rich
 
+    if vs == "qwix":
+        from ffnlab.bench import quantized
+
+        rich.print(quantized.compare(quantized.settings_for(directory, turns), progress=True))
+        return
     from ffnlab.bench.versus import Settings, compare, embedded_model
 
     settings = Settings(prompt, new, prefill, window, windows, turns)
-    with embedded_model() if model is None else contextlib.nullcontext(model) as directory:
-        rich.print(compare(directory, settings, progress=True))
+    with embedded_model() if directory is None else contextlib.nullcontext(directory) as folder:
+        rich.print(compare(folder, settings, progress=True))
+
+
+def sparse(*, width: int = 2048, hidden: int = 5632, turns: int = 41) -> None:
+    """Measures a decoding step of one sparse FFN beside the fastest dense form of the same layer.
+
+    Args:
+      width: of the model.
+      hidden: channels of the FFN.
+      turns: times that every form runs.
+    """
+    import rich
+
+    from ffnlab.bench.sparse import Settings, compare
+
+    rich.print(compare(Settings(width, hidden, turns=turns), progress=True))
+
+
+def loading() -> None:
+    """Measures how far memory rises while a checkpoint of a gigabyte is loaded as float32."""
+    from ffnlab.bench.loading import peaks
+
+    for dtype, peak in peaks().items():
+        print(f"from {dtype}: {peak:.2f} times the size of the loaded model")

@@ -31,10 +31,15 @@ OURS = tuple(
 
 
 class Command(NamedTuple):
-    """A sub-command: "module:function", and one line of help."""
+    """A sub-command: "module:function", and one line of help.
+
+    A command may have parts, commands themselves: `ffnlab bench sparse`. Without the name of one,
+    what follows are arguments of the command's own function.
+    """
 
     target: str
     summary: str
+    parts: Mapping[str, "Command"] = MappingProxyType({})
 
     def load(self) -> Callable[..., int | None]:
         """Imports the function."""
@@ -42,6 +47,11 @@ class Command(NamedTuple):
         return getattr(importlib.import_module(module), name)
 
 
+BENCHES = {
+    "model": Command("ffnlab.cli.bench:model", "a model, beside transformers or qwix"),
+    "sparse": Command("ffnlab.cli.bench:sparse", "an FFN that skips inactive channels"),
+    "loading": Command("ffnlab.cli.bench:loading", "memory while a checkpoint is loaded"),
+}
 COMMANDS: Mapping[str, Command] = MappingProxyType(
     {
         "compress": Command(
@@ -51,7 +61,11 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         "train": Command("ffnlab.cli.train:train", "train a language model from a preset"),
         "generate": Command("ffnlab.cli.generate:generate", "continue a prompt"),
         "eval": Command("ffnlab.cli.evaluate:evaluate", "measure perplexity and bits per byte"),
-        "bench": Command("ffnlab.cli.bench:bench", "measure speed beside other libraries"),
+        "bench": Command(
+            "ffnlab.cli.bench:model",
+            "measure speed beside other libraries",
+            MappingProxyType(BENCHES),
+        ),
         "run": Command("ffnlab.cli.run:run", "run the study of a paper"),
         "list": Command("ffnlab.cli.list:list_studies", "list the studies and their last results"),
     }
@@ -79,18 +93,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}? " if near else ""
         complain("ffnlab", f"unknown command {name!r}; {hint}there are: {', '.join(COMMANDS)}")
         return USAGE_ERROR
-    return guarded(name, rest)
+    command = COMMANDS[name]
+    if rest and rest[0] in command.parts:
+        part, *rest = rest
+        name, command = f"{name} {part}", command.parts[part]
+    return guarded(name, command, rest)
 
 
-def guarded(name: str, arguments: list[str]) -> int:
+def guarded(name: str, command: Command, arguments: list[str]) -> int:
     """Calls a command; errors of use and interruptions end in a line and an exit status."""
     try:
-        return call(name, arguments)
+        return call(name, command, arguments)
     except BrokenPipeError:  # the reader of our output has gone
         silence(sys.stdout)
         return 0
     except KeyboardInterrupt:
-        print(f"\nffnlab {name}: interrupted{how_to_resume(name, arguments)}", file=sys.stderr)
+        hint = how_to_resume(name, command, arguments)
+        print(f"\nffnlab {name}: interrupted{hint}", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError, MissingExtraError) as error:
         if os.environ.get("FFNLAB_TRACEBACK") or not is_error_of_use(error):
@@ -99,10 +118,10 @@ def guarded(name: str, arguments: list[str]) -> int:
         return USAGE_ERROR
 
 
-def call(name: str, arguments: list[str]) -> int:
+def call(name: str, command: Command, arguments: list[str]) -> int:
     """Parses the arguments by the function's signature and calls it."""
     tyro = require("tyro", extra="run")
-    function = COMMANDS[name].load()
+    function = command.load()
     status = tyro.cli(
         function,
         args=arguments,
@@ -143,16 +162,16 @@ def complain(prefix: str, message: str) -> None:
     print(f"{prefix}: error: {message}", file=sys.stderr)
 
 
-def how_to_resume(name: str, arguments: list[str]) -> str:
+def how_to_resume(name: str, command: Command, arguments: list[str]) -> str:
     """The command line that goes on, for commands that can."""
     try:
-        parameters = inspect.signature(COMMANDS[name].load()).parameters
+        parameters = inspect.signature(command.load()).parameters
     except ImportError:
         return ""
     if "resume" not in parameters:
         return ""
     kept = [a for a in arguments if a not in ("--resume", "--restart")]
-    again = shlex.join(["ffnlab", name, *kept, "--resume"])
+    again = shlex.join(["ffnlab", *name.split(), *kept, "--resume"])
     return f"; what was finished is kept. Go on with:\n  {again}"
 
 

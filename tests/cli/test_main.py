@@ -59,10 +59,13 @@ def test_an_unknown_command_gets_the_nearest_one(capsys):
     assert error.startswith("ffnlab: error: unknown command 'compres'; did you mean 'compress'? ")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+WITH_PARTS = [*COMMANDS, *(f"{name} {part}" for name in COMMANDS for part in COMMANDS[name].parts)]
+
+
+@pytest.mark.parametrize("name", WITH_PARTS)
 def test_every_command_has_help(name, capsys):
     with pytest.raises(SystemExit) as done:
-        main([name, "--help"])
+        main([*name.split(), "--help"])
     assert done.value.code == 0
     out = capsys.readouterr().out
     assert f"usage: ffnlab {name}" in out
@@ -99,6 +102,33 @@ def test_arguments_reach_the_function(command):
     command(fake)
     assert main(["fake", "x", "--size", "3"]) == 0
     assert seen == [("x", 3)]
+
+
+def test_a_part_of_a_command_takes_the_arguments_after_its_name(command, capsys, monkeypatch):
+    seen = []
+
+    def fake(name: str = "", /, *, size: int = 1) -> None:
+        """A test."""
+        seen.append((name, size))
+        raise KeyboardInterrupt
+
+    command(fake)
+    own = Command("ffnlab_fake_command:fake", "a test")
+    monkeypatch.setattr(cli, "COMMANDS", {"fake": own._replace(parts={"part": own})})
+    for arguments in (["part", "x", "--size", "2"], ["x"], ["--size", "3"], []):
+        assert main(["fake", *arguments]) == 130
+    assert seen == [("x", 2), ("x", 1), ("", 3), ("", 1)]
+    said = capsys.readouterr().err.split("\n")
+    assert "ffnlab fake part: interrupted" in said and "ffnlab fake: interrupted" in said
+
+
+def test_help_of_a_command_names_its_parts(capsys):
+    for name, command in COMMANDS.items():
+        if command.parts:
+            with pytest.raises(SystemExit):
+                main([name, "--help"])
+            said = " ".join(capsys.readouterr().out.split())
+            assert all(f"{name} {part}" in said for part in command.parts)
 
 
 def test_a_command_may_return_its_status(command):
