@@ -103,7 +103,8 @@ class NoPropNet(nnx.Module):
         made = [Denoiser(d_in, dim, outputs, hidden, key=k, timed=timed) for k in keys[1:]]
         self.blocks = made[0] if blocks is None else stack_modules(made)
         self.embed = nnx.Param(Dense(table), axes=("vocab", "embed"))
-        self.out = Linear(dim, classes, key=keys[0], axes=("embed", "mlp"), bias=True)
+        # From zero all scores start alike; noise in the last latent then meets no random map.
+        self.out = Linear(dim, classes, key=keys[0], axes=("embed", "mlp"), bias=True, scale=0.0)
 
     @property
     def table(self) -> Float[Array, "classes d"]:

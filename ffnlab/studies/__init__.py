@@ -44,8 +44,11 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
             Study("chess", "Activation thresholds per channel, and rows skipped", "sparsity"),
             Study("finercut", "Greedy removal of attention and FFN sublayers", "pruning"),
             Study("fireq", "INT4 weights and KV cache, FP8 activations", "quantization"),
+            Study("counter-current", "Two networks against each other, local losses", "learning"),
             Study("gradient-noise", "Annealed noise on gradients of deep networks", "learning"),
             Study("lamb", "Updates as long as their weights, for large batches", "learning"),
+            Study("learning-rules", "Rules side by side: accuracy, memory, direction", "learning"),
+            Study("noprop", "Blocks that denoise a class, each trained alone", "learning"),
         )
     }
 )
