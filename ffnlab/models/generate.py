@@ -240,9 +240,8 @@ def begin(
     stop_ids = jnp.asarray([*stop] or [NONE], jnp.int32)
     choice = Choice(jnp.float32(sampling.temperature), top_p, stop_ids)
     key = jax.random.key(0) if key is None else key
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(rows)))
     how = {"top_k": sampling.top_k, "is_greedy": sampling.is_greedy}
-    state = prefill(prepared, tokens, valid, keys, choice, length=length, kv=kv, **how)
+    state = prefill(prepared, tokens, valid, key, choice, length=length, kv=kv, **how)
     return prepared, state, functools.partial(decode, choice=choice, **how)
 
 
@@ -251,7 +250,7 @@ def prefill(
     model: Decoder,
     tokens: Int[Array | np.ndarray, "b t"],
     valid: Bool[Array | np.ndarray, "b t"],
-    keys: Array,
+    key: Array,
     choice: Choice,
     *,
     length: int,
@@ -264,6 +263,7 @@ def prefill(
     cache = model.init_cache(b, length, kind=kv)
     logits, cache = model.extend(tokens, cache, valid=valid, last=True)
     empty = jnp.full((b, length - t), NONE, jnp.int32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(b))
     begun = State(
         cache, jnp.zeros((b,), jnp.int32), empty, jnp.int32(0), jnp.zeros((b,), bool), keys
     )

@@ -101,7 +101,9 @@ class Dense(Weight):
     def prepare(self, backend: str) -> "Dense":
         # A bf16 product on a CPU is widened inside every call; widening once is several times
         # faster.
-        return Dense(self.w.astype(jnp.float32), self.act) if backend == "cpu" else self
+        if backend != "cpu" or self.w.dtype == jnp.float32:
+            return self
+        return Dense(self.w.astype(jnp.float32), self.act)
 
     def leaf_axes(self, axes: Axes) -> "Dense":
         return rebuild(self, w=AxisNames(axes))
