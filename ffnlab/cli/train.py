@@ -55,6 +55,7 @@ class RunConfig:
       seed: of the weights, and of the order of the text.
       log_every, evaluate_every, checkpoint_every: in steps, see `ffnlab.parallel.LoopOptions`.
       dtype: of the saved parameters, "float32" or "bfloat16".
+      mesh: of devices, "dp=2,fsdp=2,tp=2" (`ffnlab.parallel.parse_mesh`); "" for one device.
     """
 
     steps: int
@@ -63,6 +64,7 @@ class RunConfig:
     evaluate_every: int = 0
     checkpoint_every: int = 200
     dtype: str = "bfloat16"
+    mesh: str = ""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -172,6 +174,7 @@ def run(
         options=LoopOptions(
             options.log_every, options.evaluate_every, options.checkpoint_every, progress
         ),
+        mesh=parallel.parse_mesh(options.mesh) if options.mesh else None,
     )
     if not outcome.finished:
         steps = options.steps + settings.extension.steps
@@ -221,14 +224,15 @@ def load_text(data: DataConfig) -> tuple[bytes, bytes, dict[str, str | int]]:
 def remember(out: Path, settings: TrainConfig, identity: Mapping, resume: bool) -> None:
     """Writes what the run is, or checks that a resumed run is the same but for its steps.
 
-    With a trapezoid schedule, more or fewer steps change nothing before the fall begins.
+    With a trapezoid schedule, more or fewer steps change nothing before the fall begins; another
+    mesh changes the last bits at most.
     """
     file = out / "run.json"
     table = to_table(settings)
     wanted = {"config": table, "text": dict(identity), "threads": os.cpu_count()}
     if resume and file.exists():
         found = io.read_json(file)
-        found["config"]["run"]["steps"] = settings.run.steps
+        found["config"]["run"] |= {"steps": settings.run.steps, "mesh": settings.run.mesh}
         different = [key for key in wanted if found.get(key) != wanted[key]]
         if different:
             raise ConfigError(

@@ -5,6 +5,7 @@ from jaxtyping import Array, Float
 
 from ffnlab.layers.attention import Attention, Context
 from ffnlab.layers.linear import RMSNorm
+from ffnlab.layers.logical import constrain
 from ffnlab.weights import kv
 
 
@@ -55,7 +56,7 @@ class Block(nnx.Module):
             y = self.ffn(self.ffn_norm(h))
             y = y if self.post_ffn_norm is None else self.post_ffn_norm(y)
             h = h + (y if gates is None else y * gates[1].astype(y.dtype))
-        return h, cache
+        return constrain(h, ("batch", "length", "embed")), cache
 
     def without(self, sublayer: str) -> "Block":
         """A new block without its "attn" or "ffn" sublayer.

@@ -24,6 +24,7 @@ from ffnlab.layers import (
     RMSNorm,
 )
 from ffnlab.layers.attention import causal_mask
+from ffnlab.layers.logical import constrain
 from ffnlab.layers.rope import tables
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.stack import Stacked
@@ -118,7 +119,7 @@ class Decoder(nnx.Module):
         """Final norm, head and soft cap: hidden states to logits, float32."""
         h = self.norm(h)
         logits = self.embed.logits(h) if self.head is None else self.head(h)
-        logits = logits.astype(jnp.float32)
+        logits = constrain(logits.astype(jnp.float32), ("batch", "length", "vocab"))
         cap = self.config.logit_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 

@@ -6,17 +6,21 @@ the same bits as without the interruption.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from ffnlab import io
 from ffnlab.errors import ConfigError, NumericalError
+from ffnlab.layers.logical import LAYOUT, Layout
 from ffnlab.parallel.log import Display, MetricsFile
+from ffnlab.parallel.sharding import make_step, place_batch, shard, shardings
 from ffnlab.parallel.signals import stop_request
 from ffnlab.rule import Rule
 
@@ -75,6 +79,8 @@ def train(
     resume: bool = False,
     evaluate: Evaluate | None = None,
     options: LoopOptions | None = None,
+    mesh: Mesh | None = None,
+    layout: Layout = LAYOUT,
 ) -> Outcome:
     """Learns for `steps` steps.
 
@@ -88,16 +94,21 @@ def train(
       resume: continue from the folder's checkpoint, if it has one.
       evaluate: state -> named figures.
       options: see `LoopOptions`.
+      mesh: where state and batches are placed; the default device when None. A checkpoint may be
+        resumed on another mesh.
+      layout: of the mesh, see `ffnlab.parallel.shardings`.
     Returns:
       an `Outcome`. SIGTERM and Ctrl-C end the run after the current step, with a checkpoint and
       finished=False.
     Raises:
-      ConfigError: the folder holds a run and resume is False.
+      ConfigError: the folder holds a run and resume is False, or the mesh does not divide a
+        parameter or the batch.
       NumericalError: a metric is not finite; the last checkpoint is intact.
       FormatError: the checkpoint is damaged or of another rule, model or optimizer.
     """
     options = LoopOptions() if options is None else options
-    run = _Run(rule, steps, None if folder is None else Path(folder), evaluate, options)
+    where = None if mesh is None else (mesh, layout)
+    run = _Run(rule, steps, None if folder is None else Path(folder), evaluate, options, where)
     state, position, seconds = run.start(model, key, resume)
     return run.go(state, batches, position, seconds)
 
@@ -109,16 +120,20 @@ class _Run:
     folder: Path | None
     evaluate: Evaluate | None
     options: LoopOptions
+    where: tuple[Mesh, Layout] | None = None
 
     def start(self, model: PyTree, key: Array, resume: bool) -> tuple[PyTree, int, float]:
         """State, position and seconds at which to begin."""
         if self.folder is None or not (self.folder / "checkpoint" / io.SIDECAR).exists():
-            return self.rule.init(model, key), 0, 0.0
+            state = self.rule.init(model, key)
+            return state if self.where is None else shard(state, *self.where), 0, 0.0
         if not resume:
             raise ConfigError(
                 f"{self.folder} holds a run already; resume it or name another folder"
             )
-        like = _checkpoint(jax.eval_shape(self.rule.init, model, key), 0, 0.0)
+        state = jax.eval_shape(self.rule.init, model, key)
+        state = state if self.where is None else _placed(state, *self.where)
+        like = _checkpoint(state, 0, 0.0)
         saved = io.restore(self.folder / "checkpoint", like)
         return saved["state"], saved["position"], saved["seconds"]
 
@@ -126,6 +141,10 @@ class _Run:
         self, state: PyTree, batches: Callable[[int], PyTree], position: int, seconds: float
     ) -> Outcome:
         metrics, latest, stopped = {}, {}, False
+        step, place = self.rule.step, lambda batch: batch
+        if self.where is not None:
+            step = make_step(self.rule, *self.where)
+            place = functools.partial(_place, self.where)
         begin = time.perf_counter() - seconds
         with (
             MetricsFile(self.folder, position) as log,
@@ -134,7 +153,7 @@ class _Run:
         ):
             while position < self.steps and not stopped:
                 jax.block_until_ready(metrics)  # one step in flight: the host prepares the next
-                state, metrics = self.rule.step(state, batches(position))
+                state, metrics = step(state, place(batches(position)))
                 position += 1
                 stopped = stop.is_set()
                 if self._due(self.options.log_every, position) or stopped:
@@ -156,6 +175,19 @@ class _Run:
     def _save(self, state: PyTree, position: int, seconds: float) -> None:
         if self.folder is not None:
             io.save(self.folder / "checkpoint", _checkpoint(state, position, seconds))
+
+
+def _placed(state: PyTree, mesh: Mesh, layout: Layout) -> PyTree:
+    """An abstract state with the sharding of every leaf."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        state,
+        shardings(state, mesh, layout),
+    )
+
+
+def _place(where: tuple[Mesh, Layout], batch: PyTree) -> PyTree:
+    return place_batch(batch, *where)
 
 
 def _checkpoint(state: PyTree, position: int, seconds: float) -> dict[str, PyTree]:

@@ -1,0 +1,89 @@
+"""Logical axis names and the mesh axes they are cut along.
+
+Parameters carry logical axis names; a layout is a table from those names to mesh axes. One table
+serves data, FSDP, tensor and sequence parallelism and their mixes: a mesh without an axis leaves
+that axis whole. No layer mentions a mesh; `constrain` names the axes of an activation and does
+nothing unless a mesh is set (`ffnlab.parallel.make_step`).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import jax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array
+
+from ffnlab.errors import ConfigError
+
+__all__ = ["LAYOUT", "Layout", "constrain", "partition"]
+
+Layout = Mapping[str, tuple[str, ...]]
+
+# Batches are cut along dp and fsdp, matrices along fsdp on one side and tp on the other.
+LAYOUT: Layout = MappingProxyType(
+    {
+        "batch": ("dp", "fsdp"),
+        "length": ("sp",),
+        "embed": ("fsdp",),
+        "mlp": ("tp",),
+        "heads": ("tp",),
+        "kv_heads": ("tp",),
+        "vocab": ("tp",),
+        "expert": ("ep",),
+        "layers": ("pp",),
+    }
+)
+
+
+def partition(
+    axes: Sequence[str | None],
+    shape: Sequence[int],
+    sizes: Mapping[str, int],
+    layout: Layout = LAYOUT,
+    *,
+    path: str | None = None,
+) -> PartitionSpec:
+    """How one array is cut; a mesh axis is used once, by the first dimension that asks for it.
+
+    Args:
+      axes: a logical name per dimension, None for no name.
+      shape: of the array.
+      sizes: of the mesh axes, by name; those of the layout that are missing are skipped.
+      layout: logical name -> mesh axes; names it lacks stay whole.
+      path: of the array. Without one, a dimension that does not divide stays whole.
+    Raises:
+      ConfigError: a dimension of the array at `path` that its mesh axes do not divide.
+
+    >>> partition(("embed", "mlp"), (8, 6), {"tp": 2, "fsdp": 4})
+    PartitionSpec('fsdp', 'tp')
+    """
+    used: set[str] = set()
+    entries: list[str | tuple[str, ...] | None] = []
+    for name, size in zip(axes, shape, strict=True):
+        chosen = [a for a in layout.get(name or "", ()) if a in sizes and a not in used]
+        parts = math.prod(sizes[a] for a in chosen)
+        if size % parts:
+            if path is not None:
+                cut = " x ".join(f"{a}={sizes[a]}" for a in chosen)
+                raise ConfigError(
+                    f"{path}: axis {name!r} of size {size} is not divisible by {parts} ({cut}); "
+                    "use another mesh, layout or size"
+                )
+            chosen = []
+        used.update(chosen)
+        entries.append(chosen[0] if len(chosen) == 1 else tuple(chosen) or None)
+    return PartitionSpec(*entries)
+
+
+def constrain(x: Array, axes: Sequence[str | None]) -> Array:
+    """x, cut along the axes of the mesh that is set; x itself where none is.
+
+    Args:
+      x: an activation.
+      axes: a logical name per dimension.
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    if not sizes or math.prod(sizes.values()) == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition(axes, x.shape, sizes))

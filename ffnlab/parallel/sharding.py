@@ -1,0 +1,149 @@
+"""Placing models, states and batches on a mesh; a rule's step there.
+
+Optimizer states have the structure of the parameters, axis names included, so they are cut alike;
+what carries no names is kept whole on every device. Packed weights are cut like the matrix they
+stand for.
+"""
+
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from ffnlab import compat, weights
+from ffnlab.errors import ConfigError
+from ffnlab.layers.logical import LAYOUT, Layout, partition
+from ffnlab.rule import Metrics, Rule
+from ffnlab.weights import AxisNames
+
+__all__ = ["check", "make_step", "parse_mesh", "place_batch", "shard", "shardings"]
+
+T = TypeVar("T")
+
+
+def parse_mesh(text: str, *, devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh from its description.
+
+    Args:
+      text: "dp=2,fsdp=2,tp=2": sizes of mesh axes in order; one may be -1, for the devices that
+        are left. "" is one device.
+      devices: what to build from; all devices when None.
+    Returns:
+      the mesh.
+    Raises:
+      ConfigError: a malformed description, or too few devices.
+
+    >>> parse_mesh("dp=1").axis_names
+    ('dp',)
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes: dict[str, int] = {}
+    for part in (text or "dp=1").replace(" ", "").split(","):
+        name, _, size = part.partition("=")
+        if not name.isidentifier() or not size.removeprefix("-").isdigit() or name in sizes:
+            raise ConfigError(f"mesh={text!r}: {part!r} is not NAME=SIZE, each name once")
+        sizes[name] = int(size)
+    given = math.prod(size for size in sizes.values() if size > 0)
+    left = len(devices) // given
+    sizes = {name: left if size == -1 else size for name, size in sizes.items()}
+    needed = math.prod(sizes.values())
+    if min(sizes.values()) < 1 or needed > len(devices):
+        wanted = max(needed, given)
+        raise ConfigError(f"mesh={text!r} needs {wanted} devices; there are {len(devices)}")
+    return compat.make_mesh(tuple(sizes.values()), tuple(sizes), devices=devices[:needed])
+
+
+def shardings(state: PyTree, mesh: Mesh, layout: Layout = LAYOUT) -> PyTree:
+    """How every leaf of a tree is placed: the same tree with a NamedSharding per array.
+
+    Args:
+      state: a model, a rule's state, an optimizer's; of arrays or `jax.ShapeDtypeStruct`.
+      mesh: where it is to lie.
+      layout: logical name -> mesh axes.
+    Raises:
+      ConfigError: a parameter does not divide; the message has its path and axis.
+    """
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def of_node(path: tuple, node: PyTree) -> PyTree:
+        leaves, treedef = jax.tree.flatten(node)
+        names = node.get_metadata().get("axes") if isinstance(node, nnx.Variable) else None
+        if names is None or not leaves:
+            return treedef.unflatten([whole] * len(leaves))
+        value, where = node.get_value(), jax.tree_util.keystr(path).lstrip(".")
+        axes = value.leaf_axes(names) if weights.is_weight(value) else AxisNames(names)
+        each = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, AxisNames))
+        return treedef.unflatten(
+            NamedSharding(mesh, partition(a, np.shape(x), mesh.shape, layout, path=where))
+            for a, x in zip(each, leaves, strict=True)
+        )
+
+    def is_variable(node: object) -> bool:
+        return isinstance(node, nnx.Variable)
+
+    return jax.tree_util.tree_map_with_path(of_node, state, is_leaf=is_variable)
+
+
+def check(state: PyTree, mesh: Mesh, layout: Layout = LAYOUT) -> None:
+    """Raises ConfigError, naming parameter and axis, unless a tree can be cut so."""
+    shardings(state, mesh, layout)
+
+
+def shard(state: T, mesh: Mesh, layout: Layout = LAYOUT) -> T:
+    """A tree with every array placed; arguments and errors as `shardings`."""
+    return jax.device_put(state, shardings(state, mesh, layout))
+
+
+def place_batch(batch: PyTree, mesh: Mesh, layout: Layout = LAYOUT) -> PyTree:
+    """A batch with its rows cut along the mesh axes of "batch".
+
+    Every process gives the whole batch and keeps the rows of its devices.
+
+    Args:
+      batch: a tree of host arrays, [rows, …].
+      mesh, layout: as `shardings`.
+    Raises:
+      ConfigError: the rows do not divide.
+    """
+
+    def of_leaf(path: tuple, leaf: object) -> jax.Array:
+        leaf = np.asarray(leaf)
+        names = ("batch", *[None] * (leaf.ndim - 1)) if leaf.ndim else ()
+        where = f"batch{jax.tree_util.keystr(path)}"
+        spec = partition(names, leaf.shape, mesh.shape, layout, path=where)
+        sharding = NamedSharding(mesh, spec)
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+    return jax.tree_util.tree_map_with_path(of_leaf, batch)
+
+
+def make_step(
+    rule: Rule, mesh: Mesh, layout: Layout = LAYOUT
+) -> Callable[[PyTree, PyTree], tuple[PyTree, Metrics]]:
+    """A rule's step on a mesh.
+
+    Args:
+      rule: any; nothing is asked of it but its contract.
+      mesh: where states and batches lie.
+      layout: logical name -> mesh axes.
+    Returns:
+      (state, batch) -> (state, metrics): state as `shard` places it, and donated; batch as
+      `place_batch` does.
+    """
+
+    def step(state: PyTree, batch: PyTree) -> tuple[PyTree, Metrics]:
+        state, metrics = rule.step(state, batch)
+        return jax.lax.with_sharding_constraint(state, shardings(state, mesh, layout)), metrics
+
+    jitted = jax.jit(step, donate_argnums=0)
+
+    def run(state: PyTree, batch: PyTree) -> tuple[PyTree, Metrics]:
+        with jax.set_mesh(mesh):
+            return jitted(state, batch)
+
+    return run

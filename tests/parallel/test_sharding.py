@@ -1,0 +1,198 @@
+"""Meshes: the same losses on every mix of axes, the collectives of each, packed weights."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+from ffnlab import models, quantization, transform, tree
+from ffnlab.errors import ConfigError
+from ffnlab.layers.logical import LAYOUT, constrain, partition
+from ffnlab.learning import backprop
+from ffnlab.models import Decoder, DecoderConfig
+from ffnlab.parallel import (
+    LoopOptions,
+    check,
+    make_step,
+    parse_mesh,
+    place_batch,
+    shard,
+    shardings,
+    train,
+)
+from tests.contracts_methods import RULES
+
+CONFIG = DecoderConfig(vocab=64, width=16, hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8)
+STEPS = 20
+
+
+def batch_at(position: int) -> np.ndarray:
+    return np.random.default_rng(position).integers(0, 64, (8, 17)).astype(np.int32)
+
+
+def optimizer():
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(3e-3))
+
+
+def losses(mesh_text: str | None, *, stacked: bool = False, steps: int = STEPS) -> list[float]:
+    """The losses of a run, on one device or on a mesh."""
+    rule, model = backprop(optimizer=optimizer()), Decoder(CONFIG, key=jax.random.key(0))
+    state = rule.init(models.stack(model) if stacked else model, jax.random.key(1))
+    step, place = rule.step, lambda batch: batch
+    if mesh_text is not None:
+        mesh = parse_mesh(mesh_text)
+        state, step = shard(state, mesh), make_step(rule, mesh)
+        place = lambda batch: place_batch(batch, mesh)  # noqa: E731
+    found = []
+    for position in range(steps):
+        state, metrics = step(state, place(batch_at(position)))
+        found.append(float(metrics["loss"]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return losses(None)
+
+
+MIXES = ["dp=8", "fsdp=8", "tp=2", "dp=2,fsdp=2,tp=2", "fsdp=2,sp=2,tp=2", "dp=2,sp=4"]
+
+
+@pytest.mark.parametrize("mesh", MIXES)
+def test_every_mix_has_the_losses_of_one_device(mesh, alone):
+    np.testing.assert_allclose(losses(mesh), alone, atol=1e-5, rtol=0)
+
+
+def test_scanned_layers_too(alone):
+    found = losses("dp=2,fsdp=2,tp=2", stacked=True)
+    np.testing.assert_allclose(found, alone, atol=1e-5, rtol=0)
+
+
+def compiled(mesh_text: str) -> tuple[str, object]:
+    """The compiled step on a mesh, as text, and the state it was compiled for."""
+    rule, mesh = backprop(optimizer=optimizer()), parse_mesh(mesh_text)
+    state = shard(rule.init(Decoder(CONFIG, key=jax.random.key(0)), jax.random.key(1)), mesh)
+    batch = place_batch(batch_at(0), mesh)
+    step = jax.jit(lambda s, b: rule.step(s, b))
+    with jax.set_mesh(mesh):
+        return step.lower(state, batch).compile().as_text(), state
+
+
+def gathered(text: str) -> set[tuple[int, ...]]:
+    """Shapes that an all-gather makes."""
+    found = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather", text)
+    return {tuple(map(int, shape.split(","))) for shape in found if shape}
+
+
+def matrices(state) -> set[tuple[int, ...]]:
+    return {leaf.shape for leaf in jax.tree.leaves(state.model) if leaf.ndim == 2}
+
+
+def test_data_parallel_reduces_gradients_and_gathers_nothing():
+    text, state = compiled("dp=4")
+    assert "all-reduce" in text and not gathered(text) & matrices(state)
+
+
+def test_tensor_parallel_gathers_no_parameter():
+    text, state = compiled("tp=2")
+    assert "all-reduce" in text and not gathered(text) & matrices(state)
+
+
+def test_fsdp_gathers_parameters():
+    text, _ = compiled("fsdp=4")
+    assert "all-gather" in text
+
+
+def test_states_are_cut_like_parameters_and_stay_so():
+    rule, mesh = backprop(optimizer=optimizer()), parse_mesh("fsdp=2,tp=2")
+    state = shard(rule.init(Decoder(CONFIG, key=jax.random.key(0)), jax.random.key(1)), mesh)
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    up = state.model.layers[0].ffn.up.weight.w
+    assert up.sharding.spec == PartitionSpec("fsdp", "tp")
+    cut = [leaf for leaf in jax.tree.leaves(state.optimizer) if not leaf.is_fully_replicated]
+    assert len(cut) == 2 * len(jax.tree.leaves(state.model)), "both averages of AdamW"
+    state, _ = make_step(rule, mesh)(state, place_batch(batch_at(0), mesh))
+    same = lambda a, b: a.is_equivalent_to(b.sharding, b.ndim)  # noqa: E731
+    assert all(jax.tree.leaves(jax.tree.map(same, places, state)))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_runs_on_a_mesh(name):
+    """No rule is asked what it is."""
+    case, mesh = RULES[name], parse_mesh("dp=2")
+    rule, batches = case.make(), case.batches()
+    key = jax.random.key(0)
+    expected, _ = rule.step(rule.init(case.model(), key), batches[0])
+    state = shard(rule.init(case.model(), key), mesh)
+    found, metrics = make_step(rule, mesh)(state, place_batch(batches[0], mesh))
+    assert all(np.ndim(value) == 0 for value in metrics.values())
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        if jnp.issubdtype(a.dtype, jnp.floating):
+            np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3)
+
+
+def test_packed_weights_are_cut_like_their_matrix():
+    model = Decoder(CONFIG, key=jax.random.key(0))
+    method = quantization.nearest(format="int4", group=8)
+    packed, _ = transform.apply(method, model, [])
+    mesh, tokens = parse_mesh("tp=2"), batch_at(0)[:, :-1]
+    cut = shard(packed, mesh)
+    codes = tree.select(cut, tree.at("layers[0].ffn.up"))["layers[0].ffn.up"].weight.codes
+    assert codes.sharding.spec == PartitionSpec(None, "tp")
+    run = jax.jit(lambda m, t: m(t))
+    np.testing.assert_allclose(run(cut, tokens), run(packed, tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_sizes_that_do_not_divide_are_named():
+    model = Decoder(CONFIG, key=jax.random.key(0))
+    with pytest.raises(ConfigError, match=r"embed\.w: axis 'vocab' of size 64 .* 3 \(tp=3\)"):
+        check(model, parse_mesh("tp=3"))
+    with pytest.raises(ConfigError, match=r"layers\[0\]\.ffn\.\w+\.w: axis 'mlp' of size 32"):
+        layout = {"mlp": ("tp",)}
+        shardings(model, parse_mesh("tp=5"), layout)
+    with pytest.raises(ConfigError, match=r"batch: axis 'batch' of size 8"):
+        place_batch(batch_at(0), parse_mesh("dp=3"))
+
+
+def test_descriptions_of_meshes():
+    assert dict(parse_mesh("dp=-1,tp=2").shape) == {"dp": 4, "tp": 2}
+    assert dict(parse_mesh("").shape) == {"dp": 1}
+    for bad in ("dp", "dp=x", "dp=2,dp=2", "dp=0", "dp=16", "dp=-2", "2=dp", "dp=-1,tp=16"):
+        with pytest.raises(ConfigError, match="mesh="):
+            parse_mesh(bad)
+
+
+def test_an_axis_is_used_once_and_missing_ones_are_skipped():
+    sizes = {"fsdp": 2, "tp": 2}
+    assert partition(("embed", "embed"), (4, 4), sizes) == PartitionSpec("fsdp", None)
+    assert partition(("batch", None), (4, 3), {"tp": 2}) == PartitionSpec(None, None)
+    assert partition(("batch",), (8,), {"dp": 2, "fsdp": 2}) == PartitionSpec(("dp", "fsdp"))
+    assert partition(("mlp",), (3,), sizes) == PartitionSpec(None), "an activation stays whole"
+    assert set(LAYOUT) >= {"batch", "length", "expert", "layers"}
+    x = jnp.ones((2, 3))
+    assert constrain(x, ("batch", "embed")) is x
+
+
+def test_a_run_goes_on_on_another_mesh(tmp_path, alone):
+    rule, model = backprop(optimizer=optimizer()), Decoder(CONFIG, key=jax.random.key(0))
+    options = LoopOptions(log_every=1, progress=False)
+    found = {}
+    for steps, mesh in ((4, "dp=2,tp=2"), (7, "fsdp=4"), (9, "")):
+        outcome = train(
+            rule,
+            model,
+            batch_at,
+            steps,
+            key=jax.random.key(1),
+            folder=tmp_path,
+            resume=True,
+            options=options,
+            mesh=parse_mesh(mesh) if mesh else None,
+        )
+        found[mesh] = outcome.metrics["loss"]
+    wanted = [alone[steps - 1] for steps in (4, 7, 9)]
+    np.testing.assert_allclose(list(found.values()), wanted, atol=1e-5)
