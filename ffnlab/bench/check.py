@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ffnlab.errors import ConfigError, MissingExtraError
@@ -165,9 +166,9 @@ def table_of(outcomes: Sequence[Outcome]) -> Table:
     table = Table("figure", "measured", "limit", "status", "where the limit comes from")
     for outcome in outcomes:
         limit = outcome.limit
-        measured = outcome.absent or f"{outcome.figure:.3g} {limit.unit}"
+        measured = escape(outcome.absent) or f"{outcome.figure:.3g} {limit.unit}"
         bound = f"{'<=' if limit.at_most else '>='} {limit.bound:g} {limit.unit}"
-        table.add_row(limit.name, measured, bound, outcome.status, limit.why)
+        table.add_row(limit.name, measured, bound, outcome.status, escape(limit.why))
     return table
 
 

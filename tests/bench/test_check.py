@@ -19,7 +19,7 @@ def settling() -> dict[str, float]:
 
 def without_extra() -> float:
     """A measure whose package is missing."""
-    raise MissingExtraError("peer is not installed")
+    raise MissingExtraError("peer is not installed: pip install 'ffnlab[peer]'")
 
 
 def limits(tmp_path, text):
@@ -114,6 +114,7 @@ def test_command(capsys, monkeypatch):
     assert bench.main(["fine", "away"]) == 0
     assert bench.main(["--all", "away"]) == 1
     assert bench.main([]) == 1
-    assert "OUT OF LIMIT" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "OUT OF LIMIT" in said and "ffnlab[peer]" in " ".join(said.replace("│", " ").split())
     with pytest.raises(SystemExit):
         bench.main(["nothing"])
