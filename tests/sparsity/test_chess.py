@@ -226,8 +226,9 @@ def test_a_quantized_layer_skips_rows_once_prepared(act, tolerance):
     assert 0.7 < float(jnp.mean(layer.activate(x) == 0)) < 0.9
     call = jax.jit(lambda layer, x: layer(x))
     one = x[:, :1]
-    assert "while" in call.lower(ready, one).as_text()
-    assert "while" not in call.lower(layer, one).as_text()
+    # Only the loop over active rows sorts; a product with Int4 may loop over its groups.
+    assert "stablehlo.sort" in call.lower(ready, one).as_text()
+    assert "stablehlo.sort" not in call.lower(layer, one).as_text()
     expected = call(layer, x)
     bound = tolerance * float(jnp.abs(expected).max())
     np.testing.assert_allclose(call(ready, x), expected, atol=bound)
