@@ -59,6 +59,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "prune, sparsify and quantize a model; say what each step cost and bought",
         ),
         "train": Command("ffnlab.cli.train:train", "train a language model from a preset"),
+        "plan": Command("ffnlab.cli.plan:plan", "what a training run would take on a mesh"),
         "generate": Command("ffnlab.cli.generate:generate", "continue a prompt"),
         "eval": Command("ffnlab.cli.evaluate:evaluate", "measure perplexity and bits per byte"),
         "bench": Command(

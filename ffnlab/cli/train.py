@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from ffnlab import io, parallel
 from ffnlab.data import (
@@ -22,7 +23,7 @@ from ffnlab.data import (
 )
 from ffnlab.errors import ConfigError
 from ffnlab.learning import Extension, OptimizerConfig, backprop, make_optimizer
-from ffnlab.models import Decoder, DecoderConfig, Tokenizer, load, save
+from ffnlab.models import Decoder, DecoderConfig, Tokenizer, load, remat, save, stack
 from ffnlab.parallel import LoopOptions, Outcome, held_out_bits, read_config, to_table
 from ffnlab.rule import Rule
 
@@ -56,6 +57,8 @@ class RunConfig:
       log_every, evaluate_every, checkpoint_every: in steps, see `ffnlab.parallel.LoopOptions`.
       dtype: of the saved parameters, "float32" or "bfloat16".
       mesh: of devices, "dp=2,fsdp=2,tp=2" (`ffnlab.parallel.parse_mesh`); "" for one device.
+      scan: stack the layers and scan over them, so that compiling does not grow with depth.
+      remat: what layers keep for the backward pass (`ffnlab.models.remat`); "" for everything.
     """
 
     steps: int
@@ -65,6 +68,8 @@ class RunConfig:
     checkpoint_every: int = 200
     dtype: str = "bfloat16"
     mesh: str = ""
+    scan: bool = False
+    remat: str = ""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -160,7 +165,7 @@ def run(
     windows = held_out_windows(held_out, *window(settings), "the held-out text")
     rule = RULES[settings.rule](settings)
     key = jax.random.key(options.seed)
-    model = Decoder(settings.model, key=key)
+    model = fresh(settings, key)
     remember(out, settings, identity, resume)
     outcome = parallel.train(
         rule,
@@ -187,6 +192,13 @@ def run(
     record = training_record(settings, outcome, bits, held_out, identity)
     io.write_json(folder / "training.json", record)
     return record
+
+
+def fresh(settings: TrainConfig, key: Array) -> Decoder:
+    """The model that a run starts from."""
+    model = Decoder(settings.model, key=key)
+    model = stack(model) if settings.run.scan else model
+    return remat(model, settings.run.remat or None)
 
 
 def batches_of(settings: TrainConfig, text: bytes) -> Callable[[int], np.ndarray]:

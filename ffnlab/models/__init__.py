@@ -8,6 +8,7 @@ from ffnlab.models.decoder import Cache, Decoder
 from ffnlab.models.embedded import embedded
 from ffnlab.models.generate import Generated, generate, stream_tokens
 from ffnlab.models.load import load
+from ffnlab.models.remat import remat
 from ffnlab.models.remove import remove, removed
 from ffnlab.models.sample import Sampling
 from ffnlab.models.save import is_packable, save
@@ -28,6 +29,7 @@ __all__ = [
     "ignored_by_others",
     "is_packable",
     "load",
+    "remat",
     "remove",
     "removed",
     "save",

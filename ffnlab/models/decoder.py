@@ -27,6 +27,7 @@ from ffnlab.layers.attention import causal_mask
 from ffnlab.layers.logical import constrain
 from ffnlab.layers.rope import tables
 from ffnlab.models.config import DecoderConfig
+from ffnlab.models.remat import run_block
 from ffnlab.models.stack import Stacked
 from ffnlab.weights import kv, register
 
@@ -60,6 +61,7 @@ class Decoder(nnx.Module):
       norm: final RMSNorm.
       head: Linear [width, vocab], or None where the embedding is the head (one Param read twice).
       config: DecoderConfig (static).
+      remat: what blocks keep for a backward pass, see `ffnlab.models.remat` (static).
     """
 
     def __init__(self, config: DecoderConfig, *, key: Array, dtype: DTypeLike = jnp.float32):
@@ -76,6 +78,7 @@ class Decoder(nnx.Module):
             else Linear(config.width, config.vocab, key=head, axes=("embed", "vocab"), dtype=dtype)
         )
         self.config = config
+        self.remat: str | None = None
 
     def __call__(
         self,
@@ -216,10 +219,12 @@ class Decoder(nnx.Module):
         self, h: Array, context: Context, gates: Array | None, caches: tuple | None
     ) -> tuple[Array, tuple | None]:
         if isinstance(self.layers, Stacked):
-            return self.layers(h, context, gates=gates, caches=caches)
+            return self.layers(h, context, gates=gates, caches=caches, remat=self.remat)
         new = []
         for i, block in enumerate(self.layers):
-            h, cache = block(
+            h, cache = run_block(
+                block,
+                self.remat,
                 h,
                 context,
                 gates=None if gates is None else gates[i],

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from ffnlab.layers import Block, Context
 from ffnlab.layers.stacking import stack_modules, with_axes
+from ffnlab.models.remat import run_block
 
 if TYPE_CHECKING:
     from ffnlab.models.decoder import Decoder
@@ -39,8 +40,13 @@ class Stacked(nnx.Module):
         *,
         gates: Float[Array, "n 2"] | None = None,
         caches: tuple | None = None,
+        remat: str | None = None,
     ) -> tuple[Float[Array, "b t d"], tuple | None]:
-        """Runs all blocks by `lax.scan`; arguments as `Block` with a leading axis."""
+        """Runs all blocks by `lax.scan`; arguments as `Block` with a leading axis.
+
+        Args:
+          remat: see `ffnlab.models.remat`.
+        """
         width = len(self.period)
         if gates is not None:
             gates = gates.reshape(self.repeats, width, 2)
@@ -49,7 +55,9 @@ class Stacked(nnx.Module):
             blocks, gate, cache = xs
             new = []
             for i, block in enumerate(blocks):
-                h, kv = block(
+                h, kv = run_block(
+                    block,
+                    remat,
                     h,
                     context,
                     gates=None if gate is None else gate[i],

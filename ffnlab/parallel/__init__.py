@@ -7,11 +7,20 @@ this package's business; what is learned is `ffnlab.learning`'s.
 from ffnlab.parallel.config import from_table, read_config, to_table
 from ffnlab.parallel.evaluate import held_out_bits
 from ffnlab.parallel.loop import LoopOptions, Outcome, train
-from ffnlab.parallel.sharding import check, make_step, parse_mesh, place_batch, shard, shardings
+from ffnlab.parallel.sharding import (
+    batch_shardings,
+    check,
+    make_step,
+    parse_mesh,
+    place_batch,
+    shard,
+    shardings,
+)
 
 __all__ = [
     "LoopOptions",
     "Outcome",
+    "batch_shardings",
     "check",
     "from_table",
     "held_out_bits",

@@ -7,7 +7,7 @@ stand for.
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -21,7 +21,15 @@ from ffnlab.layers.logical import LAYOUT, Layout, partition
 from ffnlab.rule import Metrics, Rule
 from ffnlab.weights import AxisNames
 
-__all__ = ["check", "make_step", "parse_mesh", "place_batch", "shard", "shardings"]
+__all__ = [
+    "batch_shardings",
+    "check",
+    "make_step",
+    "parse_mesh",
+    "place_batch",
+    "shard",
+    "shardings",
+]
 
 T = TypeVar("T")
 
@@ -99,27 +107,36 @@ def shard(state: T, mesh: Mesh, layout: Layout = LAYOUT) -> T:
     return jax.device_put(state, shardings(state, mesh, layout))
 
 
-def place_batch(batch: PyTree, mesh: Mesh, layout: Layout = LAYOUT) -> PyTree:
-    """A batch with its rows cut along the mesh axes of "batch".
-
-    Every process gives the whole batch and keeps the rows of its devices.
+def batch_shardings(batch: PyTree, mesh: Mesh, layout: Layout = LAYOUT) -> PyTree:
+    """How a batch is placed: its rows cut along the mesh axes of "batch".
 
     Args:
-      batch: a tree of host arrays, [rows, …].
+      batch: a tree of arrays or `jax.ShapeDtypeStruct`, [rows, …].
       mesh, layout: as `shardings`.
     Raises:
       ConfigError: the rows do not divide.
     """
 
-    def of_leaf(path: tuple, leaf: object) -> jax.Array:
-        leaf = np.asarray(leaf)
-        names = ("batch", *[None] * (leaf.ndim - 1)) if leaf.ndim else ()
+    def of_leaf(path: tuple, leaf: Any) -> NamedSharding:
+        shape = np.shape(leaf)
+        names = ("batch", *[None] * (len(shape) - 1)) if shape else ()
         where = f"batch{jax.tree_util.keystr(path)}"
-        spec = partition(names, leaf.shape, mesh.shape, layout, path=where)
-        sharding = NamedSharding(mesh, spec)
-        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+        return NamedSharding(mesh, partition(names, shape, mesh.shape, layout, path=where))
 
     return jax.tree_util.tree_map_with_path(of_leaf, batch)
+
+
+def place_batch(batch: PyTree, mesh: Mesh, layout: Layout = LAYOUT) -> PyTree:
+    """A batch as `batch_shardings` says; arguments and errors as there.
+
+    Every process gives the whole batch, of host arrays, and keeps the rows of its devices.
+    """
+
+    def of_leaf(leaf: object, sharding: NamedSharding) -> jax.Array:
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+    return jax.tree.map(of_leaf, batch, batch_shardings(batch, mesh, layout))
 
 
 def make_step(

@@ -91,6 +91,17 @@ def test_longer_rows_at_the_end(config, tmp_path):
     assert record["held_out_window"] == {"length": 32, "stride": 16}
 
 
+def test_a_run_on_a_mesh_of_scanned_layers_ends_alike(config, tmp_path):
+    short = config.read_text().replace("steps = 40", "steps = 4")
+    config.write_text(short)
+    plain = run(read_config(config, TrainConfig), tmp_path / "plain")
+    config.write_text(short + 'mesh = "dp=2,tp=2"\nscan = true\nremat = "nothing"\n')
+    cut = run(read_config(config, TrainConfig), tmp_path / "cut")
+    assert cut["held_out_bits_per_byte"] == pytest.approx(plain["held_out_bits_per_byte"], abs=1e-3)
+    a, b = load(tmp_path / "plain" / "model"), load(tmp_path / "cut" / "model")
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+
+
 def test_a_resumed_run_must_be_the_same_run(config, tmp_path):
     settings = read_config(config, TrainConfig)
     half = dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=20))

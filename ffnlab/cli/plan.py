@@ -1,0 +1,166 @@
+"""`ffnlab plan`: what a training run would take on a mesh, before renting it."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+from rich.table import Table
+
+from ffnlab import models, parallel
+from ffnlab.cli.train import RULES, DataConfig, RunConfig, TrainConfig
+from ffnlab.errors import ConfigError, FFNLabError
+from ffnlab.files import read_json
+from ffnlab.models import Decoder, families
+from ffnlab.parallel import read_config
+
+__all__ = ["measure", "plan"]
+
+DEVICES = "--xla_force_host_platform_device_count"
+GIB = 2**30
+
+
+def plan(
+    config: Path,
+    /,
+    *,
+    mesh: str = "dp=1",
+    batch: int | None = None,
+    length: int | None = None,
+    remat: str | None = None,
+    dtype: str = "float32",
+) -> None:
+    """Compiles the training step for a mesh of pretended devices, without any data.
+
+    Parameters and optimizer state are exact; the memory of the step is that of a program compiled
+    for CPU devices, whose activations are float32.
+
+    Args:
+      config: a TOML file of `ffnlab train`, or a Hugging Face directory or config.json.
+      mesh: "dp=2,fsdp=16,tp=8".
+      batch: rows of a batch, over the whole mesh; the configured number when not given.
+      length: predictions in a row; likewise.
+      remat: "nothing" or "products", what blocks keep for the backward pass; all when not given.
+      dtype: of the parameters, "float32" or "bfloat16".
+    """
+    import rich
+
+    sizes = [int(size) for size in re.findall(r"=(\d+)", mesh)]
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}={max(1, math.prod(sizes))}"
+    request = {"config": str(config), "mesh": mesh, "batch": batch, "length": length}
+    request |= {"remat": remat, "dtype": dtype}
+    # The number of devices is fixed when jax starts: a process of its own.
+    done = subprocess.run(
+        [sys.executable, "-m", "ffnlab.cli.plan"],
+        input=json.dumps(request),
+        env=os.environ | {"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise FFNLabError(done.stderr.strip().splitlines()[-1] if done.stderr else "plan failed")
+    rich.print(as_table(json.loads(done.stdout), mesh))
+
+
+def as_table(found: dict, mesh: str) -> Table:
+    """The figures for people."""
+    table = Table(title=f"{found['parameters'] / 1e9:.3g} G parameters on {mesh}")
+    table.caption = (
+        f"{found['rows']} rows of {found['length']} tokens; traced in "
+        f"{found['lower_seconds']:.1f} s, compiled in {found['compile_seconds']:.1f} s"
+    )
+    for name in ("part", "GiB per device", "how known"):
+        table.add_column(name, justify="right" if "GiB" in name else "left")
+    for name, size in found["state"].items():
+        table.add_row(name, f"{size / GIB:.3f}", "exact, from the layout")
+    how = "compiled for CPU, float32 activations"
+    table.add_row("step", f"{found['temporary'] / GIB:.3f}", how)
+    table.add_row("all", f"{(sum(found['state'].values()) + found['temporary']) / GIB:.3f}", "")
+    return table
+
+
+def settings_of(request: dict) -> TrainConfig:
+    """The run that is asked about.
+
+    Raises:
+      ConfigError: no such file, or a bad one.
+    """
+    path = Path(request["config"])
+    if path.suffix == ".toml":
+        return read_config(path, TrainConfig)
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        model = families.read_config(read_json(file), where=str(file))
+    except OSError as error:
+        raise ConfigError(f"config {str(path)!r} cannot be read: {error.strerror}") from None
+    return TrainConfig(model, RunConfig(steps=1), DataConfig())
+
+
+def measure(request: dict) -> dict[str, object]:
+    """Compiles the step abstractly.
+
+    Args:
+      request: the arguments of `plan`.
+    Returns:
+      bytes per device of each part of the rule's state and of the step, seconds, sizes.
+    Raises:
+      ConfigError: the layout does not divide a parameter or the batch, or a bad configuration.
+    """
+    settings = settings_of(request)
+    mesh, rule = parallel.parse_mesh(request["mesh"]), RULES[settings.rule](settings)
+    rows = request["batch"] or settings.data.batch
+    length = request["length"] or settings.data.length
+    key, dtype = jax.random.key(0), jnp.dtype(request["dtype"])
+
+    def make(key: jax.Array) -> Decoder:
+        model = models.stack(Decoder(settings.model, key=key, dtype=dtype))
+        return models.remat(model, request["remat"])
+
+    model = jax.eval_shape(make, key)
+    state = jax.eval_shape(rule.init, model, key)
+    places = parallel.shardings(state, mesh)
+    state = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places
+    )
+    tokens = jax.ShapeDtypeStruct((rows, length + 1), jnp.int32)
+    place = parallel.batch_shardings(tokens, mesh)
+    tokens = jax.ShapeDtypeStruct(tokens.shape, tokens.dtype, sharding=place)
+    begin = time.perf_counter()
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(lambda s, b: rule.step(s, b), donate_argnums=0).lower(state, tokens)
+        middle = time.perf_counter()
+        compiled = lowered.compile()
+    memory = compiled.memory_analysis()
+    assert memory is not None  # CPUs tell
+    return {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(model)),
+        "rows": rows,
+        "length": length,
+        "state": {name: per_device(part) for name, part in state._asdict().items()},
+        "temporary": memory.temp_size_in_bytes,
+        "lower_seconds": middle - begin,
+        "compile_seconds": time.perf_counter() - middle,
+    }
+
+
+def per_device(part: PyTree) -> int:
+    """Bytes of a tree of placed abstract arrays on one device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(part)
+    )
+
+
+if __name__ == "__main__":
+    try:
+        json.dump(measure(json.load(sys.stdin)), sys.stdout)
+    except ConfigError as error:
+        sys.exit(str(error))

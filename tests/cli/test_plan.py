@@ -1,0 +1,89 @@
+"""`ffnlab plan`: exact bytes of what is known, a large model on 256 pretended devices."""
+
+import json
+
+import pytest
+
+from ffnlab.cli.plan import measure, plan
+from ffnlab.errors import ConfigError, FFNLabError
+
+SMALL = """
+[model]
+vocab = 64
+width = 16
+hidden = 32
+layers = 4
+heads = 4
+kv_heads = 2
+head_dim = 8
+[data]
+batch = 8
+length = 16
+[optimizer]
+clip = 0.0
+[run]
+steps = 2
+"""
+LARGE = {  # Llama 3 70B
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.fixture
+def small(tmp_path):
+    (tmp_path / "run.toml").write_text(SMALL)
+    return tmp_path / "run.toml"
+
+
+def ask(config, mesh, **options):
+    request = {"batch": None, "length": None, "remat": None, "dtype": "float32"}
+    return measure({"config": str(config), "mesh": mesh, **request, **options})
+
+
+def test_bytes_of_the_state_are_those_of_the_layout(small):
+    whole, cut = ask(small, "dp=2"), ask(small, "fsdp=2,tp=2")
+    # embed, final norm; per block q, k, v, o, gate, up, down and two norms.
+    block = 16 * 32 + 2 * 16 * 16 + 32 * 16 + 3 * 16 * 32 + 2 * 16
+    assert whole["parameters"] == 64 * 16 + 16 + 4 * block
+    assert whole["state"]["model"] == 4 * whole["parameters"]
+    norms = 16 + 4 * 2 * 16  # cut along fsdp only
+    assert cut["state"]["model"] == (whole["parameters"] - norms) + 2 * norms
+    assert whole["state"]["optimizer"] >= 2 * whole["state"]["model"]
+    assert whole["temporary"] > 0 and (whole["rows"], whole["length"]) == (8, 16)
+
+
+def test_less_is_kept_with_remat(small):
+    most, least = (ask(small, "dp=1", length=64, remat=r) for r in (None, "nothing"))
+    assert least["temporary"] < most["temporary"]
+
+
+def test_a_large_model_on_256_devices(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(LARGE))
+    options = {"batch": 32, "length": 1024, "remat": "nothing", "dtype": "bfloat16"}
+    plan(tmp_path, mesh="dp=2,fsdp=16,tp=8", **options)
+    said = capsys.readouterr().out
+    assert "70.6 G parameters on dp=2,fsdp=16,tp=8" in said
+    assert "1.027" in said and "2.054" in said, "GiB of parameters and of AdamW's averages"
+
+
+def test_refusals(small, tmp_path):
+    with pytest.raises(ConfigError, match=r"axis '\w+' of size \d+ is not divisible by 3"):
+        ask(small, "tp=3")
+    with pytest.raises(ConfigError, match="batch: axis 'batch' of size 8"):
+        ask(small, "dp=3")
+    with pytest.raises(ConfigError, match="policy='some'"):
+        ask(small, "dp=1", remat="some")
+    with pytest.raises(FFNLabError, match="cannot be read"):
+        plan(tmp_path / "absent")
