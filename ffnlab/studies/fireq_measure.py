@@ -236,6 +236,6 @@ def scaling_gap(model: Decoder, tokens: Int[np.ndarray, "b t"], top_k: int) -> f
         lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, model
     )
     scaled, _ = apply(fireq(**NOTHING, top_k=top_k), wide, [tokens], progress=False)
-    logits = jax.jit(lambda model: model(tokens))
+    logits = jax.jit(lambda model: model(jnp.asarray(tokens)))
     before = logits(wide)
     return float(jnp.abs(logits(scaled) - before).max() / jnp.abs(before).max())

@@ -85,7 +85,7 @@ def test_acceptance_on_a_six_block_byte_model(data):
     )
     greedy, one_shot, blocks = map(nats, (found.greedy, found.one_shot, found.blocks))
     print("dense and greedy", greedy, "one-shot", one_shot, "blocks", blocks)
-    assert greedy[0] < 1.7
+    assert greedy[0] < 2.2  # it has learned more than pairs of bytes, which leave 2.45
     assert (greedy[2::2] < blocks[1:]).all()
     assert (greedy <= one_shot + 0.05).all() and greedy[-1] < one_shot[-1]
     random = np.mean([nats(draw)[1:] for draw in found.random], axis=0)
