@@ -203,7 +203,7 @@ def loss_claims(found: Measured) -> list[Claim]:
         Claim(
             "the difference is a tenth of the loss or more",
             "-",
-            f"SQ adds {shares[0]:.2f} and {shares[1]:.2f} of what CATS adds at 50% and 70%",
+            f"SQ adds {shares[0]:.3f} and {shares[1]:.3f} of what CATS adds at 50% and 70%",
             0 < max(shares) <= 0.9,
             "FFNs only: at most .9 at both; the scales of this model's up channels spread by "
             f"{half.spread:.2f}",
