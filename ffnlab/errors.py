@@ -5,6 +5,7 @@ from types import ModuleType
 
 __all__ = [
     "ConfigError",
+    "DamagedError",
     "FFNLabError",
     "FormatError",
     "MissingExtraError",
@@ -24,6 +25,10 @@ class SelectionError(FFNLabError):
 
 class FormatError(FFNLabError):
     """A file is damaged, lies about itself, or is not what was asked for."""
+
+
+class DamagedError(FormatError):
+    """Files are not those that were written: cut short, changed, or missing."""
 
 
 class ConfigError(FFNLabError):

@@ -1,6 +1,7 @@
 """Files that are whole or absent: atomic writes of files and folders, and strict JSON."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -15,7 +16,15 @@ import numpy as np
 
 from ffnlab.errors import FormatError
 
-__all__ = ["StrPath", "atomic_dir", "atomic_write", "parse_json", "read_json", "write_json"]
+__all__ = [
+    "StrPath",
+    "atomic_dir",
+    "atomic_write",
+    "parse_json",
+    "read_json",
+    "sha256",
+    "write_json",
+]
 
 StrPath = str | os.PathLike[str]
 
@@ -114,6 +123,12 @@ def write_json(path: StrPath, value: object) -> None:
     text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False, default=plain)
     with atomic_write(path, "w") as file:
         file.write(text + "\n")
+
+
+def sha256(file: StrPath) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def plain(value: object) -> object:

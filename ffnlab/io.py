@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from ffnlab import sidecar
-from ffnlab.errors import FormatError
+from ffnlab.errors import DamagedError, FormatError
 from ffnlab.files import (
     JSON_LIMIT,
     StrPath,
@@ -26,6 +26,7 @@ from ffnlab.files import (
     atomic_write,
     parse_json,
     read_json,
+    sha256,
     write_json,
 )
 
@@ -63,7 +64,8 @@ def save(folder: StrPath, tree: object) -> None:
     """Saves any pytree: arrays through orbax, structure and static fields in a JSON sidecar.
 
     A later save to the same folder writes its arrays beside the earlier ones; renaming the new
-    sidecar into place is what makes it the saved tree, so an interrupted save changes nothing.
+    sidecar into place is what makes it the saved tree, so an interrupted save changes nothing. The
+    sidecar has the SHA-256 of every file of the arrays.
     On several hosts every process calls it, and process 0 writes the sidecar.
 
     Args:
@@ -88,10 +90,29 @@ def save(folder: StrPath, tree: object) -> None:
         except (ValueError, TypeError, RuntimeError) as error:
             raise OSError(f"{root}: could not save: {first_line(error)}") from None
     if jax.process_index() == 0:
+        description["files"] = checksums(root / str(description["arrays"]))
         write_json(root / SIDECAR, description)
         for other in root.glob("arrays-*"):
             if other.name != description["arrays"]:
                 shutil.rmtree(other, ignore_errors=True)
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file under a folder, by its path from there."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): sha256(file) for file in files}
+
+
+def verify(folder: Path, saved: dict) -> None:
+    """Raises DamagedError unless the files of the arrays are those that were written."""
+    wanted, found = saved.get("files"), checksums(folder)
+    if not isinstance(wanted, dict):
+        raise DamagedError(f"{folder}: its description has no checksums")
+    names = sorted(wanted.keys() | found.keys())
+    wrong = [name for name in names if wanted.get(name) != found.get(name)]
+    if wrong:
+        kind = "is missing" if wrong[0] not in found else "is not the file that was written"
+        raise DamagedError(f"{folder / wrong[0]} {kind} ({len(wrong)} of {len(names)} files)")
 
 
 def storable(tree: object, description: dict, source: str) -> dict[str, Any]:
@@ -142,8 +163,9 @@ def restore(folder: StrPath, like: T) -> T:
     Returns:
       a new tree of the type of `like`.
     Raises:
-      FormatError: no such checkpoint, a damaged one, or one of another tree; the differences are
-        listed by path, and no array has been read.
+      DamagedError: no checkpoint there, or its files are not those that were written.
+      FormatError: one of another tree; the differences are listed by path, and no array has been
+        read.
     """
     import orbax.checkpoint as ocp
 
@@ -159,12 +181,13 @@ def restore(folder: StrPath, like: T) -> T:
         if "python" not in entry and 0 not in entry["shape"]
     }
     arrays: dict[str, Any] = {}
+    verify(root / name, saved)
     if wanted:
         try:
             with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
                 arrays = checkpointer.restore(root / name, wanted)
         except (ValueError, TypeError, RuntimeError, KeyError, OSError) as error:
-            raise FormatError(f"{root / name} cannot be read: {first_line(error)}") from None
+            raise DamagedError(f"{root / name} cannot be read: {first_line(error)}") from None
     restored = [
         rebuild_leaf(leaf, entry, arrays.get(str(i)), str(root))
         for i, (leaf, entry) in enumerate(zip(leaves, saved["leaves"], strict=True))
@@ -177,7 +200,9 @@ def read_sidecar(root: Path) -> Any:
     try:
         return read_json(root / SIDECAR)
     except (FileNotFoundError, NotADirectoryError):
-        raise FormatError(f"{root} is not a checkpoint: it has no {SIDECAR}") from None
+        raise DamagedError(f"{root} is not a checkpoint: it has no {SIDECAR}") from None
+    except FormatError as error:
+        raise DamagedError(str(error)) from None
 
 
 def abstract(leaf: Any) -> Any:

@@ -1,6 +1,5 @@
 """Writing the compressed model, and proving that what was written is what was measured."""
 
-import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +12,12 @@ from flax import nnx
 from ffnlab import models, tree, weights
 from ffnlab.compress.report import Export
 from ffnlab.errors import FormatError
+from ffnlab.files import sha256
 from ffnlab.models import Decoder, Tokenizer
 
 __all__ = ["checksums", "export"]
 
 Format = Literal["dense", "compressed-tensors"]
-CHUNK = 1 << 20
 # Relative tolerances of the perplexity. On a CPU both models compute the same in float32, up to the
 # order of additions; elsewhere the one in memory may use kernels and dtypes of its formats.
 EXACT, ROUNDED = 1e-5, 1e-2
@@ -134,12 +133,3 @@ def check_perplexity(folder: Path, found: float, expected: float) -> None:
 def checksums(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of a directory by name."""
     return {file.name: sha256(file) for file in sorted(folder.iterdir()) if file.is_file()}
-
-
-def sha256(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(file, "rb") as opened:
-        while chunk := opened.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -16,9 +16,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from ffnlab import io
 from ffnlab.errors import ConfigError, NumericalError
 from ffnlab.layers.logical import LAYOUT, Layout
+from ffnlab.parallel import checkpoints
 from ffnlab.parallel.log import Display, MetricsFile
 from ffnlab.parallel.sharding import make_step, place_batch, shard, shardings
 from ffnlab.parallel.signals import stop_request
@@ -104,7 +104,9 @@ def train(
       ConfigError: the folder holds a run and resume is False, or the mesh does not divide a
         parameter or the batch.
       NumericalError: a metric is not finite; the last checkpoint is intact.
-      FormatError: the checkpoint is damaged or of another rule, model or optimizer.
+      FormatError: the checkpoint is of another rule, model or optimizer, or all are damaged; a
+        damaged newest one is named in a warning, and the one before it used.
+      OSError: a checkpoint could not be written; the last one is intact.
     """
     options = LoopOptions() if options is None else options
     where = None if mesh is None else (mesh, layout)
@@ -124,7 +126,7 @@ class _Run:
 
     def start(self, model: PyTree, key: Array, resume: bool) -> tuple[PyTree, int, float]:
         """State, position and seconds at which to begin."""
-        if self.folder is None or not (self.folder / "checkpoint" / io.SIDECAR).exists():
+        if self.folder is None or not checkpoints.exists(self.folder / "checkpoint"):
             state = self.rule.init(model, key)
             return state if self.where is None else shard(state, *self.where), 0, 0.0
         if not resume:
@@ -134,7 +136,7 @@ class _Run:
         state = jax.eval_shape(self.rule.init, model, key)
         state = state if self.where is None else _placed(state, *self.where)
         like = _checkpoint(state, 0, 0.0)
-        saved = io.restore(self.folder / "checkpoint", like)
+        saved = checkpoints.restore(self.folder / "checkpoint", like)
         return saved["state"], saved["position"], saved["seconds"]
 
     def go(
@@ -174,7 +176,8 @@ class _Run:
 
     def _save(self, state: PyTree, position: int, seconds: float) -> None:
         if self.folder is not None:
-            io.save(self.folder / "checkpoint", _checkpoint(state, position, seconds))
+            tree = _checkpoint(state, position, seconds)
+            checkpoints.save(self.folder / "checkpoint", position, tree)
 
 
 def _placed(state: PyTree, mesh: Mesh, layout: Layout) -> PyTree:

@@ -15,7 +15,7 @@ from ffnlab import io
 from ffnlab.data import held_out_windows
 from ffnlab.errors import ConfigError, FormatError, NumericalError
 from ffnlab.learning import backprop
-from ffnlab.parallel import LoopOptions, held_out_bits, train
+from ffnlab.parallel import LoopOptions, checkpoints, held_out_bits, train
 from ffnlab.parallel.signals import stop_request
 from ffnlab.rule import Rule
 
@@ -155,10 +155,8 @@ def test_not_a_number_stops_the_run(key, tmp_path):
     options = LoopOptions(log_every=1, checkpoint_every=1)
     with pytest.raises(NumericalError, match=r"step 2: \{'size': inf\}"):
         train(rule, jnp.float32(1), numbers, 5, key=key, folder=tmp_path, options=options)
-    saved = io.restore(
-        tmp_path / "checkpoint",
-        {"position": 0, "seconds": 0.0, "state": jnp.float32(0)},
-    )
+    like = {"position": 0, "seconds": 0.0, "state": jnp.float32(0)}
+    saved = checkpoints.restore(tmp_path / "checkpoint", like)
     assert saved["position"] == 1
 
 
