@@ -55,8 +55,8 @@ def partition(
     Raises:
       ConfigError: a dimension of the array at `path` that its mesh axes do not divide.
 
-    >>> partition(("embed", "mlp"), (8, 6), {"tp": 2, "fsdp": 4})
-    PartitionSpec('fsdp', 'tp')
+    >>> tuple(partition(("embed", "mlp"), (8, 6), {"tp": 2, "fsdp": 4}))
+    ('fsdp', 'tp')
     """
     used: set[str] = set()
     entries: list[str | tuple[str, ...] | None] = []

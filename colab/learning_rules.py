@@ -1,0 +1,163 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # One trainer, many learning rules
+#
+# A rule is three functions over one state: `init`, `step`, `predict`. The trainer never asks which
+# rule it holds. Here one network learns the handwritten digits by backpropagation and by two rules
+# that send no error through depth; then you write a rule of your own, without any gradient.
+
+# %%
+import importlib.util
+import os
+import subprocess
+import sys
+
+if importlib.util.find_spec("ffnlab") is None:
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", "ffnlab[run]"])
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+
+FAST = bool(os.environ.get("FFNLAB_FAST"))  # a quick pass over the notebook, for tests
+print("jax", jax.__version__, "on", jax.devices()[0])
+
+# %% [markdown]
+# ## The digits
+
+# %%
+from ffnlab.data import ArrayBatches, digits
+
+train_data, test_data = digits()
+figure, axes = plt.subplots(1, 8, figsize=(8, 1.4))
+for i, axis in enumerate(axes):
+    axis.imshow(train_data.x[i].reshape(8, 8), cmap="gray_r")
+    axis.set_title(str(train_data.y[i]))
+    axis.axis("off")
+plt.show()
+
+# %% [markdown]
+# ## Three rules
+# - **backpropagation** follows the gradient of the loss through all layers;
+# - **counter-current learning** ([2409.19841](https://arxiv.org/abs/2409.19841)) runs a second
+#   network from the classes back towards the input and pulls the two together, layer by layer;
+# - **NoProp** ([2503.24322](https://arxiv.org/abs/2503.24322)) teaches each block, alone, to remove
+#   noise from the code of the class.
+
+# %%
+from ffnlab.layers import MLP
+from ffnlab.learning import NoPropNet, backprop, counter_current, labelled, noprop
+
+key = jax.random.key(0)
+mlp = MLP((64, 128, 128, 128, 10), key=key, activation="elu", bias=False)
+rules = {
+    "backprop": (backprop(labelled, optax.sgd(0.1)), mlp),
+    "counter-current": (counter_current(), mlp),
+    "noprop": (noprop(), NoPropNet(64, 10, key=key, hidden=48, blocks=8)),
+}
+
+# %% [markdown]
+# ## Training
+# `parallel.train` runs any rule: batches by position, evaluation, and (with a folder) checkpoints
+# that resume to the same bits.
+
+# %%
+from ffnlab import parallel
+
+
+def learn(rule, model, steps, every):
+    """Test accuracy by step."""
+    curve = {}
+
+    def evaluate(state):
+        scores = np.asarray(rule.predict(state, jnp.asarray(test_data.x)))
+        curve[len(curve) * every + every] = float(np.mean(scores.argmax(-1) == test_data.y))
+        return {"accuracy": curve[max(curve)]}
+
+    options = parallel.LoopOptions(log_every=0, evaluate_every=every, progress=False)
+    batches = ArrayBatches(train_data, 128)
+    parallel.train(rule, model, batches, steps, key=key, evaluate=evaluate, options=options)
+    return curve
+
+
+steps, every = (40, 20) if FAST else (600, 30)
+curves = {name: learn(rule, model, steps, every) for name, (rule, model) in rules.items()}
+print({name: round(max(curve.values()), 3) for name, curve in curves.items()})
+
+# %%
+for name, curve in curves.items():
+    plt.plot(list(curve), list(curve.values()), "o-", markersize=3, label=name)
+plt.xlabel("steps")
+plt.ylabel("test accuracy")
+plt.ylim(0, 1.02)
+plt.legend(frameon=False)
+plt.show()
+
+# %% [markdown]
+# ## Nothing crosses a layer
+# Which layer does each loss of counter-current learning change? Rows are losses from the input to
+# the scores, columns the maps of the network; backpropagation would fill the last row.
+
+# %%
+from ffnlab.learning.counter_current import local_losses, mirrored
+
+pair = mlp, mirrored(mlp, jax.random.key(1))
+x, y = jnp.asarray(train_data.x[:64]), jnp.asarray(train_data.y[:64])
+rows = []
+for i in range(len(mlp.maps) + 1):
+    gradient = jax.jit(jax.grad(lambda both, i=i: local_losses(both[0], both[1], x, y)[0][i]))(pair)
+    rows.append([float(jnp.linalg.norm(linear.weight.dense())) for linear in gradient[0].maps])
+plt.imshow(np.array(rows) > 0, cmap="Blues")
+plt.xlabel("map of the network")
+plt.ylabel("loss of pair (last: cross-entropy)")
+plt.show()
+
+# %% [markdown]
+# ## A rule of your own
+# Nearest class mean: no loss, no gradient, integer counts. It trains, and could be checkpointed and
+# put on a mesh, by the same trainer.
+
+# %%
+from typing import NamedTuple
+
+from ffnlab.rule import Rule
+
+
+class Means(NamedTuple):
+    total: jax.Array
+    count: jax.Array
+
+
+@jax.jit
+def step(state, batch):
+    x, y = batch
+    state = Means(state.total.at[y].add(x), state.count.at[y].add(1))
+    return state, {"seen": state.count.sum()}
+
+
+def predict(state, x):
+    means = state.total / jnp.maximum(state.count, 1)[:, None]
+    return -jnp.sum((x[:, None] - means) ** 2, axis=-1)
+
+
+nearest = Rule(
+    "nearest mean",
+    lambda model, key: Means(jnp.zeros((10, 64)), jnp.zeros(10, jnp.int32)),
+    step,
+    predict,
+)
+print("nearest mean:", learn(nearest, None, 11, 11))
