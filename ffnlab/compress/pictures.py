@@ -41,14 +41,22 @@ def panel(axes: "Axes", rows: Sequence[Row], x: Sequence[float]) -> None:
     y = [row.bits_per_byte for row in rows]
     axes.plot(x, y, "-", color="0.75", zorder=1)
     axes.scatter(x, y, c=range(len(rows)), cmap="viridis", vmax=max(1, len(rows)), s=50, zorder=2)
-    for row, a, b in zip(rows, x, y, strict=True):
-        label(axes, row.stage, a, b)
+    for row, a, b, up in zip(rows, x, y, nudges(y), strict=True):
+        label(axes, row.stage, a, b, up)
     axes.grid(alpha=0.3)
     axes.margins(y=0.12)
     axes.set_xlim(0, 1.3 * max(x))
 
 
-def label(axes: "Axes", text: str, x: float, y: float) -> None:
-    """A name to the right of a point."""
-    place = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
+def nudges(y: Sequence[float]) -> list[int]:
+    """By how many points the names of points at nearly one height move apart, up or down."""
+    span = max(y) - min(y)
+    near = [[b for b in y if b != a and abs(b - a) < 0.05 * span] for a in y]
+    pairs = zip(y, near, strict=True)
+    return [0 if not others else 5 if a > max(others) else -5 for a, others in pairs]
+
+
+def label(axes: "Axes", text: str, x: float, y: float, up: int = 0) -> None:
+    """A name to the right of a point, moved up by some points."""
+    place = {"xytext": (8, up), "textcoords": "offset points", "va": "center", "fontsize": 9}
     axes.annotate(text, (x, y), **place)

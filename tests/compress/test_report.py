@@ -97,3 +97,10 @@ def test_there_is_none(tmp_path):
 def test_counts(value, said):
     assert count(value) == said
     assert size(value).startswith(said.split()[0])
+
+
+def test_names_at_one_height_move_apart():
+    from ffnlab.compress.pictures import nudges
+
+    assert nudges([1.393, 1.526, 1.531, 1.575]) == [0, -5, 5, 0]
+    assert nudges([1.0]) == [0] and nudges([1.0, 1.0, 2.0]) == [0, 0, 0]
