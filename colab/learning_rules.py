@@ -94,6 +94,7 @@ def learn(rule, model, steps, every):
     return curve
 
 
+# %%
 steps, every = (40, 20) if FAST else (600, 30)
 curves = {name: learn(rule, model, steps, every) for name, (rule, model) in rules.items()}
 print({name: round(max(curve.values()), 3) for name, curve in curves.items()})
@@ -154,6 +155,7 @@ def predict(state, x):
     return -jnp.sum((x[:, None] - means) ** 2, axis=-1)
 
 
+# %%
 nearest = Rule(
     "nearest mean",
     lambda model, key: Means(jnp.zeros((10, 64)), jnp.zeros(10, jnp.int32)),
