@@ -139,18 +139,22 @@ from ffnlab.rule import Rule
 
 
 class Means(NamedTuple):
+    """Sum of the inputs of each class, and how many there were."""
+
     total: jax.Array
     count: jax.Array
 
 
 @jax.jit
 def step(state, batch):
+    """Counts a batch."""
     x, y = batch
     state = Means(state.total.at[y].add(x), state.count.at[y].add(1))
     return state, {"seen": state.count.sum()}
 
 
 def predict(state, x):
+    """The nearer a class's mean, the higher its score."""
     means = state.total / jnp.maximum(state.count, 1)[:, None]
     return -jnp.sum((x[:, None] - means) ** 2, axis=-1)
 

@@ -66,6 +66,7 @@ meshes = ["dp=-1"] if devices < 8 else ["dp=8", "fsdp=8", "tp=2", "dp=2,fsdp=2,t
 
 
 def losses(mesh, steps):
+    """The state after some steps on a mesh, and the loss of each."""
     rule = backprop()
     state = parallel.shard(rule.init(model, jax.random.key(1)), mesh)
     step, found = parallel.make_step(rule, mesh), []

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +35,8 @@ def plan(
     mesh: str = "dp=1",
     batch: int | None = None,
     length: int | None = None,
-    remat: str | None = None,
-    dtype: str = "float32",
+    remat: Literal["nothing", "products"] | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
     """Compiles the training step for a mesh of pretended devices, without any data.
 
@@ -49,9 +50,14 @@ def plan(
       length: predictions in a row; likewise.
       remat: "nothing" or "products", what blocks keep for the backward pass; all when not given.
       dtype: of the parameters, "float32" or "bfloat16".
+    Raises:
+      ConfigError: a size of the mesh is left open.
+      FFNLabError: whatever else does not fit, as the process that compiles says it.
     """
     import rich
 
+    if "=-" in mesh:
+        raise ConfigError(f"mesh={mesh!r}: a plan needs every size, there are no devices to count")
     sizes = [int(size) for size in re.findall(r"=(\d+)", mesh)]
     flags = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}={max(1, math.prod(sizes))}"
     request = {"config": str(config), "mesh": mesh, "batch": batch, "length": length}
@@ -126,10 +132,7 @@ def measure(request: dict) -> dict[str, object]:
 
     model = jax.eval_shape(make, key)
     state = jax.eval_shape(rule.init, model, key)
-    places = parallel.shardings(state, mesh)
-    state = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places
-    )
+    state = parallel.abstract(state, mesh)
     tokens = jax.ShapeDtypeStruct((rows, length + 1), jnp.int32)
     place = parallel.batch_shardings(tokens, mesh)
     tokens = jax.ShapeDtypeStruct(tokens.shape, tokens.dtype, sharding=place)

@@ -111,11 +111,13 @@ def _scores(queries: Array, keys: Array, low: int, high: int) -> Array:
 
 
 def by_head(x: Array, kv: int) -> Array:
+    """[b, t, heads, d] as [b, kv, heads / kv, t, d]: the heads that share keys together."""
     b, t, heads, hd = x.shape
     return x.reshape(b, t, kv, heads // kv, hd).transpose(0, 2, 3, 1, 4)
 
 
 def by_token(x: Array) -> Array:
+    """The inverse of `by_head`."""
     b, kv, group, t, hd = x.shape
     return x.transpose(0, 3, 1, 2, 4).reshape(b, t, kv * group, hd)
 

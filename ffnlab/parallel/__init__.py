@@ -8,6 +8,7 @@ from ffnlab.parallel.config import from_table, read_config, to_table
 from ffnlab.parallel.evaluate import held_out_bits
 from ffnlab.parallel.loop import LoopOptions, Outcome, train
 from ffnlab.parallel.sharding import (
+    abstract,
     batch_shardings,
     check,
     make_step,
@@ -20,6 +21,7 @@ from ffnlab.parallel.sharding import (
 __all__ = [
     "LoopOptions",
     "Outcome",
+    "abstract",
     "batch_shardings",
     "check",
     "from_table",

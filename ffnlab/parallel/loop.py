@@ -20,7 +20,7 @@ from ffnlab.errors import ConfigError, NumericalError
 from ffnlab.layers.logical import LAYOUT, Layout
 from ffnlab.parallel import checkpoints
 from ffnlab.parallel.log import Display, MetricsFile
-from ffnlab.parallel.sharding import make_step, place_batch, shard, shardings
+from ffnlab.parallel.sharding import abstract, make_step, place_batch, shard
 from ffnlab.parallel.signals import stop_request
 from ffnlab.rule import Rule
 
@@ -134,7 +134,7 @@ class _Run:
                 f"{self.folder} holds a run already; resume it or name another folder"
             )
         state = jax.eval_shape(self.rule.init, model, key)
-        state = state if self.where is None else _placed(state, *self.where)
+        state = state if self.where is None else abstract(state, *self.where)
         like = _checkpoint(state, 0, 0.0)
         saved = checkpoints.restore(self.folder / "checkpoint", like)
         return saved["state"], saved["position"], saved["seconds"]
@@ -178,15 +178,6 @@ class _Run:
         if self.folder is not None:
             tree = _checkpoint(state, position, seconds)
             checkpoints.save(self.folder / "checkpoint", position, tree)
-
-
-def _placed(state: PyTree, mesh: Mesh, layout: Layout) -> PyTree:
-    """An abstract state with the sharding of every leaf."""
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        state,
-        shardings(state, mesh, layout),
-    )
 
 
 def _place(where: tuple[Mesh, Layout], batch: PyTree) -> PyTree:

@@ -22,6 +22,7 @@ from ffnlab.rule import Metrics, Rule
 from ffnlab.weights import AxisNames
 
 __all__ = [
+    "abstract",
     "batch_shardings",
     "check",
     "make_step",
@@ -105,6 +106,18 @@ def check(state: PyTree, mesh: Mesh, layout: Layout = LAYOUT) -> None:
 def shard(state: T, mesh: Mesh, layout: Layout = LAYOUT) -> T:
     """A tree with every array placed; arguments and errors as `shardings`."""
     return jax.device_put(state, shardings(state, mesh, layout))
+
+
+def abstract(state: PyTree, mesh: Mesh, layout: Layout = LAYOUT) -> PyTree:
+    """A tree as `shard` places it, without its values: a `jax.ShapeDtypeStruct` per array.
+
+    Arguments and errors as `shardings`.
+    """
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        state,
+        shardings(state, mesh, layout),
+    )
 
 
 def batch_shardings(batch: PyTree, mesh: Mesh, layout: Layout = LAYOUT) -> PyTree:

@@ -31,7 +31,9 @@ def fit(
       batch, steps: rows of a step, and how many steps.
       seed: of the order of the rows, and of the rule.
     Returns:
-      the fraction of test inputs whose class has the largest score; chance where a run diverged.
+      the fraction of test inputs whose class has the largest score.
+    Raises:
+      NumericalError: the run diverged.
     """
     train_data, test_data = data
     batches = ArrayBatches(train_data, batch, seed)

@@ -85,5 +85,7 @@ def test_refusals(small, tmp_path):
         ask(small, "dp=3")
     with pytest.raises(ConfigError, match="policy='some'"):
         ask(small, "dp=1", remat="some")
+    with pytest.raises(ConfigError, match="mesh='dp=-1': a plan needs every size"):
+        plan(small, mesh="dp=-1")
     with pytest.raises(FFNLabError, match="cannot be read"):
         plan(tmp_path / "absent")
