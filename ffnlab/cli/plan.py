@@ -78,7 +78,9 @@ def plan(
 
 def as_table(found: dict, mesh: str) -> Table:
     """The figures for people."""
-    table = Table(title=f"{found['parameters'] / 1e9:.3g} G parameters on {mesh}")
+    count = found["parameters"]
+    size = f"{count / 1e9:.3g} G" if count >= 1e9 else f"{count / 1e6:.3g} M"
+    table = Table(title=f"{size} parameters on {mesh}")
     table.caption = (
         f"{found['rows']} rows of {found['length']} tokens; traced in "
         f"{found['lower_seconds']:.1f} s, compiled in {found['compile_seconds']:.1f} s"
@@ -86,9 +88,9 @@ def as_table(found: dict, mesh: str) -> Table:
     for name in ("part", "GiB per device", "how known"):
         table.add_column(name, justify="right" if "GiB" in name else "left")
     for name, size in found["state"].items():
-        table.add_row(name, f"{size / GIB:.3f}", "exact, from the layout")
+        table.add_row(f"state: {name}", f"{size / GIB:.3f}", "exact, from the layout")
     how = "compiled for CPU, float32 activations"
-    table.add_row("step", f"{found['temporary'] / GIB:.3f}", how)
+    table.add_row("working memory", f"{found['temporary'] / GIB:.3f}", how)
     table.add_row("all", f"{(sum(found['state'].values()) + found['temporary']) / GIB:.3f}", "")
     return table
 
