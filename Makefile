@@ -9,6 +9,10 @@ endif
 VENV := .venv/py$(VERSION)
 PARITY := .venv/py$(VERSION)-parity
 PINS := $(or $(wildcard constraints/py$(VERSION).txt),constraints/py312.txt)
+# Kernels are compiled for GPUs and TPUs that are not there: `make aot AOT_JAX=0.10` for another jax.
+AOT_JAX ?= 0.12
+AOT := .venv/aot-jax$(AOT_JAX)
+AOT_PINS := constraints/aot-jax$(AOT_JAX).txt
 CACHE := $(CURDIR)/build/jax-cache-py$(VERSION)
 PIP := -m pip install -qq --disable-pip-version-check --no-input --progress-bar off -c $(PINS)
 WORKERS ?= 2
@@ -25,7 +29,7 @@ export JAX_COMPILATION_CACHE_DIR := $(CACHE)
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.2
 
 .PHONY: run test test-slow test-tree-mode fuzz parity bench bench-check lint types format \
-	install install-test clean
+	install install-test clean aot
 .DEFAULT_GOAL := test
 
 # Stamps: an install is repeated only when pyproject.toml or the pins have changed.
@@ -45,6 +49,13 @@ $(PARITY)/parity.stamp: pyproject.toml $(PINS)
 	@echo "installing torch, transformers and the harness into $(PARITY) (once; some minutes)"
 	@test -x $(PARITY)/bin/python || $(PY) -m venv $(PARITY)
 	@$(PARITY)/bin/python $(PIP) -e '.[run,test,parity,eval]'
+	@touch $@
+
+$(AOT)/aot.stamp: $(AOT_PINS)
+	@echo "installing CUDA's compiler and jax $(AOT_JAX) into $(AOT) (once; a few minutes)"
+	@test -x $(AOT)/bin/python || $(PY) -m venv $(AOT)
+	@$(AOT)/bin/python -m pip install -qq --disable-pip-version-check --no-input \
+		--progress-bar off -r $(AOT_PINS)
 	@touch $@
 
 install: $(VENV)/run.stamp
@@ -79,6 +90,9 @@ test-tree-mode: $(VENV)/test.stamp
 
 parity: $(PARITY)/parity.stamp
 	$(PARITY)/bin/python -m pytest -q -m parity $(ARGS)
+
+aot: $(AOT)/aot.stamp
+	JAX_PLATFORMS=cpu $(AOT)/bin/python -m pallas_kernels.aot $(ARGS)
 
 bench: $(VENV)/run.stamp
 	$(VENV)/bin/ffnlab bench $(ARGS)

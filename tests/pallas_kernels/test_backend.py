@@ -2,7 +2,8 @@
 
 import pytest
 
-from pallas_kernels.backend import Backend, choose
+from pallas_kernels.aot import topology
+from pallas_kernels.backend import Backend, choose, device, lazy, named_capability
 
 
 def refuse_odd(*, rows):
@@ -37,3 +38,51 @@ def test_refusals_say_why():
         choose((FAST, TPU), platform="gpu", rows=3)
     with pytest.raises(ValueError, match="'fast' is unknown; accepted: None, 'sm90', 'xla'"):
         choose((FAST, ANY), "fast", platform="cpu", rows=2)
+
+
+HOPPER = Backend("sm90", print, platforms=("gpu",), at_least=(9, 0), below=(10, 0))
+TURING = Backend("fma", print, platforms=("gpu",), at_least=(7, 5))
+
+
+def test_the_capability_of_a_gpu_decides():
+    table = (HOPPER, TURING, ANY)
+    for capability, chosen in (
+        ((9, 0), HOPPER),
+        ((8, 0), TURING),
+        ((10, 0), TURING),
+        ((7, 0), ANY),
+    ):
+        assert choose(table, platform="gpu", capability=capability) is chosen
+    assert choose(table, platform="gpu") is ANY  # unknown: nothing is assumed
+    message = r"sm90: needs compute capability 9.x \(Hopper\); this device has 8.0"
+    with pytest.raises(ValueError, match=message):
+        choose(table, "sm90", platform="gpu", capability=(8, 0))
+    message = r"fma: needs compute capability 7.5 or newer \(Turing\); this device has 7.0"
+    with pytest.raises(ValueError, match=message):
+        choose((HOPPER, TURING), platform="gpu", capability=(7, 0))
+
+
+def test_the_version_of_jax_decides():
+    future = Backend("next", print, jax=(99,))
+    assert choose((future, ANY)) is ANY
+    with pytest.raises(ValueError, match="next: needs jax 99, this is"):
+        choose((future, ANY), "next")
+
+
+@pytest.mark.parametrize(
+    ("chip", "expected"),
+    [("h200", (9, 0)), ("a100", (8, 0)), ("l4", (8, 9)), ("t4", (7, 5)), ("v5e", None)],
+)
+def test_the_device_is_the_meshs(chip, expected):
+    assert device() == ("cpu", None)
+    with topology.abstract_mesh(chip, 2, "x"):
+        assert device() == (topology.CHIPS[chip].platform, expected)
+    assert named_capability("NVIDIA L40S") == (8, 9) and named_capability("NVIDIA A10G") == (8, 6)
+    assert named_capability("some new GPU") is None
+
+
+def test_a_lazy_function_is_imported_at_its_call():
+    missing = lazy("pallas_kernels.no_such_module", "run")
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        missing()
+    assert lazy("builtins", "sorted", reverse=True)([1, 2]) == [2, 1]

@@ -1,0 +1,52 @@
+"""Pallas as the kernels use it: every difference between jax versions is here.
+
+Importing this module imports Pallas, which takes a second: only the files that hold a GPU or TPU
+kernel do, and they are imported when their kernel is chosen.
+"""
+
+import jax
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels.backend import JAX_VERSION
+
+INTERPRETER = getattr(plgpu, "InterpretGPUParams", None)  # jax 0.11 and newer
+HAS_INTERPRET = INTERPRETER is not None
+HAS_MMA = hasattr(plgpu, "mma")  # the tensor cores below Hopper
+
+
+def load(ref, **options):
+    """`plgpu.load` of a whole reference; options: layout, optimized."""
+    region = ((),) if JAX_VERSION < (0, 11) else ()
+    return plgpu.load(ref, *region, **options)
+
+
+def store(ref, value):
+    """Writes registers of any layout to a reference, without asking for wide stores."""
+    if hasattr(plgpu, "store"):
+        plgpu.store(ref, value, optimized=False)
+    else:
+        ref[...] = value
+
+
+def kernel(body, *, out_type, interpret=False, approx_math=False, **options):
+    """`plgpu.kernel` for a whole warp group at a time.
+
+    Args:
+      body: the kernel, called with references to inputs, outputs and scratch.
+      out_type: a tree of `jax.ShapeDtypeStruct`.
+      interpret: run it in the interpreter (any device); memory nobody wrote is NaN.
+      approx_math: exponentials by the hardware's approximate instruction.
+      **options: scratch_types, grid, grid_names, cluster, cluster_names, num_threads, thread_name.
+    Returns:
+      a function of the inputs.
+    Raises:
+      ValueError: `interpret` on a jax without an interpreter for GPU kernels.
+    """
+    params = plgpu.CompilerParams(
+        lowering_semantics=plgpu.LoweringSemantics.Warpgroup, approx_math=approx_math
+    )
+    if interpret:
+        if INTERPRETER is None:
+            raise ValueError(f"interpreting a GPU kernel needs jax 0.11, this is {jax.__version__}")
+        options["interpret"] = INTERPRETER()
+    return plgpu.kernel(body, out_type=out_type, compiler_params=params, **options)

@@ -1,0 +1,80 @@
+"""What the compiler made of a kernel: registers, spills and machine code."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+DUMP = ("MOSAIC_GPU_DUMP_PTX", "MOSAIC_GPU_DUMP_TO")
+
+
+class Report(NamedTuple):
+    """A compiled case.
+
+    Attributes:
+      registers: per thread, the most of its kernels; 0 where that is not known (TPU).
+      spill: bytes stored to local memory per thread, the most of its kernels.
+      code: SASS of all kernels; a TPU's compiled module.
+    """
+
+    registers: int
+    spill: int
+    code: str
+
+
+def dumping() -> Path:
+    """Makes this process write the PTX of each Mosaic GPU kernel to the folder that is returned.
+
+    Must be called before the first compilation.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="aot-"))
+    os.environ |= {DUMP[0]: "1", DUMP[1]: str(folder)}
+    return folder
+
+
+def take(folder: Path) -> list[str]:
+    """The PTX modules in a folder, which is emptied."""
+    modules = [path.read_text() for path in sorted(folder.glob("*.ptx"))]
+    for path in folder.iterdir():
+        path.unlink()
+    return modules
+
+
+def assemble(modules: list[str]) -> Report:
+    """Machine code of PTX modules.
+
+    Raises:
+      RuntimeError: ptxas or nvdisasm is missing, or refuses a module.
+    """
+    registers, spill, code = 0, 0, []
+    with tempfile.TemporaryDirectory() as folder:
+        for module in modules:
+            source, binary = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+            source.write_text(module)
+            target = re.search(r"^\.target (\w+)", module, re.MULTILINE)
+            if target is None:
+                raise RuntimeError("a PTX module names no target")
+            said = run("ptxas", "-v", f"-arch={target[1]}", str(source), "-o", str(binary))
+            registers = max(registers, *map(int, re.findall(r"Used (\d+) registers", said)))
+            spill = max(spill, *map(int, re.findall(r"(\d+) bytes spill stores", said)))
+            code.append(run("nvdisasm", str(binary)))
+    return Report(registers, spill, "\n".join(code))
+
+
+def run(tool: str, *arguments: str) -> str:
+    """Output of one of CUDA's tools, from NVIDIA's Python packages or the search path."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    found = [p for folder in folders for p in Path(folder).glob(f"c*/bin/{tool}")]
+    command = [str(found[0]) if found else tool, *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except FileNotFoundError as error:
+        packages = "nvidia-cuda-nvcc nvidia-cuda-nvdisasm"
+        raise RuntimeError(f"{tool} is missing: pip install {packages}") from error
+    except subprocess.CalledProcessError as error:
+        raise RuntimeError(f"{tool} refuses the kernel: {error.stderr[-500:]}") from error
+    return done.stdout + done.stderr
