@@ -28,7 +28,7 @@ ARGS ?=
 export JAX_COMPILATION_CACHE_DIR := $(CACHE)
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.2
 
-.PHONY: run test test-slow test-tree-mode fuzz parity bench bench-check lint types format \
+.PHONY: run test test-slow test-faults test-tree-mode fuzz parity bench bench-check lint types format \
 	install install-test clean aot
 .DEFAULT_GOAL := test
 
@@ -84,6 +84,9 @@ test-slow: $(VENV)/test.stamp
 
 fuzz: $(VENV)/test.stamp
 	$(VENV)/bin/python -m pytest -q -n $(WORKERS) -m fuzz $(ARGS)
+
+test-faults: $(VENV)/test.stamp
+	$(VENV)/bin/python -m pytest -q -n 0 -m faults $(ARGS)
 
 test-tree-mode: $(VENV)/test.stamp
 	$(TREE_MODE) $(VENV)/bin/python -m pytest -q -n $(WORKERS) $(ARGS)

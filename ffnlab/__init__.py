@@ -24,6 +24,7 @@ __all__ = [
     "learning",
     "models",
     "parallel",
+    "placing",
     "progress",
     "pruning",
     "quantization",

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from ffnlab import sidecar
+from ffnlab import placing, sidecar
 from ffnlab.errors import DamagedError, FormatError
 from ffnlab.files import (
     JSON_LIMIT,
@@ -235,7 +235,7 @@ def rebuild_leaf(like: Any, entry: dict, value: Any, source: str) -> Any:
     if is_key(like):
         value = jax.random.wrap_key_data(value, impl=key_impl(like.dtype))
     sharding = fixed_sharding(like)
-    return value if sharding is None else jax.device_put(value, sharding)
+    return value if sharding is None else placing.put(value, sharding)
 
 
 def stored_as(leaf: Any) -> tuple[tuple[int, ...], Any]:

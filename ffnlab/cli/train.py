@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from ffnlab import io, parallel
+from ffnlab import io, parallel, placing
 from ffnlab.data import (
     HeldOut,
     TextBatches,
@@ -121,10 +121,15 @@ def train(
     steps: int | None = None,
     resume: bool = False,
     progress: bool = True,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    heartbeat: int = 100,
 ) -> int:
     """Trains a language model and writes it as a model directory.
 
-    Ctrl-C or SIGTERM saves a checkpoint and stops; --resume goes on with the same bits.
+    Ctrl-C or SIGTERM saves a checkpoint and stops; --resume goes on with the same bits. Of several
+    processes all run this command, on a file system that they share, and the first one writes.
 
     Args:
       config: a TOML file (see ffnlab/presets); instead of a preset.
@@ -133,6 +138,11 @@ def train(
       steps: in place of the configured number of steps.
       resume: continue an interrupted run in `out`.
       progress: show a bar on a terminal.
+      coordinator: HOST:PORT of process 0, for a run of several processes; "auto" under Slurm, Open
+        MPI, Kubernetes and on TPU pods.
+      num_processes: how many there are, with HOST:PORT.
+      process_id: which one this is, from 0, with HOST:PORT.
+      heartbeat: seconds without a sign of life after which a process is dead and the run ends.
     Returns:
       0, also when a signal stopped the run and its checkpoint is saved.
     Raises:
@@ -141,13 +151,20 @@ def train(
     settings = read_config(preset if config is None else config, TrainConfig)
     if steps is not None:
         settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=steps))
-    record = run(settings, Path(out), resume=resume, progress=progress)
+    with parallel.joined(coordinator, num_processes, process_id, heartbeat):
+        record = run(settings, Path(out), resume=resume, progress=progress)
+        if parallel.is_first():
+            report(record, out)
+    return 0
+
+
+def report(record: Mapping, out: Path) -> None:
+    """Prints how a run ended."""
     if record["finished"]:
         bits, xz = record["held_out_bits_per_byte"], record["xz_bits_per_byte"]
         print(f"{out / 'model'}: {bits:.3f} bits per byte on held-out text (xz -9: {xz:.3f})")
     else:
         print(f"stopped after step {record['position']} of {record['steps']}; --resume goes on")
-    return 0
 
 
 def run(
@@ -165,6 +182,7 @@ def run(
     windows = held_out_windows(held_out, *window(settings), "the held-out text")
     rule = RULES[settings.rule](settings)
     key = jax.random.key(options.seed)
+    parallel.agree([to_table(settings), identity], "the configuration or the text")
     model = fresh(settings, key)
     remember(out, settings, identity, resume)
     outcome = parallel.train(
@@ -185,12 +203,16 @@ def run(
         steps = options.steps + settings.extension.steps
         return {"finished": False, "position": outcome.position, "steps": steps}
     folder = out / "model"
-    save(outcome.state.model, folder, dtype=options.dtype)
-    Tokenizer.bytes().save(folder)
+    whole = placing.gather(outcome.state.model)
+    if parallel.is_first():
+        save(whole, folder, dtype=options.dtype)
+        Tokenizer.bytes().save(folder)
+    parallel.agree("written", "the model")
     predict = functools.partial(jax.jit(lambda model, tokens: model(tokens)), load(folder))
     bits = held_out_bits(predict, windows)  # of what was written, rounding included
     record = training_record(settings, outcome, bits, held_out, identity)
-    io.write_json(folder / "training.json", record)
+    if parallel.is_first():
+        io.write_json(folder / "training.json", record)
     return record
 
 
@@ -251,7 +273,7 @@ def remember(out: Path, settings: TrainConfig, identity: Mapping, resume: bool) 
                 f"{out} was started with another {' and '.join(different)}; see {file}, or train "
                 "into another folder"
             )
-    elif not (out / "checkpoint").exists():  # else the loop refuses
+    elif parallel.is_first() and not (out / "checkpoint").exists():  # else the loop refuses
         io.write_json(file, wanted)
 
 

@@ -6,14 +6,17 @@ this package's business; what is learned is `ffnlab.learning`'s.
 
 from ffnlab.parallel.config import from_table, read_config, to_table
 from ffnlab.parallel.evaluate import held_out_bits
-from ffnlab.parallel.loop import LoopOptions, Outcome, train
+from ffnlab.parallel.loop import LoopOptions, Outcome, Parted, train
+from ffnlab.parallel.processes import agree, is_first, joined
 from ffnlab.parallel.sharding import (
     abstract,
+    batch_part,
     batch_shardings,
     check,
     make_step,
     parse_mesh,
     place_batch,
+    place_part,
     shard,
     shardings,
 )
@@ -21,14 +24,20 @@ from ffnlab.parallel.sharding import (
 __all__ = [
     "LoopOptions",
     "Outcome",
+    "Parted",
     "abstract",
+    "agree",
+    "batch_part",
     "batch_shardings",
     "check",
     "from_table",
     "held_out_bits",
+    "is_first",
+    "joined",
     "make_step",
     "parse_mesh",
     "place_batch",
+    "place_part",
     "read_config",
     "shard",
     "shardings",

@@ -43,7 +43,7 @@ def save(folder: Path, step: int, tree: object) -> None:
     try:
         io.save(target, tree)
     except OSError as error:
-        if not (target / io.SIDECAR).exists():
+        if jax.process_index() == 0 and not (target / io.SIDECAR).exists():
             shutil.rmtree(target, ignore_errors=True)
         left = "there is no other"
         if exists(folder):

@@ -6,10 +6,10 @@ the same bits as without the interruption.
 """
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -20,9 +20,28 @@ from ffnlab.errors import ConfigError, NumericalError
 from ffnlab.layers.logical import LAYOUT, Layout
 from ffnlab.parallel import checkpoints
 from ffnlab.parallel.log import Display, MetricsFile
-from ffnlab.parallel.sharding import abstract, make_step, place_batch, shard
+from ffnlab.parallel.processes import is_first
+from ffnlab.parallel.sharding import (
+    abstract,
+    batch_part,
+    make_step,
+    parse_mesh,
+    place_batch,
+    place_part,
+    shard,
+)
 from ffnlab.parallel.signals import stop_request
 from ffnlab.rule import Rule
+
+
+@runtime_checkable
+class Parted(Protocol):
+    """Batches of which a process can read its rows only."""
+
+    def part(self, index: int, count: int) -> Callable[[int], PyTree]:
+        """The same batches, of each only the rows of part `index` of `count` equal ones."""
+        ...
+
 
 Evaluate = Callable[[PyTree], Mapping[str, float]]
 
@@ -87,15 +106,17 @@ def train(
     Args:
       rule: what to do with a batch.
       model: where learning starts; left intact.
-      batches: position -> batch, the same batch whenever asked (`ffnlab.data.TextBatches`).
+      batches: position -> batch, the same batch whenever asked (`ffnlab.data.TextBatches`). Of
+        several processes each reads its rows only where it is `Parted`, else keeps them.
       steps: position to stop at; a resumed run takes the steps that are left.
       key: for the rule's `init`.
       folder: receives `checkpoint/` and `metrics.jsonl`; nothing is written when None.
       resume: continue from the folder's checkpoint, if it has one.
       evaluate: state -> named figures.
       options: see `LoopOptions`.
-      mesh: where state and batches are placed; the default device when None. A checkpoint may be
-        resumed on another mesh.
+      mesh: where state and batches are placed; when None the default device, or "dp=-1" for
+        several processes, which all call this alike (`ffnlab.parallel.joined`). A checkpoint may
+        be resumed on another mesh and by another number of processes.
       layout: of the mesh, see `ffnlab.parallel.shardings`.
     Returns:
       an `Outcome`. SIGTERM and Ctrl-C end the run after the current step, with a checkpoint and
@@ -109,6 +130,7 @@ def train(
       OSError: a checkpoint could not be written; the last one is intact.
     """
     options = LoopOptions() if options is None else options
+    mesh = parse_mesh("dp=-1") if mesh is None and jax.process_count() > 1 else mesh
     where = None if mesh is None else (mesh, layout)
     run = _Run(rule, steps, None if folder is None else Path(folder), evaluate, options, where)
     state, position, seconds = run.start(model, key, resume)
@@ -143,21 +165,20 @@ class _Run:
         self, state: PyTree, batches: Callable[[int], PyTree], position: int, seconds: float
     ) -> Outcome:
         metrics, latest, stopped = {}, {}, False
-        step, place = self.rule.step, lambda batch: batch
-        if self.where is not None:
-            step = make_step(self.rule, *self.where)
-            place = functools.partial(_place, self.where)
+        step = self.rule.step if self.where is None else make_step(self.rule, *self.where)
+        batch_at = _placed(batches, self.where)
         begin = time.perf_counter() - seconds
         with (
-            MetricsFile(self.folder, position) as log,
-            Display(self.steps, position, self.options.progress) as display,
-            stop_request() as stop,
+            MetricsFile(self.folder if is_first() else None, position) as log,
+            Display(self.steps, position, self.options.progress and is_first()) as display,
+            stop_request() as asked_to_stop,
         ):
             while position < self.steps and not stopped:
-                jax.block_until_ready(metrics)  # one step in flight: the host prepares the next
-                state, metrics = step(state, place(batches(position)))
+                batch = batch_at(position)  # while the device is at the step before
+                jax.block_until_ready(metrics)
+                state, metrics = step(state, batch)
                 position += 1
-                stopped = stop.is_set()
+                stopped = asked_to_stop(position)
                 if self._due(self.options.log_every, position) or stopped:
                     latest |= _finite(metrics, position)
                     log.write(position, time.perf_counter() - begin, latest)
@@ -180,8 +201,17 @@ class _Run:
             checkpoints.save(self.folder / "checkpoint", position, tree)
 
 
-def _place(where: tuple[Mesh, Layout], batch: PyTree) -> PyTree:
-    return place_batch(batch, *where)
+def _placed(
+    batches: Callable[[int], PyTree], where: tuple[Mesh, Layout] | None
+) -> Callable[[int], PyTree]:
+    """Batches by position as the step wants them; of several processes each reads its rows."""
+    if where is None:
+        return batches
+    index, count = batch_part(*where)
+    if count > 1 and isinstance(batches, Parted):
+        part = batches.part(index, count)
+        return lambda position: place_part(part(position), *where)
+    return lambda position: place_batch(batches(position), *where)
 
 
 def _checkpoint(state: PyTree, position: int, seconds: float) -> dict[str, PyTree]:

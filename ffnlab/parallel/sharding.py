@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from ffnlab import compat, weights
+from ffnlab import compat, placing, weights
 from ffnlab.errors import ConfigError
 from ffnlab.layers.logical import LAYOUT, Layout, partition
 from ffnlab.rule import Metrics, Rule
@@ -23,11 +23,13 @@ from ffnlab.weights import AxisNames
 
 __all__ = [
     "abstract",
+    "batch_part",
     "batch_shardings",
     "check",
     "make_step",
     "parse_mesh",
     "place_batch",
+    "place_part",
     "shard",
     "shardings",
 ]
@@ -61,6 +63,10 @@ def parse_mesh(text: str, *, devices: list[jax.Device] | None = None) -> Mesh:
     left = len(devices) // given
     sizes = {name: left if size == -1 else size for name, size in sizes.items()}
     needed = math.prod(sizes.values())
+    if jax.process_count() > 1 and 0 < needed < len(devices):
+        raise ConfigError(
+            f"mesh={text!r} takes {needed} of {len(devices)} devices; several processes use all"
+        )
     if min(sizes.values()) < 1 or needed > len(devices):
         wanted = max(needed, given)
         raise ConfigError(f"mesh={text!r} needs {wanted} devices; there are {len(devices)}")
@@ -104,8 +110,14 @@ def check(state: PyTree, mesh: Mesh, layout: Layout = LAYOUT) -> None:
 
 
 def shard(state: T, mesh: Mesh, layout: Layout = LAYOUT) -> T:
-    """A tree with every array placed; arguments and errors as `shardings`."""
-    return jax.device_put(state, shardings(state, mesh, layout))
+    """A tree with every array placed; arguments and errors as `shardings`.
+
+    Of several processes each gives the whole tree.
+    """
+    places = shardings(state, mesh, layout)
+    if mesh.is_multi_process:
+        return jax.tree.map(placing.put, state, places)
+    return jax.device_put(state, places)
 
 
 def abstract(state: PyTree, mesh: Mesh, layout: Layout = LAYOUT) -> PyTree:
@@ -152,6 +164,49 @@ def place_batch(batch: PyTree, mesh: Mesh, layout: Layout = LAYOUT) -> PyTree:
     return jax.tree.map(of_leaf, batch, batch_shardings(batch, mesh, layout))
 
 
+def batch_part(mesh: Mesh, layout: Layout = LAYOUT) -> tuple[int, int]:
+    """Which part of every batch this process's devices hold.
+
+    Args:
+      mesh, layout: as `shardings`.
+    Returns:
+      (index, count): the rows of part `index` of `count` equal ones. (0, 1), all rows, where the
+      devices of the processes do not cut them evenly.
+    """
+    rows = math.prod(mesh.shape.values())  # divides along any axes
+    sharding = batch_shardings(jax.ShapeDtypeStruct((rows,), np.int32), mesh, layout)
+    held: dict[int, set[int]] = {}
+    for device, (part,) in sharding.devices_indices_map((rows,)).items():
+        held.setdefault(device.process_index, set()).update(range(*part.indices(rows)))
+    return part_of(held, jax.process_index(), rows)
+
+
+def part_of(held: dict[int, set[int]], process: int, rows: int) -> tuple[int, int]:
+    """`batch_part` from the rows that each process holds.
+
+    >>> part_of({0: {0, 1}, 1: {2, 3}}, 1, 4)
+    (1, 2)
+    """
+    size, first = len(held[process]), min(held[process])
+    even = {frozenset(range(start, start + size)) for start in range(0, rows, size)}
+    if rows % size or not {frozenset(part) for part in held.values()} <= even:
+        return 0, 1
+    return first // size, rows // size
+
+
+def place_part(batch: PyTree, mesh: Mesh, layout: Layout = LAYOUT) -> PyTree:
+    """As `place_batch`, from the rows that this process's devices hold (`batch_part`)."""
+    _, count = batch_part(mesh, layout)
+
+    def of_leaf(leaf: object) -> jax.Array:
+        leaf = np.asarray(leaf)
+        shape = (leaf.shape[0] * count, *leaf.shape[1:])
+        sharding = batch_shardings(jax.ShapeDtypeStruct(shape, leaf.dtype), mesh, layout)
+        return jax.make_array_from_process_local_data(sharding, leaf, shape)
+
+    return jax.tree.map(of_leaf, batch)
+
+
 def make_step(
     rule: Rule, mesh: Mesh, layout: Layout = LAYOUT
 ) -> Callable[[PyTree, PyTree], tuple[PyTree, Metrics]]:
@@ -166,8 +221,11 @@ def make_step(
       `place_batch` does.
     """
 
+    whole = NamedSharding(mesh, PartitionSpec())
+
     def step(state: PyTree, batch: PyTree) -> tuple[PyTree, Metrics]:
         state, metrics = rule.step(state, batch)
+        metrics = jax.lax.with_sharding_constraint(metrics, whole)  # every process reads them
         return jax.lax.with_sharding_constraint(state, shardings(state, mesh, layout)), metrics
 
     jitted = jax.jit(step, donate_argnums=0)

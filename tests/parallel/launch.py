@@ -1,0 +1,94 @@
+"""Runs of `ffnlab train` in processes of their own, for tests that kill them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+TEXT = "the cat sat on the mat; " * 200
+CONFIG = """
+[model]
+vocab = 256
+width = 8
+hidden = 16
+layers = 1
+heads = 1
+kv_heads = 1
+head_dim = 8
+
+[data]
+text = ["{text}"]
+batch = 4
+length = 16
+stride = 8
+
+[optimizer]
+name = "adamw"
+rate = 1e-2
+warmup = 5
+
+[run]
+steps = {steps}
+log_every = 1
+evaluate_every = 30
+checkpoint_every = 5
+"""
+PATIENCE = 200  # seconds for anything at all
+
+
+def write_config(folder: Path, steps: int) -> Path:
+    """A configuration of a tiny run, with its text beside it."""
+    (folder / "text.txt").write_text(TEXT)
+    path = folder / "tiny.toml"
+    path.write_text(CONFIG.format(text=(folder / "text.txt").as_posix(), steps=steps))
+    return path
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def start(config: Path, out: Path, *more: str) -> subprocess.Popen:
+    """Starts `ffnlab train` on one device; standard error goes to a file beside `out`."""
+    flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+    command = [sys.executable, "-m", "ffnlab", "train", "--config", str(config), "--out", str(out)]
+    with open(f"{out}-{len(list(out.parent.glob('*.log')))}.log", "w") as log:
+        process = subprocess.Popen(
+            [*command, *more], env=os.environ | {"XLA_FLAGS": flags}, stdout=log, stderr=log
+        )
+    process.log = Path(log.name)
+    return process
+
+
+def start_all(count: int, config: Path, out: Path, *more: str) -> list[subprocess.Popen]:
+    """Starts that many processes of one run on loopback."""
+    where = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", str(count)]
+    return [start(config, out, *where, "--process-id", str(i), *more) for i in range(count)]
+
+
+def rows(out: Path) -> list[dict]:
+    """What has been logged so far; a line cut off is left out."""
+    try:
+        lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+
+def losses(out: Path) -> dict[int, float]:
+    """Loss by step."""
+    return {row["step"]: row["loss"] for row in rows(out) if "loss" in row}
+
+
+def wait_for_step(process: subprocess.Popen, out: Path, step: int) -> None:
+    """Waits until a step is logged."""
+    deadline = time.monotonic() + PATIENCE
+    while not any(row["step"] >= step for row in rows(out)):
+        assert process.poll() is None and time.monotonic() < deadline, process.log.read_text()
+        time.sleep(0.02)
