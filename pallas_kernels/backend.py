@@ -128,7 +128,7 @@ def choose(
     if requested is None:
         candidates = [b for b in backends if b.automatic]
     if not candidates:
-        accepted = ", ".join(repr(b.name) for b in backends)
+        accepted = ", ".join(dict.fromkeys(repr(b.name) for b in backends))
         raise ValueError(f"backend={requested!r} is unknown; accepted: None, {accepted}")
     if platform is None:
         platform, capability = device()

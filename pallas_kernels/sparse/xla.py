@@ -23,6 +23,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.sparse import dense
+from pallas_kernels.sparse.packed import Int4Rows, nbytes, unpack
+from pallas_kernels.sparse.reference import only_listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,17 +92,21 @@ def hold_open(i):
     return lax.sort(jnp.stack([i, i]))[0]
 
 
-def take(w, ids):
-    """Rows of w in float32: w [f, d], ids [b] int32 known to be in range -> [b, d]."""
+def picked(w, ids):
+    """Rows of w in float32: w [f, d] or `Int4Rows`, ids [b] int32 in range -> [b, d]."""
+    if isinstance(w, Int4Rows):
+        return unpack(Int4Rows(*(a.at[ids].get(mode="promise_in_bounds") for a in w)))
     return w.at[ids].get(mode="promise_in_bounds").astype(jnp.float32)
 
 
 def fold_rows(w_rows, ids, x, lanes):
     """<w_rows[i, :], x> for each i of ids: w_rows [f, d], ids [b], x [d] -> [b] float32."""
+    if isinstance(w_rows, Int4Rows):
+        return picked(w_rows, ids) @ x
     f, d = w_rows.shape
     chunks = min((c for c in range(1, 9) if d % c == 0), key=lambda c: abs(d // c - lanes))
     w, x = w_rows.reshape(f * chunks, d // chunks), x.reshape(chunks, -1)
-    products = sum(take(w, ids * chunks + c) * x[c] for c in range(chunks))
+    products = sum(picked(w, ids * chunks + c) * x[c] for c in range(chunks))
     return products @ jnp.ones(d // chunks, jnp.float32)
 
 
@@ -109,7 +115,7 @@ def add_rows(sums, w, ids, v):
     ids, v = (a.reshape(-1, 4, sums.shape[0]) for a in (ids, v))
     for four, scale in zip(ids, v, strict=True):
         for u in range(4):
-            sums = sums + scale[u][:, None] * take(w, four[u])
+            sums = sums + scale[u][:, None] * picked(w, four[u])
     return sums
 
 
@@ -139,7 +145,7 @@ def over_blocks(values, step, start, config):
 
 def pays(values, weights, config):
     """Whether the loop may run at all: one row, and every weight too large for a cache."""
-    large = all(w.size * w.dtype.itemsize >= config.min_bytes for w in weights)
+    large = all(nbytes(w) >= config.min_bytes for w in weights)
     return values.shape[0] == 1 and values.size > 0 and large
 
 
@@ -187,6 +193,11 @@ def matvec(x, w, *, config=Config()):
         lambda: dense.one_matvec(v, w),
     )
     return y[None]
+
+
+def take(x, w, ids, count, *, config=Config()):
+    """`reference.take`: `matvec` of x with the entries that are not listed set to 0."""
+    return matvec(only_listed(x.astype(jnp.float32), ids, count), w, config=config)
 
 
 def rows(x, w_rows, gate, *, config=Config()):

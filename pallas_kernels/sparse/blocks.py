@@ -1,0 +1,137 @@
+"""How the GPU kernels cut a sparse product into blocks of threads, and which calls they take.
+
+A weight row is `length` words of `planes` columns: the row itself, or an eighth of it for
+`Int4Rows`. Pallas is not imported here, so that a call can be refused cheaply.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from pallas_kernels.sparse.packed import PLANES, Int4Rows, nbytes
+
+THREADS = 128  # of a block: one warp group
+MAX_ROWS = 4  # of x: with more the active channels of all rows are nearly all channels
+# Numbers that a block may keep in registers: x of `rows`; x and the sums of the one-pass `glu`.
+HELD = 128 * THREADS
+HELD_GLU = 64 * THREADS
+DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+
+
+@dataclasses.dataclass(frozen=True)
+class GpuConfig:
+    """How the work is cut on a GPU, and from which size on.
+
+    Attributes:
+      blocks: thread blocks wanted, >= 1; about two per multiprocessor keep memory busy.
+      unroll: weight rows of `matvec` and `take` whose loads are in flight together, 1 to 16.
+      unroll_pairs: the same for `rows` and `glu`, which hold whole rows, 1 to 4; twice as many of
+        `Int4Rows`, which are shorter.
+      min_bytes: with a weight smaller than this the dense product runs unless this backend is asked
+        for by name: a launch costs more than the traffic it saves.
+    """
+
+    blocks: int = 256
+    unroll: int = 8
+    unroll_pairs: int = 2
+    min_bytes: int = 8 << 20
+
+    def __post_init__(self):
+        if self.blocks < 1 or not 1 <= self.unroll <= 16 or not 1 <= self.unroll_pairs <= 4:
+            raise ValueError(
+                f"{self} is out of range: blocks >= 1, unroll 1 to 16, unroll_pairs 1 to 4"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """A weight [k, n] as a kernel sees it.
+
+    Attributes:
+      rows: k.
+      length: words per row; planes: columns per word; n is their product.
+      width: neighbouring words of one thread, at most 128 bits.
+    """
+
+    rows: int
+    length: int
+    planes: int
+    width: int
+
+    @property
+    def step(self):
+        """Words of a row that one block holds."""
+        return THREADS * self.width
+
+    @property
+    def columns(self):
+        """Blocks side by side that hold a row; the last one overlaps its neighbour if need be."""
+        return -(-self.length // self.step)
+
+
+def widths(w, m, *, whole=False):
+    """Words that each thread of a block may read side by side, best first; none fit a short row.
+
+    Args:
+      w: array [k, n], or `Int4Rows`.
+      m: rows of x.
+      whole: one block holds a whole row (`rows`, `glu`).
+    """
+    widest = (4 if m <= 2 else 2) if isinstance(w, Int4Rows) else 16 // w.dtype.itemsize
+    length, unit = w.shape[1] // planes(w), THREADS if whole else 1
+    candidates = [v for v in (8, 4, 2, 1) if v <= widest and THREADS * v <= length]
+    return [v for v in candidates if length % (unit * v) == 0]
+
+
+def cut(w, m, *, whole=False):
+    """The `Cut` of a weight of which `widths` finds some, by the same arguments."""
+    return Cut(w.shape[0], w.shape[1] // planes(w), planes(w), widths(w, m, whole=whole)[0])
+
+
+def deal(entries, columns, unroll, config):
+    """Blocks that share `entries` rows, for about `config.blocks` in all, each with work."""
+    return max(1, min(config.blocks // columns, -(-entries // unroll)))
+
+
+def in_one_pass(m, up_rows, down):
+    """Whether `glu` runs as one kernel: one row of x, and x and the sums fit the registers."""
+    whole = all(w.shape[1] % (THREADS * planes(w)) == 0 for w in (up_rows, down))
+    return m == 1 and whole and up_rows.shape[1] + down.shape[1] <= HELD_GLU
+
+
+def unroll_whole(w, config):
+    """Weight rows of `rows` and `glu` whose loads are in flight together."""
+    return config.unroll_pairs * (2 if isinstance(w, Int4Rows) else 1)
+
+
+def planes(w):
+    """Columns per word of a weight."""
+    return PLANES if isinstance(w, Int4Rows) else 1
+
+
+def refuse(name, *, weights, m, config, named):
+    """Why the kernels cannot take a call, or None.
+
+    Args:
+      name: "matvec", "take", "rows" or "glu".
+      weights: the call's, in order.
+      m: rows of x.
+      config: `GpuConfig`.
+      named: whether the backend was asked for by name.
+    """
+    if not 1 <= m <= MAX_ROWS:
+        return f"takes 1 to {MAX_ROWS} rows of x, got {m}"
+    for w in weights:
+        if not isinstance(w, Int4Rows) and w.dtype not in DTYPES:
+            return f"takes weights in float32, bfloat16, float16 or Int4Rows, got {w.dtype}"
+        if not widths(w, m) or not w.shape[0]:
+            return f"needs rows of {THREADS * planes(w)} columns or more, got {tuple(w.shape)}"
+        if not named and nbytes(w) < config.min_bytes:
+            return f"a weight of {nbytes(w)} bytes is below min_bytes={config.min_bytes}"
+    if name in ("rows", "glu"):
+        up = weights[0]
+        if up.shape[1] % (THREADS * planes(up)):
+            return f"needs rows of a multiple of {THREADS * planes(up)} columns, got {up.shape[1]}"
+        if m * up.shape[1] > HELD:
+            return f"holds {HELD} numbers of x, got {m} rows of {up.shape[1]}"
+    return None

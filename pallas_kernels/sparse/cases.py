@@ -1,0 +1,54 @@
+"""What is compiled of the sparse products: the FFN of Llama-3-8B, 14336 channels of 4096."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import sparse
+from pallas_kernels.aot.cases import Case
+
+HIDDEN, WIDTH = 14336, 4096
+GPUS = {
+    "bfloat16": ("h200", "a100", "l4"),
+    "float16": ("t4",),
+    "int4": ("h200", "a100", "l4", "t4"),
+}
+
+
+def weight(kind):
+    """Abstract [HIDDEN, WIDTH] weight of a dtype, or "int4"."""
+    dense = jax.ShapeDtypeStruct((HIDDEN, WIDTH), jnp.float32 if kind == "int4" else kind)
+    return jax.eval_shape(sparse.pack, dense) if kind == "int4" else dense
+
+
+def make(name, kind, m, backend):
+    """The product `name` of m rows by a backend, and its abstract arguments."""
+    shape, dtype = jax.ShapeDtypeStruct, jnp.float16 if kind == "float16" else jnp.bfloat16
+    inner, outer, w = shape((m, HIDDEN), dtype), shape((m, WIDTH), dtype), weight(kind)
+    arguments = {
+        "matvec": (inner, w),
+        "take": (inner, w, shape((HIDDEN // 2,), jnp.int32), shape((), jnp.int32)),
+        "rows": (outer, w, inner),
+        "glu": (inner, w, w, outer),
+    }[name]
+    return functools.partial(getattr(sparse, name), backend=backend), arguments
+
+
+def mosaic(name, kind, m):
+    """A case of the Mosaic kernels; 128-bit loads of the weights, no spills."""
+    return Case(
+        f"sparse {name}, {kind}, {m} {'row' if m == 1 else 'rows'}",
+        functools.partial(make, name, kind, m, "mosaic"),
+        GPUS[kind],
+        expect=("LDG.E.128",),
+        max_spill=0,
+        jax=(0, 11, 2),
+    )
+
+
+CASES = tuple(
+    mosaic(name, kind, m)
+    for kind in GPUS
+    for name, m in (("matvec", 1), ("matvec", 4), ("take", 1), ("rows", 4), ("glu", 1))
+)
