@@ -14,15 +14,17 @@ from typing import IO, Any
 import jax
 import numpy as np
 
-from ffnlab.errors import FormatError
+from ffnlab.errors import DamagedError, FormatError
 
 __all__ = [
     "StrPath",
     "atomic_dir",
     "atomic_write",
+    "checksums",
     "parse_json",
     "read_json",
     "sha256",
+    "verify",
     "write_json",
 ]
 
@@ -186,3 +188,21 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise ValueError("an object has the same key twice")
     return result
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file under a folder, by its path from there."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): sha256(file) for file in files}
+
+
+def verify(folder: Path, wanted: object) -> None:
+    """Raises DamagedError unless the files of a folder have the checksums they had."""
+    found = checksums(folder)
+    if not isinstance(wanted, dict):
+        raise DamagedError(f"{folder}: its description has no checksums")
+    names = sorted(wanted.keys() | found.keys())
+    wrong = [name for name in names if wanted.get(name) != found.get(name)]
+    if wrong:
+        kind = "is missing" if wrong[0] not in found else "is not the file that was written"
+        raise DamagedError(f"{folder / wrong[0]} {kind} ({len(wrong)} of {len(names)} files)")

@@ -11,6 +11,8 @@ import re
 import shutil
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,15 +26,17 @@ from ffnlab.files import (
     StrPath,
     atomic_dir,
     atomic_write,
+    checksums,
     parse_json,
     read_json,
-    sha256,
+    verify,
     write_json,
 )
 
 __all__ = [
     "atomic_dir",
     "atomic_write",
+    "begin_save",
     "load_stats",
     "read_json",
     "restore",
@@ -76,43 +80,53 @@ def save(folder: StrPath, tree: object) -> None:
       FormatError: a leaf cannot be stored; the message has its path.
       OSError: the files could not be written.
     """
+    begin_save(folder, tree)()
+
+
+def begin_save(folder: StrPath, tree: object) -> Callable[[], None]:
+    """Begins `save`, and returns what ends it; orbax writes the arrays meanwhile.
+
+    Until the end is called nothing is saved. The tree's arrays may be donated or changed at once:
+    they have been copied to the host, or on a CPU are held by a view, which donation spares.
+    Arguments and errors as `save`, those of writing at either end.
+
+    Returns:
+      () -> None: waits until the arrays are written, and then writes their sums and the sidecar;
+      may be called in another thread.
+    """
     import orbax.checkpoint as ocp
 
     root = Path(folder).absolute()
     description = sidecar.describe(tree)
     arrays = storable(tree, description, str(root))
-    description["arrays"] = f"arrays-{last_number(root) + 1}"
+    name = f"arrays-{last_number(root) + 1}"
     root.mkdir(parents=True, exist_ok=True)
+    checkpointer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
     if arrays:
-        try:
-            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-                checkpointer.save(root / str(description["arrays"]), arrays, force=True)
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise OSError(f"{root}: could not save: {first_line(error)}") from None
-    if jax.process_index() == 0:
-        description["files"] = checksums(root / str(description["arrays"]))
-        write_json(root / SIDECAR, description)
-        for other in root.glob("arrays-*"):
-            if other.name != description["arrays"]:
-                shutil.rmtree(other, ignore_errors=True)
+        with save_errors(root):
+            checkpointer.save(root / name, arrays, force=True)
+
+    def end() -> None:
+        with save_errors(root):
+            checkpointer.wait_until_finished()
+        checkpointer.close()
+        if jax.process_index() == 0:
+            files = checksums(root / name)
+            write_json(root / SIDECAR, description | {"arrays": name, "files": files})
+            for other in root.glob("arrays-*"):
+                if other.name != name:
+                    shutil.rmtree(other, ignore_errors=True)
+
+    return end
 
 
-def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file under a folder, by its path from there."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return {file.relative_to(folder).as_posix(): sha256(file) for file in files}
-
-
-def verify(folder: Path, saved: dict) -> None:
-    """Raises DamagedError unless the files of the arrays are those that were written."""
-    wanted, found = saved.get("files"), checksums(folder)
-    if not isinstance(wanted, dict):
-        raise DamagedError(f"{folder}: its description has no checksums")
-    names = sorted(wanted.keys() | found.keys())
-    wrong = [name for name in names if wanted.get(name) != found.get(name)]
-    if wrong:
-        kind = "is missing" if wrong[0] not in found else "is not the file that was written"
-        raise DamagedError(f"{folder / wrong[0]} {kind} ({len(wrong)} of {len(names)} files)")
+@contextmanager
+def save_errors(root: Path) -> Iterator[None]:
+    """Turns what orbax raises into one line."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise OSError(f"{root}: could not save: {first_line(error)}") from None
 
 
 def storable(tree: object, description: dict, source: str) -> dict[str, Any]:
@@ -131,7 +145,7 @@ def storable(tree: object, description: dict, source: str) -> dict[str, Any]:
         if isinstance(leaf, jax.ShapeDtypeStruct):
             raise FormatError(f"{source}: {entry['path']} is abstract and holds no values to save")
         leaf = jax.random.key_data(leaf) if is_key(leaf) else leaf
-        arrays[str(i)] = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        arrays[str(i)] = leaf if isinstance(leaf, jax.Array) else np.array(leaf)
     return arrays
 
 
@@ -181,7 +195,7 @@ def restore(folder: StrPath, like: T) -> T:
         if "python" not in entry and 0 not in entry["shape"]
     }
     arrays: dict[str, Any] = {}
-    verify(root / name, saved)
+    verify(root / name, saved.get("files"))
     if wanted:
         try:
             with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:

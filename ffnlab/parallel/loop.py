@@ -172,6 +172,7 @@ class _Run:
             MetricsFile(self.folder if is_first() else None, position) as log,
             Display(self.steps, position, self.options.progress and is_first()) as display,
             stop_request() as asked_to_stop,
+            checkpoints.Saver(None if self.folder is None else self.folder / "checkpoint") as saver,
         ):
             while position < self.steps and not stopped:
                 batch = batch_at(position)  # while the device is at the step before
@@ -187,18 +188,14 @@ class _Run:
                     latest |= found
                     log.write(position, time.perf_counter() - begin, found)
                 if self._due(self.options.checkpoint_every, position) or stopped:
-                    self._save(state, position, time.perf_counter() - begin)
+                    seconds = time.perf_counter() - begin
+                    saver.save(position, _checkpoint(state, position, seconds))
                 display.show(position, latest)
         done = position >= self.steps
         return Outcome(state, position, done, time.perf_counter() - begin, latest)
 
     def _due(self, every: int, position: int) -> bool:
         return position == self.steps or (every > 0 and position % every == 0)
-
-    def _save(self, state: PyTree, position: int, seconds: float) -> None:
-        if self.folder is not None:
-            tree = _checkpoint(state, position, seconds)
-            checkpoints.save(self.folder / "checkpoint", position, tree)
 
 
 def _placed(

@@ -36,6 +36,7 @@ log_every = 1
 evaluate_every = 30
 checkpoint_every = 5
 """
+FLAGS = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
 PATIENCE = 200  # seconds for anything at all
 
 
@@ -56,11 +57,10 @@ def free_port() -> int:
 
 def start(config: Path, out: Path, *more: str) -> subprocess.Popen:
     """Starts `ffnlab train` on one device; standard error goes to a file beside `out`."""
-    flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
     command = [sys.executable, "-m", "ffnlab", "train", "--config", str(config), "--out", str(out)]
     with open(f"{out}-{len(list(out.parent.glob('*.log')))}.log", "w") as log:
         process = subprocess.Popen(
-            [*command, *more], env=os.environ | {"XLA_FLAGS": flags}, stdout=log, stderr=log
+            [*command, *more], env=os.environ | {"XLA_FLAGS": FLAGS}, stdout=log, stderr=log
         )
     process.log = Path(log.name)
     return process

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -128,3 +129,50 @@ def test_a_full_disk_leaves_the_last_checkpoint(folder, monkeypatch):
         checkpoints.save(folder, 9, tree(9))
     assert checkpoints.steps(folder) == [8, 5]
     assert checkpoints.restore(folder, LIKE)["position"] == 8
+
+
+def test_a_save_goes_on_behind_steps_that_overwrite_the_state(tmp_path):
+    """On a CPU the host's copy is the array itself: donation must spare it."""
+    add = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
+    state = {str(i): jnp.full((300, 1000), float(i)) for i in range(8)}
+    like = jax.tree.map(jnp.zeros_like, state)
+    with checkpoints.Saver(tmp_path) as saver:
+        for step in (1, 2, 3):
+            saver.save(step, state)
+            for _ in range(3):
+                state = add(state)
+    assert checkpoints.steps(tmp_path) == [3, 2]
+    for step in (3, 2):
+        found = io.restore(tmp_path / f"step-00000000{step}", like)
+        for name, leaf in found.items():
+            np.testing.assert_array_equal(leaf, float(name) + 3 * (step - 1))
+
+
+def test_what_a_save_behind_the_run_raises_is_raised_by_the_next_or_the_last(folder, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    message = "step 9 could not be saved: .*No space.*of step 8 is intact"
+    monkeypatch.setattr(io, "write_json", full)
+    with pytest.raises(OSError, match=message), checkpoints.Saver(folder) as saver:
+        saver.save(9, tree(9))
+    with pytest.raises(OSError, match=message), checkpoints.Saver(folder) as saver:
+        saver.save(9, tree(9))
+        saver.save(10, tree(10))
+    with pytest.raises(ZeroDivisionError) as found, checkpoints.Saver(folder) as saver:
+        saver.save(9, tree(9))
+        raise ZeroDivisionError
+    assert "No space" in found.value.__notes__[0], "the run's own error comes first"
+    assert checkpoints.steps(folder) == [8, 5]
+
+
+def test_what_kills_left_unfinished_takes_no_place(folder):
+    (folder / "step-000000009").mkdir()
+    (folder / "step-000000011").mkdir()
+    checkpoints.save(folder, 10, tree(10))
+    assert checkpoints.steps(folder) == [11, 10, 8]
+
+
+def test_a_saver_without_a_folder_saves_nothing():
+    with checkpoints.Saver(None) as saver:
+        saver.save(1, tree(1))

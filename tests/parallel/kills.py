@@ -1,0 +1,103 @@
+"""Kills a training run again and again, resumes it, and writes down what happened.
+
+`python -m tests.parallel.kills CONFIG OUT KILLS SEED SAVING`: a run that nothing disturbs, in
+OUT/whole, and one in OUT/cut that is killed KILLS times (SIGKILL), of which at least SAVING while a
+checkpoint is being written. Prints one JSON object per kill. What is imported is imported once:
+every run is a fork made before jax has started.
+"""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from ffnlab import io
+from ffnlab.cli.train import TrainConfig, run
+from ffnlab.parallel import checkpoints, read_config
+from tests.parallel.launch import rows
+
+TRIES = 4  # per kill, until enough of them fell into a save
+
+
+def begin(config: Path, out: Path) -> int:
+    """Starts or resumes the run in a process of its own; its process id."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        sys.stderr = open(f"{out}.log", "a")
+        run(read_config(config, TrainConfig), out, resume=True)
+        status = 0
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def unfinished(out: Path) -> list[int]:
+    """Steps of which a checkpoint was begun and not ended."""
+    folder = out / "checkpoint"
+    return [s for s in checkpoints.steps(folder) if not checkpoints.is_finished(folder, s)]
+
+
+@dataclasses.dataclass
+class Killed:
+    """One kill: the newest step that was logged, whether a save went on, seconds to the start."""
+
+    step: int
+    saving: bool
+    ready: float
+
+
+def kill_one(config: Path, out: Path, draw: random.Random, in_save: bool) -> Killed | None:
+    """Resumes the run and kills it at a random moment; None where it ended before that."""
+    before, left, start = len(rows(out)), set(unfinished(out)), time.monotonic()
+    child = begin(config, out)
+
+    def is_over() -> bool:
+        return os.waitpid(child, os.WNOHANG)[0] == child
+
+    while len(rows(out)) == before or not rows(out):  # resuming drops what came after
+        before = min(before, len(rows(out)))
+        if is_over():
+            return None
+        time.sleep(0.005)
+    ready = time.monotonic() - start
+    if in_save:
+        while not set(unfinished(out)) - left:
+            if is_over():
+                return None
+        time.sleep(draw.uniform(0, 0.02))
+    else:
+        time.sleep(draw.uniform(0, 0.5))
+    if is_over():
+        return None
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    step = max((row["step"] for row in rows(out)), default=0)
+    return Killed(step, bool(set(unfinished(out)) - left), ready)
+
+
+def main(config: Path, out: Path, kills: int, seed: int, saving: int) -> int:
+    """Does what the module says; 0 when the killed run got to its end."""
+    draw = random.Random(seed)
+    whole = os.waitpid(begin(config, out / "whole"), 0)[1]
+    found: list[Killed] = []
+    for _ in range(TRIES * kills):
+        missing = saving - sum(kill.saving for kill in found)
+        if len(found) >= kills and missing <= 0:
+            break
+        killed = kill_one(config, out / "cut", draw, missing > 0 and draw.random() < 0.7)
+        if killed is not None:
+            found.append(killed)
+            print(json.dumps(dataclasses.asdict(killed)), flush=True)
+    io.write_json(out / "kills.json", [dataclasses.asdict(kill) for kill in found])
+    return os.waitpid(begin(config, out / "cut"), 0)[1] or whole
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:6])))

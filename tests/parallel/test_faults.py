@@ -1,0 +1,76 @@
+"""Killed at any moment, a run ends in the bits of one that nothing disturbed."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ffnlab import io
+from tests.conftest import ROOT
+from tests.parallel import launch
+
+
+def killed_again_and_again(
+    tmp_path: Path, kills: int, saving: int, steps: int, seed: int
+) -> list[dict]:
+    """Runs `tests/parallel/kills.py`, compares its two runs, and returns what it wrote down."""
+    config = launch.write_config(tmp_path, steps)
+    content = config.read_text().replace("checkpoint_every = 5", "checkpoint_every = 20")
+    config.write_text(content + 'dtype = "float32"\n')
+    arguments = [str(config), str(tmp_path), str(kills), str(seed), str(saving)]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.parallel.kills", *arguments],
+        env=os.environ | {"XLA_FLAGS": launch.FLAGS},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    logs = "".join(file.read_text() for file in tmp_path.glob("*.log"))
+    assert done.returncode == 0, done.stderr + logs
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    same = [(folder / "model" / "model.safetensors").read_bytes() for folder in (whole, cut)]
+    assert same[0] == same[1]
+    assert launch.losses(whole) == launch.losses(cut)
+    assert [row["step"] for row in launch.rows(cut)] == [row["step"] for row in launch.rows(whole)]
+    found = io.read_json(tmp_path / "kills.json")
+    assert len(found) >= kills and sum(kill["saving"] for kill in found) >= saving
+    return found
+
+
+def test_three_kills(tmp_path):
+    killed_again_and_again(tmp_path, kills=3, saving=1, steps=400, seed=3)
+
+
+@pytest.mark.faults
+def test_twenty_kills_eight_of_them_in_a_save(tmp_path, capsys):
+    found = killed_again_and_again(tmp_path, kills=20, saving=8, steps=4000, seed=20)
+    with capsys.disabled():
+        print()
+        for kill in found:
+            print(f"killed at step {kill['step']}{', saving' if kill['saving'] else ''}")
+    early, late = found[1]["ready"], max(kill["ready"] for kill in found[-3:])
+    assert late < 2 * early + 1, "resuming does not take longer at later steps"
+
+
+@pytest.mark.faults
+def test_preempted_processes_exit_with_0_and_go_on_with_the_same_bits(tmp_path):
+    config = launch.write_config(tmp_path, 400)
+    config.write_text(config.read_text() + 'dtype = "float32"\n')
+    whole = launch.start(config, tmp_path / "whole")
+    assert whole.wait(timeout=launch.PATIENCE) == 0
+    step, out = 0, tmp_path / "cut"
+    for _ in range(3):
+        process = launch.start(config, out, "--resume")
+        launch.wait_for_step(process, out, step + 20)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0, "within the grace time"
+        assert "--resume goes on" in process.log.read_text()
+        step = launch.rows(out)[-1]["step"]
+    last = launch.start(config, out, "--resume")
+    assert last.wait(timeout=launch.PATIENCE) == 0
+    same = [tmp_path / name / "model" / "model.safetensors" for name in ("whole", "cut")]
+    assert same[0].read_bytes() == same[1].read_bytes()
