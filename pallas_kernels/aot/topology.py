@@ -7,7 +7,7 @@ wants an explicit `target_config`; and JAX_PLATFORMS must be "cpu", or jax looks
 from typing import NamedTuple
 
 import jax
-from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, SingleDeviceSharding
 
 
 class Chip(NamedTuple):
@@ -120,7 +120,7 @@ def abstract_mesh(name, devices, axis):
     """
     chip = find(name)
     kind = AbstractDevice(device_kind=chip.kind, num_cores=chip.cores, platform=chip.platform)
-    mesh = AbstractMesh((devices,), (axis,), abstract_device=kind)
+    mesh = AbstractMesh((devices,), (axis,), (AxisType.Auto,), abstract_device=kind)
     return jax.sharding.use_abstract_mesh(mesh)
 
 

@@ -1,10 +1,27 @@
 """W4A8: INT4 group-scaled weights times activations rounded to e4m3 per token (FireQ).
 
-`matmul` is the public function; `pack_nibbles` and `unpack_nibbles` convert codes to and from the
-canonical two-per-byte form. Layouts that one kernel alone reads belong to that kernel's file.
+`matmul`, `glu` (gate and up in one) and `grouped` (experts) are the public functions.
+`pack_nibbles` and `unpack_nibbles` convert codes to and from the canonical two-per-byte form,
+`pack` and `unpack` to and from `Fragments`, the order in which the Hopper kernel's lanes read them,
+and `join` makes one matrix of gate and up.
 """
 
 from pallas_kernels.w4a8.api import matmul
-from pallas_kernels.w4a8.reference import dequantize, pack_nibbles, unpack_nibbles
+from pallas_kernels.w4a8.api_glu import glu
+from pallas_kernels.w4a8.api_grouped import grouped
+from pallas_kernels.w4a8.nibbles import pack_nibbles, unpack_nibbles
+from pallas_kernels.w4a8.packed import Fragments, join, pack, unpack
+from pallas_kernels.w4a8.reference import dequantize
 
-__all__ = ["dequantize", "matmul", "pack_nibbles", "unpack_nibbles"]
+__all__ = [
+    "Fragments",
+    "dequantize",
+    "glu",
+    "grouped",
+    "join",
+    "matmul",
+    "pack",
+    "pack_nibbles",
+    "unpack",
+    "unpack_nibbles",
+]

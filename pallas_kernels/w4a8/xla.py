@@ -13,28 +13,30 @@ dense float32 matrix: 2.2), 23 instead of 52 for 64, 81 instead of 100 for 256.
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.numerics import quantize_tokens, to_e4m3
-from pallas_kernels.w4a8.reference import dequantize, unpack_nibbles
+from pallas_kernels.numerics import to_e4m3
+from pallas_kernels.w4a8.nibbles import unpack_nibbles
+from pallas_kernels.w4a8.packed import canonical
+from pallas_kernels.w4a8.reference import activations, dequantize
 
 FEW_TOKENS = 4
 CPU_TOKENS, CPU_ROWS = 256, 128
 
 
-def matmul(x, codes, scales, divisor, *, group, act, treatment):
+def matmul(x, sx, codes, scales, divisor, *, group, act, treatment, out_dtype=jnp.float32):
     """Same contract as `reference.matmul`; float32 accumulation in another order.
 
     Args:
-      x: [m, k], float32, bfloat16 or float16.
-      codes: [k / 2, n] uint8.
+      x: [m, k], float32, bfloat16 or float16; float8_e4m3fn with `sx`.
+      sx: [m, 1] float32 or None.
+      codes: [k / 2, n] uint8, or `Fragments`, which are unpacked first.
       scales: [k / group, n], float32, bfloat16 or float8_e4m3fn.
       divisor: [] float32.
-      group, act, treatment: see `reference.matmul`.
+      group, act, treatment, out_dtype: see `reference.matmul`.
     Returns:
       [m, n] float32.
     """
-    sx = None
-    if act == "e4m3":
-        x, sx = quantize_tokens(x)
+    x, sx = activations(x, sx, act)
+    codes = canonical(codes, scales.shape[1])
     x = x.astype(operand_dtype(x.dtype))
     if jax.default_backend() == "cpu" and x.shape[0] <= CPU_TOKENS and fits_chunks(codes, group):
         product = in_chunks(x, codes, scales, group, treatment)

@@ -1,0 +1,60 @@
+"""What `python -m pallas_kernels.aot` compiles of this kernel."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.aot.cases import Case
+from pallas_kernels.backend import lazy
+from pallas_kernels.numerics import E4M3
+from pallas_kernels.w4a8 import plan
+
+MULTIPLY = lazy("pallas_kernels.w4a8.sm90", "multiply")
+
+
+def hopper(
+    m, n, k, config, *, encoding="sm", treatment="promote", glu=False, scales=jnp.float32, experts=1
+):
+    """The Hopper kernel on padded operands, as `Case.make` gives it."""
+    call = functools.partial(
+        MULTIPLY,
+        config=config,
+        encoding=encoding,
+        glu=glu,
+        treatment=treatment,
+        out=jnp.float32 if config.split_k > 1 else jnp.bfloat16,
+    )
+    array = jax.ShapeDtypeStruct
+    return call, (
+        array((m, k), E4M3),
+        array((1 + glu, m), jnp.float32),
+        array((experts, n // 64, k // 128, 8, 128), jnp.int32),
+        array((experts, k // 128, n), scales),
+        array((m // config.tile_m,), jnp.int32),
+    )
+
+
+def case(name, m, n, k, **options):
+    """A case of the Hopper kernel with the configuration that `plan` chooses."""
+    config = options.pop("config", None) or plan.choose(m, n, k, glu=options.get("glu", False))
+    make = functools.partial(hopper, m, n, k, config, **options)
+    return Case(f"w4a8 {name}", make, ("h200",), ("QGMMA", "LDS.128"))
+
+
+CASES = (
+    *(case(f"matmul, {m} tokens", m, 4096, 4096) for m in (8, 16, 32, 64, 128, 4096)),
+    *(case(f"matmul, {m} tokens, tc", m, 4096, 4096, encoding="tc") for m in (16, 64, 128)),
+    *(
+        case(f"matmul, {m} tokens, table", m, 4096, 4096, encoding="tc", treatment="table")
+        for m in (16, 64, 128)
+    ),
+    case("matmul, 128 tokens, bfloat16 scales", 128, 4096, 4096, scales=jnp.bfloat16),
+    case("matmul, 128 tokens, e4m3 scales", 128, 4096, 4096, scales=E4M3),
+    case("matmul, 16 tokens, e4m3 scales", 16, 4096, 4096, scales=E4M3),
+    case("glu, 16 tokens", 16, 28672, 4096, glu=True, config=plan.Config(16, 128, k_tiles=2)),
+    case("glu, 64 tokens", 64, 28672, 4096, glu=True, config=plan.Config(64, 128)),
+    case("glu, 4096 tokens", 4096, 28672, 4096, glu=True),
+    case("glu, 8 experts", 1024, 28672, 4096, glu=True, experts=8, config=plan.Config(64, 128)),
+    case("matmul, 4096 tokens, cluster", 4096, 4096, 4096, config=plan.Config(64, cluster=2)),
+)
