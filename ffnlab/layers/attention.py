@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from ffnlab.layers.causal import causal_attention
-from ffnlab.layers.linear import Linear, RMSNorm
+from ffnlab.layers.linear import Linear, RMSNorm, together
 from ffnlab.layers.masked import masked_attention
 from ffnlab.layers.rope import Rope, rotate
 from ffnlab.weights import kv
@@ -104,13 +104,17 @@ class Attention(nnx.Module):
         self.spec = spec
 
     def project(
-        self, x: Float[Array, "b t d"], angles: Angles
+        self, x: Float[Array, "b t d"], angles: Angles, *, merge: bool = False
     ) -> tuple[Float[Array, "b t h hd"], Float[Array, "b t kv hd"], Float[Array, "b t kv hd"]]:
-        """Queries, keys and values after norms, rotation and post-RoPE scale, before rounding."""
+        """Queries, keys and values after norms, rotation and post-RoPE scale, before rounding.
+
+        `merge` lets the three maps be one product (`together`): not under a mesh that shards them.
+        """
         spec = self.spec
         split = lambda y, n: y.reshape(*y.shape[:2], n, spec.head_dim)  # noqa: E731
-        q, k = split(self.q(x), spec.heads), split(self.k(x), spec.kv_heads)
-        v = split(self.v(x), spec.kv_heads)
+        maps = self.q, self.k, self.v
+        q, k, v = together(x, *maps) if merge else (m(x) for m in maps)
+        q, k, v = split(q, spec.heads), split(k, spec.kv_heads), split(v, spec.kv_heads)
         q = q if self.q_norm is None else self.q_norm(q)
         k = k if self.k_norm is None else self.k_norm(k)
         q, k = rotate(q, *angles), rotate(k, *angles)
@@ -125,7 +129,8 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "b t d"], kv.KV | None]:
         """Returns (output, cache with the new keys and values written)."""
         spec = self.spec
-        q, k, v = self.project(x, context.angles[spec.rope])
+        # With a cache this is inference, and the maps are whole; training shards them.
+        q, k, v = self.project(x, context.angles[spec.rope], merge=cache is not None)
         if spec.query_format is not None:
             q = kv.fake_query(spec.query_format, q)
         if cache is not None:

@@ -6,12 +6,15 @@ every matrix in it is a weight (`ffnlab.weights`).
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ffnlab.weights import Dense, Weight
 from ffnlab.weights.dense import product_by_rows
+
+MANY_ROWS = 64  # from here on copying a weight costs little beside multiplying by it
 
 
 class Linear(nnx.Module):
@@ -66,6 +69,29 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "*b in"]) -> Float[Array, "*b out"]:
         y = self.weight.matmul(x)
         return y if self.b is None else y + self.b.get_value().astype(y.dtype)
+
+
+def together(x: Float[Array, "*b in"], *maps: Linear) -> list[Array]:
+    """[m(x) for m in maps], as one product where that is faster: dense weights, many rows, a CPU.
+
+    There narrow products use one core each, one after the other. 512 rows of 128 times 128, 64 and
+    64 columns take 0.42 ms apart and 0.26 as one, the copy of the weights included (two cores).
+
+    Args:
+      x: [..., in].
+      maps: Linear maps from `in` channels.
+    Returns:
+      one [..., out] array per map, what the maps give up to the order of sums.
+    """
+    ws = [m.weight for m in maps]
+    alike = all(isinstance(w, Dense) and w.act == ws[0].act for w in ws)
+    if not alike or x.size < MANY_ROWS * x.shape[-1] or jax.default_backend() != "cpu":
+        return [m(x) for m in maps]
+    joined = Dense(jnp.concatenate([w.dense().astype(x.dtype) for w in ws], axis=1), ws[0].act)
+    ends = np.cumsum([w.shape[1] for w in ws])[:-1]
+    ys = jnp.split(joined.matmul(x), ends, axis=-1)
+    biases = [m.bias for m in maps]
+    return [y if b is None else y + b.astype(y.dtype) for y, b in zip(ys, biases, strict=True)]
 
 
 class Embedding(nnx.Module):

@@ -11,6 +11,7 @@ from ffnlab import weights
 from ffnlab.errors import ConfigError
 from ffnlab.layers import Attention, AttentionSpec, Block, Context, Linear, RMSNorm, Rope
 from ffnlab.layers.attention import attend, causal_mask
+from ffnlab.layers.linear import together
 from ffnlab.layers.rope import frequencies, rotate, tables
 from tests.contracts import OUT, input_of, linear, sparse_ffn
 
@@ -117,6 +118,25 @@ def test_linear_replace_keeps_bias_and_axes_and_refuses_other_shapes(key):
     assert new.w.axes == layer.w.axes and new.bias is not None
     with pytest.raises(ValueError, match=r"weight has shape \(3, 4\), the layer \(24, 16\)"):
         layer.replace(weights.Dense(jnp.ones((3, 4))))
+
+
+@pytest.mark.parametrize("rows", [1, 63, 64, 130])
+def test_maps_together_are_the_maps_apart(rows, key):
+    x = jax.random.normal(key, (rows, 12))
+    maps = [linear(key, 12, n) for n in (8, 4, 6)]
+    maps[0] = maps[0].replace(maps[0].weight, bias=jnp.arange(8.0))
+    maps[1] = maps[1].replace(weights.Dense(maps[1].weight.w.astype(jnp.bfloat16)))
+    for y, m in zip(together(x, *maps), maps, strict=True):
+        np.testing.assert_allclose(y, m(x), rtol=1e-6, atol=1e-6)
+
+
+def test_maps_together_are_one_product_where_they_can_be(key):
+    x, maps = jax.random.normal(key, (64, 12)), [linear(key, 12, n) for n in (8, 4, 6)]
+    products = lambda *m: str(jax.make_jaxpr(lambda x: together(x, *m))(x)).count("dot_general")  # noqa: E731
+    assert products(*maps) == 1
+    rounded = maps[0].replace(weights.Dense(maps[0].weight.w, act="e4m3"))
+    assert products(rounded, *maps[1:]) == 3
+    assert products(*(m.replace(weights.Transposed(m.weight.transpose())) for m in maps)) == 3
 
 
 def test_sparse_ffn_equals_the_masked_formula(key):
