@@ -48,6 +48,14 @@ def int4(key: jax.Array, act: str | None = None) -> weights.Int4:
     return weights.Int4.from_codes(q, scales, group=GROUP, divisor=4.0, act=act)
 
 
+def packed_int4(key: jax.Array) -> weights.PackedInt4:
+    """One group of 128 rows, all but IN of them padding."""
+    q = jax.random.randint(key, (IN, OUT), -8, 8, jnp.int8)
+    scales = jax.random.uniform(key, (1, OUT), jnp.float32, 0.01, 0.1)
+    w = weights.Int4.from_codes(q, scales, group=128, divisor=4.0, act="e4m3")
+    return weights.PackedInt4.pack(w.codes, w.scales, w.divisor, rows=IN, act="e4m3")
+
+
 WEIGHTS: dict[str, Callable[[jax.Array], weights.Weight]] = {
     "Dense": lambda k: weights.Dense(matrix(k)),
     "Dense-bf16": lambda k: weights.Dense(matrix(k).astype(jnp.bfloat16)),
@@ -62,6 +70,7 @@ WEIGHTS: dict[str, Callable[[jax.Array], weights.Weight]] = {
     "LoRA-Int4": lambda k: weights.LoRA.init(int4(k), 3, k),
     "LowRank": lambda k: weights.LowRank.truncate(matrix(k), 5),
     "Masked": lambda k: weights.Masked(weights.Dense(matrix(k)), matrix(k) > 0),
+    "PackedInt4": packed_int4,
     "SparseInput": lambda k: weights.SparseInput(weights.Dense(matrix(k)), jnp.float32(0.4)),
     "Transposed": lambda k: weights.Transposed(weights.Dense(matrix(k, (OUT, IN)))),
     "Transposed-Float8": lambda k: weights.Transposed(

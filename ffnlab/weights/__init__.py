@@ -24,6 +24,7 @@ from ffnlab.weights.int4 import Int4
 from ffnlab.weights.int8 import Int8
 from ffnlab.weights.low_rank import LoRA, LowRank
 from ffnlab.weights.masked import Masked, SparseInput
+from ffnlab.weights.packed_int4 import PackedInt4
 
 __all__ = [
     "AxisNames",
@@ -34,6 +35,7 @@ __all__ = [
     "LoRA",
     "LowRank",
     "Masked",
+    "PackedInt4",
     "SparseInput",
     "Transposed",
     "Weight",

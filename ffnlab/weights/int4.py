@@ -8,12 +8,14 @@ from jaxtyping import Array, Float, Int8, UInt8
 from ffnlab.weights.base import (
     Axes,
     AxisNames,
+    Weight,
     check_act,
     check_matrix,
     rebuild,
     register,
     static,
 )
+from ffnlab.weights.packed_int4 import PackedInt4
 from ffnlab.weights.quantized import Quantized
 from pallas_kernels import w4a8
 
@@ -115,6 +117,13 @@ class Int4(Quantized):
         return w4a8.matmul(
             x, self.codes, self.scales, divisor=self.divisor, group=self.group, act=self.act
         )
+
+    def prepare(self, backend: str) -> Weight:
+        if PackedInt4.pays(backend, self.group, self.act):
+            return PackedInt4.pack(
+                self.codes, self.scales, self.divisor, rows=self.rows, act=self.act
+            )
+        return super().prepare(backend)
 
     def leaf_axes(self, axes: Axes) -> "Int4":
         names = AxisNames(axes)

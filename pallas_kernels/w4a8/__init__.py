@@ -10,7 +10,7 @@ from pallas_kernels.w4a8.api import matmul
 from pallas_kernels.w4a8.api_glu import glu
 from pallas_kernels.w4a8.api_grouped import grouped
 from pallas_kernels.w4a8.nibbles import pack_nibbles, unpack_nibbles
-from pallas_kernels.w4a8.packed import Fragments, join, pack, unpack
+from pallas_kernels.w4a8.packed import Fragments, join, narrowest_encoding, pack, unpack
 from pallas_kernels.w4a8.reference import dequantize
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "grouped",
     "join",
     "matmul",
+    "narrowest_encoding",
     "pack",
     "pack_nibbles",
     "unpack",

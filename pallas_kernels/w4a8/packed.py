@@ -189,8 +189,18 @@ def check_codes(codes, encoding):
             f"codes of shape {tuple(codes.shape)} hold k={2 * codes.shape[-2]} rows and "
             f"n={codes.shape[-1]} columns; k must be a multiple of {TILE_ROWS} and n at least 1"
         )
-    if encoding == "sm" and not isinstance(codes, jax.core.Tracer) and has_minus_eight(codes):
+    if encoding == "sm" and not traced(codes) and has_minus_eight(codes):
         raise ValueError("codes hold a -8, which encoding='sm' (-7..7) has no bits for; use 'tc'")
+
+
+def narrowest_encoding(codes):
+    """The faster "sm" for codes that are known to be -7..7, else "tc"."""
+    return "tc" if traced(codes) or has_minus_eight(codes) else "sm"
+
+
+def traced(codes):
+    """Whether the values of codes cannot be looked at."""
+    return isinstance(codes, jax.core.Tracer)
 
 
 def has_minus_eight(codes):

@@ -1,5 +1,8 @@
 """Compiling without a device: descriptions, the list of cases, and the report's bookkeeping."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -57,3 +60,11 @@ def test_a_missing_tool_says_what_to_install(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(RuntimeError, match="ptxas is missing: pip install nvidia-cuda-nvcc"):
         report.run("ptxas", "--version")
+
+
+def test_the_readme_runs():
+    readme = Path(topology.__file__).parent.parent / "README.md"
+    blocks = re.findall(r"```python\n(.*?)```", readme.read_text(), flags=re.DOTALL)
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    assert blocks
