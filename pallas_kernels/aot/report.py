@@ -3,12 +3,13 @@
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-DUMP = ("MOSAIC_GPU_DUMP_PTX", "MOSAIC_GPU_DUMP_TO")
+DUMP = ("MOSAIC_GPU_DUMP_PTX", "MOSAIC_GPU_DUMP_TO", "JAX_TRITON_DUMP_DIR")
 
 
 class Report(NamedTuple):
@@ -26,20 +27,20 @@ class Report(NamedTuple):
 
 
 def dumping() -> Path:
-    """Makes this process write the PTX of each Mosaic GPU kernel to the folder that is returned.
+    """Makes this process write the PTX of each GPU kernel to the folder that is returned.
 
     Must be called before the first compilation.
     """
     folder = Path(tempfile.mkdtemp(prefix="aot-"))
-    os.environ |= {DUMP[0]: "1", DUMP[1]: str(folder)}
+    os.environ |= {DUMP[0]: "1", DUMP[1]: str(folder), DUMP[2]: str(folder)}
     return folder
 
 
 def take(folder: Path) -> list[str]:
     """The PTX modules in a folder, which is emptied."""
-    modules = [path.read_text() for path in sorted(folder.glob("*.ptx"))]
+    modules = [path.read_text() for path in sorted(folder.rglob("*.ptx"))]
     for path in folder.iterdir():
-        path.unlink()
+        path.unlink() if path.is_file() else shutil.rmtree(path)
     return modules
 
 

@@ -17,7 +17,7 @@ from pallas_kernels.sparse import blocks, dense, reference, xla
 from pallas_kernels.sparse.packed import PLANES, Int4Rows, unpack, values
 
 OPERATIONS = ("matvec", "take", "rows", "glu")
-MOSAIC = "pallas_kernels.sparse.mosaic"
+MOSAIC, TRITON = "pallas_kernels.sparse.mosaic", "pallas_kernels.sparse.triton"
 
 
 def table(name):
@@ -26,9 +26,13 @@ def table(name):
     interpreter = registry.lazy(MOSAIC, name, interpret=True)
     hopper = registry.Backend("mosaic", kernel, ("gpu",), refuse, at_least=(9, 0))
     older = hopper._replace(at_least=(7, 5), below=(9, 0), jax=(0, 11, 2))
+    triton = older._replace(
+        name="triton", run=registry.lazy(TRITON, name), refuse=blocks.refuse_triton, jax=()
+    )
     return (
         hopper,
         older,
+        *((triton,) if name != "take" else ()),
         # Off the CPU the loop is slower than masking.
         registry.Backend("xla", getattr(xla, name), platforms=("cpu",)),
         registry.Backend("dense", getattr(dense, name)),
@@ -66,8 +70,9 @@ def matvec(x, w, *, backend=None, config=None):
     Args:
       x: [..., k], floating point.
       w: [k, n], floating point, row-contiguous; or `Int4Rows`.
-      backend: None (chosen by platform), "mosaic" (GPUs), "mosaic_interpret" (its body on any
-        device, slowly), "xla" (CPUs), "dense" or "reference".
+      backend: None (chosen by platform), "mosaic" (GPUs), "triton" (GPUs before Hopper, by
+        jax-triton, not for `take`), "mosaic_interpret" (mosaic's body on any device, slowly),
+        "xla" (CPUs), "dense" or "reference".
       config: `Config` of the loop on a CPU or `GpuConfig` of the kernel; None is the default of
         the backend that runs, as is the other one's.
     Returns:

@@ -5,6 +5,7 @@ A weight row is `length` words of `planes` columns: the row itself, or an eighth
 """
 
 import dataclasses
+import importlib.util
 
 import jax.numpy as jnp
 
@@ -121,17 +122,37 @@ def refuse(name, *, weights, m, config, named):
     """
     if not 1 <= m <= MAX_ROWS:
         return f"takes 1 to {MAX_ROWS} rows of x, got {m}"
+    reason = refuse_weights(weights, config, named)
+    if reason is not None:
+        return reason
     for w in weights:
-        if not isinstance(w, Int4Rows) and w.dtype not in DTYPES:
-            return f"takes weights in float32, bfloat16, float16 or Int4Rows, got {w.dtype}"
-        if not widths(w, m) or not w.shape[0]:
+        if not widths(w, m):
             return f"needs rows of {THREADS * planes(w)} columns or more, got {tuple(w.shape)}"
-        if not named and nbytes(w) < config.min_bytes:
-            return f"a weight of {nbytes(w)} bytes is below min_bytes={config.min_bytes}"
     if name in ("rows", "glu"):
         up = weights[0]
         if up.shape[1] % (THREADS * planes(up)):
             return f"needs rows of a multiple of {THREADS * planes(up)} columns, got {up.shape[1]}"
         if m * up.shape[1] > HELD:
             return f"holds {HELD} numbers of x, got {m} rows of {up.shape[1]}"
+    return None
+
+
+def refuse_triton(*, weights, m, config, named):
+    """Why the Triton kernels cannot take a call, or None; arguments as of `refuse`."""
+    if importlib.util.find_spec("jax_triton") is None:
+        return "jax-triton is not installed, a part of the extra 'gpu': pip install 'ffnlab[gpu]'"
+    if m != 1:
+        return f"takes one row of x, got {m}"
+    return refuse_weights(weights, config, named)
+
+
+def refuse_weights(weights, config, named):
+    """What any kernel cannot take of the weights, or None."""
+    for w in weights:
+        if not isinstance(w, Int4Rows) and w.dtype not in DTYPES:
+            return f"takes weights in float32, bfloat16, float16 or Int4Rows, got {w.dtype}"
+        if not w.shape[0] or not w.shape[1]:
+            return f"a weight of shape {tuple(w.shape)} is empty"
+        if not named and nbytes(w) < config.min_bytes:
+            return f"a weight of {nbytes(w)} bytes is below min_bytes={config.min_bytes}"
     return None

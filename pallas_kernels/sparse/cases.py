@@ -47,8 +47,19 @@ def mosaic(name, kind, m):
     )
 
 
+def triton(name, kind):
+    """A case of the Triton kernels."""
+    return Case(
+        f"sparse {name} by Triton, {kind}, 1 row",
+        functools.partial(make, name, kind, 1, "triton"),
+        tuple(chip for chip in GPUS[kind] if chip != "h200"),
+        expect=("LDG.E",),
+        max_spill=0,
+    )
+
+
 CASES = tuple(
     mosaic(name, kind, m)
     for kind in GPUS
     for name, m in (("matvec", 1), ("matvec", 4), ("take", 1), ("rows", 4), ("glu", 1))
-)
+) + tuple(triton(name, kind) for kind in GPUS for name in ("matvec", "rows"))
