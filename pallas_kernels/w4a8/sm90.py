@@ -20,11 +20,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import _compat
+from pallas_kernels import _compat, quantize
 from pallas_kernels.numerics import to_e4m3
 from pallas_kernels.w4a8 import decode, plan
 from pallas_kernels.w4a8.packed import split_columns, unpack_tiles
-from pallas_kernels.w4a8.reference import activations
 from pallas_kernels.w4a8.tiles import Padding
 
 WORD_SHAPE = (8, 128)
@@ -291,7 +290,7 @@ def matmul(
     x, sx, codes, scales, divisor, *, treatment, out_dtype, config=None, interpret=False, **_
 ):
     """Same contract as `reference.matmul`, for `Fragments`; the output may be 16 bits wide."""
-    x8, sx = activations(x, sx, "e4m3")
+    x8, sx = rounded(x, sx)
     m, n = x8.shape[0], 64 * codes.words.shape[0]
     config = config or plan.choose(m, n, codes.rows, cores=cores())
     run = single(config, codes, scales, treatment, interpret)
@@ -304,7 +303,7 @@ def glu(x, sx, codes, scales, divisors, *, treatment, out_dtype, config=None, in
 
     Few tokens are cut along k, and what follows the sums is left to XLA.
     """
-    x8, sx = activations(x, sx, "e4m3")
+    x8, sx = rounded(x, sx)
     m, n = x8.shape[0], 64 * codes.words.shape[0]
     config = config or plan.choose(m, n, codes.rows, glu=True, cores=cores())
     run = single(config, codes, scales, treatment, interpret)
@@ -312,6 +311,11 @@ def glu(x, sx, codes, scales, divisors, *, treatment, out_dtype, config=None, in
         return run(x8, sx.T / divisors[:, None], glu=True, out=narrowest(out_dtype, config))
     gate, up = split_columns(run(x8, sx.T, glu=False, out=jnp.float32))
     return jax.nn.silu(gate / divisors[0]) * (up / divisors[1])
+
+
+def rounded(x, sx):
+    """x as e4m3 and its scales [m, 1]: given, or by the rounding kernel of this device."""
+    return quantize.tokens(x) if sx is None else (x, sx)
 
 
 def single(config, codes, scales, treatment, interpret):
@@ -351,7 +355,7 @@ def grouped(
     **_,
 ):
     """Same contract as `api_grouped.plain`, for `Fragments`; the output may be 16 bits wide."""
-    x8, sx = activations(x, sx, "e4m3")
+    x8, sx = rounded(x, sx)
     experts, m, n = len(group_sizes), x8.shape[0], 64 * codes.words.shape[1]
     config = config or plan.choose_grouped(m, n, codes.rows, experts, cores=cores())
     padding = Padding.of(group_sizes, m, config.tile_m)
