@@ -37,8 +37,8 @@ METHODS = FLOORS[4]
 # Packages of extras, imported inside functions only, through `ffnlab.errors.require`.
 OPTIONAL = {
     *("array_record", "compressed_tensors", "grain", "huggingface_hub", "jax_triton", "lm_eval"),
-    *("matplotlib", "qwix", "sklearn", "tensorflow", "tensorflow_datasets", "tokenizers", "torch"),
-    *("transformers", "triton", "tyro"),
+    *("matplotlib", "qwix", "sklearn", "tensorboardX", "tensorflow", "tensorflow_datasets"),
+    *("tokenizers", "torch", "transformers", "triton", "tyro"),
 }
 MAX_FILE, MAX_FUNCTION = 400, 60  # lines; a function's docstring is not counted
 

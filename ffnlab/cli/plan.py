@@ -12,11 +12,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 from rich.table import Table
 
 from ffnlab import models, parallel
-from ffnlab.cli.train import RULES, DataConfig, RunConfig, TrainConfig
+from ffnlab.cli.training import RULES, DataConfig, RunConfig, TrainConfig
 from ffnlab.errors import ConfigError, FFNLabError
 from ffnlab.files import read_json
 from ffnlab.models import Decoder, families
@@ -149,19 +148,11 @@ def measure(request: dict) -> dict[str, object]:
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(model)),
         "rows": rows,
         "length": length,
-        "state": {name: per_device(part) for name, part in state._asdict().items()},
+        "state": {name: parallel.bytes_per_device(part) for name, part in state._asdict().items()},
         "temporary": memory.temp_size_in_bytes,
         "lower_seconds": middle - begin,
         "compile_seconds": time.perf_counter() - middle,
     }
-
-
-def per_device(part: PyTree) -> int:
-    """Bytes of a tree of placed abstract arrays on one device."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(part)
-    )
 
 
 if __name__ == "__main__":

@@ -5,112 +5,43 @@ import functools
 import importlib.metadata
 import lzma
 import os
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Array
 
 from ffnlab import io, parallel, placing
+from ffnlab.cli.training import (
+    RULES,
+    WATCHED,
+    DataConfig,
+    TrainConfig,
+    batches_of,
+    fresh,
+    window,
+    work_of,
+)
 from ffnlab.data import (
     HeldOut,
-    TextBatches,
     held_out_windows,
     read_text,
     stdlib_text,
     text_identity,
 )
 from ffnlab.errors import ConfigError
-from ffnlab.learning import Extension, OptimizerConfig, backprop, make_optimizer
-from ffnlab.models import Decoder, DecoderConfig, Tokenizer, load, remat, save, stack
-from ffnlab.parallel import LoopOptions, Outcome, held_out_bits, read_config, to_table
+from ffnlab.models import Tokenizer, load, save
+from ffnlab.models.account import parameters
+from ffnlab.parallel import (
+    Outcome,
+    bytes_per_device,
+    from_table,
+    held_out_bits,
+    read_config,
+    to_table,
+)
 from ffnlab.rule import Rule
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """The text and how it is cut.
-
-    Attributes:
-      text: "stdlib" (the running interpreter's standard library), or files to train on.
-      held_out: files to score on; only with files to train on, whose last tenth serves without.
-      batch: rows of a batch.
-      length: predictions in a row.
-      stride: of the held-out windows.
-    """
-
-    text: str | tuple[str, ...] = "stdlib"
-    held_out: tuple[str, ...] = ()
-    batch: int = 8
-    length: int = 256
-    stride: int = 128
-
-
-@dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """How long, how often, and from which seed.
-
-    Attributes:
-      steps: batches in all.
-      seed: of the weights, and of the order of the text.
-      log_every, evaluate_every, checkpoint_every: in steps, see `ffnlab.parallel.LoopOptions`.
-      dtype: of the saved parameters, "float32" or "bfloat16".
-      mesh: of devices, "dp=2,fsdp=2,tp=2" (`ffnlab.parallel.parse_mesh`); "" for one device.
-      scan: stack the layers and scan over them, so that compiling does not grow with depth.
-      remat: what layers keep for the backward pass (`ffnlab.models.remat`); "" for everything.
-    """
-
-    steps: int
-    seed: int = 0
-    log_every: int = 20
-    evaluate_every: int = 0
-    checkpoint_every: int = 200
-    dtype: str = "bfloat16"
-    mesh: str = ""
-    scan: bool = False
-    remat: str = ""
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ConfigError(f"steps={self.steps} must be at least 1")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ConfigError(f"dtype={self.dtype!r} is not one of 'float32', 'bfloat16'")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """A whole training run; a TOML file has one table per part.
-
-    Attributes:
-      model: sizes of the Decoder.
-      run: steps, seed, intervals.
-      data: text and batches.
-      optimizer: for rules that take one.
-      extension: steps after those of `run`, with longer rows; scoring then uses their length.
-      rule: name of the learning rule, a key of `RULES`.
-    """
-
-    model: DecoderConfig
-    run: RunConfig
-    data: DataConfig = DataConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    extension: Extension = Extension()
-    rule: str = "backprop"
-
-    def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise ConfigError(f"rule={self.rule!r} is not one of {sorted(RULES)}")
-
-
-def _backprop(config: TrainConfig) -> Rule:
-    key = jax.random.key(config.run.seed)
-    steps, more = config.run.steps, config.extension
-    return backprop(optimizer=make_optimizer(config.optimizer, steps, more, key=key))
-
-
-# The only place where a name becomes a rule.
-RULES: dict[str, Callable[[TrainConfig], Rule]] = {"backprop": _backprop}
 
 
 def train(
@@ -121,6 +52,9 @@ def train(
     steps: int | None = None,
     resume: bool = False,
     progress: bool = True,
+    tensorboard: bool = False,
+    profile: int = 0,
+    dry_run: bool = False,
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
@@ -138,6 +72,9 @@ def train(
       steps: in place of the configured number of steps.
       resume: continue an interrupted run in `out`.
       progress: show a bar on a terminal.
+      tensorboard: write event files too, into `out`/events; needs the extra "log".
+      profile: steps to trace with the profiler, from the third one on, into `out`/profile.
+      dry_run: print what would be done, and do nothing.
       coordinator: HOST:PORT of process 0, for a run of several processes; "auto" under Slurm, Open
         MPI, Kubernetes and on TPU pods.
       num_processes: how many there are, with HOST:PORT.
@@ -152,10 +89,47 @@ def train(
     if steps is not None:
         settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=steps))
     with parallel.joined(coordinator, num_processes, process_id, heartbeat):
-        record = run(settings, Path(out), resume=resume, progress=progress)
+        if dry_run:
+            if parallel.is_first():
+                announce(settings, Path(out))
+            return 0
+        shown = {"progress": progress, "tensorboard": tensorboard, "profile": profile}
+        record = run(settings, Path(out), resume=resume, **shown)
         if parallel.is_first():
             report(record, out)
     return 0
+
+
+def announce(settings: TrainConfig, out: Path) -> None:
+    """Prints what a run would do: sizes, work, memory of the state, files."""
+    import rich
+    from rich.table import Table
+
+    mesh = parallel.parse_mesh(settings.run.mesh)
+    key = jax.random.key(settings.run.seed)
+    model = jax.eval_shape(functools.partial(fresh, settings), key)
+    state = jax.eval_shape(RULES[settings.rule](settings).init, model, key)
+    state = parallel.abstract(state, mesh)
+    data, more = settings.data, settings.extension
+    rows = jax.ShapeDtypeStruct((data.batch, data.length + 1), np.int32)
+    parallel.batch_shardings(rows, mesh)
+    steps, work = settings.run.steps + more.steps, work_of(settings, model)
+    tokens = sum(work.tokens(position) for position in range(steps))
+    table = Table("what", "how much", title=f"{settings.rule}, {steps} steps, into {out}")
+    for name, value in {
+        "parameters": f"{parameters(model):,}",
+        "text": str(data.text),
+        "batch": f"{data.batch} rows of {data.length} tokens",
+        "microbatches": str(settings.run.microbatches),
+        "tokens": f"{tokens:,}",
+        "operations": f"{tokens * work.flops:.3g}",
+        "devices": f"{mesh.size} of {len(jax.devices())} {jax.devices()[0].device_kind}",
+        "mesh": settings.run.mesh or "one device",
+        "state on a device": f"{bytes_per_device(state) / 2**20:.1f} MiB",
+        "checkpoints": f"every {settings.run.checkpoint_every} steps, the newest two",
+    }.items():
+        table.add_row(name, value)
+    rich.print(table)
 
 
 def report(record: Mapping, out: Path) -> None:
@@ -168,9 +142,15 @@ def report(record: Mapping, out: Path) -> None:
 
 
 def run(
-    settings: TrainConfig, out: Path, *, resume: bool = False, progress: bool = False
+    settings: TrainConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: bool = False,
+    tensorboard: bool = False,
+    profile: int = 0,
 ) -> dict[str, object]:
-    """What `train` does, from a configuration to the record it writes.
+    """What `train` does, from a configuration to the record it writes; arguments as there.
 
     Returns:
       the content of `out`/model/training.json, or {"finished": False, ...} when a signal stopped
@@ -194,10 +174,10 @@ def run(
         folder=out,
         resume=resume,
         evaluate=functools.partial(_evaluate, rule, windows),
-        options=LoopOptions(
-            options.log_every, options.evaluate_every, options.checkpoint_every, progress
-        ),
+        options=options.loop(progress=progress, tensorboard=tensorboard, profile=profile),
         mesh=parallel.parse_mesh(options.mesh) if options.mesh else None,
+        microbatches=options.microbatches,
+        work=work_of(settings, model),
     )
     if not outcome.finished:
         steps = options.steps + settings.extension.steps
@@ -216,29 +196,6 @@ def run(
     return record
 
 
-def fresh(settings: TrainConfig, key: Array) -> Decoder:
-    """The model that a run starts from."""
-    model = Decoder(settings.model, key=key)
-    model = stack(model) if settings.run.scan else model
-    return remat(model, settings.run.remat or None)
-
-
-def batches_of(settings: TrainConfig, text: bytes) -> Callable[[int], np.ndarray]:
-    """Batches by position: those of `data`, then those of the extension."""
-    data, more, steps = settings.data, settings.extension, settings.run.steps
-    short = TextBatches(text, data.batch, data.length, settings.run.seed, "the training text")
-    if not more.steps:
-        return short
-    long = TextBatches(text, more.batch, more.length, settings.run.seed + 1, "the training text")
-    return lambda position: short(position) if position < steps else long(position - steps)
-
-
-def window(settings: TrainConfig) -> tuple[int, int]:
-    """Length and stride of the held-out windows: the longest rows trained on."""
-    data, more = settings.data, settings.extension
-    return (more.length, more.length // 2) if more.steps else (data.length, data.stride)
-
-
 def load_text(data: DataConfig) -> tuple[bytes, bytes, dict[str, str | int]]:
     """Training text, held-out text and the record of what they are."""
     if data.text == "stdlib":
@@ -255,30 +212,42 @@ def load_text(data: DataConfig) -> tuple[bytes, bytes, dict[str, str | int]]:
     return train_text, held_out, text_identity(train_text, held_out)
 
 
-def remember(out: Path, settings: TrainConfig, identity: Mapping, resume: bool) -> None:
-    """Writes what the run is, or checks that a resumed run is the same but for its steps.
+# What may differ when a run is resumed: it changes nothing that has been learned so far.
+FREE = ("steps", "mesh", "on_bad", "patience", "log_every", "evaluate_every", "checkpoint_every")
 
-    With a trapezoid schedule, more or fewer steps change nothing before the fall begins; another
-    mesh changes the last bits at most.
+
+def remember(out: Path, settings: TrainConfig, identity: Mapping, resume: bool) -> None:
+    """Writes what the run is, or checks that a resumed run is the same but for `FREE`.
+
+    With a trapezoid schedule, more or fewer steps change nothing before the fall begins. Another
+    mesh, number of threads or version changes the last bits at most, and is warned of.
     """
     file = out / "run.json"
-    table = to_table(settings)
-    wanted = {"config": table, "text": dict(identity), "threads": os.cpu_count()}
+    wanted = {"config": to_table(settings), "text": dict(identity)}
+    place = {"threads": os.cpu_count(), "processes": jax.process_count()}
+    place |= {"versions": versions("jax", "flax", "optax", "numpy")}
     if resume and file.exists():
         found = io.read_json(file)
-        found["config"]["run"] |= {"steps": settings.run.steps, "mesh": settings.run.mesh}
+        place |= {"mesh": settings.run.mesh}
+        found |= {"mesh": found["config"]["run"].get("mesh", "")}
+        found["config"]["run"] |= {name: getattr(settings.run, name) for name in FREE}
+        found["config"] = to_table(from_table(found["config"], TrainConfig, str(file)))
         different = [key for key in wanted if found.get(key) != wanted[key]]
         if different:
             raise ConfigError(
                 f"{out} was started with another {' and '.join(different)}; see {file}, or train "
                 "into another folder"
             )
+        for key in place:
+            if key in found and found[key] != place[key]:
+                what = f"{out} was started with {key} {found[key]!r}, not {place[key]!r}"
+                warnings.warn(f"{what}: the last bits may differ", stacklevel=2)
     elif parallel.is_first() and not (out / "checkpoint").exists():  # else the loop refuses
-        io.write_json(file, wanted)
+        io.write_json(file, wanted | place)
 
 
 def _evaluate(rule: Rule, windows: HeldOut, state: object) -> dict[str, float]:
-    return {"held_out_bits": held_out_bits(functools.partial(rule.predict, state), windows)}
+    return {WATCHED: held_out_bits(functools.partial(rule.predict, state), windows)}
 
 
 def training_record(

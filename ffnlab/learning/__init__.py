@@ -4,12 +4,19 @@ Optimizers are optax pieces and belong inside a rule; the loop that runs any rul
 `ffnlab.parallel.train`.
 """
 
-from ffnlab.learning.backprop import BackpropState, backprop, labelled, next_token
+from ffnlab.learning.backprop import (
+    BackpropState,
+    backprop,
+    computed_in,
+    labelled,
+    next_token,
+)
 from ffnlab.learning.counter_current import CounterCurrentState, PairLoss, counter_current
 from ffnlab.learning.noise import gradient_noise, noise_scale
 from ffnlab.learning.noprop import NoPropOptions, NoPropState, noprop
 from ffnlab.learning.noprop_net import NoPropNet
 from ffnlab.learning.optimizers import Extension, OptimizerConfig, make_optimizer, rate_at
+from ffnlab.learning.packed import packed_next_token
 from ffnlab.learning.trust import lamb, lars, scale_by_trust_ratio, sqrt_batch_schedule
 
 __all__ = [
@@ -22,6 +29,7 @@ __all__ = [
     "OptimizerConfig",
     "PairLoss",
     "backprop",
+    "computed_in",
     "counter_current",
     "gradient_noise",
     "labelled",
@@ -31,6 +39,7 @@ __all__ = [
     "next_token",
     "noise_scale",
     "noprop",
+    "packed_next_token",
     "rate_at",
     "scale_by_trust_ratio",
     "sqrt_batch_schedule",

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from ffnlab import tree
@@ -67,6 +68,26 @@ def labelled(
     logits = model(inputs).astype(jnp.float32)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, classes).mean()
     return nats, {"accuracy": jnp.mean(logits.argmax(-1) == classes)}
+
+
+def computed_in(dtype: DTypeLike, loss: Loss) -> Loss:
+    """A loss whose parameters are rounded to a dtype first: mixed precision.
+
+    The trained parameters, the optimizer's state and the gradients stay as they are (float32
+    masters); activations follow the rounded parameters, but on CPUs, where they are float32.
+    Norms, softmax and losses are float32 in any case.
+
+    Args:
+      dtype: of the computation, "bfloat16" for instance.
+      loss: (model, batch) -> (scalar, metrics by name).
+    Returns:
+      the loss of the rounded model.
+    """
+
+    def rounded(leaf: Array) -> Array:
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return lambda model, batch: loss(jax.tree.map(rounded, model), batch)
 
 
 def backprop(

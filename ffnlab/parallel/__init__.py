@@ -6,12 +6,15 @@ this package's business; what is learned is `ffnlab.learning`'s.
 
 from ffnlab.parallel.config import from_table, read_config, to_table
 from ffnlab.parallel.evaluate import held_out_bits
+from ffnlab.parallel.guard import skip_bad_steps
 from ffnlab.parallel.loop import LoopOptions, Outcome, Parted, train
 from ffnlab.parallel.processes import agree, is_first, joined
+from ffnlab.parallel.rates import Work
 from ffnlab.parallel.sharding import (
     abstract,
     batch_part,
     batch_shardings,
+    bytes_per_device,
     check,
     make_step,
     parse_mesh,
@@ -25,10 +28,12 @@ __all__ = [
     "LoopOptions",
     "Outcome",
     "Parted",
+    "Work",
     "abstract",
     "agree",
     "batch_part",
     "batch_shardings",
+    "bytes_per_device",
     "check",
     "from_table",
     "held_out_bits",
@@ -41,6 +46,7 @@ __all__ = [
     "read_config",
     "shard",
     "shardings",
+    "skip_bad_steps",
     "to_table",
     "train",
 ]

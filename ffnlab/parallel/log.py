@@ -1,12 +1,18 @@
-"""What a run writes while it goes: a line per logged step, and a bar on a terminal."""
+"""What a run writes while it goes: a line per logged step, events, and a bar on a terminal."""
 
+import contextlib
 import json
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
+import jax
+
 from ffnlab import io
+from ffnlab.errors import require
+from ffnlab.parallel.processes import is_first
 
 
 class MetricsFile:
@@ -40,17 +46,60 @@ class MetricsFile:
                 file.write(json.dumps(row) + "\n")
 
     def _kept(self) -> list[str]:
-        if not self.path.exists():
-            return []
-        kept = []
-        for line in self.path.read_text("utf-8").splitlines(keepends=True):
-            try:
-                step = json.loads(line)["step"]
-            except (ValueError, KeyError, TypeError):
-                continue  # a line cut off by a kill
-            if step <= self.position:
-                kept.append(line)
-        return kept
+        return [json.dumps(row) + "\n" for row in logged(self.path.parent, self.position)]
+
+
+def logged(folder: Path | None, position: int) -> list[dict[str, int | float]]:
+    """The rows of a folder's `metrics.jsonl` up to a position; none without a file."""
+    if folder is None or not (folder / "metrics.jsonl").exists():
+        return []
+    rows = []
+    for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines():
+        try:
+            row = json.loads(line)
+            if row["step"] <= position:
+                rows.append(row)
+        except (ValueError, KeyError, TypeError):
+            continue  # a line cut off by a kill
+    return rows
+
+
+def since_lowest(values: list[float]) -> int:
+    """How many values follow the first lowest one; NaN is never the lowest.
+
+    >>> since_lowest([3.0, 1.0, 2.0, 1.0])
+    2
+    """
+    comparable = [math.inf if math.isnan(value) else value for value in values]
+    return len(values) - 1 - comparable.index(min(comparable)) if values else 0
+
+
+class Events:
+    """TensorBoard event files in a folder; needs the extra "log".
+
+    What an interrupted run wrote after its checkpoint is hidden from the viewer.
+    """
+
+    def __init__(self, folder: Path | None, position: int):
+        self.writer = None
+        if folder is not None:
+            module = require("tensorboardX", extra="log")
+            self.writer = module.SummaryWriter(str(folder), purge_step=position + 1)
+
+    def __enter__(self) -> "Events":
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Adds the figures of one step."""
+        if self.writer is not None:
+            for name, value in figures.items():
+                self.writer.add_scalar(name, value, step)
 
 
 class Display:
@@ -83,8 +132,87 @@ class Display:
         if self.bar is not None:
             self.bar.stop()
 
-    def show(self, position: int, figures: Mapping[str, float]) -> None:
-        """Moves the bar and shows the figures."""
+    def show(self, position: int, figures: Mapping[str, float] | None = None) -> None:
+        """Moves the bar, and shows figures where there are new ones."""
         if self.bar is not None:
-            text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            self.bar.update(self.task, completed=position, description=text)
+            self.bar.update(self.task, completed=position)
+            if figures:
+                text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+                self.bar.update(self.task, description=text)
+
+
+class Journal:
+    """All that a run writes while it goes; nothing in processes other than the first.
+
+    Attributes:
+      folder: of the run; None writes no files.
+      position: where the run begins.
+      steps: where it ends.
+      progress: whether a bar is shown.
+      tensorboard: whether event files are written.
+    """
+
+    def __init__(
+        self, folder: Path | None, position: int, steps: int, *, progress: bool, tensorboard: bool
+    ):
+        folder = folder if is_first() else None
+        self.file = MetricsFile(folder, position)
+        self.events = Events(folder / "events" if folder and tensorboard else None, position)
+        self.display = Display(steps, position, progress and is_first())
+
+    def __enter__(self) -> "Journal":
+        with contextlib.ExitStack() as stack:
+            for part in (self.file, self.events, self.display):
+                stack.enter_context(part)
+            self.parts = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.parts.__exit__(kind, error, trace)
+
+    def write(self, step: int, seconds: float, figures: Mapping[str, float]) -> None:
+        """Writes the figures of a step."""
+        self.file.write(step, seconds, figures)
+        self.events.write(step, figures)
+
+    def show(self, position: int, figures: Mapping[str, float] | None = None) -> None:
+        """See `Display.show`."""
+        self.display.show(position, figures)
+
+
+class Trace:
+    """A profiler trace of some steps, for TensorBoard, XProf or Perfetto.
+
+    Attributes:
+      folder: where it goes; None traces nothing.
+      first: position of the first step traced.
+      steps: how many; 0 for none.
+    """
+
+    def __init__(self, folder: Path | None, first: int, steps: int):
+        self.folder, self.first, self.end = folder, first, first + steps
+        self.running = False
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def at(self, position: int) -> None:
+        """Starts or stops before the step of a position; the steps before it have ended."""
+        if self.running and position >= self.end:
+            self.stop()
+        elif self.folder is not None and self.first <= position < self.end and not self.running:
+            jax.profiler.start_trace(str(self.folder))
+            self.running = True
+
+    def stop(self) -> None:
+        """Writes the trace, if one was begun."""
+        if self.running:
+            jax.profiler.stop_trace()
+            self.running = False

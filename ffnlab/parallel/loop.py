@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
+from ffnlab import io
 from ffnlab.errors import ConfigError, NumericalError
 from ffnlab.layers.logical import LAYOUT, Layout
 from ffnlab.parallel import checkpoints
-from ffnlab.parallel.log import Display, MetricsFile
-from ffnlab.parallel.processes import is_first
+from ffnlab.parallel.guard import Figures, first_bad, skip_bad_steps
+from ffnlab.parallel.log import Journal, Trace, logged, since_lowest
+from ffnlab.parallel.rates import Meter, Work
 from ffnlab.parallel.sharding import (
     abstract,
     batch_part,
@@ -48,24 +49,42 @@ Evaluate = Callable[[PyTree], Mapping[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class LoopOptions:
-    """How often the loop does what; all in steps, 0 for never before the end.
+    """How often the loop does what, all in steps, 0 for never before the end; and what else.
 
     Attributes:
-      log_every: metrics are read from the device, checked and written.
+      log_every: metrics are written.
       evaluate_every: `evaluate` runs; it also runs after the last step.
       checkpoint_every: the state is saved; it is also saved after the last step and when stopped.
       progress: a progress bar where standard error is a terminal.
+      on_bad: what a metric that is not finite does: "stop" ends the run and saves the state beside
+        the checkpoints; "skip" undoes the step, counts it, and goes on.
+      watch: the figure of `evaluate` by which the run stops early; the lower the better.
+      patience: evaluations in a row without a new lowest `watch` after which it stops; 0 for never.
+      tensorboard: event files too, in `events/`; needs the extra "log".
+      profile: steps traced by the profiler, from the third one on, into `profile/`.
     """
 
     log_every: int = 20
     evaluate_every: int = 0
     checkpoint_every: int = 0
     progress: bool = True
+    on_bad: str = "stop"
+    watch: str = ""
+    patience: int = 0
+    tensorboard: bool = False
+    profile: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("log_every", "evaluate_every", "checkpoint_every"):
+        for name in ("log_every", "evaluate_every", "checkpoint_every", "patience", "profile"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
+        if self.on_bad not in ("stop", "skip"):
+            raise ConfigError(f"on_bad={self.on_bad!r} is not one of 'stop', 'skip'")
+        if self.patience and not (self.watch and self.evaluate_every):
+            raise ConfigError(
+                f"patience={self.patience} needs a figure to watch (watch={self.watch!r}) and "
+                f"evaluations (evaluate_every={self.evaluate_every})"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +94,7 @@ class Outcome:
     Attributes:
       state: the rule's state.
       position: steps taken.
-      finished: False where a signal stopped the run early.
+      finished: False where a signal stopped the run; True too where it stopped early by itself.
       seconds: wall clock spent in the loop, earlier parts of a resumed run included.
       metrics: the last logged metrics and evaluation.
     """
@@ -100,6 +119,8 @@ def train(
     options: LoopOptions | None = None,
     mesh: Mesh | None = None,
     layout: Layout = LAYOUT,
+    microbatches: int = 1,
+    work: Work | None = None,
 ) -> Outcome:
     """Learns for `steps` steps.
 
@@ -110,7 +131,8 @@ def train(
         several processes each reads its rows only where it is `Parted`, else keeps them.
       steps: position to stop at; a resumed run takes the steps that are left.
       key: for the rule's `init`.
-      folder: receives `checkpoint/` and `metrics.jsonl`; nothing is written when None.
+      folder: receives `checkpoint/`, `metrics.jsonl` and what the options ask for; nothing is
+        written when None.
       resume: continue from the folder's checkpoint, if it has one.
       evaluate: state -> named figures.
       options: see `LoopOptions`.
@@ -118,23 +140,29 @@ def train(
         several processes, which all call this alike (`ffnlab.parallel.joined`). A checkpoint may
         be resumed on another mesh and by another number of processes.
       layout: of the mesh, see `ffnlab.parallel.shardings`.
+      microbatches: see `ffnlab.parallel.make_step`.
+      work: what a step does; tokens per second and MFU are logged with it.
     Returns:
       an `Outcome`. SIGTERM and Ctrl-C end the run after the current step, with a checkpoint and
       finished=False.
     Raises:
       ConfigError: the folder holds a run and resume is False, or the mesh does not divide a
         parameter or the batch.
-      NumericalError: a metric is not finite; the last checkpoint is intact.
+      NumericalError: a metric is not finite, where the options do not skip such steps; the message
+        names the step and the first bad part of the state, which is saved in `failed/`. The last
+        checkpoint is intact.
       FormatError: the checkpoint is of another rule, model or optimizer, or all are damaged; a
         damaged newest one is named in a warning, and the one before it used.
       OSError: a checkpoint could not be written; the last one is intact.
     """
     options = LoopOptions() if options is None else options
-    mesh = parse_mesh("dp=-1") if mesh is None and jax.process_count() > 1 else mesh
+    if mesh is None and (jax.process_count() > 1 or microbatches > 1):
+        mesh = parse_mesh("dp=-1" if jax.process_count() > 1 else "dp=1")
     where = None if mesh is None else (mesh, layout)
-    run = _Run(rule, steps, None if folder is None else Path(folder), evaluate, options, where)
-    state, position, seconds = run.start(model, key, resume)
-    return run.go(state, batches, position, seconds)
+    rule = skip_bad_steps(rule) if options.on_bad == "skip" else rule
+    path = None if folder is None else Path(folder)
+    run = _Run(rule, steps, path, evaluate, options, where, microbatches, work)
+    return run.go(batches, *run.start(model, key, resume))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +172,9 @@ class _Run:
     folder: Path | None
     evaluate: Evaluate | None
     options: LoopOptions
-    where: tuple[Mesh, Layout] | None = None
+    where: tuple[Mesh, Layout] | None
+    microbatches: int
+    work: Work | None
 
     def start(self, model: PyTree, key: Array, resume: bool) -> tuple[PyTree, int, float]:
         """State, position and seconds at which to begin."""
@@ -162,40 +192,110 @@ class _Run:
         return saved["state"], saved["position"], saved["seconds"]
 
     def go(
-        self, state: PyTree, batches: Callable[[int], PyTree], position: int, seconds: float
+        self, batches: Callable[[int], PyTree], state: PyTree, position: int, seconds: float
     ) -> Outcome:
-        metrics, latest, stopped = {}, {}, False
-        step = self.rule.step if self.where is None else make_step(self.rule, *self.where)
-        batch_at = _placed(batches, self.where)
+        metrics, shown, evaluated, stopped = {}, {}, {}, False
+        step, batch_at = self.rule.step, _placed(batches, self.where)
+        if self.where is not None:
+            step = make_step(self.rule, *self.where, microbatches=self.microbatches)
+        devices = jax.devices()[:1] if self.where is None else list(self.where[0].devices.flat)
+        history, meter = self._watched(position), Meter(self.work, devices)
+        settled, first, figures = self._settled(history), position, self._figures(position)
         begin = time.perf_counter() - seconds
         with (
-            MetricsFile(self.folder if is_first() else None, position) as log,
-            Display(self.steps, position, self.options.progress and is_first()) as display,
+            self._journal(position) as journal,
             stop_request() as asked_to_stop,
-            checkpoints.Saver(None if self.folder is None else self.folder / "checkpoint") as saver,
+            checkpoints.Saver(self._in("checkpoint")) as saver,
+            Trace(self._in("profile"), position + 2, self.options.profile) as trace,
         ):
-            while position < self.steps and not stopped:
+            while position < self.steps and not stopped and not settled:
                 batch = batch_at(position)  # while the device is at the step before
-                jax.block_until_ready(metrics)
+                self._read(figures, metrics, state, position)
+                trace.at(position)
                 state, metrics = step(state, batch)
+                meter.count(position) if position > first else meter.restart()  # not compiling
                 position += 1
                 stopped = asked_to_stop(position)
-                if self._due(self.options.log_every, position) or stopped:
-                    latest |= _finite(metrics, position)
-                    log.write(position, time.perf_counter() - begin, latest)
+                logs = self._due(self.options.log_every, position) or stopped
+                saves = self._due(self.options.checkpoint_every, position) or stopped
+                if logs or saves:
+                    shown = self._read(figures, metrics, state, position)
+                if logs:
+                    row = shown | evaluated | meter.figures()
+                    journal.write(position, time.perf_counter() - begin, row)
+                    journal.show(position, row)
                 if self.evaluate is not None and self._due(self.options.evaluate_every, position):
-                    found = {k: float(v) for k, v in self.evaluate(state).items()}
-                    latest |= found
-                    log.write(position, time.perf_counter() - begin, found)
-                if self._due(self.options.checkpoint_every, position) or stopped:
-                    seconds = time.perf_counter() - begin
-                    saver.save(position, _checkpoint(state, position, seconds))
-                display.show(position, latest)
-        done = position >= self.steps
-        return Outcome(state, position, done, time.perf_counter() - begin, latest)
+                    found = self._evaluate(state, history)
+                    evaluated |= found
+                    journal.write(position, time.perf_counter() - begin, found)
+                    settled = self._settled(history)
+                    meter.restart()
+                if saves or settled:
+                    spent = time.perf_counter() - begin
+                    saver.save(position, _checkpoint(state, position, spent))
+                journal.show(position)
+        done = position >= self.steps or settled
+        return Outcome(state, position, done, time.perf_counter() - begin, shown | evaluated)
 
     def _due(self, every: int, position: int) -> bool:
         return position == self.steps or (every > 0 and position % every == 0)
+
+    def _journal(self, position: int) -> Journal:
+        options = self.options
+        shown = {"progress": options.progress, "tensorboard": options.tensorboard}
+        return Journal(self.folder, position, self.steps, **shown)
+
+    def _in(self, name: str) -> Path | None:
+        return None if self.folder is None else self.folder / name
+
+    def _watched(self, position: int) -> list[float]:
+        """The watched figure of the evaluations so far, from what earlier parts of a run logged."""
+        name, every = self.options.watch, self.options.evaluate_every
+        if not self.options.patience:
+            return []
+        rows = logged(self.folder, position)
+        last = {row["step"]: row[name] for row in rows if name in row and row["step"] % every == 0}
+        return list(last.values())
+
+    def _settled(self, history: list[float]) -> bool:
+        patience = self.options.patience
+        return bool(patience) and since_lowest(history) >= patience
+
+    def _evaluate(self, state: PyTree, history: list[float]) -> dict[str, float]:
+        found = {name: float(value) for name, value in self.evaluate(state).items()}
+        if self.options.patience:
+            if self.options.watch not in found:
+                raise ConfigError(f"watch={self.options.watch!r} is not one of {sorted(found)}")
+            history.append(found[self.options.watch])
+        return found
+
+    def _figures(self, position: int) -> Figures:
+        if self.options.on_bad != "skip":
+            return Figures(None)
+        earlier = [row["skipped"] for row in logged(self.folder, position) if "skipped" in row]
+        return Figures(earlier[-1] if earlier else 0.0)
+
+    def _read(
+        self, figures: Figures, metrics: Mapping[str, Array], state: PyTree, position: int
+    ) -> dict[str, float]:
+        """Waits for a step and reads its metrics.
+
+        Raises:
+          NumericalError: one is not finite, and such steps are not left out.
+        """
+        found = figures.read(metrics, position)
+        if not figures.bad or figures.skipped is not None:
+            return found
+        path = first_bad(state)
+        where = "all of the state is finite" if path is None else f"the first bad part is {path}"
+        folder = self._in("failed")
+        if folder is not None:
+            io.save(folder, _checkpoint(state, position, 0.0))
+            where += f" (saved in {folder})"
+        raise NumericalError(
+            f"step {position}: {figures.bad}; {where}; lower the learning rate, clip, or lengthen "
+            "the warm-up, and resume from the last checkpoint, or skip such steps"
+        )
 
 
 def _placed(
@@ -213,14 +313,3 @@ def _placed(
 
 def _checkpoint(state: PyTree, position: int, seconds: float) -> dict[str, PyTree]:
     return {"position": position, "seconds": seconds, "state": state}
-
-
-def _finite(metrics: Mapping[str, Array], position: int) -> dict[str, float]:
-    found = {name: float(value) for name, value in metrics.items()}
-    bad = {name: value for name, value in found.items() if not np.isfinite(value)}
-    if bad:
-        raise NumericalError(
-            f"step {position}: {bad}; lower the learning rate, clip, or lengthen the warm-up, and "
-            "resume from the last checkpoint"
-        )
-    return found

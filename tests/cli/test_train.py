@@ -142,6 +142,49 @@ def test_sigterm_in_a_process_and_resumed_to_the_same_bits(config, tmp_path):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
+def test_accumulation_and_bfloat16_learn_alike(config, tmp_path):
+    short = config.read_text().replace("steps = 40", "steps = 6").replace("muon", "adamw")
+    found = {}
+    for name, more in {
+        "plain": "",
+        "parts": "microbatches = 2",
+        "mixed": 'compute = "bfloat16"',
+    }.items():
+        config.write_text(f"{short}\n{more}\n")
+        run(read_config(config, TrainConfig), tmp_path / name)
+        found[name] = [row["loss"] for row in rows(tmp_path / name) if "loss" in row]
+    np.testing.assert_allclose(found["parts"], found["plain"], atol=1e-4)
+    np.testing.assert_allclose(found["mixed"], found["plain"], atol=0.05)
+    assert found["mixed"] != found["plain"]
+    assert all(row["tokens_per_second"] > 0 for row in rows(tmp_path / "plain")[1:6])
+
+
+def test_a_dry_run_prints_the_plan_and_does_nothing(config, tmp_path, capsys):
+    config.write_text(config.read_text() + 'mesh = "dp=2"\n')
+    assert train(config, out=tmp_path / "run", dry_run=True) == 0
+    printed = capsys.readouterr().out
+    for part in ("backprop, 40 steps", "1,280", "2 rows of 16 tokens", "dp=2", "MiB"):
+        assert part in printed
+    assert not (tmp_path / "run").exists()
+    config.write_text(config.read_text().replace("dp=2", "dp=3"))
+    with pytest.raises(ConfigError, match="axis 'batch' of size 2"):
+        train(config, out=tmp_path / "run", dry_run=True)
+
+
+def test_a_run_of_another_place_or_an_older_version_goes_on(config, tmp_path):
+    settings = read_config(config, TrainConfig)
+    half = dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=4))
+    out = tmp_path / "run"
+    run(half, out)
+    record = json.loads((out / "run.json").read_text())
+    del record["config"]["run"]["microbatches"], record["versions"]  # as they were not yet known
+    record["threads"] += 1
+    (out / "run.json").write_text(json.dumps(record))
+    other = dataclasses.replace(half.run, steps=6, on_bad="skip", log_every=3)
+    with pytest.warns(UserWarning, match=r"with threads \d+, not \d+: the last bits may differ"):
+        assert run(dataclasses.replace(half, run=other), out, resume=True)["steps"] == 6
+
+
 def test_text_of_files(config, tmp_path):
     data = read_config(config, TrainConfig).data
     text, held, identity = load_text(data)
@@ -159,6 +202,9 @@ def test_text_of_files(config, tmp_path):
     [
         ("steps = 40", "steps = 0", "steps=0 must be at least 1"),
         ("steps = 40", 'steps = 4\ndtype = "int4"', "dtype='int4' is not one of"),
+        ("steps = 40", 'steps = 4\ncompute = "int4"', "compute='int4' is not one of"),
+        ("steps = 40", "steps = 4\nmicrobatches = 0", "microbatches=0 must be at least 1"),
+        ("steps = 40", 'steps = 4\non_bad = "go"', "on_bad='go' is not one of"),
         ("[model]", 'rule = "forward"\n[model]', r"rule='forward' is not one of \['backprop'\]"),
         ("stride = 8", "stride = 80", "stride=80 must lie between"),
         ("heads = 1\nkv", "heads = 3\nkv_heads = 2 #", "not a multiple"),

@@ -8,7 +8,7 @@ import pytest
 
 from ffnlab import tree
 from ffnlab.errors import SelectionError
-from ffnlab.learning import backprop, next_token
+from ffnlab.learning import backprop, computed_in, next_token
 from ffnlab.models import Decoder, DecoderConfig
 from tests.compiles import counted
 
@@ -108,3 +108,17 @@ def test_same_key_same_bits(key):
 
     for a, b in zip(run(), run(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_mixed_precision_rounds_the_step_and_keeps_the_masters(key):
+    model = {"w": jnp.full((4, 4), 1 + 2**-12), "codes": jnp.arange(3)}
+
+    def loss(model, batch):
+        assert model["w"].dtype == jnp.bfloat16 and model["codes"].dtype == jnp.int32
+        return jnp.sum(model["w"].astype(jnp.float32) * batch), {}
+
+    rule = backprop(computed_in("bfloat16", loss), optax.sgd(2.0**-14))
+    state, metrics = rule.step(rule.init(model, key), jnp.ones((4, 4)))
+    assert metrics["loss"] == 16, "the rounded parameters are 1"
+    np.testing.assert_array_equal(state.model["w"], np.full((4, 4), 1 + 2**-12 - 2**-14))
+    assert state.model["w"].dtype == jnp.float32

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 import threading
 from typing import NamedTuple
 
@@ -13,9 +14,9 @@ import pytest
 
 from ffnlab import io
 from ffnlab.data import held_out_windows
-from ffnlab.errors import ConfigError, FormatError, NumericalError
+from ffnlab.errors import ConfigError, FormatError, MissingExtraError, NumericalError
 from ffnlab.learning import backprop
-from ffnlab.parallel import LoopOptions, checkpoints, held_out_bits, train
+from ffnlab.parallel import LoopOptions, checkpoints, held_out_bits, parse_mesh, rates, train
 from ffnlab.parallel.signals import stop_request
 from ffnlab.rule import Rule
 
@@ -201,3 +202,115 @@ def test_held_out_bits_of_a_known_model():
         [np.log2(probabilities[a][b]) for a, b in zip(text[:-1], text[1:], strict=True)]
     )
     assert found == pytest.approx(expected, rel=1e-6)
+
+
+def exploding(at: int) -> Rule:
+    """Counts, until the batch of one step makes a part of its state infinite."""
+
+    def step(state, batch):
+        grown = jnp.where(batch.sum() == at, jnp.inf, state["b"][0] + 1.0)
+        return {"a": state["a"] + 1, "b": [grown]}, {"size": grown}
+
+    return Rule(
+        "exploding",
+        lambda model, key: {"a": jnp.int32(0), "b": [jnp.float32(model)]},
+        jax.jit(step),
+        lambda state, inputs: state["b"][0],
+    )
+
+
+def test_a_step_that_is_not_finite_is_named_and_its_state_kept(key, tmp_path):
+    options = LoopOptions(log_every=0, checkpoint_every=2)
+    where = r"step 6: \{'size': inf\}; the first bad part is \['b'\]\[0\] \(saved in .*failed\)"
+    with pytest.raises(NumericalError, match=where):
+        train(exploding(5), 0.0, np.asarray, 9, key=key, folder=tmp_path, options=options)
+    like = {"position": 0, "seconds": 0.0, "state": {"a": jnp.int32(0), "b": [jnp.float32(0)]}}
+    failed = io.restore(tmp_path / "failed", like)
+    assert failed["position"] == 6 and failed["state"]["a"] == 6
+    assert checkpoints.restore(tmp_path / "checkpoint", like)["position"] == 4
+
+
+@pytest.mark.parametrize("mesh", [None, "dp=2"])
+def test_bad_steps_are_left_out_and_counted_also_after_an_interruption(key, tmp_path, mesh):
+    def run(steps):
+        return train(
+            exploding(10),
+            0.0,
+            lambda position: np.full(2, position),
+            steps,
+            key=key,
+            folder=tmp_path,
+            resume=True,
+            options=LoopOptions(log_every=1, on_bad="skip"),
+            mesh=parse_mesh(mesh) if mesh else None,
+        )
+
+    assert run(7).metrics == {"size": 6.0, "skipped": 1.0}
+    assert [row.get("size") for row in rows(tmp_path)] == [1, 2, 3, 4, 5, None, 6]
+    last = run(9)
+    assert last.metrics == {"size": 8.0, "skipped": 1.0}
+    assert last.state["a"] == 8, "no part of a bad step is kept"
+    with pytest.raises(ConfigError, match="on_bad='ignore'"):
+        LoopOptions(on_bad="ignore")
+
+
+def test_a_run_that_no_longer_improves_stops_and_stays_stopped(key, tmp_path):
+    figures = {2: 3.0, 4: 1.0, 6: 2.0, 8: 1.0, 10: 0.5}
+    options = LoopOptions(log_every=0, evaluate_every=2, watch="cost", patience=2)
+
+    position = []
+
+    def counted(step):
+        position.append(step + 1)
+        return numbers(step)
+
+    def go(steps, watched="cost"):
+        return train(
+            counting(),
+            MODEL,
+            counted,
+            steps,
+            key=key,
+            folder=tmp_path / watched,
+            resume=True,
+            evaluate=lambda state: {watched: figures[position[-1]]},
+            options=options,
+        )
+
+    assert go(6).position == 6
+    stopped = go(12)  # it remembers what was evaluated before
+    assert stopped.finished and stopped.position == 8
+    assert checkpoints.steps(tmp_path / "cost" / "checkpoint") == [8, 6]
+    again = go(12)
+    assert again.finished and again.position == 8
+    with pytest.raises(ConfigError, match=r"watch='cost' is not one of \['price'\]"):
+        go(12, "price")
+    with pytest.raises(ConfigError, match="patience=1 needs a figure to watch"):
+        LoopOptions(patience=1)
+
+
+def test_rates_are_logged_where_the_work_is_known(key, tmp_path, monkeypatch):
+    monkeypatch.setitem(rates.PEAKS, "cpu", 1e9)
+    work = rates.Work(lambda position: 8, flops=1e3)
+    options = LoopOptions(log_every=2)
+    train(counting(), MODEL, numbers, 6, key=key, folder=tmp_path, options=options, work=work)
+    for row in rows(tmp_path):
+        assert row["tokens_per_second"] > 0
+        assert row["mfu"] == pytest.approx(row["tokens_per_second"] * 1e3 / 1e9)
+    assert rates.peak("NVIDIA H100 PCIe") < rates.peak("NVIDIA H100 80GB HBM3")
+    assert rates.peak("an abacus") is None
+
+
+def test_event_files_and_a_trace(key, tmp_path):
+    options = LoopOptions(log_every=2, tensorboard=True, profile=2)
+    train(counting(), MODEL, numbers, 6, key=key, folder=tmp_path, options=options)
+    (events,) = (tmp_path / "events").iterdir()
+    assert events.name.startswith("events.out.tfevents") and b"kinds" in events.read_bytes()
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_missing_writer_of_events_is_named(key, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    options = LoopOptions(tensorboard=True)
+    with pytest.raises(MissingExtraError, match=r"ffnlab\[log\]"):
+        train(counting(), MODEL, numbers, 2, key=key, folder=tmp_path, options=options)

@@ -1,0 +1,181 @@
+"""What a training run is: its TOML tables, and the rule, model and batches that they make."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from ffnlab.data import TextBatches
+from ffnlab.errors import ConfigError
+from ffnlab.learning import (
+    Extension,
+    OptimizerConfig,
+    backprop,
+    computed_in,
+    make_optimizer,
+    next_token,
+)
+from ffnlab.models import Decoder, DecoderConfig, remat, stack
+from ffnlab.models.account import flops_per_token
+from ffnlab.parallel import LoopOptions, Work
+from ffnlab.rule import Rule
+
+__all__ = ["RULES", "DataConfig", "RunConfig", "TrainConfig", "batches_of", "fresh", "window"]
+
+WATCHED = "held_out_bits"  # what evaluations of a run are called, and early stopping looks at
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The text and how it is cut.
+
+    Attributes:
+      text: "stdlib" (the running interpreter's standard library), or files to train on.
+      held_out: files to score on; only with files to train on, whose last tenth serves without.
+      batch: rows of a batch.
+      length: predictions in a row.
+      stride: of the held-out windows.
+    """
+
+    text: str | tuple[str, ...] = "stdlib"
+    held_out: tuple[str, ...] = ()
+    batch: int = 8
+    length: int = 256
+    stride: int = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """How long, how often, and from which seed.
+
+    Attributes:
+      steps: batches in all.
+      seed: of the weights, and of the order of the text.
+      log_every, evaluate_every, checkpoint_every: in steps, see `ffnlab.parallel.LoopOptions`.
+      dtype: of the saved parameters, "float32" or "bfloat16".
+      mesh: of devices, "dp=2,fsdp=2,tp=2" (`ffnlab.parallel.parse_mesh`); "" for one device.
+      scan: stack the layers and scan over them, so that compiling does not grow with depth.
+      remat: what layers keep for the backward pass (`ffnlab.models.remat`); "" for everything.
+      microbatches: parts of a batch whose gradients are added up before the optimizer's step.
+      compute: dtype that parameters are rounded to for a step, "float32" or "bfloat16"; the trained
+        ones are float32.
+      on_bad: a step that is not finite ends the run ("stop") or is left out ("skip").
+      patience: evaluations in a row without a new lowest figure after which the run stops; 0 for
+        never.
+    """
+
+    steps: int
+    seed: int = 0
+    log_every: int = 20
+    evaluate_every: int = 0
+    checkpoint_every: int = 200
+    dtype: str = "bfloat16"
+    mesh: str = ""
+    scan: bool = False
+    remat: str = ""
+    microbatches: int = 1
+    compute: str = "float32"
+    on_bad: str = "stop"
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ConfigError(f"steps={self.steps} must be at least 1")
+        if self.microbatches < 1:
+            raise ConfigError(f"microbatches={self.microbatches} must be at least 1")
+        for name in ("dtype", "compute"):
+            if getattr(self, name) not in ("float32", "bfloat16"):
+                found = getattr(self, name)
+                raise ConfigError(f"{name}={found!r} is not one of 'float32', 'bfloat16'")
+        self.loop()
+
+    def loop(self, **more: bool | int) -> LoopOptions:
+        """The loop's options, of which some come from the command line."""
+        return LoopOptions(
+            self.log_every,
+            self.evaluate_every,
+            self.checkpoint_every,
+            on_bad=self.on_bad,
+            watch=WATCHED,
+            patience=self.patience,
+            **more,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A whole training run; a TOML file has one table per part.
+
+    Attributes:
+      model: sizes of the Decoder.
+      run: steps, seed, intervals.
+      data: text and batches.
+      optimizer: for rules that take one.
+      extension: steps after those of `run`, with longer rows; scoring then uses their length.
+      rule: name of the learning rule, a key of `RULES`.
+    """
+
+    model: DecoderConfig
+    run: RunConfig
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    extension: Extension = Extension()
+    rule: str = "backprop"
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise ConfigError(f"rule={self.rule!r} is not one of {sorted(RULES)}")
+
+
+def _backprop(config: TrainConfig) -> Rule:
+    key = jax.random.key(config.run.seed)
+    steps, more, parts = config.run.steps, config.extension, config.run.microbatches
+    optimizer = make_optimizer(config.optimizer, steps, more, key=key)
+    if parts > 1:
+        optimizer = optax.MultiSteps(optimizer, parts).gradient_transformation()
+    loss = next_token
+    if config.run.compute != "float32":
+        loss = computed_in(config.run.compute, loss)
+    return backprop(loss, optimizer)
+
+
+# The only place where a name becomes a rule.
+RULES: dict[str, Callable[[TrainConfig], Rule]] = {"backprop": _backprop}
+
+
+def fresh(settings: TrainConfig, key: Array) -> Decoder:
+    """The model that a run starts from."""
+    model = Decoder(settings.model, key=key)
+    model = stack(model) if settings.run.scan else model
+    return remat(model, settings.run.remat or None)
+
+
+def batches_of(settings: TrainConfig, text: bytes) -> Callable[[int], np.ndarray]:
+    """Batches by position: those of `data`, then those of the extension."""
+    data, more, steps = settings.data, settings.extension, settings.run.steps
+    short = TextBatches(text, data.batch, data.length, settings.run.seed, "the training text")
+    if not more.steps:
+        return short
+    long = TextBatches(text, more.batch, more.length, settings.run.seed + 1, "the training text")
+    return lambda position: short(position) if position < steps else long(position - steps)
+
+
+def window(settings: TrainConfig) -> tuple[int, int]:
+    """Length and stride of the held-out windows: the longest rows trained on."""
+    data, more = settings.data, settings.extension
+    return (more.length, more.length // 2) if more.steps else (data.length, data.stride)
+
+
+def work_of(settings: TrainConfig, model: Decoder) -> Work:
+    """What a step does: tokens predicted, and the operations of a forward and a backward pass.
+
+    The backward pass counts twice the forward one; what is computed again (remat) does not count.
+    Attention counts half of the longest row, which a token attends to on average.
+    """
+    data, more, steps = settings.data, settings.extension, settings.run.steps
+    short, long = data.batch * data.length, more.batch * more.length
+    forward = flops_per_token(model, -(-data.length // 2))
+    return Work(lambda position: short if position < steps else long, 3 * forward)

@@ -1,0 +1,90 @@
+"""How fast a run goes: tokens per second, and the part of the devices' peak that it uses.
+
+    MFU = tokens/s * operations per token / (devices * peak of a device)
+
+Peaks are of dense bfloat16 products, from the vendors' data sheets; where none is known (CPUs)
+there is no MFU.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+
+__all__ = ["PEAKS", "Meter", "Work"]
+
+# FLOP/s of one device, by the start of the name that jax gives its kind; the longest start counts.
+PEAKS = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA L4": 121e12,
+    "Tesla V100": 125e12,
+    "Tesla T4": 65e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a step does, for the rates that are logged.
+
+    Attributes:
+      tokens: position -> tokens of its batch, of all processes.
+      flops: operations that a token needs in a step; 0 where it is not known.
+    """
+
+    tokens: Callable[[int], int]
+    flops: float = 0.0
+
+
+def peak(kind: str) -> float | None:
+    """The peak of a kind of device, FLOP/s; None where it is not known.
+
+    >>> peak("NVIDIA H100 80GB HBM3") / 1e12
+    989.0
+    """
+    names = [name for name in PEAKS if kind.startswith(name)]
+    return PEAKS[max(names, key=len)] if names else None
+
+
+class Meter:
+    """Counts the tokens of steps; the time of evaluations and of compiling is left out.
+
+    Attributes:
+      work: what a step does; None for no figures.
+      devices: those that take part.
+    """
+
+    def __init__(self, work: Work | None, devices: Sequence[jax.Device]):
+        self.work = work
+        each = peak(devices[0].device_kind)
+        self.peak = None if each is None else each * len(devices)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins to count."""
+        self.tokens, self.since = 0, time.perf_counter()
+
+    def count(self, position: int) -> None:
+        """Counts the batch of a position."""
+        if self.work is not None:
+            self.tokens += self.work.tokens(position)
+
+    def figures(self) -> dict[str, float]:
+        """ "tokens_per_second" and where it is known "mfu", since the last call; begins again."""
+        tokens, seconds = self.tokens, time.perf_counter() - self.since
+        self.restart()
+        if self.work is None or not tokens:
+            return {}
+        found = {"tokens_per_second": tokens / seconds}
+        if self.peak is not None and self.work.flops:
+            found["mfu"] = tokens / seconds * self.work.flops / self.peak
+        return found
