@@ -24,7 +24,7 @@ from pallas_kernels import _compat, quantize
 from pallas_kernels.numerics import to_e4m3
 from pallas_kernels.w4a8 import decode, plan
 from pallas_kernels.w4a8.packed import split_columns, unpack_tiles
-from pallas_kernels.w4a8.tiles import Padding
+from pallas_kernels.tiles import Padding
 
 WORD_SHAPE = (8, 128)
 
