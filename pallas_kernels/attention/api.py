@@ -1,16 +1,55 @@
-"""The public prefill attention: checks, tile size, choice of backend."""
+"""The public prefill attention: checks, tile size, choice of backend, gradient."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 
 from pallas_kernels import backend as registry
 from pallas_kernels.attention import reference, xla
 
-# A GPU kernel is one more entry in front.
+DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+SM90 = "pallas_kernels.attention.sm90"
+SM90_TILE = 128  # more keys at a time spill registers
+SHORT = 64  # fewer queries than this leave most of a block of 128 idle
+
+
+def refuse_sm90(*, q, k, v, tile, precision, named):
+    """Why the Hopper kernel cannot take a call, or None."""
+    d, tile = q.shape[-1], tile or SM90_TILE
+    codes = (k.dtype, v.dtype) == (jnp.int8, jnp.int8)
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"takes bfloat16 or float16 queries, got {q.dtype}"
+    if precision == "fp8" and not codes:
+        return f"takes int8 codes with precision 'fp8', got {k.dtype} and {v.dtype}"
+    if not codes and not k.dtype == v.dtype == q.dtype:
+        return f"takes keys and values in q's dtype or int8 codes, got {k.dtype} and {v.dtype}"
+    if d not in (64, 128) or tile % 64 or not 64 <= tile <= SM90_TILE:
+        return f"takes heads of 64 or 128 channels and tiles of 64 or 128 keys, got {d} and {tile}"
+    if not named and q.shape[1] < SHORT:
+        return f"takes {SHORT} queries or more unless asked for by name, got {q.shape[1]}"
+    return None
+
+
 BACKENDS = (
+    registry.Backend(
+        "sm90",
+        registry.lazy(SM90, "prefill"),
+        platforms=("gpu",),
+        refuse=refuse_sm90,
+        at_least=(9, 0),
+        below=(10, 0),
+    ),
     registry.Backend("xla", xla.prefill),
     registry.Backend("reference", reference.prefill, automatic=False),
+    registry.Backend(
+        "sm90_interpret",
+        registry.lazy(SM90, "prefill", interpret=True),
+        refuse=refuse_sm90,
+        automatic=False,
+        jax=registry.INTERPRETER,
+    ),
 )
-DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
 def prefill(
@@ -23,12 +62,13 @@ def prefill(
     scale=None,
     tile=None,
     precision="float32",
+    window=None,
     out_dtype=None,
     backend=None,
 ):
     """Causal attention of a whole prompt over float or INT4 keys and values.
 
-    y[i] = sum_j softmax_j(scale * q[i] . k[j]) v[j]   over keys j <= i + s - t
+    y[i] = sum_j softmax_j(scale * q[i] . k[j]) v[j]   over keys p - window < j <= p = i + s - t
 
     A NaN in a query makes its row NaN, one in a key or value every row that sees it. A query of
     zeros sees all its keys alike.
@@ -39,11 +79,15 @@ def prefill(
         heads a multiple of kv.
       k_scale, v_scale: [b, s, kv], float32, bfloat16 or float8_e4m3fn: per token and head.
       scale: multiplies the scores; 1 / sqrt(d) when None.
-      tile: keys taken at a time, >= 1; when None 256 for d <= 64, 128 for d <= 128, else 64.
-      precision: "float32"; or "fp8": queries to e4m3 per token and head, scores to float16,
-        exponentials times 448 to e4m3.
+      tile: keys taken at a time, >= 1; when None 128 on Hopper, elsewhere 256 for d <= 64, 128 for
+        d <= 128, else 64.
+      precision: "float32" (sums; a GPU multiplies 16-bit operands as they are, and exponentials in
+        their dtype); or "fp8": queries to e4m3 per token and head, scores to float16, exponentials
+        times 448 to e4m3.
+      window: how many keys up to its own position a query sees, >= 1; all when None.
       out_dtype: q's dtype when None.
-      backend: None (chosen by platform), "xla" (FireQ's three-stage order) or "reference".
+      backend: None (chosen by platform), "sm90" (Hopper), "sm90_interpret" (its body on any device,
+        slowly), "xla" (FireQ's three-stage order) or "reference".
     Returns:
       [b, t, heads, d].
     Raises:
@@ -55,18 +99,47 @@ def prefill(
     >>> prefill(one, one, one).tolist()
     [[[[1.0, 1.0]]]]
     """
-    check(q, k, v, k_scale, v_scale, tile=tile, precision=precision)
-    d = q.shape[-1]
-    tile = tile or (256 if d <= 64 else 128 if d <= 128 else 64)
-    chosen = registry.choose(BACKENDS, backend, q=q, k=k, tile=tile, precision=precision)
+    check(q, k, v, k_scale, v_scale, tile=tile, precision=precision, window=window)
+    facts = {"q": q, "k": k, "v": v, "tile": tile, "precision": precision}
+    chosen = registry.choose(BACKENDS, backend, **facts, named=backend is not None)
     ones = jnp.ones(k.shape[:-1], jnp.float32)
     k_scale, v_scale = (ones if x is None else x.astype(jnp.float32) for x in (k_scale, v_scale))
-    scale = d**-0.5 if scale is None else scale
-    y = chosen.run(q, k, v, k_scale, v_scale, scale=scale, tile=tile, precision=precision)
+    fused, d = chosen.name.startswith("sm90"), q.shape[-1]
+    options = {
+        "scale": d**-0.5 if scale is None else scale,
+        "tile": tile or (SM90_TILE if fused else 256 if d <= 64 else 128 if d <= 128 else 64),
+        "precision": precision,
+        "window": window,
+    }
+    operands = q, k, v, k_scale, v_scale
+    if fused:
+        y = attend(chosen.run, tuple(options.items()), *operands)
+    else:
+        y = chosen.run(*operands, **options)
     return y.astype(out_dtype or q.dtype)
 
 
-def check(q, k, v, k_scale, v_scale, *, tile, precision):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def attend(run, options, *operands):
+    """run(...) with the gradient of the XLA form, whose tiles are computed again."""
+    return run(*operands, **dict(options))
+
+
+def attend_forward(run, options, *operands):
+    """The output, and the operands for the gradient."""
+    return attend(run, options, *operands), operands
+
+
+def attend_backward(run, options, operands, dy):
+    """Cotangents of the operands; codes get float0."""
+    _, pull = jax.vjp(functools.partial(xla.prefill, **dict(options)), *operands)
+    return pull(dy.astype(jnp.float32))
+
+
+attend.defvjp(attend_forward, attend_backward)
+
+
+def check(q, k, v, k_scale, v_scale, *, tile, precision, window):
     """Raises ValueError unless the operands of `prefill` fit each other."""
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
         raise ValueError(
@@ -92,3 +165,5 @@ def check(q, k, v, k_scale, v_scale, *, tile, precision):
         raise ValueError(f"tile={tile}; it takes a number of keys >= 1")
     if precision not in ("float32", "fp8"):
         raise ValueError(f"precision={precision!r}; accepted: 'float32', 'fp8'")
+    if window is not None and window < 1:
+        raise ValueError(f"window={window}; it takes a number of keys >= 1, or None")

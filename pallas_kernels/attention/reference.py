@@ -1,6 +1,6 @@
 """Causal attention for prefill: the meaning, in plain jnp and float32.
 
-    s[i, j] = scale * sum_d q[i, d] k[j, d]        for keys j <= i + (keys - queries)
+    s[i, j] = scale * sum_d q[i, d] k[j, d]        for keys p - window < j <= p = i + keys - queries
     y[i] = sum_j softmax_j(s[i]) v[j]
 
 precision "fp8" rounds as FireQ's kernel (arXiv 2505.20839) does: queries to e4m3 per token and
@@ -55,14 +55,15 @@ def rounded_queries(q, precision):
     return codes.astype(jnp.float32), scale
 
 
-def visible(queries, first_key, keys, count):
+def visible(queries, first_key, keys, count, window):
     """Which of `count` keys from `first_key` on each query sees, [queries, count] bool."""
     position = jnp.arange(queries)[:, None] + (keys - queries)
     key = first_key + jnp.arange(count)[None]
-    return (key <= position) & (key < keys)
+    seen = (key <= position) & (key < keys)
+    return seen if window is None else seen & (key > position - window)
 
 
-def prefill(q, k, v, k_scale, v_scale, *, scale, tile, precision):
+def prefill(q, k, v, k_scale, v_scale, *, scale, tile, precision, window):
     """The formula above, with all scores at once.
 
     Args:
@@ -72,6 +73,7 @@ def prefill(q, k, v, k_scale, v_scale, *, scale, tile, precision):
       scale: multiplies the scores.
       tile: not used: nothing here is tiled.
       precision: "float32" or "fp8".
+      window: keys a query sees, or None for all before it.
     Returns:
       [b, t, heads, d] float32.
     """
@@ -80,7 +82,7 @@ def prefill(q, k, v, k_scale, v_scale, *, scale, tile, precision):
     k, v = (x.astype(jnp.float32).transpose(0, 2, 1, 3) for x in (k, v))
     k_scale, v_scale = k_scale.transpose(0, 2, 1), v_scale.transpose(0, 2, 1)
     logits = scores(q, q_scale, k, k_scale, scale=scale, precision=precision)
-    logits = jnp.where(visible(t, 0, s, s), logits, -jnp.inf)
+    logits = jnp.where(visible(t, 0, s, s, window), logits, -jnp.inf)
     p = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     values = v * v_scale[..., None]
     y = jnp.einsum("bkgtn,bknd->bkgtd", weights(p, precision), values, precision="highest")

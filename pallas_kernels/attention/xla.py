@@ -44,8 +44,10 @@ class Softmax(NamedTuple):
 def softmax_step(state, s):
     """Takes the scores of the next tile into m, l and p, and rescales o."""
     m = jnp.maximum(state.m, jnp.max(s, axis=-1, keepdims=True))
-    shrink = jnp.exp(state.m - m)
-    p = jnp.exp(s - m)
+    # A query with a window may see no key of the first tiles.
+    base = jnp.where(m == -jnp.inf, jnp.float32(0), m)
+    shrink = jnp.exp(state.m - base)
+    p = jnp.exp(s - base)
     return Softmax(p, m, state.l * shrink + jnp.sum(p, axis=-1, keepdims=True), state.o * shrink)
 
 
@@ -56,7 +58,7 @@ def tiles(x, tile):
     return jnp.moveaxis(x, (1, 3), (0, 2))
 
 
-def prefill(q, k, v, k_scale, v_scale, *, scale, tile, precision):
+def prefill(q, k, v, k_scale, v_scale, *, scale, tile, precision, window):
     """Same contract as `reference.prefill`.
 
     Args:
@@ -64,6 +66,7 @@ def prefill(q, k, v, k_scale, v_scale, *, scale, tile, precision):
       scale: multiplies the scores.
       tile: keys per tile.
       precision: "float32" or "fp8".
+      window: keys a query sees, or None for all before it.
     Returns:
       [b, t, heads, d] float32.
     """
@@ -74,7 +77,7 @@ def prefill(q, k, v, k_scale, v_scale, *, scale, tile, precision):
 
     def score(i, k, k_scale):
         logits = scores(q, q_scale, k, k_scale, scale=scale, precision=precision)
-        return jnp.where(visible(t, i * tile, s, tile), logits, -jnp.inf)
+        return jnp.where(visible(t, i * tile, s, tile, window), logits, -jnp.inf)
 
     def gather(state, v):
         product = jnp.einsum(

@@ -13,7 +13,8 @@ from tests.compiles import counted
 
 TILE = 16
 attend = jax.jit(
-    functools.partial(prefill, tile=TILE), static_argnames=("precision", "scale", "backend")
+    functools.partial(prefill, tile=TILE),
+    static_argnames=("precision", "scale", "backend", "window"),
 )
 # The card: 1e-5 in float32 mode, sums of up to 112 keys in another order.
 EXACT = 1e-5
@@ -25,7 +26,7 @@ def qkv(key, t, s=None, heads=4, kv_heads=2, d=8):
     return [jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True)]
 
 
-def plain(q, k, v, scale=None):
+def plain(q, k, v, scale=None, window=None):
     """Causal attention in float64, one head after the other."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     (t, heads, d), (s, kv_heads) = q.shape[1:], k.shape[1:3]
@@ -33,7 +34,10 @@ def plain(q, k, v, scale=None):
     for h in range(heads):
         g = h // (heads // kv_heads)
         scores = np.einsum("btd,bsd->bts", q[:, :, h], k[:, :, g]) * (scale or d**-0.5)
-        scores[:, ~np.tril(np.ones((t, s), bool), s - t)] = -np.inf
+        seen = np.tril(np.ones((t, s), bool), s - t)
+        if window is not None:
+            seen &= ~np.tril(seen, s - t - window)
+        scores[:, ~seen] = -np.inf
         p = np.exp(scores - scores.max(-1, keepdims=True))
         y[:, :, h] = p @ v[:, :, g] / p.sum(-1, keepdims=True)
     return y
@@ -46,6 +50,14 @@ def test_equals_plain_attention(tiles, ragged, backend, key):
     q, k, v = qkv(key, tiles * TILE - ragged)
     y = attend(q, k, v, backend=backend)
     np.testing.assert_allclose(y, plain(q, k, v), rtol=EXACT, atol=EXACT)
+
+
+@pytest.mark.parametrize("backend", ["xla", "reference"])
+@pytest.mark.parametrize("window", [1, 5, 16, 40, 99])
+def test_a_window_hides_older_keys(window, backend, key):
+    q, k, v = qkv(key, 37, 53)
+    y = attend(q, k, v, window=window, backend=backend)
+    np.testing.assert_allclose(y, plain(q, k, v, window=window), rtol=EXACT, atol=EXACT)
 
 
 @pytest.mark.parametrize("heads", [(1, 1), (4, 4), (6, 2), (3, 1)])
@@ -143,7 +155,9 @@ def test_the_program_does_not_grow_with_the_number_of_tiles(key):
         ({"k_scale": jnp.ones((1, 4))}, r"k_scale must be \(1, 4, 1\)"),
         ({"tile": 0}, "tile=0"),
         ({"precision": "bf16"}, "'float32', 'fp8'"),
-        ({"backend": "sm90"}, "'xla', 'reference'"),
+        ({"window": 0}, "window=0"),
+        ({"backend": "sm80"}, "'sm90', 'xla', 'reference'"),
+        ({"backend": "sm90"}, "sm90: runs on gpu, this is cpu"),
     ],
 )
 def test_bad_operands_name_themselves(change, message):
