@@ -40,9 +40,9 @@ $(VENV)/run.stamp: pyproject.toml $(PINS)
 	@touch $@
 
 $(VENV)/test.stamp: pyproject.toml $(PINS)
-	@echo "installing ffnlab with the extras 'run', 'test', 'dev' into $(VENV) (once; a few minutes)"
+	@echo "installing ffnlab with the extras run, data, log, test and dev into $(VENV) (once; a few minutes)"
 	@test -x $(VENV)/bin/python || $(PY) -m venv $(VENV)
-	@$(VENV)/bin/python $(PIP) -e '.[run,test,dev]'
+	@$(VENV)/bin/python $(PIP) -e '.[run,data,log,test,dev]'
 	@touch $@ $(VENV)/run.stamp
 
 $(PARITY)/parity.stamp: pyproject.toml $(PINS)
