@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["loading", "model", "sparse"]
+__all__ = ["loading", "loop", "model", "sparse"]
 
 
 def model(
@@ -75,3 +75,16 @@ def loading() -> None:
 
     for dtype, peak in peaks().items():
         print(f"from {dtype}: {peak:.2f} times the size of the loaded model")
+
+
+def loop(*, milliseconds: int = 100, steps: int = 200) -> None:
+    """Measures what the training loop adds to steps of a given time.
+
+    Args:
+      milliseconds: of a step.
+      steps: of the run; the state, of the embedded model's size, is saved once.
+    """
+    from ffnlab.bench.loop import overhead
+
+    ratio = overhead(milliseconds / 1000, steps)
+    print(f"the loop adds {100 * (ratio - 1):.2f} % to steps of {milliseconds} ms")
