@@ -36,7 +36,15 @@ METHODS = FLOORS[4]
 
 # Packages of extras, imported inside functions only, through `ffnlab.errors.require`.
 OPTIONAL = {
-    *("array_record", "compressed_tensors", "grain", "huggingface_hub", "jax_triton", "lm_eval"),
+    *(
+        "PIL",
+        "array_record",
+        "compressed_tensors",
+        "grain",
+        "huggingface_hub",
+        "jax_triton",
+        "lm_eval",
+    ),
     *("matplotlib", "qwix", "sklearn", "tensorboardX", "tensorflow", "tensorflow_datasets"),
     *("tokenizers", "torch", "transformers", "triton", "tyro"),
 }

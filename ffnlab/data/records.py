@@ -8,7 +8,7 @@ is the same whoever reads it, with however many threads, from whatever position 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -98,7 +98,7 @@ class RecordBatches:
 class Reader:
     """Elements of an endless Grain dataset by position; those that follow are read ahead."""
 
-    def __init__(self, dataset: object, threads: int):
+    def __init__(self, dataset: Any, threads: int):
         """Wraps a `grain.MapDataset`; with no threads it is asked directly."""
         self.dataset, self.next, self.elements = dataset, 0, None
         if threads:

@@ -6,7 +6,7 @@ ids as one array and use the same windows.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,9 +90,21 @@ class TextBatches:
 
     def __call__(self, position: int) -> Int[np.ndarray, "b t"]:
         """Batch number `position` (>= 0): [batch, length + 1] int32."""
+        return self._rows(position, 0, self.batch)
+
+    def part(self, index: int, count: int) -> Callable[[int], Int[np.ndarray, "r t"]]:
+        """The same batches, of each only the rows of part `index` of `count` equal ones.
+
+        Raises:
+          FFNLabError: `count` does not divide the batch.
+        """
+        first, size = rows_of_part(self.batch, index, count)
+        return lambda position: self._rows(position, first, size)
+
+    def _rows(self, position: int, first: int, size: int) -> Int[np.ndarray, "r t"]:
         epoch, index = divmod(position, self.per_epoch)
         offset, order = _epoch(self.seed, epoch, self.length, self.per_epoch * self.batch)
-        rows = order[index * self.batch : (index + 1) * self.batch]
+        rows = order[index * self.batch + first :][:size]
         starts = offset + rows * self.length
         return as_tokens(self.tokens)[starts[:, None] + np.arange(self.length + 1)].astype(np.int32)
 

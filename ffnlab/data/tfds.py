@@ -54,4 +54,4 @@ def tfds_records(
         splits = ", ".join(map(repr, builder.info.splits))
         raise FFNLabError(
             f"split={split!r} of {builder.info.full_name}: {error}; there are {splits}"
-        )
+        ) from error

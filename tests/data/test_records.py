@@ -142,9 +142,8 @@ def pictures(tmp_path):
 def test_images_in_folders(pictures):
     folder = ImageFolder(pictures, (6, 4))
     assert folder.classes == ["cat", "dog"] and len(folder) == 3
-    for record, (value, label) in zip(
-        map(folder.__getitem__, range(3)), [(10, 0), (20, 0), (30, 1)]
-    ):
+    for index, (value, label) in enumerate([(10, 0), (20, 0), (30, 1)]):
+        record = folder[index]
         np.testing.assert_array_equal(record["image"], np.full((6, 4, 3), value, np.uint8))
         assert record["label"] == label and record["label"].dtype == np.int32
     small = ImageFolder(pictures, (2, 3), mode="L")[2]["image"]
