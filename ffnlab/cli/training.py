@@ -4,11 +4,9 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
-import numpy as np
 import optax
 from jaxtyping import Array
 
-from ffnlab.data import TextBatches
 from ffnlab.errors import ConfigError
 from ffnlab.learning import (
     Extension,
@@ -17,13 +15,14 @@ from ffnlab.learning import (
     computed_in,
     make_optimizer,
     next_token,
+    packed_next_token,
 )
 from ffnlab.models import Decoder, DecoderConfig, remat, stack
 from ffnlab.models.account import flops_per_token
 from ffnlab.parallel import LoopOptions, Work
 from ffnlab.rule import Rule
 
-__all__ = ["RULES", "DataConfig", "RunConfig", "TrainConfig", "batches_of", "fresh", "window"]
+__all__ = ["RULES", "DataConfig", "RunConfig", "TrainConfig", "fresh", "window"]
 
 WATCHED = "held_out_bits"  # what evaluations of a run are called, and early stopping looks at
 
@@ -38,6 +37,8 @@ class DataConfig:
       batch: rows of a batch.
       length: predictions in a row.
       stride: of the held-out windows.
+      tokenizer: folder with a tokenizer.json; "" takes bytes as tokens.
+      packed: rows keep documents apart: none is attended to, or predicted from, another.
     """
 
     text: str | tuple[str, ...] = "stdlib"
@@ -45,6 +46,8 @@ class DataConfig:
     batch: int = 8
     length: int = 256
     stride: int = 128
+    tokenizer: str = ""
+    packed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +139,7 @@ def _backprop(config: TrainConfig) -> Rule:
     optimizer = make_optimizer(config.optimizer, steps, more, key=key)
     if parts > 1:
         optimizer = optax.MultiSteps(optimizer, parts).gradient_transformation()
-    loss = next_token
+    loss = packed_next_token if config.data.packed else next_token
     if config.run.compute != "float32":
         loss = computed_in(config.run.compute, loss)
     return backprop(loss, optimizer)
@@ -160,7 +163,31 @@ def batches_of(settings: TrainConfig, text: bytes) -> Callable[[int], np.ndarray
     if not more.steps:
         return short
     long = TextBatches(text, more.batch, more.length, settings.run.seed + 1, "the training text")
-    return lambda position: short(position) if position < steps else long(position - steps)
+    return Extended(short, long, steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Extended:
+    """Batches by position: of one source for some steps, then of another from its start.
+
+    Attributes:
+      first, then: the sources.
+      steps: positions of the first.
+    """
+
+    first: Callable[[int], np.ndarray]
+    then: Callable[[int], np.ndarray]
+    steps: int
+
+    def __call__(self, position: int) -> np.ndarray:
+        """The batch of a position."""
+        source, start = (self.first, 0) if position < self.steps else (self.then, self.steps)
+        return source(position - start)
+
+    def part(self, index: int, count: int) -> "Extended":
+        """See `ffnlab.parallel.Parted`; both sources are such."""
+        first, then = self.first.part(index, count), self.then.part(index, count)
+        return Extended(first, then, self.steps)
 
 
 def window(settings: TrainConfig) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, Integer
 
+from ffnlab.data.packing import rows_of_part
 from ffnlab.errors import FFNLabError
 
 SEPARATOR = b"\0"

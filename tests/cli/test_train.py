@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ffnlab.cli.train import TrainConfig, batches_of, load_text, run, train, xz_bits
+from ffnlab.cli.corpus import load_corpus, load_text
+from ffnlab.cli.train import TrainConfig, run, train, xz_bits
 from ffnlab.errors import ConfigError
 from ffnlab.models import Tokenizer, load
 from ffnlab.parallel import read_config
@@ -84,8 +85,11 @@ def test_longer_rows_at_the_end(config, tmp_path):
     more = "\n[extension]\nsteps = 3\nbatch = 1\nlength = 32\n"
     config.write_text(config.read_text().replace("steps = 40", "steps = 4") + more)
     settings = read_config(config, TrainConfig)
-    batches = batches_of(settings, load_text(settings.data)[0])
+    batches = load_corpus(settings.data, settings.model.vocab).batches(settings)
     assert [batches(p).shape for p in range(6)] == [(2, 17)] * 4 + [(1, 33)] * 2
+    np.testing.assert_array_equal(batches.part(0, 1)(5), batches(5))
+    with pytest.raises(ValueError, match="batch=1 does not divide into 2"):
+        batches.part(0, 2)
     record = run(settings, tmp_path / "run")
     assert record["steps"] == 7 and record["tokens"] == 4 * 2 * 16 + 3 * 32
     assert record["held_out_window"] == {"length": 32, "stride": 16}

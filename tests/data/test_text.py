@@ -93,3 +93,12 @@ def test_bad_windows():
         held_out_windows(b"abcdef", 4, 5)
     with pytest.raises(FFNLabError, match="book has 1 tokens"):
         held_out_windows(b"a", 4, 2, "book")
+
+
+def test_the_parts_of_a_batch_are_its_rows():
+    batches = TextBatches(bytes(range(256)) * 4, batch=6, length=8)
+    for position in (0, 3, batches.per_epoch):
+        parts = [batches.part(index, 3)(position) for index in range(3)]
+        np.testing.assert_array_equal(np.concatenate(parts), batches(position))
+    with pytest.raises(FFNLabError, match="batch=6 does not divide into 4"):
+        batches.part(0, 4)
