@@ -13,25 +13,11 @@ import jax
 import numpy as np
 
 from ffnlab import io, parallel, placing
-from ffnlab.cli.training import (
-    RULES,
-    WATCHED,
-    DataConfig,
-    TrainConfig,
-    batches_of,
-    fresh,
-    window,
-    work_of,
-)
-from ffnlab.data import (
-    HeldOut,
-    held_out_windows,
-    read_text,
-    stdlib_text,
-    text_identity,
-)
+from ffnlab.cli.corpus import Corpus, load_corpus
+from ffnlab.cli.training import RULES, WATCHED, TrainConfig, fresh, window, work_of
+from ffnlab.data import HeldOut
 from ffnlab.errors import ConfigError
-from ffnlab.models import Tokenizer, load, save
+from ffnlab.models import load, save
 from ffnlab.models.account import parameters
 from ffnlab.parallel import (
     Outcome,
@@ -156,15 +142,13 @@ def run(
       the content of `out`/model/training.json, or {"finished": False, ...} when a signal stopped
       the run.
     """
-    text, held_out, identity = load_text(settings.data)
-    options = settings.run
-    batches = batches_of(settings, text)
-    windows = held_out_windows(held_out, *window(settings), "the held-out text")
+    corpus, options = load_corpus(settings.data, settings.model.vocab), settings.run
+    batches, windows = corpus.batches(settings), corpus.windows(settings)
     rule = RULES[settings.rule](settings)
     key = jax.random.key(options.seed)
-    parallel.agree([to_table(settings), identity], "the configuration or the text")
+    parallel.agree([to_table(settings), corpus.identity], "the configuration or the text")
     model = fresh(settings, key)
-    remember(out, settings, identity, resume)
+    remember(out, settings, corpus.identity, resume)
     outcome = parallel.train(
         rule,
         model,
@@ -186,30 +170,14 @@ def run(
     whole = placing.gather(outcome.state.model)
     if parallel.is_first():
         save(whole, folder, dtype=options.dtype)
-        Tokenizer.bytes().save(folder)
+        corpus.tokenizer.save(folder)
     parallel.agree("written", "the model")
     predict = functools.partial(jax.jit(lambda model, tokens: model(tokens)), load(folder))
     bits = held_out_bits(predict, windows)  # of what was written, rounding included
-    record = training_record(settings, outcome, bits, held_out, identity)
+    record = training_record(settings, outcome, bits / corpus.bytes_per_token, corpus)
     if parallel.is_first():
         io.write_json(folder / "training.json", record)
     return record
-
-
-def load_text(data: DataConfig) -> tuple[bytes, bytes, dict[str, str | int]]:
-    """Training text, held-out text and the record of what they are."""
-    if data.text == "stdlib":
-        text = stdlib_text()
-        return text.train, text.held_out, text.identity
-    if isinstance(data.text, str):
-        raise ConfigError(f"text={data.text!r} must be 'stdlib' or a list of files")
-    whole = read_text(data.text)
-    if data.held_out:
-        train_text, held_out = whole, read_text(data.held_out)
-    else:
-        cut = len(whole) - len(whole) // 10
-        train_text, held_out = whole[:cut], whole[cut:]
-    return train_text, held_out, text_identity(train_text, held_out)
 
 
 # What may differ when a run is resumed: it changes nothing that has been learned so far.
@@ -251,7 +219,7 @@ def _evaluate(rule: Rule, windows: HeldOut, state: object) -> dict[str, float]:
 
 
 def training_record(
-    settings: TrainConfig, outcome: Outcome, bits: float, held_out: bytes, identity: Mapping
+    settings: TrainConfig, outcome: Outcome, bits: float, corpus: Corpus
 ) -> dict[str, object]:
     """What is known of a finished run: recipe, text, figures of the written model, versions."""
     data, more = settings.data, settings.extension
@@ -259,13 +227,13 @@ def training_record(
     return {
         "finished": True,
         "recipe": to_table(settings),
-        "text": dict(identity),
+        "text": dict(corpus.identity),
         "steps": outcome.position,
         "tokens": tokens,
         "seconds": round(outcome.seconds, 1),
         "held_out_bits_per_byte": bits,
         "held_out_window": dict(zip(("length", "stride"), window(settings), strict=True)),
-        "xz_bits_per_byte": xz_bits(held_out),
+        "xz_bits_per_byte": xz_bits(corpus.text),
         "versions": versions("jax", "flax", "optax", "numpy"),
         "threads": os.cpu_count(),
     }

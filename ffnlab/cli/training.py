@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import jax
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ffnlab.errors import ConfigError
 from ffnlab.learning import (
@@ -22,7 +22,7 @@ from ffnlab.models.account import flops_per_token
 from ffnlab.parallel import LoopOptions, Work
 from ffnlab.rule import Rule
 
-__all__ = ["RULES", "DataConfig", "RunConfig", "TrainConfig", "fresh", "window"]
+__all__ = ["RULES", "DataConfig", "Extended", "RunConfig", "TrainConfig", "fresh", "window"]
 
 WATCHED = "held_out_bits"  # what evaluations of a run are called, and early stopping looks at
 
@@ -156,16 +156,6 @@ def fresh(settings: TrainConfig, key: Array) -> Decoder:
     return remat(model, settings.run.remat or None)
 
 
-def batches_of(settings: TrainConfig, text: bytes) -> Callable[[int], np.ndarray]:
-    """Batches by position: those of `data`, then those of the extension."""
-    data, more, steps = settings.data, settings.extension, settings.run.steps
-    short = TextBatches(text, data.batch, data.length, settings.run.seed, "the training text")
-    if not more.steps:
-        return short
-    long = TextBatches(text, more.batch, more.length, settings.run.seed + 1, "the training text")
-    return Extended(short, long, steps)
-
-
 @dataclasses.dataclass(frozen=True)
 class Extended:
     """Batches by position: of one source for some steps, then of another from its start.
@@ -175,11 +165,11 @@ class Extended:
       steps: positions of the first.
     """
 
-    first: Callable[[int], np.ndarray]
-    then: Callable[[int], np.ndarray]
+    first: Callable[[int], PyTree]
+    then: Callable[[int], PyTree]
     steps: int
 
-    def __call__(self, position: int) -> np.ndarray:
+    def __call__(self, position: int) -> PyTree:
         """The batch of a position."""
         source, start = (self.first, 0) if position < self.steps else (self.then, self.steps)
         return source(position - start)

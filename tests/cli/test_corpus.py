@@ -1,0 +1,79 @@
+"""The text of a run by a tokenizer of one's own, in rows that keep documents apart."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from ffnlab.cli.corpus import documents_of, load_corpus
+from ffnlab.cli.train import TrainConfig, run
+from ffnlab.cli.training import DataConfig
+from ffnlab.errors import ConfigError
+from ffnlab.models import Tokenizer, load
+from ffnlab.parallel import from_table, held_out_bits
+from tests.models.test_tokenizer import bpe
+
+MODEL = {"width": 8, "hidden": 16, "layers": 1, "heads": 1, "kv_heads": 1, "head_dim": 8}
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """Paths of texts made of the letters that `bpe` knows."""
+    paths = []
+    for i, line in enumerate(("abcd efgh. ", "dead beef. ", "a bad cab. ")):
+        path = tmp_path / f"{i}.txt"
+        path.write_text(line * (40 + 10 * i))
+        paths.append(str(path))
+    return paths
+
+
+def test_documents_have_their_special_tokens(tmp_path):
+    tokenizer = Tokenizer.load(bpe(tmp_path / "bpe"))
+    one, two = documents_of(b"\0abcd\0\0cab\0", tokenizer)
+    assert one[0] == two[0] == tokenizer.bos and one[-1] == two[-1] == tokenizer.eos[0]
+    assert tokenizer.decode(one.tolist(), skip_special=True) == "abcd" and len(one) == 3
+    assert [d.tolist() for d in documents_of(b"\0ab\0c\0", Tokenizer.bytes())] == [
+        [0, 97, 98, 0],
+        [0, 99, 0],
+    ]
+    with pytest.raises(ConfigError, match="holds no documents"):
+        documents_of(b"\0", tokenizer)
+
+
+def test_bytes_per_token_and_identity(texts, tmp_path):
+    folder = bpe(tmp_path / "bpe")
+    data = DataConfig(tuple(texts[:2]), (texts[2],), tokenizer=str(folder))
+    corpus = load_corpus(data, 512)
+    assert len(corpus.held_out) * corpus.bytes_per_token == pytest.approx(11 * 60)
+    assert corpus.bytes_per_token < 1.5 and "tokenizer_sha256" in corpus.identity
+    assert load_corpus(dataclasses.replace(data, tokenizer=""), 256).bytes_per_token == 1
+    with pytest.raises(ConfigError, match=r"the model has ids 0..255: they do not belong together"):
+        load_corpus(data, 256)
+
+
+@pytest.mark.parametrize("tokenizer", [True, False])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_run_with_documents_apart(texts, tmp_path, tokenizer, packed):
+    folder = bpe(tmp_path / "bpe")
+    table = {
+        "model": MODEL | {"vocab": 300},
+        "run": {"steps": 6, "evaluate_every": 3},
+        "data": {"text": texts[:2], "held_out": texts[2:], "batch": 2, "length": 16, "stride": 8},
+        "extension": {"steps": 2, "batch": 2, "length": 24},
+    }
+    table["data"] |= {"packed": packed, "tokenizer": str(folder) if tokenizer else ""}
+    settings = from_table(table, TrainConfig, "the test")
+    corpus = load_corpus(settings.data, 300)
+    batches = corpus.batches(settings)
+    shapes = [np.shape(batches(p).tokens if packed else batches(p)) for p in (0, 7)]
+    assert shapes == [(2, 17), (2, 25)]
+    record = run(settings, tmp_path / "run")
+    bits = held_out_bits(load(tmp_path / "run" / "model"), corpus.windows(settings))
+    assert record["steps"] == 8
+    np.testing.assert_allclose(
+        record["held_out_bits_per_byte"], bits / corpus.bytes_per_token, rtol=1e-5
+    )
+    saved = Tokenizer.load(tmp_path / "run" / "model")
+    assert saved.encode("abcd") == (
+        Tokenizer.load(folder) if tokenizer else Tokenizer.bytes()
+    ).encode("abcd")
