@@ -11,7 +11,24 @@ from pallas_kernels.backend import JAX_VERSION
 
 INTERPRETER = getattr(plgpu, "InterpretGPUParams", None)  # jax 0.11 and newer
 HAS_INTERPRET = INTERPRETER is not None
-HAS_MMA = hasattr(plgpu, "mma")  # the tensor cores below Hopper
+MMA = getattr(plgpu, "mma", None)  # the tensor cores below Hopper, jax 0.11.2 and newer
+
+
+def mma(total, a, b):
+    """total + a @ b in registers, by the tensor cores of Ampere and Ada.
+
+    Raises:
+      ValueError: a jax that does not know them.
+    """
+    if MMA is None:
+        raise ValueError(f"mma needs jax 0.11.2, this is {jax.__version__}")
+    return MMA(total, a, b)
+
+
+def mma_layouts(dtype):
+    """Register layouts of `mma`: its left operand, right operand and accumulator."""
+    names = ("MMA_LHS", "MMA_RHS", "MMA_ACC")
+    return tuple(getattr(plgpu.Layout, name)(dtype) for name in names)
 
 
 def load(ref, **options):

@@ -23,7 +23,7 @@ GROUP = 128  # rows that share a scale, and rows of a tile of words
 @register
 @dataclasses.dataclass(frozen=True)
 class PackedInt4(Quantized):
-    """The values of an `Int4` of groups of 128, packed for a Hopper GPU.
+    """The values of an `Int4` of groups of 128, packed for a GPU's tensor cores.
 
     Attributes:
       words: [out_padded / 64, in_padded / 128, 8, 128] int32 (`pallas_kernels.w4a8.pack`);
@@ -78,8 +78,8 @@ class PackedInt4(Quantized):
         The device at hand decides if it is a GPU; without one, "cuda" means a Hopper GPU.
         """
         here, capability = backend.device()
-        hopper = here != "gpu" or (capability is not None and capability[0] == 9)
-        return platform == "cuda" and hopper and group == GROUP and act == "e4m3"
+        has_kernel = here != "gpu" or w4a8.reads_fragments(here, capability)
+        return platform == "cuda" and has_kernel and group == GROUP and act == "e4m3"
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -92,7 +92,7 @@ def matmul(
     if x.shape[0] == 0:
         return jnp.zeros((0, w.shape[1 if transposed else 2]), out_dtype)
     scale = None
-    if narrow:
+    if x_scale is not None and w_scale is not None:
         expert = jnp.minimum(reference.experts_of(group_sizes, x.shape[0]), len(w) - 1)
         scale = x_scale[:, 0] * w_scale[expert]
     facts = {"dtype": x.dtype, "shapes": w.shape[1:], "out_dtype": out_dtype}

@@ -9,6 +9,7 @@ and `join` makes one matrix of gate and up.
 from pallas_kernels.w4a8.api import matmul
 from pallas_kernels.w4a8.api_glu import glu
 from pallas_kernels.w4a8.api_grouped import grouped
+from pallas_kernels.w4a8.backends import reads_fragments
 from pallas_kernels.w4a8.nibbles import pack_nibbles, unpack_nibbles
 from pallas_kernels.w4a8.packed import Fragments, join, narrowest_encoding, pack, unpack
 from pallas_kernels.w4a8.reference import dequantize
@@ -23,6 +24,7 @@ __all__ = [
     "narrowest_encoding",
     "pack",
     "pack_nibbles",
+    "reads_fragments",
     "unpack",
     "unpack_nibbles",
 ]

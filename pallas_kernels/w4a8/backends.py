@@ -1,7 +1,21 @@
 """The table of implementations of one public function."""
 
+import functools
+
 from pallas_kernels import backend as registry
 from pallas_kernels.w4a8 import refusals
+
+
+def reads_fragments(platform, capability):
+    """Whether a device has a kernel that takes `Fragments` (others unpack them at every call).
+
+    Args:
+      platform, capability: see `pallas_kernels.backend.device`.
+    """
+    return any(
+        backend.platforms and registry.unfit(backend, platform, capability) is None
+        for backend in table("matmul", print, print)
+    )
 
 
 def table(name, xla, reference):
@@ -13,21 +27,34 @@ def table(name, xla, reference):
     Returns:
       a tuple of `Backend`.
     """
+    run = functools.partial(registry.lazy, "pallas_kernels.w4a8.calls", name)
     return (
         registry.Backend(
             "sm90",
-            registry.lazy("pallas_kernels.w4a8.sm90", name),
+            run(kernel="sm90"),
             platforms=("gpu",),
             refuse=refusals.sm90,
             at_least=(9, 0),
             below=(10, 0),
         ),
         registry.Backend(
-            "sm90_interpret",
-            registry.lazy("pallas_kernels.w4a8.sm90", name, interpret=True),
-            refuse=refusals.sm90,
-            automatic=False,
-            jax=registry.INTERPRETER,
+            "sm80",
+            run(kernel="sm80"),
+            platforms=("gpu",),
+            refuse=refusals.sm80,
+            at_least=(8, 0),
+            below=(9, 0),
+            jax=(0, 11, 2),
+        ),
+        *(
+            registry.Backend(
+                f"{kernel}_interpret",
+                run(kernel=kernel, interpret=True),
+                refuse=refuse,
+                automatic=False,
+                jax=registry.INTERPRETER,
+            )
+            for kernel, refuse in (("sm90", refusals.sm90), ("sm80", refusals.sm80))
         ),
         registry.Backend("xla", xla),
         registry.Backend("reference", reference, automatic=False),

@@ -10,15 +10,26 @@ from pallas_kernels.backend import lazy
 from pallas_kernels.numerics import E4M3
 from pallas_kernels.w4a8 import plan
 
-MULTIPLY = lazy("pallas_kernels.w4a8.sm90", "multiply")
+KERNEL = "pallas_kernels.w4a8.{}"
+ADA_AND_AMPERE = {"largest": 64, "groups": 1}
 
 
-def hopper(
-    m, n, k, config, *, encoding="sm", treatment="promote", glu=False, scales=jnp.float32, experts=1
+def product(
+    kernel,
+    m,
+    n,
+    k,
+    config,
+    *,
+    encoding="sm",
+    treatment="promote",
+    glu=False,
+    scales=jnp.float32,
+    experts=1,
 ):
-    """The Hopper kernel on padded operands, as `Case.make` gives it."""
+    """A kernel's `multiply` and its padded operands, as `Case.make` gives them."""
     call = functools.partial(
-        MULTIPLY,
+        lazy(KERNEL.format(kernel), "multiply"),
         config=config,
         encoding=encoding,
         glu=glu,
@@ -38,10 +49,18 @@ def hopper(
 def case(name, m, n, k, **options):
     """A case of the Hopper kernel with the configuration that `plan` chooses."""
     config = options.pop("config", None) or plan.choose(m, n, k, glu=options.get("glu", False))
-    make = functools.partial(hopper, m, n, k, config, **options)
+    make = functools.partial(product, "sm90", m, n, k, config, **options)
     return Case(f"w4a8 {name}", make, ("h200",), ("QGMMA", "LDS.128"))
 
 
+def older(name, m, n, k, chip, instruction, **options):
+    """A case of the kernel of Ampere and Ada."""
+    config = plan.choose(m, n, k, glu=options.get("glu", False), **ADA_AND_AMPERE)
+    make = functools.partial(product, "sm80", m, n, k, config, **options)
+    return Case(f"w4a8 {name}", make, (chip,), (instruction, "LDG.E.128"), jax=(0, 11, 2))
+
+
+CHIPS = (("a100", "HMMA.16816.F32"), ("l4", "QMMA.16832.F32.E4M3.E4M3"))
 CASES = (
     *(case(f"matmul, {m} tokens", m, 4096, 4096) for m in (8, 16, 32, 64, 128, 4096)),
     *(case(f"matmul, {m} tokens, tc", m, 4096, 4096, encoding="tc") for m in (16, 64, 128)),
@@ -57,4 +76,14 @@ CASES = (
     case("glu, 4096 tokens", 4096, 28672, 4096, glu=True),
     case("glu, 8 experts", 1024, 28672, 4096, glu=True, experts=8, config=plan.Config(64, 128)),
     case("matmul, 4096 tokens, cluster", 4096, 4096, 4096, config=plan.Config(64, cluster=2)),
+    *(
+        older(f"matmul, {m} tokens{name}", m, 4096, 4096, chip, instruction, encoding=encoding)
+        for chip, instruction in CHIPS
+        for m in (8, 64)
+        for name, encoding in ((f" on {chip}", "sm"), (f" on {chip}, tc", "tc"))
+    ),
+    *(
+        older(f"glu, 16 tokens on {chip}", 16, 28672, 4096, chip, instruction, glu=True)
+        for chip, instruction in CHIPS
+    ),
 )

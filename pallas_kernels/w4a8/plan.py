@@ -28,27 +28,28 @@ class Config:
     cores: int = 132
 
 
-def choose(m, n, k, *, glu=False, cores=132):
+def choose(m, n, k, *, glu=False, cores=132, largest=128, groups=2):
     """A configuration for m tokens, n columns (gate's and up's together) and k rows.
 
     Up to 64 tokens the weights' bytes are what takes the time: small tiles of tokens, and blocks
-    enough to fill the GPU's waves. Beyond, tiles of 128 tokens reuse each decoded weight most.
+    enough to fill the GPU's waves. Beyond, the largest tiles of tokens reuse a decoded weight most.
 
     Args:
       m, n, k: padded sizes; n a multiple of 128, k of 128.
       glu: see `sm90.multiply`.
       cores: multiprocessors of the GPU.
+      largest: tokens that a tile may have.
+      groups: compute warp groups per block.
     Returns:
       a `Config` that fits.
     """
-    tile_m = next((size for size in (8, 16, 32, 64) if m <= size), 64 if glu else 128)
+    many = min(64, largest) if glu else largest
+    tile_m = next((size for size in (8, 16, 32, 64) if m <= size <= largest), many)
     columns = 128 if glu else 64
-    if n % (2 * columns):
-        columns = 64
     k_tiles = 2 if m <= 64 and k % 256 == 0 else 1
-    steps, blocks = k // 128 // k_tiles, -(-m // tile_m) * n // (2 * columns)
+    steps, blocks = k // 128 // k_tiles, -(-m // tile_m) * n // (groups * columns)
     split = best_split(steps, blocks, cores) if m <= 64 else 1
-    return Config(tile_m, columns, 2, 4, k_tiles, split, 1, cores)
+    return Config(tile_m, columns, groups, 4, k_tiles, split, 1, cores)
 
 
 def best_split(steps, blocks, cores):
@@ -67,11 +68,12 @@ def best_split(steps, blocks, cores):
     return next(s for s in sizes if busy(s) > 0.9 * best)
 
 
-def choose_grouped(m, n, k, experts, *, cores=132):
+def choose_grouped(m, n, k, experts, *, cores=132, largest=128, groups=2):
     """A configuration for m tokens over `experts` matrices; see `choose`.
 
     Tiles are as large as an expert's share of the tokens: padding costs less than rereading.
     """
     share = -(-m // experts)
-    tile_m = next((size for size in (8, 16, 32, 64) if share <= size), 128)
-    return Config(tile_m, k_tiles=2 if tile_m <= 64 and k % 256 == 0 else 1, cores=cores)
+    tile_m = next((size for size in (8, 16, 32, 64) if share <= size <= largest), largest)
+    k_tiles = 2 if tile_m <= 64 and k % 256 == 0 else 1
+    return Config(tile_m, groups=groups, k_tiles=k_tiles, cores=cores)

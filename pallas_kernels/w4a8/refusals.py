@@ -14,3 +14,10 @@ def sm90(*, codes, group, act, treatment, narrow, **_):
     if treatment == "table" and codes.encoding != "tc":
         return f"treatment='table' takes codes packed as 'tc', these are {codes.encoding!r}"
     return None
+
+
+def sm80(*, codes, group, act, treatment, narrow, **_):
+    """Why the kernel of Ampere and Ada cannot run a call; None when it can."""
+    if treatment == "table":
+        return "scales partial sums, treatment='table'"
+    return sm90(codes=codes, group=group, act=act, treatment=treatment, narrow=narrow)

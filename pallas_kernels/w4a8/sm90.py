@@ -20,13 +20,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import _compat, quantize
+from pallas_kernels import _compat
 from pallas_kernels.numerics import to_e4m3
 from pallas_kernels.w4a8 import decode, plan
-from pallas_kernels.w4a8.packed import split_columns, unpack_tiles
-from pallas_kernels.tiles import Padding
+from pallas_kernels.w4a8.packed import unpack_tiles
 
 WORD_SHAPE = (8, 128)
+LIMITS = {"largest": 128, "groups": 2}  # of `plan`: tokens per tile, warp groups per block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,112 +284,3 @@ def tiled(minor, bits):
     swizzle = plgpu.find_swizzle(minor * bits, "w4a8")
     tiling = plgpu.TilingTransform((8, swizzle * 8 // bits))
     return tiling, plgpu.SwizzleTransform(swizzle)
-
-
-def matmul(
-    x, sx, codes, scales, divisor, *, treatment, out_dtype, config=None, interpret=False, **_
-):
-    """Same contract as `reference.matmul`, for `Fragments`; the output may be 16 bits wide."""
-    x8, sx = rounded(x, sx)
-    m, n = x8.shape[0], 64 * codes.words.shape[0]
-    config = config or plan.choose(m, n, codes.rows, cores=cores())
-    run = single(config, codes, scales, treatment, interpret)
-    y = run(x8, sx.T / divisor, glu=False, out=narrowest(out_dtype, config))
-    return y[:, : scales.shape[1]]
-
-
-def glu(x, sx, codes, scales, divisors, *, treatment, out_dtype, config=None, interpret=False, **_):
-    """Same contract as `api_glu.plain`, for one joined matrix; the output may be 16 bits wide.
-
-    Few tokens are cut along k, and what follows the sums is left to XLA.
-    """
-    x8, sx = rounded(x, sx)
-    m, n = x8.shape[0], 64 * codes.words.shape[0]
-    config = config or plan.choose(m, n, codes.rows, glu=True, cores=cores())
-    run = single(config, codes, scales, treatment, interpret)
-    if config.split_k == 1:
-        return run(x8, sx.T / divisors[:, None], glu=True, out=narrowest(out_dtype, config))
-    gate, up = split_columns(run(x8, sx.T, glu=False, out=jnp.float32))
-    return jax.nn.silu(gate / divisors[0]) * (up / divisors[1])
-
-
-def rounded(x, sx):
-    """x as e4m3 and its scales [m, 1]: given, or by the rounding kernel of this device."""
-    return quantize.tokens(x) if sx is None else (x, sx)
-
-
-def single(config, codes, scales, treatment, interpret):
-    """`multiply` by one matrix, with tokens padded to whole tiles and cut off again."""
-
-    def run(x8, sx, *, glu, out):
-        m, extra = x8.shape[0], -x8.shape[0] % config.tile_m
-        return multiply(
-            jnp.pad(x8, ((0, extra), (0, 0))),
-            jnp.pad(sx, ((0, 0), (0, extra))),
-            codes.words[None],
-            padded_scales(scales[None], codes),
-            jnp.zeros(((m + extra) // config.tile_m,), jnp.int32),
-            config=config,
-            encoding=codes.encoding,
-            glu=glu,
-            treatment=treatment,
-            out=out,
-            interpret=interpret,
-        )[:m]
-
-    return run
-
-
-def grouped(
-    x,
-    sx,
-    codes,
-    scales,
-    divisors,
-    group_sizes,
-    *,
-    treatment,
-    out_dtype,
-    config=None,
-    interpret=False,
-    **_,
-):
-    """Same contract as `api_grouped.plain`, for `Fragments`; the output may be 16 bits wide."""
-    x8, sx = rounded(x, sx)
-    experts, m, n = len(group_sizes), x8.shape[0], 64 * codes.words.shape[1]
-    config = config or plan.choose_grouped(m, n, codes.rows, experts, cores=cores())
-    padding = Padding.of(group_sizes, m, config.tile_m)
-    y = multiply(
-        x8[padding.token],
-        (sx[:, 0] / divisors[padding.expert])[padding.token][None],
-        codes.words,
-        padded_scales(scales, codes),
-        padding.tile_group,
-        config=config,
-        encoding=codes.encoding,
-        glu=False,
-        treatment=treatment,
-        out=narrowest(out_dtype, config),
-        interpret=interpret,
-    )
-    y = y[padding.place, : scales.shape[2]]
-    return jnp.where(padding.used[:, None], y, jnp.zeros((), y.dtype))
-
-
-def padded_scales(scales, codes):
-    """Scales [e, k / 128, n] with the columns that `pack` added."""
-    return jnp.pad(scales, ((0, 0), (0, 0), (0, 64 * codes.words.shape[-4] - scales.shape[-1])))
-
-
-def narrowest(out_dtype, config):
-    """The dtype to write: 16 bits where that is asked for and sums are whole."""
-    narrow = config.split_k == 1 and jnp.dtype(out_dtype).itemsize == 2
-    return out_dtype if narrow else jnp.float32
-
-
-def cores():
-    """Multiprocessors of the device that is traced for."""
-    abstract = jax.sharding.get_abstract_mesh().abstract_device
-    if abstract is not None:
-        return abstract.num_cores or 132
-    return getattr(jax.devices()[0], "core_count", None) or 132

@@ -13,8 +13,8 @@ from pallas_kernels import w4a8
 from pallas_kernels.aot import CHIPS
 from pallas_kernels.backend import INTERPRETER, JAX_VERSION, choose, unfit
 from pallas_kernels.numerics import E4M3
-from pallas_kernels.w4a8 import plan
 from pallas_kernels.tiles import Padding
+from pallas_kernels.w4a8 import plan
 from tests.w4a8_operands import tokens, weights
 
 padding_of = jax.jit(Padding.of, static_argnums=(1, 2))

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels import w4a8
+from pallas_kernels import _compat, w4a8
+from pallas_kernels.backend import JAX_VERSION
 from pallas_kernels.w4a8 import decode, packed
 
 fragmented_array = pytest.importorskip("jax.experimental.mosaic.gpu.fragmented_array")
@@ -21,7 +22,7 @@ fragmented_array = pytest.importorskip("jax.experimental.mosaic.gpu.fragmented_a
 LOWEST = {"sm": -7, "tc": -8}
 
 
-def held_by_lane(layout, shape):
+def held_by_lane(layout, shape, count=4):
     """Flat index of the element in (warp, lane, register, byte) of a tiled layout."""
     index = np.arange(np.prod(shape)).reshape(shape)
     for tile in layout.tiling.tiles:
@@ -30,11 +31,12 @@ def held_by_lane(layout, shape):
         index = index.reshape(*lead, *pairs)
         n, d = len(lead), len(tile)
         index = index.transpose(*range(n), *range(n, n + 2 * d, 2), *range(n + 1, n + 2 * d, 2))
-    warp = [axis + index.ndim for axis in layout.warp_dims]
-    lane = [axis + index.ndim for axis in layout.lane_dims]
+    # Ranks count from the end; a dimension that is replicated holds nothing of its own.
+    warp = [axis + index.ndim for axis in layout.warp_dims if isinstance(axis, int)]
+    lane = [axis + index.ndim for axis in layout.lane_dims if isinstance(axis, int)]
     vector = layout.vector_dim + index.ndim
     rest = [axis for axis in range(index.ndim) if axis not in (*warp, *lane, vector)]
-    return index.transpose(*warp, *lane, *rest, vector).reshape(4, 32, -1, 4)
+    return index.transpose(*warp, *lane, *rest, vector).reshape(4, 32, -1, count)
 
 
 def prmt(a, b, selector):
@@ -78,6 +80,28 @@ def decoded(words, both):
     ]
     held = np.array(registers, np.uint32).view(ml_dtypes.float8_e4m3fn)
     return held.astype(np.float32).reshape(4, 32, 16, 4)
+
+
+def half_sign_magnitude(word):
+    """`decode.half_sign_magnitude`."""
+    found = []
+    for pick in (0x4140, 0x4342):
+        for four in sign_magnitude(word):
+            pair = prmt(four, 0, pick)
+            found.append((pair & 0x00070007) << 7 | (pair & 0x00800080) << 8)
+    return found
+
+
+def half_twos_complement(word):
+    """`decode.half_twos_complement`, its subtraction on both float16 of a register."""
+    code = []
+    for j in range(4):
+        biased = (word >> 4 * j & 0x000F000F) ^ 0x00080008 | 0x64006400
+        pair = np.array([biased], np.uint32).view(np.float16) - np.float16(1032)
+        code.append(int(pair.view(np.uint32)[0]))
+    return [
+        prmt(code[first], code[first + 1], pick) for first in (0, 2) for pick in (0x5410, 0x7632)
+    ]
 
 
 def tile_of(q, encoding):
@@ -126,6 +150,31 @@ def test_the_table_gives_rounded_products_of_each_column(encoding, q):
     held = held_by_lane(fragmented_array.WGMMA_LAYOUT_8BIT, (64, 128))
     expected = w.astype(np.float32).reshape(-1)[held]
     np.testing.assert_array_equal(decoded(words, both), expected)
+
+
+@pytest.mark.skipif(JAX_VERSION < (0, 11, 2), reason="jax has no mma before 0.11.2")
+def test_each_lane_of_ampere_decodes_its_own_codes(q, encoding):
+    words, _ = tile_of(q, encoding)
+    four = half_sign_magnitude if encoding == "sm" else half_twos_complement
+    words = np.asarray(words).reshape(2, 128, 4).view(np.uint32)
+    registers = [
+        [r for part in range(2) for word in words[part, thread] for r in four(int(word))]
+        for thread in range(128)
+    ]
+    held = np.array(registers, np.uint32).view(np.float16).astype(np.float32)
+    layout = _compat.mma_layouts(jnp.float16)[0].to_mgpu()
+    # The product's k runs over the reordered tokens: lane by lane, what `half_order` put there.
+    order = np.asarray(decode.half_order(jnp.arange(128)[None]))[0]
+    expected = q[:, order].reshape(-1)[held_by_lane(layout, (64, 128), 2)]
+    unit = decode.HALF_SUBNORMAL if encoding == "sm" else 1
+    np.testing.assert_array_equal(held.reshape(4, 32, 32, 2) * unit, expected)
+
+
+@pytest.mark.skipif(JAX_VERSION < (0, 11, 2), reason="jax has no mma before 0.11.2")
+def test_ada_holds_its_operand_as_hopper_does():
+    ada = _compat.mma_layouts(jnp.float8_e4m3fn)[0].to_mgpu()
+    hopper = held_by_lane(fragmented_array.WGMMA_LAYOUT_8BIT, (64, 128))
+    np.testing.assert_array_equal(held_by_lane(ada, (64, 128)), hopper)
 
 
 def test_constants_are_the_sixteen_values():
