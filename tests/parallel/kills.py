@@ -2,8 +2,7 @@
 
 `python -m tests.parallel.kills CONFIG OUT KILLS SEED SAVING`: a run that nothing disturbs, in
 OUT/whole, and one in OUT/cut that is killed KILLS times (SIGKILL), of which at least SAVING while a
-checkpoint is being written. Prints one JSON object per kill. What is imported is imported once:
-every run is a fork made before jax has started.
+checkpoint is being written. Prints one JSON object per kill, and writes all to OUT/kills.json.
 """
 
 import dataclasses
@@ -16,8 +15,8 @@ import time
 from pathlib import Path
 
 from ffnlab import io
-from ffnlab.cli.train import TrainConfig, run
-from ffnlab.parallel import checkpoints, read_config
+from ffnlab.parallel import checkpoints
+from tests.parallel.forks import fork, is_over, status_of
 from tests.parallel.launch import rows
 
 TRIES = 4  # per kill, until enough of them fell into a save
@@ -25,17 +24,7 @@ TRIES = 4  # per kill, until enough of them fell into a save
 
 def begin(config: Path, out: Path) -> int:
     """Starts or resumes the run in a process of its own; its process id."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        sys.stderr = open(f"{out}.log", "a")
-        run(read_config(config, TrainConfig), out, resume=True)
-        status = 0
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
+    return fork(Path(f"{out}.log"), "--config", str(config), "--out", str(out), "--resume")
 
 
 def unfinished(out: Path) -> list[int]:
@@ -57,24 +46,20 @@ def kill_one(config: Path, out: Path, draw: random.Random, in_save: bool) -> Kil
     """Resumes the run and kills it at a random moment; None where it ended before that."""
     before, left, start = len(rows(out)), set(unfinished(out)), time.monotonic()
     child = begin(config, out)
-
-    def is_over() -> bool:
-        return os.waitpid(child, os.WNOHANG)[0] == child
-
     while len(rows(out)) == before or not rows(out):  # resuming drops what came after
         before = min(before, len(rows(out)))
-        if is_over():
+        if is_over(child):
             return None
         time.sleep(0.005)
     ready = time.monotonic() - start
     if in_save:
         while not set(unfinished(out)) - left:
-            if is_over():
+            if is_over(child):
                 return None
         time.sleep(draw.uniform(0, 0.02))
     else:
-        time.sleep(draw.uniform(0, 0.5))
-    if is_over():
+        time.sleep(draw.uniform(0, 0.3))
+    if is_over(child):
         return None
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -85,7 +70,7 @@ def kill_one(config: Path, out: Path, draw: random.Random, in_save: bool) -> Kil
 def main(config: Path, out: Path, kills: int, seed: int, saving: int) -> int:
     """Does what the module says; 0 when the killed run got to its end."""
     draw = random.Random(seed)
-    whole = os.waitpid(begin(config, out / "whole"), 0)[1]
+    whole = status_of(begin(config, out / "whole"))
     found: list[Killed] = []
     for _ in range(TRIES * kills):
         missing = saving - sum(kill.saving for kill in found)
@@ -96,7 +81,7 @@ def main(config: Path, out: Path, kills: int, seed: int, saving: int) -> int:
             found.append(killed)
             print(json.dumps(dataclasses.asdict(killed)), flush=True)
     io.write_json(out / "kills.json", [dataclasses.asdict(kill) for kill in found])
-    return os.waitpid(begin(config, out / "cut"), 0)[1] or whole
+    return status_of(begin(config, out / "cut")) or whole
 
 
 if __name__ == "__main__":

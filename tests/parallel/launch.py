@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
 TEXT = "the cat sat on the mat; " * 200
 CONFIG = """
 [model]
@@ -26,15 +27,15 @@ length = 16
 stride = 8
 
 [optimizer]
-name = "adamw"
-rate = 1e-2
+name = "sgd"
+rate = 0.05
 warmup = 5
 
 [run]
 steps = {steps}
 log_every = 1
 evaluate_every = 30
-checkpoint_every = 5
+checkpoint_every = 10
 """
 FLAGS = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
 PATIENCE = 200  # seconds for anything at all
@@ -70,6 +71,20 @@ def start_all(count: int, config: Path, out: Path, *more: str) -> list[subproces
     """Starts that many processes of one run on loopback."""
     where = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", str(count)]
     return [start(config, out, *where, "--process-id", str(i), *more) for i in range(count)]
+
+
+def script(name: str, *arguments: str) -> None:
+    """Runs a module of this folder, and fails with what it and its runs wrote."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"tests.parallel.{name}", *arguments],
+        env=os.environ | {"XLA_FLAGS": FLAGS},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    logs = "".join(file.read_text() for file in Path(arguments[1]).glob("*.log"))
+    assert done.returncode == 0, done.stderr + logs
 
 
 def rows(out: Path) -> list[dict]:

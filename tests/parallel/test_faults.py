@@ -1,15 +1,11 @@
 """Killed at any moment, a run ends in the bits of one that nothing disturbed."""
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from ffnlab import io
-from tests.conftest import ROOT
 from tests.parallel import launch
 
 
@@ -18,19 +14,10 @@ def killed_again_and_again(
 ) -> list[dict]:
     """Runs `tests/parallel/kills.py`, compares its two runs, and returns what it wrote down."""
     config = launch.write_config(tmp_path, steps)
-    content = config.read_text().replace("checkpoint_every = 5", "checkpoint_every = 20")
+    content = config.read_text().replace("checkpoint_every = 10", "checkpoint_every = 20")
     config.write_text(content + 'dtype = "float32"\n')
     arguments = [str(config), str(tmp_path), str(kills), str(seed), str(saving)]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.parallel.kills", *arguments],
-        env=os.environ | {"XLA_FLAGS": launch.FLAGS},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    logs = "".join(file.read_text() for file in tmp_path.glob("*.log"))
-    assert done.returncode == 0, done.stderr + logs
+    launch.script("kills", *arguments)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     same = [(folder / "model" / "model.safetensors").read_bytes() for folder in (whole, cut)]
     assert same[0] == same[1]
@@ -42,7 +29,7 @@ def killed_again_and_again(
 
 
 def test_three_kills(tmp_path):
-    killed_again_and_again(tmp_path, kills=3, saving=1, steps=400, seed=3)
+    killed_again_and_again(tmp_path, kills=3, saving=1, steps=300, seed=3)
 
 
 @pytest.mark.faults

@@ -2,12 +2,11 @@
 
 import re
 import signal
-import time
 
 import numpy as np
 import pytest
 
-from ffnlab import placing
+from ffnlab import io, placing
 from ffnlab.cli.train import TrainConfig, run
 from ffnlab.errors import ConfigError
 from ffnlab.parallel import agree, batch_part, joined, parse_mesh, read_config
@@ -19,36 +18,29 @@ HEARTBEAT, STEPS = 5, 30
 
 def die_and_go_on(tmp_path, count: int, victim: int) -> None:
     """Kills one of several processes: the others end and name it; restarted, the run is as one."""
-    config, out = launch.write_config(tmp_path, steps=STEPS), tmp_path / "out"
-    more = ("--heartbeat", str(HEARTBEAT))
-    processes = launch.start_all(count, config, out, *more)
-    launch.wait_for_step(processes[victim], out, 12)
-    processes[victim].kill()
-    processes[victim].wait()
-    begin = time.monotonic()
-    left = [process for i, process in enumerate(processes) if i != victim]
-    assert all(process.wait(timeout=launch.PATIENCE) for process in left), "a non-zero status"
-    assert time.monotonic() - begin < HEARTBEAT + 2
-    logs = "".join(process.log.read_text() for process in left)
-    dead = rf"stopped sending heartbeats\):\n{victim}\n|Task {victim} heartbeat timeout"
-    name = "leader task" if victim == 0 else dead
-    assert re.search(name, logs), logs
-    assert len(launch.losses(out)) < STEPS and not (out / "model").exists()
-
-    again = launch.start_all(count, config, out, "--resume", *more)
-    assert [process.wait(timeout=launch.PATIENCE) for process in again] == [0] * count, again[
-        0
-    ].log.read_text()
-    alone = run(read_config(config, TrainConfig), tmp_path / "alone")
-    found, wanted = launch.losses(out), launch.losses(tmp_path / "alone")
-    assert sorted(found) == sorted(wanted)
-    np.testing.assert_allclose(
-        [found[step] for step in wanted], list(wanted.values()), atol=1e-5, rtol=0
+    config, alone = launch.write_config(tmp_path, STEPS), tmp_path / "alone"
+    arguments = [str(config), str(tmp_path), str(count), str(victim), str(HEARTBEAT)]
+    launch.script("losing", *arguments)
+    first, second = (
+        [(tmp_path / f"{name}-{i}.log").read_text() for i in range(count)]
+        for name in ("first", "second")
     )
-    record = launch.rows(out)[-1]["held_out_bits"]
-    assert record == pytest.approx(launch.rows(tmp_path / "alone")[-1]["held_out_bits"], abs=1e-5)
-    assert alone["finished"] and "bits per byte" in again[0].log.read_text()
-    assert "bits per byte" not in again[1].log.read_text(), "one process writes"
+    found = io.read_json(tmp_path / "lost.json")
+    assert len(found["left"]) == count - 1 and all(found["left"]), "\n".join(first)
+    assert found["seconds"] < HEARTBEAT + 2 and found["rows"] < STEPS
+    dead = rf"stopped sending heartbeats\):\n{victim}\n|Task {victim} heartbeat timeout"
+    assert re.search("leader task" if victim == 0 else dead, "".join(first)), "\n".join(first)
+    assert found["again"] == [0] * count, "\n".join(second)
+    assert "bits per byte" in second[0] and "bits per byte" not in second[1], "one process writes"
+
+    run(read_config(config, TrainConfig), alone)
+    losses, wanted = launch.losses(tmp_path / "run"), launch.losses(alone)
+    assert sorted(losses) == sorted(wanted) == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(
+        [losses[step] for step in wanted], list(wanted.values()), atol=1e-5, rtol=0
+    )
+    bits = [launch.rows(folder)[-1]["held_out_bits"] for folder in (tmp_path / "run", alone)]
+    assert bits[0] == pytest.approx(bits[1], abs=1e-5)
 
 
 def test_two_processes_are_as_one_and_end_together(tmp_path):
