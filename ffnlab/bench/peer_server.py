@@ -7,14 +7,19 @@ One JSON object per line comes in on standard input, and one answer per line goe
     {"do": "prefill", "tokens": [[…]]}             -> {"seconds", "form", "tokens": [b]}
     {"do": "decode", "prompt": […], "new": n}      -> {"seconds", "form", "tokens": [n]}
     {"do": "evaluate", "rows": [[…]]}              -> {"seconds", "form", "nats"}
+    {"do": "train", "rows": [[…]], "rate": r, "decay": d}
+                                                   -> {"seconds", "form", "loss", "peak"}
 
-Each is done in the form that is fastest here, found by trying at the first request for it: eager
-forms with all threads and with one, then `torch.compile` (where there is a C++ compiler) with the
-better number of threads; decoding is compiled over a static cache. In all forms: float32,
-`inference_mode`, SDPA attention, logits of the last position only where no others are needed.
+Training is a step of AdamW (fused) from the weights of the directory on; "peak" is the largest
+resident set of the process in bytes. Each is done in the form that is fastest here, found by trying
+at the first request for it: eager forms with all threads and with one, then `torch.compile` (where
+there is a C++ compiler) with the better number of threads; decoding is compiled over a static cache.
+In all forms: float32, SDPA attention, and but for training `inference_mode`, with logits of the last
+position only where no others are needed.
 """
 
 import json
+import resource
 import sys
 import time
 
@@ -36,7 +41,7 @@ class Server:
 
     def load(self, directory, threads):
         """Loads the model in float32."""
-        self.threads = threads
+        self.threads, self.directory = threads, directory
         auto = self.transformers.AutoModelForCausalLM
         self.model = auto.from_pretrained(
             directory, dtype=self.torch.float32, attn_implementation="sdpa"
@@ -83,6 +88,25 @@ class Server:
         }
         one = {"compiled, 1 row at a time": lambda: self.nats(ids, 1, self.compiled)}
         return self.fastest("evaluate", "nats", eager, one)
+
+    def train(self, rows, rate, decay):
+        """One step on a batch; before the first one the forms are tried, on copies that go."""
+        with self.torch.inference_mode(False), self.torch.enable_grad():
+            ids = self.torch.tensor(rows)
+            if "train" not in self.chosen:
+                self.learners = {
+                    name: Learner(self, rate, decay, compiled=name == "compiled")
+                    for name in ("eager", "compiled")
+                }
+            steps = {name: lambda x=x: x.step(ids) for name, x in self.learners.items()}
+            first = "train" not in self.chosen
+            choose = {"eager": steps["eager"]}, {"compiled": steps["compiled"]}
+            answer = self.fastest("train", "loss", *choose)
+            if first:
+                for learner in self.learners.values():
+                    learner.restart()
+                answer = self.fastest("train", "loss", *choose)
+        return answer | {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
     def fastest(self, task, key, eager, compiled):
         """The answer by the fastest form; the forms are tried at the first request of a task."""
@@ -145,6 +169,34 @@ class Server:
                 logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum"
             ).item()
         return total
+
+
+class Learner:
+    """A model of its own and AdamW."""
+
+    def __init__(self, server, rate, decay, compiled):
+        self.torch, self.options = server.torch, {"lr": rate, "weight_decay": decay}
+        auto = server.transformers.AutoModelForCausalLM
+        self.model = auto.from_pretrained(
+            server.directory, dtype=self.torch.float32, attn_implementation="sdpa"
+        ).train()
+        self.start = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.forward = self.torch.compile(self.model, dynamic=False) if compiled else self.model
+        self.restart()
+
+    def restart(self):
+        """Goes back to the weights of the directory."""
+        self.model.load_state_dict(self.start)
+        self.optimizer = self.torch.optim.AdamW(self.model.parameters(), fused=True, **self.options)
+
+    def step(self, ids):
+        """A step; the loss before it."""
+        logits = self.forward(ids[:, :-1], use_cache=False).logits
+        loss = self.torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
 
 
 def timed(run):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["loading", "loop", "model", "sparse"]
+__all__ = ["loading", "loop", "model", "sparse", "train"]
 
 
 def model(
@@ -88,3 +88,27 @@ def loop(*, milliseconds: int = 100, steps: int = 200) -> None:
 
     ratio = overhead(milliseconds / 1000, steps)
     print(f"the loop adds {100 * (ratio - 1):.2f} % to steps of {milliseconds} ms")
+
+
+def train(
+    directory: Path | None = None, /, *, batch: int = 8, length: int = 256, turns: int = 15
+) -> None:
+    """Measures training steps in turns with torch and transformers, both float32 with AdamW.
+
+    The peer takes the faster of eager and `torch.compile`, in its own process (see `ffnlab bench`).
+
+    Args:
+      directory: a Hugging Face directory; without one, the model that comes with ffnlab.
+      batch: rows of a batch.
+      length: predictions in a row.
+      turns: steps that both sides take.
+    """
+    import contextlib
+
+    import rich
+
+    from ffnlab.bench.training import Settings, compare
+    from ffnlab.bench.versus import embedded_model
+
+    with embedded_model() if directory is None else contextlib.nullcontext(directory) as folder:
+        rich.print(compare(folder, Settings(batch, length, turns), progress=True))

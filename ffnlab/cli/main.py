@@ -51,6 +51,7 @@ BENCHES = {
     "model": Command("ffnlab.cli.bench:model", "a model, beside transformers or qwix"),
     "sparse": Command("ffnlab.cli.bench:sparse", "an FFN that skips inactive channels"),
     "loading": Command("ffnlab.cli.bench:loading", "memory while a checkpoint is loaded"),
+    "train": Command("ffnlab.cli.bench:train", "training steps, beside torch"),
     "loop": Command("ffnlab.cli.bench:loop", "what the training loop adds to its steps"),
 }
 COMMANDS: Mapping[str, Command] = MappingProxyType(
