@@ -171,7 +171,7 @@ def run(
     if parallel.is_first():
         save(whole, folder, dtype=options.dtype)
         corpus.tokenizer.save(folder)
-    parallel.agree("written", "the model")
+    parallel.meet("the model is written")
     predict = functools.partial(jax.jit(lambda model, tokens: model(tokens)), load(folder))
     bits = held_out_bits(predict, windows)  # of what was written, rounding included
     record = training_record(settings, outcome, bits / corpus.bytes_per_token, corpus)

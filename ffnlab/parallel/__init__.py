@@ -8,7 +8,7 @@ from ffnlab.parallel.config import from_table, read_config, to_table
 from ffnlab.parallel.evaluate import held_out_bits
 from ffnlab.parallel.guard import skip_bad_steps
 from ffnlab.parallel.loop import LoopOptions, Outcome, Parted, train
-from ffnlab.parallel.processes import agree, is_first, joined
+from ffnlab.parallel.processes import agree, is_first, joined, meet
 from ffnlab.parallel.rates import Work
 from ffnlab.parallel.sharding import (
     abstract,
@@ -40,6 +40,7 @@ __all__ = [
     "is_first",
     "joined",
     "make_step",
+    "meet",
     "parse_mesh",
     "place_batch",
     "place_part",

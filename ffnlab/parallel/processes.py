@@ -20,7 +20,7 @@ import numpy as np
 
 from ffnlab.errors import ConfigError, FFNLabError
 
-__all__ = ["agree", "is_first", "joined"]
+__all__ = ["agree", "is_first", "joined", "meet"]
 
 DIED = 1  # exit status of a process that lost another one
 SLACK = 10  # seconds that the coordinator's word may take after the heartbeat ran out
@@ -115,6 +115,18 @@ def leave(error: Exception, heartbeat: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(DIED)
+
+
+def meet(name: str) -> None:
+    """Waits until every process has come here.
+
+    Args:
+      name: of the place, the same in all.
+    """
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
 
 
 def agree(what: object, name: str) -> None:
