@@ -13,9 +13,9 @@ One JSON object per line comes in on standard input, and one answer per line goe
 Training is a step of AdamW (fused) from the weights of the directory on; "peak" is the largest
 resident set of the process in bytes. Each is done in the form that is fastest here, found by trying
 at the first request for it: eager forms with all threads and with one, then `torch.compile` (where
-there is a C++ compiler) with the better number of threads; decoding is compiled over a static cache.
-In all forms: float32, SDPA attention, and but for training `inference_mode`, with logits of the last
-position only where no others are needed.
+there is a C++ compiler) with the better number of threads; decoding is compiled over a static
+cache. In all forms: float32, SDPA attention, and but for training `inference_mode`, with logits of
+the last position only where no others are needed.
 """
 
 import json
