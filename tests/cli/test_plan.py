@@ -69,6 +69,15 @@ def test_less_is_kept_with_remat(small):
     assert least["temporary"] < most["temporary"]
 
 
+def test_microbatches_hold_less_and_add_up_gradients(small):
+    whole = ask(small, "dp=2", length=64)
+    small.write_text(small.read_text() + "microbatches = 4\n")
+    parts = ask(small, "dp=2", length=64)
+    assert parts["temporary"] < whole["temporary"] and parts["rows"] == 8
+    more = parts["state"]["optimizer"] - whole["state"]["optimizer"]
+    assert 0 <= more - whole["state"]["model"] < 100, "their sum is a state of the optimizer"
+
+
 def test_a_large_model_on_256_devices(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(LARGE))
     options = {"batch": 32, "length": 1024, "remat": "nothing", "dtype": "bfloat16"}
