@@ -10,7 +10,7 @@ even. Source: FireQ (arXiv 2505.20839), activation and weight quantizers.
 
 import jax.numpy as jnp
 
-from pallas_kernels.numerics import E4M3, E4M3_MAX, E4M3_TINY, divide, quantize_tokens
+from pallas_kernels.numerics import E4M3, E4M3_MAX, E4M3_TINY, divide, quantize_tokens, quotient
 from pallas_kernels.w4a8.nibbles import pack_nibbles
 
 ABSMAX_FLOOR = 1e-5
@@ -29,7 +29,7 @@ def groups(w, *, group, dtype):
     """
     w = w.astype(jnp.float32).reshape(-1, group, w.shape[1])
     scales = group_scale(jnp.max(jnp.abs(w), axis=1), dtype)
-    q = jnp.clip(jnp.round(w / scales.astype(jnp.float32)[:, None]), -8, 7)
+    q = jnp.clip(jnp.round(quotient(w, scales.astype(jnp.float32)[:, None])), -8, 7)
     return pack_nibbles(q.astype(jnp.int8).reshape(-1, w.shape[2])), scales
 
 

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -54,6 +55,21 @@ def test_groups_are_fireqs(scales):
     expected = fireq_core.quantize(w, group=16, scales=scales)
     np.testing.assert_array_equal(w4a8.unpack_nibbles(codes), expected.codes)
     assert bits([found]) == bits([expected.scales])
+
+
+def test_quotients_are_correctly_rounded():
+    """bfloat16 lies on ties, which a product with the reciprocal takes to either side."""
+    x = np.asarray(jax.random.normal(jax.random.key(0), (64, 512), jnp.bfloat16), np.float32)
+    codes, scale = jax.jit(quantize.tokens)(x)
+    exact = np.abs(x).max(axis=1, keepdims=True) / np.float32(448)
+    np.testing.assert_array_equal(scale, exact)
+    expected = (x / exact).astype(ml_dtypes.float8_e4m3fn)
+    np.testing.assert_array_equal(np.asarray(codes).view(np.uint8), expected.view(np.uint8))
+    codes, scales = jax.jit(functools.partial(quantize.groups, group=2))(x)
+    exact = np.abs(x.reshape(32, 2, 512)).max(axis=1) / np.float32(7)
+    np.testing.assert_array_equal(scales, exact)
+    q = np.round(x.reshape(32, 2, 512) / exact[:, None]).reshape(64, 512)
+    np.testing.assert_array_equal(w4a8.unpack_nibbles(codes), q)
 
 
 def test_tokens_of_any_leading_axes_feed_the_product():
