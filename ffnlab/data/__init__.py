@@ -8,6 +8,7 @@ tokenizers belong to `ffnlab.models`, placing batches on devices to `ffnlab.para
 from ffnlab.data.arrays import ArrayBatches
 from ffnlab.data.clusters import Labelled, digits, gaussian_clusters
 from ffnlab.data.images import ImageFolder, read_idx
+from ffnlab.data.mnist import mnist, mnist_folder
 from ffnlab.data.packing import Packed, PackedBatches
 from ffnlab.data.records import RecordBatches
 from ffnlab.data.stdlib_text import StdlibText, stdlib_text, text_identity
@@ -27,6 +28,8 @@ __all__ = [
     "digits",
     "gaussian_clusters",
     "held_out_windows",
+    "mnist",
+    "mnist_folder",
     "read_idx",
     "read_text",
     "stdlib_text",

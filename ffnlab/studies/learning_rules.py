@@ -1,4 +1,6 @@
-"""Learning rules side by side on the digits: accuracy, memory, work and direction of their steps.
+"""Learning rules side by side on digits: accuracy, memory, work and direction of their steps.
+
+The data are scikit-learn's digits and, but in the quick form, MNIST where it is present.
 
 Backpropagation and counter-current learning train one MLP, NoProp its own network of as many
 parameters as comes near. Memory and work are read from the compiled step, the direction is the
@@ -15,7 +17,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
-from ffnlab.data import ArrayBatches, Labelled, digits
+from ffnlab.data import ArrayBatches, Labelled, digits, mnist, mnist_folder
 from ffnlab.files import StrPath
 from ffnlab.layers import MLP
 from ffnlab.learning import NoPropNet, backprop, counter_current, labelled, noprop
@@ -27,7 +29,8 @@ from ffnlab.studies.result import Claim, Result
 
 __all__ = ["Measured", "measure", "run"]
 
-SIZES, BATCH = (64, 128, 128, 128, 128, 128, 10), 128
+HIDDEN, BATCH = (128, 128, 128, 128, 128), 128
+MNIST_EPOCHS = 5
 
 
 class Measured(NamedTuple):
@@ -53,33 +56,43 @@ class Measured(NamedTuple):
         return self.curve[max(self.curve)]
 
 
-def cases(seed: int) -> dict[str, tuple[Rule, PyTree]]:
-    """The rules with the networks they start from."""
+def cases(seed: int, width: int, classes: int = 10) -> dict[str, tuple[Rule, PyTree]]:
+    """The rules with the networks they start from, for inputs of some width."""
     key = jax.random.key(seed)
-    model = MLP(SIZES, key=key, activation="elu", bias=False)
+    model = MLP((width, *HIDDEN, classes), key=key, activation="elu", bias=False)
     return {
         "backprop": (backprop(labelled, optax.sgd(0.1)), model),
         "counter-current": (counter_current(), model),
-        "noprop": (noprop(), NoPropNet(SIZES[0], SIZES[-1], key=key, hidden=48, blocks=8)),
+        "noprop": (noprop(), NoPropNet(width, classes, key=key, hidden=48, blocks=8)),
     }
+
+
+def sets(seed: int, quick: bool) -> dict[str, tuple[tuple[Labelled, Labelled], int]]:
+    """(train, test) and epochs by name of the data."""
+    found = {"digits": (digits(seed), 40 if quick else 120)}
+    if not quick and mnist_folder() is not None:
+        found["mnist"] = (mnist(), MNIST_EPOCHS)
+    return found
 
 
 def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Result:
     """The study; arguments as for `ffnlab.studies.run.run_study`."""
     begin = time.perf_counter()
-    data, epochs = digits(seed), 40 if quick else 120
-    steps = epochs * len(data[0].x) // BATCH
-    found = {
-        name: measure(rule, model, data, steps, seed) for name, (rule, model) in cases(seed).items()
-    }
+    found, epochs = {}, {}
+    for data, (pair, epochs[data]) in sets(seed, quick).items():
+        steps = epochs[data] * len(pair[0].x) // BATCH
+        found[data] = {
+            name: measure(rule, model, pair, steps, seed)
+            for name, (rule, model) in cases(seed, pair[0].x.shape[1]).items()
+        }
     return Result(
         slug="learning-rules",
         title=STUDIES["learning-rules"].title,
-        settings={"data": "digits", "sizes": list(SIZES), "batch": BATCH, "epochs": epochs},
+        settings={"hidden": list(HIDDEN), "batch": BATCH, "epochs": epochs},
         seed=seed,
         seconds=time.perf_counter() - begin,
-        claims=claims_of(found),
-        table=[row(name, m) for name, m in found.items()],
+        claims=[claim for data, measured in found.items() for claim in claims_of(data, measured)],
+        table=[row(data, *item) for data, measured in found.items() for item in measured.items()],
         pictures={"learning_curves": lambda figure: curves(figure, found)},
     ).write(out)
 
@@ -132,11 +145,12 @@ def direction(rule: Rule, state: PyTree, batch: Labelled) -> float:
     return float(a @ b / (jnp.linalg.norm(a) * jnp.linalg.norm(b)))
 
 
-def row(name: str, m: Measured) -> dict[str, object]:
+def row(data: str, name: str, m: Measured) -> dict[str, object]:
     """A line of the table."""
     cosines = {} if math.isnan(m.cosines[0]) else {"cosine, first": m.cosines[0]}
     cosines |= {"cosine, last": m.cosines[1]} if cosines else {}
     return {
+        "data": data,
         "rule": name,
         "parameters": m.parameters,
         "accuracy": m.accuracy,
@@ -146,26 +160,26 @@ def row(name: str, m: Measured) -> dict[str, object]:
     }
 
 
-def claims_of(found: dict[str, Measured]) -> list[Claim]:
-    """What the side by side shows."""
+def claims_of(data: str, found: dict[str, Measured]) -> list[Claim]:
+    """What the side by side shows on some data."""
     through, local, apart = (found[n] for n in ("backprop", "counter-current", "noprop"))
     return [
         Claim(
-            "rules without a backward pass through depth learn the digits",
+            f"rules without a backward pass through depth learn {data}",
             "comparable accuracy (counter-current, NoProp)",
             ", ".join(f"{name} {m.accuracy:.3f}" for name, m in found.items()),
             min(local.accuracy, apart.accuracy) >= through.accuracy - 0.03,
             "test accuracy at most .03 below backpropagation's",
         ),
         Claim(
-            "a local rule goes downhill in another direction than the gradient",
+            f"a local rule goes downhill in another direction than the gradient, {data}",
             "-",
             f"cosine {local.cosines[0]:.2f} at first, {local.cosines[1]:.2f} at last",
             0 < local.cosines[0] < 0.99,
             "counter-current's first step against the gradient of the cross-entropy: in (0, .99)",
         ),
         Claim(
-            "a local rule need not store activations for a backward pass",
+            f"a local rule need not store activations for a backward pass, {data}",
             "no storage through depth",
             f"{local.temporary / 1024:.0f} KiB, backprop {through.temporary / 1024:.0f} KiB",
             local.temporary <= through.temporary,
@@ -174,14 +188,16 @@ def claims_of(found: dict[str, Measured]) -> list[Claim]:
     ]
 
 
-def curves(figure, found: dict[str, Measured]) -> None:
-    """Test accuracy by step."""
-    axes = figure.subplots()
-    for name, m in found.items():
-        axes.plot(list(m.curve), list(m.curve.values()), "o-", markersize=3, label=name)
-    axes.set_ylim(0, 1.02)
-    axes.set_xlabel("steps")
-    axes.set_ylabel("test accuracy, digits")
-    axes.set_title("One trainer, three rules")
-    axes.legend(frameon=False, loc="center right")
-    axes.spines[["top", "right"]].set_visible(False)
+def curves(figure, found: dict[str, dict[str, Measured]]) -> None:
+    """Test accuracy by step, one picture per data."""
+    for axes, (data, measured) in zip(
+        figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True
+    ):
+        for name, m in measured.items():
+            axes.plot(list(m.curve), list(m.curve.values()), "o-", markersize=3, label=name)
+        axes.set_ylim(0, 1.02)
+        axes.set_xlabel("steps")
+        axes.set_ylabel(f"test accuracy, {data}")
+        axes.legend(frameon=False, loc="center right")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle("One trainer, three rules")

@@ -6,7 +6,14 @@ import struct
 import numpy as np
 import pytest
 
-from ffnlab.data import ImageFolder, RecordBatches, read_idx, tfds_records
+from ffnlab.data import (
+    ImageFolder,
+    RecordBatches,
+    mnist,
+    mnist_folder,
+    read_idx,
+    tfds_records,
+)
 from ffnlab.errors import FFNLabError, FormatError
 
 RECORDS = [{"x": np.full(3, i, np.float32), "y": np.int32(i)} for i in range(20)]
@@ -188,7 +195,37 @@ def test_idx_files(tmp_path, packed):
             read_idx(file)
 
 
+@pytest.fixture
+def small_mnist(tmp_path):
+    """Three images to train on, two to test on."""
+    for prefix, n in (("train", 3), ("t10k", 2)):
+        images = np.arange(n * 4, dtype=np.uint8).reshape(n, 2, 2)
+        head = b"\0\0\x08\x03" + struct.pack(">3I", *images.shape)
+        (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(head + images.tobytes())
+        head = b"\0\0\x08\x01" + struct.pack(">I", n)
+        packed = gzip.compress(head + bytes(range(n)))
+        (tmp_path / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(packed)
+    return tmp_path
+
+
+def test_mnist_files(small_mnist, monkeypatch):
+    train, test = mnist(small_mnist)
+    assert train.x.shape == (3, 4) and test.y.tolist() == [0, 1]
+    np.testing.assert_allclose(train.x[1], np.array([4, 5, 6, 7]) / 255, rtol=1e-6)
+    (small_mnist / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(FFNLabError, match=r"has no IDX file t10k\*labels\*"):
+        mnist(small_mnist)
+    head = b"\0\0\x08\x01" + struct.pack(">I", 1)
+    (small_mnist / "t10k-labels-idx1-ubyte").write_bytes(head + b"\1")
+    with pytest.raises(FormatError, match=r"images \(2, 2, 2\) and labels \(1,\)"):
+        mnist(small_mnist)
+    monkeypatch.delenv("FFNLAB_DATA", raising=False)
+    assert mnist_folder() is None
+    with pytest.raises(FFNLabError, match="name MNIST's folder"):
+        mnist()
+
+
 def test_mnist_is_what_it_is(data):
-    images = read_idx(data / "mnist" / "t10k-first5k-images-idx3-ubyte.gz")
-    labels = read_idx(data / "mnist" / "t10k-first5k-labels-idx1-ubyte.gz")
-    assert images.shape == (5000, 28, 28) and labels[:5].tolist() == [7, 2, 1, 0, 4]
+    train, test = mnist(data / "mnist")
+    assert train.x.shape == (60000, 784) and test.x.shape == (5000, 784)
+    assert test.y[:5].tolist() == [7, 2, 1, 0, 4] and train.x.max() == 1

@@ -36,8 +36,18 @@ def test_work_is_counted(key):
     assert set(found.curve) == {0, 1, 2, 3} and found.accuracy == found.curve[3]
 
 
+def test_mnist_where_it_is_present(tmp_path, monkeypatch):
+    monkeypatch.delenv("FFNLAB_DATA", raising=False)
+    assert set(study.sets(0, quick=False)) == {"digits"}
+    (tmp_path / "mnist").mkdir()
+    monkeypatch.setenv("FFNLAB_DATA", str(tmp_path))
+    monkeypatch.setattr(study, "mnist", lambda: digits())
+    assert set(study.sets(0, quick=False)) == {"digits", "mnist"}
+    assert set(study.sets(0, quick=True)) == {"digits"}
+
+
 def test_study_writes_its_result_and_picture(tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "SIZES", (64, 8, 8, 10))
+    monkeypatch.setattr(study, "HIDDEN", (8, 8))
     monkeypatch.setattr(study, "BATCH", 718)
     result = load("learning-rules").run(out=tmp_path, quick=True)
     saved = json.loads((tmp_path / "result.json").read_text())
