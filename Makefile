@@ -29,7 +29,7 @@ export JAX_COMPILATION_CACHE_DIR := $(CACHE)
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.2
 
 .PHONY: run test test-slow test-faults test-tree-mode fuzz parity bench bench-check lint types format \
-	install install-test clean aot
+	install install-test clean aot gpu-test gpu-bench
 .DEFAULT_GOAL := test
 
 # Stamps: an install is repeated only when pyproject.toml or the pins have changed.
@@ -96,6 +96,16 @@ parity: $(PARITY)/parity.stamp
 
 aot: $(AOT)/aot.stamp
 	JAX_PLATFORMS=cpu $(AOT)/bin/python -m pallas_kernels.aot $(ARGS)
+
+# On a machine with a GPU: the interpreter that has jax for it, numpy and pytest; nothing is installed.
+GPU_SUITE := tests/pallas_kernels/gpu
+
+gpu-test:
+	PYTHONPATH=. $(PY) -m pytest -c $(GPU_SUITE)/pytest.ini --rootdir $(GPU_SUITE) \
+		--confcutdir $(GPU_SUITE) $(GPU_SUITE) $(ARGS)
+
+gpu-bench:
+	$(PY) -m pallas_kernels.bench $(ARGS)
 
 bench: $(VENV)/run.stamp
 	$(VENV)/bin/ffnlab bench $(ARGS)

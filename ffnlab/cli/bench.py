@@ -112,3 +112,19 @@ def train(
 
     with embedded_model() if directory is None else contextlib.nullcontext(directory) as folder:
         rich.print(compare(folder, Settings(batch, length, turns), progress=True))
+
+
+def kernels(*, only: str = "", names: bool = False, json: Path | None = None) -> int:
+    """Times INT4 x FP8, grouped and sparse products beside XLA's on the GPU at hand.
+
+    Without a GPU the rows of XLA for few tokens run, and the rest is said to need one.
+
+    Args:
+      only: rows whose task or name contains this.
+      names: print the names of the rows instead.
+      json: also write the figures to this file.
+    """
+    from pallas_kernels.bench.__main__ import main
+
+    options = ["--list"] if names else []
+    return main(["--only", only, *options, *(["--json", str(json)] if json else [])])

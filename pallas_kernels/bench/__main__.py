@@ -1,0 +1,77 @@
+"""`python -m pallas_kernels.bench`: times ours beside XLA's on the GPU at hand."""
+
+import argparse
+import datetime
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from pallas_kernels.backend import device
+from pallas_kernels.bench.measure import floor, measure
+from pallas_kernels.bench.rows import rows
+
+HEADER = (
+    "| task | by | us (measured) | TB/s (measured) | TFLOP/s (measured) | us (floor) "
+    "| of the floor | times the first |\n|---|---|---|---|---|---|---|---|"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m pallas_kernels.bench", description=__doc__)
+    parser.add_argument("--only", default="", help="rows whose task or name contains this")
+    parser.add_argument("--list", action="store_true", help="names of the rows")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    options = parser.parse_args(arguments)
+    chosen = [row for row in rows() if options.only in f"{row.task}, {row.name}"]
+    if options.list:
+        print("\n".join(f"{row.task}, {row.name}" for row in chosen))
+        return 0
+    kind, gpu = jax.devices()[0].device_kind, device()[0] == "gpu"
+    if not gpu:
+        able = [row for row in chosen if row.anywhere]
+        print(
+            f"no GPU here ({kind}): {len(able)} of {len(chosen)} rows can run, XLA's for few tokens"
+        )
+        chosen = able
+    today = datetime.date.today().isoformat()
+    print(f"\n{kind}, {today}, jax {jax.__version__}\n\n{HEADER}")
+    found = table(chosen, kind, {} if gpu else {"sets": 2, "turns": 3})
+    if options.json:
+        facts = {"device": kind, "date": today, "jax": jax.__version__, "rows": found}
+        options.json.write_text(json.dumps(facts, indent=1))
+    return 0 if found and not any("wrong" in row for row in found) else 1
+
+
+def table(chosen, kind, options):
+    """Measures rows and prints a line for each; one that fails says why and the rest goes on."""
+    found, first = [], {}
+    for row in chosen:
+        try:
+            work = row.make()
+            seconds = measure(work, **options)
+        except Exception as error:  # noqa: BLE001
+            # Whatever a compiler or the device says is a line of the table.
+            text = str(error).replace("\n", " ")[:200]
+            found.append({"task": row.task, "name": row.name, "wrong": text})
+            print(f"| {row.task} | {row.name} | failed: {text} | | | | | |", flush=True)
+            continue
+        least = floor(work, kind)
+        first.setdefault(row.task, seconds)
+        entry = {"task": row.task, "name": row.name, "us": 1e6 * seconds}
+        entry |= {"floor_us": 1e6 * least if least else None, "ratio": first[row.task] / seconds}
+        found.append(entry)
+        print(
+            f"| {row.task} | {row.name} | {1e6 * seconds:.1f} | {work.nbytes / seconds / 1e12:.2f} "
+            f"| {work.flops / seconds / 1e12:.1f} | {f'{1e6 * least:.1f}' if least else '-'} "
+            f"| {f'{100 * least / seconds:.0f} %' if least else '-'} | {entry['ratio']:.2f} |",
+            flush=True,
+        )
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""The kernels on the device itself: against float64, twice the same bits, no row forgotten."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import grouped, quantize, w4a8
+from pallas_kernels.numerics import E4M3, quantize_tokens
+
+pytestmark = pytest.mark.gpu
+CLOSE = 3e-3  # relative norm of the error of a bfloat16 result
+FRESH = [0, 1]
+
+
+def error(y, expected):
+    """Relative norm; a NaN anywhere makes it one."""
+    y, expected = np.asarray(y).astype(np.float64), np.asarray(expected, np.float64)
+    return np.linalg.norm(y - expected) / np.linalg.norm(expected)
+
+
+def poisoned(run, *operands):
+    """A jitted call after the memory it may get was filled with NaN, twice: the same bits."""
+    for _ in range(4):
+        jnp.full((1 << 20,), jnp.nan, jnp.float32).block_until_ready()
+    run = jax.jit(run)
+    y = run(*operands)
+    np.testing.assert_array_equal(
+        np.asarray(y).view(np.uint8), np.asarray(run(*operands)).view(np.uint8)
+    )
+    return y
+
+
+def weights(random, k, n, encoding, *, experts=(), scales=jnp.float32):
+    """Packed codes, scales, and the matrices in float64."""
+    low = -7 if encoding == "sm" else -8
+    q = random.integers(low, 8, (*experts, k, n))
+    s = jnp.asarray(random.uniform(0.004, 0.05, (*experts, k // 128, n)), scales)
+    packed = jax.vmap(w4a8.pack_nibbles) if experts else w4a8.pack_nibbles
+    codes = w4a8.pack(packed(jnp.asarray(q, jnp.int8)), encoding)
+    return codes, s, q * np.repeat(np.asarray(s).astype(np.float64), 128, axis=-2)
+
+
+def rounded(x):
+    """Tokens as the product sees them, in float64."""
+    codes, scale = quantize_tokens(x)
+    return np.asarray(codes).astype(np.float64) * np.asarray(scale, np.float64)
+
+
+@pytest.mark.parametrize("seed", FRESH)
+@pytest.mark.parametrize("encoding", ["sm", "tc"])
+@pytest.mark.parametrize("m", [1, 13, 64, 257])
+@pytest.mark.parametrize("scales", [jnp.float32, jnp.bfloat16, E4M3])
+def test_w4a8_matmul(kernel, large, seed, encoding, m, scales):
+    random = np.random.default_rng(seed)
+    codes, s, w = weights(random, 256 * large, 200 * large, encoding, scales=scales)
+    x = jnp.asarray(random.normal(size=(m, w.shape[0])), jnp.bfloat16)
+    y = poisoned(functools.partial(w4a8.matmul, group=128, backend=kernel), x, codes, s)
+    assert error(y, rounded(x) @ w) < CLOSE
+
+
+@pytest.mark.parametrize("m", [3, 130])
+def test_w4a8_table(kernel, large, m):
+    if kernel == "sm80":
+        pytest.skip("the kernel of Ampere and Ada has no table")
+    random = np.random.default_rng(0)
+    codes, s, w = weights(random, 256 * large, 128 * large, "tc")
+    x = jnp.asarray(random.normal(size=(m, w.shape[0])), jnp.bfloat16)
+    call = functools.partial(w4a8.matmul, group=128, treatment="table", backend=kernel)
+    exact = np.asarray(jnp.asarray(w, jnp.float32).astype(E4M3)).astype(np.float64)
+    assert error(poisoned(call, x, codes, s), rounded(x) @ exact) < CLOSE
+
+
+@pytest.mark.parametrize("m", [2, 16, 200])
+def test_w4a8_glu(kernel, large, m):
+    random = np.random.default_rng(0)
+    gate, up = (weights(random, 256 * large, 128 * large, "sm") for _ in range(2))
+    x = jnp.asarray(random.normal(size=(m, 256 * large)), jnp.bfloat16)
+    codes, s = w4a8.join(gate[0], up[0], gate[1], up[1])
+    g, u = rounded(x) @ gate[2], rounded(x) @ up[2]
+    y = poisoned(functools.partial(w4a8.glu, backend=kernel), x, codes, s)
+    assert error(y, g / (1 + np.exp(-g)) * u) < CLOSE
+
+
+def test_w4a8_grouped(kernel, large):
+    random = np.random.default_rng(0)
+    codes, s, w = weights(random, 128 * large, 128 * large, "sm", experts=(4,))
+    x = jnp.asarray(random.normal(size=(70, 128 * large)), jnp.bfloat16)
+    sizes = jnp.array([40, 0, 1, 26], jnp.int32)  # one expert empty, three tokens without
+    y = poisoned(functools.partial(w4a8.grouped, backend=kernel), x, codes, s, sizes)
+    parts = [rounded(x)[:40] @ w[0], rounded(x)[40:41] @ w[2], rounded(x)[41:67] @ w[3]]
+    assert error(y[:67], np.concatenate(parts)) < CLOSE and (np.asarray(y[67:]) == 0).all()
+
+
+@pytest.mark.parametrize("k", [256, 4096])
+def test_roundings_are_the_references_bits(kernel, k):
+    backend = "mosaic_interpret" if "interpret" in kernel else None
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, k)), jnp.bfloat16).at[4].set(0)
+    for call in (quantize.tokens, functools.partial(quantize.groups, group=2)):
+        found, expected = call(x, backend=backend), call(x, backend="reference")
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_grouped_products_and_gradients(kernel, large, transposed):
+    if kernel == "sm80":
+        pytest.skip("grouped products have a kernel on Hopper only")
+    random = np.random.default_rng(0)
+    k, n, sizes = 128 * large, 128 * large, jnp.array([0, 150, 20], jnp.int32)
+    w = jnp.asarray(random.normal(size=(3, n, k) if transposed else (3, k, n)), jnp.bfloat16)
+    x = jnp.asarray(random.normal(size=(173, k)), jnp.bfloat16)
+
+    def run(x, w, backend):
+        call = functools.partial(grouped.matmul, transposed=transposed, backend=backend)
+        y, pull = jax.vjp(lambda x, w: call(x, w, sizes), x, w)
+        return y, *pull(y)
+
+    ours = jax.jit(functools.partial(run, backend=kernel))(x, w)
+    again = jax.jit(functools.partial(run, backend=kernel))(x, w)
+    for a, b, expected in zip(ours, again, run(x, w, "reference"), strict=True):
+        np.testing.assert_array_equal(np.asarray(a).view(np.uint8), np.asarray(b).view(np.uint8))
+        assert error(a, expected) < 3 * CLOSE
