@@ -75,6 +75,8 @@ def describe(row: dict) -> str:
     """A row as a line of text."""
     if row["wrong"]:
         return f"FAILED {row['job']}: {row['wrong']}"
+    if not row["registers"]:
+        return f"{row['job']}: compiled"
     return f"{row['job']}: {row['registers']} registers, {row['spill']} bytes spilled"
 
 
@@ -90,7 +92,8 @@ def write(cases: dict[str, Case], rows: list[dict]) -> None:
     for row in rows:
         name, chip = row["job"].rsplit("@", 1)
         found = row["wrong"] or ", ".join(cases[name].expect)
-        registers, spill = row.get("registers") or "-", row.get("spill", "-")
+        known = bool(row.get("registers"))  # a TPU has no such figures
+        registers, spill = (row["registers"], row["spill"]) if known else ("-", "-")
         lines.append(f"| {name} | {chip} | {registers} | {spill} | {found} |")
     text = RESULTS.read_text()
     before, rest = text.split(BEGIN)

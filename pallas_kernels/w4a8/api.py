@@ -49,8 +49,8 @@ def matmul(
       treatment: "promote" scales partial sums in float32; "table" rounds q * s to e4m3 first.
       x_scale: [..., 1] float32, for x that is already e4m3.
       out_dtype: x's dtype when None (float32 for e4m3).
-      backend: None (chosen by device), "sm90", "xla", "reference"; "sm90_interpret" runs the
-        Hopper kernel's body in Pallas' interpreter, on any device.
+      backend: None (chosen by device), "sm90", "sm80", "tpu", "xla", "reference"; a kernel's name
+        with "_interpret" runs its body in Pallas' interpreter, on any device.
     Returns:
       [..., n] in `out_dtype`; accumulation is float32.
     Raises:
@@ -67,7 +67,8 @@ def matmul(
     check_tokens(x, k, group=group, act=act, treatment=treatment, x_scale=x_scale)
     narrow = x.dtype == E4M3
     facts = {"group": group, "act": act, "treatment": treatment}
-    chosen = registry.choose(BACKENDS, backend, codes=codes, narrow=narrow, **facts)
+    seen = {"codes": codes, "narrow": narrow, "dtype": x.dtype}
+    chosen = registry.choose(BACKENDS, backend, **seen, **facts)
     out_dtype = jnp.dtype(out_dtype or (jnp.float32 if narrow else x.dtype))
     rows, sx = tokens(x, x_scale, k)
     divisor = jnp.asarray(divisor, jnp.float32)

@@ -13,7 +13,7 @@ def reads_fragments(platform, capability):
       platform, capability: see `pallas_kernels.backend.device`.
     """
     return any(
-        backend.platforms and registry.unfit(backend, platform, capability) is None
+        backend.platforms == ("gpu",) and registry.unfit(backend, platform, capability) is None
         for backend in table("matmul", print, print)
     )
 
@@ -56,6 +56,17 @@ def table(name, xla, reference):
             )
             for kernel, refuse in (("sm90", refusals.sm90), ("sm80", refusals.sm80))
         ),
+        *(tpu() if name == "matmul" else ()),
         registry.Backend("xla", xla),
         registry.Backend("reference", reference, automatic=False),
+    )
+
+
+def tpu():
+    """The TPU kernel and its interpreted form, which every jax has."""
+    run = functools.partial(registry.lazy, "pallas_kernels.w4a8.tpu", "matmul")
+    interpreted = run(interpret=True)
+    return (
+        registry.Backend("tpu", run(), platforms=("tpu",), refuse=refusals.tpu),
+        registry.Backend("tpu_interpret", interpreted, refuse=refusals.tpu, automatic=False),
     )

@@ -60,6 +60,19 @@ def older(name, m, n, k, chip, instruction, **options):
     return Case(f"w4a8 {name}", make, (chip,), (instruction, "LDG.E.128"), jax=(0, 11, 2))
 
 
+def tpu(m, n, k):
+    """The TPU kernel and its abstract operands."""
+    call = functools.partial(
+        lazy(KERNEL.format("tpu"), "matmul"), group=128, act="e4m3", sx=None, divisor=1.0
+    )
+    array = jax.ShapeDtypeStruct
+    return lambda x, codes, scales: call(x, codes=codes, scales=scales), (
+        array((m, k), jnp.bfloat16),
+        array((k // 2, n), jnp.uint8),
+        array((k // 128, n), jnp.float32),
+    )
+
+
 CHIPS = (("a100", "HMMA.16816.F32"), ("l4", "QMMA.16832.F32.E4M3.E4M3"))
 CASES = (
     *(case(f"matmul, {m} tokens", m, 4096, 4096) for m in (8, 16, 32, 64, 128, 4096)),
@@ -85,5 +98,14 @@ CASES = (
     *(
         older(f"glu, 16 tokens on {chip}", 16, 28672, 4096, chip, instruction, glu=True)
         for chip, instruction in CHIPS
+    ),
+    *(
+        Case(
+            f"w4a8 matmul, {m} tokens on a TPU",
+            functools.partial(tpu, m, 4096, 4096),
+            ("v5e", "v6e"),
+            ("tpu_custom_call",),
+        )
+        for m in (16, 1024)
     ),
 )

@@ -1,6 +1,10 @@
 """Why the GPU kernels cannot run a call, without importing them."""
 
+import jax.numpy as jnp
+
 from pallas_kernels.w4a8.packed import Fragments
+
+TPU_ROWS = 1024  # of w in a block: 8 groups of 128, as a TPU's tiles of scales want
 
 
 def sm90(*, codes, group, act, treatment, narrow, **_):
@@ -21,3 +25,17 @@ def sm80(*, codes, group, act, treatment, narrow, **_):
     if treatment == "table":
         return "scales partial sums, treatment='table'"
     return sm90(codes=codes, group=group, act=act, treatment=treatment, narrow=narrow)
+
+
+def tpu(*, codes, group, act, treatment, narrow, dtype):
+    """Why the TPU kernel cannot run a call; None when it can."""
+    if isinstance(codes, Fragments):
+        return "takes canonical codes, these are packed for a GPU"
+    k, n = 2 * codes.shape[0], codes.shape[1]
+    if treatment == "table":
+        return "scales partial sums, treatment='table'"
+    if act is None and not narrow and dtype != jnp.bfloat16:
+        return f"multiplies in bfloat16, x is {dtype.name} and act=None"
+    if group != 128 or n % 128 or (k % TPU_ROWS and k > TPU_ROWS):
+        return f"takes groups of 128, n a multiple of 128, k of {TPU_ROWS} or less; k={k}, n={n}"
+    return None
