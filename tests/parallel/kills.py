@@ -1,8 +1,9 @@
 """Kills a training run again and again, resumes it, and writes down what happened.
 
-`python -m tests.parallel.kills CONFIG OUT KILLS SEED SAVING`: a run that nothing disturbs, in
-OUT/whole, and one in OUT/cut that is killed KILLS times (SIGKILL), of which at least SAVING while a
-checkpoint is being written. Prints one JSON object per kill, and writes all to OUT/kills.json.
+`python -m tests.parallel.kills CONFIG OUT KILLS SEED SAVING LONGEST`: a run that nothing disturbs,
+in OUT/whole, and one in OUT/cut that is killed KILLS times (SIGKILL), of which at least SAVING
+while a checkpoint is being written, the others within LONGEST milliseconds of their first step.
+Prints one JSON object per kill, and writes all to OUT/kills.json.
 """
 
 import dataclasses
@@ -42,7 +43,9 @@ class Killed:
     ready: float
 
 
-def kill_one(config: Path, out: Path, draw: random.Random, in_save: bool) -> Killed | None:
+def kill_one(
+    config: Path, out: Path, draw: random.Random, in_save: bool, longest: float
+) -> Killed | None:
     """Resumes the run and kills it at a random moment; None where it ended before that."""
     before, left, start = len(rows(out)), set(unfinished(out)), time.monotonic()
     child = begin(config, out)
@@ -58,7 +61,7 @@ def kill_one(config: Path, out: Path, draw: random.Random, in_save: bool) -> Kil
                 return None
         time.sleep(draw.uniform(0, 0.02))
     else:
-        time.sleep(draw.uniform(0, 0.3))
+        time.sleep(draw.uniform(0, longest))
     if is_over(child):
         return None
     os.kill(child, signal.SIGKILL)
@@ -67,7 +70,7 @@ def kill_one(config: Path, out: Path, draw: random.Random, in_save: bool) -> Kil
     return Killed(step, bool(set(unfinished(out)) - left), ready)
 
 
-def main(config: Path, out: Path, kills: int, seed: int, saving: int) -> int:
+def main(config: Path, out: Path, kills: int, seed: int, saving: int, longest: int) -> int:
     """Does what the module says; 0 when the killed run got to its end."""
     draw = random.Random(seed)
     whole = status_of(begin(config, out / "whole"))
@@ -76,7 +79,8 @@ def main(config: Path, out: Path, kills: int, seed: int, saving: int) -> int:
         missing = saving - sum(kill.saving for kill in found)
         if len(found) >= kills and missing <= 0:
             break
-        killed = kill_one(config, out / "cut", draw, missing > 0 and draw.random() < 0.7)
+        in_save = missing > 0 and draw.random() < 0.7
+        killed = kill_one(config, out / "cut", draw, in_save, longest / 1000)
         if killed is not None:
             found.append(killed)
             print(json.dumps(dataclasses.asdict(killed)), flush=True)
@@ -85,4 +89,4 @@ def main(config: Path, out: Path, kills: int, seed: int, saving: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:6])))
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:7])))

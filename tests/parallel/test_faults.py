@@ -10,13 +10,13 @@ from tests.parallel import launch
 
 
 def killed_again_and_again(
-    tmp_path: Path, kills: int, saving: int, steps: int, seed: int
+    tmp_path: Path, kills: int, saving: int, steps: int, seed: int, longest: int
 ) -> list[dict]:
     """Runs `tests/parallel/kills.py`, compares its two runs, and returns what it wrote down."""
     config = launch.write_config(tmp_path, steps)
     content = config.read_text().replace("checkpoint_every = 10", "checkpoint_every = 20")
     config.write_text(content + 'dtype = "float32"\n')
-    arguments = [str(config), str(tmp_path), str(kills), str(seed), str(saving)]
+    arguments = [str(config), str(tmp_path), str(kills), str(seed), str(saving), str(longest)]
     launch.script("kills", *arguments)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     same = [(folder / "model" / "model.safetensors").read_bytes() for folder in (whole, cut)]
@@ -29,12 +29,12 @@ def killed_again_and_again(
 
 
 def test_three_kills(tmp_path):
-    killed_again_and_again(tmp_path, kills=3, saving=1, steps=300, seed=3)
+    killed_again_and_again(tmp_path, kills=3, saving=1, steps=300, seed=3, longest=300)
 
 
 @pytest.mark.faults
 def test_twenty_kills_eight_of_them_in_a_save(tmp_path, capsys):
-    found = killed_again_and_again(tmp_path, kills=20, saving=8, steps=4000, seed=20)
+    found = killed_again_and_again(tmp_path, kills=20, saving=8, steps=2000, seed=20, longest=2000)
     with capsys.disabled():
         print()
         for kill in found:
