@@ -68,6 +68,7 @@ def test_the_kernel_says_why_it_cannot_run():
         "act": "e4m3",
         "treatment": "promote",
         "narrow": False,
+        "dtype": jnp.dtype(jnp.float32),
     }
     for chip in CHIPS.values():
         chosen = choose(table, platform=chip.platform, capability=chip.capability, **facts)
