@@ -30,7 +30,7 @@ from ffnlab.studies.result import Claim, Result
 __all__ = ["Measured", "measure", "run"]
 
 HIDDEN, BATCH = (128, 128, 128, 128, 128), 128
-MNIST_EPOCHS = 5
+MNIST_EPOCHS = 20
 
 
 class Measured(NamedTuple):
