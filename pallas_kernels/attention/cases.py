@@ -1,4 +1,4 @@
-"""What is compiled of prefill attention: Llama-3-8B's heads over a prompt of 4096."""
+"""What is compiled of attention: Llama-3-8B's heads, a prompt of 4096, a cache of 16384 keys."""
 
 import functools
 
@@ -39,7 +39,35 @@ def case(precision, d, window=None):
     )
 
 
+def make_decode(kind, d, sequences=4, pages=64, page=256):
+    """Decode over a paged cache in INT4 or bfloat16, and its abstract arguments."""
+    shape, cache = jax.ShapeDtypeStruct, (sequences * pages, page, KV_HEADS)
+    codes = kind == "int4"
+    k = shape((*cache, d // 2 if codes else d), jnp.uint8 if codes else jnp.bfloat16)
+    scales = shape((cache[0], KV_HEADS, page), jnp.float8_e4m3fn) if codes else None
+
+    def run(q, k, v, lengths, table, k_scale, v_scale):
+        options = {"pages": table, "k_scale": k_scale, "v_scale": v_scale, "backend": "sm90"}
+        return attention.decode(q, k, v, lengths, **options)
+
+    q, table = shape((sequences, HEADS, d), jnp.bfloat16), shape((sequences, pages), jnp.int32)
+    return run, (q, k, k, shape((sequences,), jnp.int32), table, scales, scales)
+
+
+def decode_case(kind, d):
+    """A case of the Hopper kernel for single steps."""
+    return Case(
+        f"attention decode, {kind} cache, heads of {d}",
+        functools.partial(make_decode, kind, d),
+        ("h200",),
+        expect=("HGMMA",),
+        max_spill=0,
+        jax=(0, 11),
+    )
+
+
 CASES = (
     *(case(precision, d) for precision in ("fp8", "float32") for d in (64, 128)),
     case("fp8", 128, 1024),
+    *(decode_case(kind, d) for kind in ("int4", "bfloat16") for d in (64, 128)),
 )

@@ -7,6 +7,7 @@ precision "fp8" rounds as FireQ's kernel (arXiv 2505.20839) does: queries to e4m
 head, scores to float16, and exp(s - max) times 448 to e4m3 before it meets the values.
 """
 
+import jax
 import jax.numpy as jnp
 
 from pallas_kernels.numerics import E4M3_MAX, quantize_tokens, to_e4m3
@@ -87,3 +88,59 @@ def prefill(q, k, v, k_scale, v_scale, *, scale, tile, precision, window):
     values = v * v_scale[..., None]
     y = jnp.einsum("bkgtn,bknd->bkgtd", weights(p, precision), values, precision="highest")
     return merge_heads(y / jnp.sum(p, axis=-1, keepdims=True))
+
+
+def nibbles(x):
+    """A cache's channels in float32: floats and int8 codes as they are, bytes as two codes each.
+
+    Args:
+      x: [..., d], or [..., d / 2] uint8 with channel 2i in the low nibble of byte i.
+    Returns:
+      [..., d] float32.
+    """
+    if x.dtype != jnp.uint8:
+        return x.astype(jnp.float32)
+    low = jax.lax.bitcast_convert_type(x << jnp.uint8(4), jnp.int8) >> jnp.int8(4)
+    high = jax.lax.bitcast_convert_type(x, jnp.int8) >> jnp.int8(4)
+    return jnp.stack([low, high], axis=-1).reshape(*x.shape[:-1], -1).astype(jnp.float32)
+
+
+def pages_of(x, x_scale, here):
+    """Pages [...] of a cache [p, page, kv, d] times their scales [p, kv, page] or None, float32."""
+    values = nibbles(x[here])
+    if x_scale is None:
+        return values
+    return values * jnp.swapaxes(x_scale[here].astype(jnp.float32), -1, -2)[..., None]
+
+
+def decode(q, k, v, k_scale, v_scale, pages, lengths, *, scale, window, splits):
+    """Attention of one query per sequence, at its sequence's last key, over a cache of pages.
+
+    y = sum_j softmax_j(scale * q . k[j]) v[j]   over keys length - window <= j < length
+
+    Args:
+      q: [b, heads, d] float.
+      k, v: [p, page, kv, d] float or int8 codes, or [p, page, kv, d / 2] uint8.
+      k_scale, v_scale: [p, kv, page] float, multiply keys and values; or both None.
+      pages: [b, n] int32, which pages a sequence has, in order.
+      lengths: [b] int32, keys a sequence has, 1 to n * page.
+      scale: multiplies the scores.
+      window: keys a query sees, or None for all.
+      splits: not used: nothing here is split.
+    Returns:
+      [b, heads, d] float32.
+    """
+    (b, heads, d), kv = q.shape, k.shape[2]
+    k, v = (pages_of(*x, pages).reshape(b, -1, kv, d) for x in ((k, k_scale), (v, v_scale)))
+    q = q.astype(jnp.float32).reshape(b, kv, heads // kv, d)
+    s = jnp.einsum("bkgd,bjkd->bkgj", q, k, precision="highest") * scale
+    key = jnp.arange(k.shape[1])
+    seen = key < lengths[:, None]
+    if window is not None:
+        seen &= key >= lengths[:, None] - window
+    s = jnp.where(seen[:, None, None], s, -jnp.inf)
+    p = jnp.exp(s - jnp.max(s, axis=-1, keepdims=True))
+    # What lies behind the last key may be anything, NaN too.
+    v = jnp.where(seen[:, :, None, None], v, jnp.float32(0))
+    y = jnp.einsum("bkgj,bjkd->bkgd", p, v, precision="highest")
+    return (y / jnp.sum(p, axis=-1, keepdims=True)).reshape(b, heads, d)

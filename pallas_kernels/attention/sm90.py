@@ -130,7 +130,7 @@ def pad(x, axis, multiple):
 
 def tiled(minor, dtype):
     """How shared memory holds rows of `minor` numbers for the tensor core."""
-    bits = 8 * jnp.dtype(dtype).itemsize
+    bits = 4 if dtype == jnp.int4 else 8 * jnp.dtype(dtype).itemsize
     swizzle = plgpu.find_swizzle(minor * bits, "attention")
     return plgpu.TilingTransform((8, swizzle * 8 // bits)), plgpu.SwizzleTransform(swizzle)
 

@@ -1,4 +1,4 @@
-"""Causal attention over tiles of keys in FireQ's three-stage order, as one `lax.scan`.
+"""Prefill: causal attention over tiles of keys in FireQ's three-stage order, as one `lax.scan`.
 
 FireQ's kernel (arXiv 2505.20839) keeps three key tiles in flight: while the tensor cores multiply
 tile i with its values and take the scores of tile i + 2, the vector units do the softmax of tile
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.attention.reference import (
     merge_heads,
+    pages_of,
     rounded_queries,
     scores,
     split_heads,
@@ -101,3 +102,35 @@ def prefill(q, k, v, k_scale, v_scale, *, scale, tile, precision, window):
         state = softmax_step(gather(state, values[n - 2]), following)
     state = gather(state, values[n - 1])
     return merge_heads(state.o / state.l)
+
+
+def decode(q, k, v, k_scale, v_scale, pages, lengths, *, scale, window, splits):
+    """Same contract as `reference.decode`, one page after another up to the longest sequence.
+
+    Args:
+      q, k, v, k_scale, v_scale, pages, lengths, scale, window: see `reference.decode`.
+      splits: not used: XLA runs one page at a time.
+    Returns:
+      [b, heads, d] float32.
+    """
+    (b, heads, d), (page, kv) = q.shape, k.shape[1:3]
+    q = q.astype(jnp.float32).reshape(b, kv, heads // kv, 1, d) * scale
+    oldest = jnp.zeros_like(lengths) if window is None else jnp.maximum(lengths - window, 0)
+
+    def take(i, state):
+        here = pages[:, i]
+        key = i * page + jnp.arange(page, dtype=jnp.int32)
+        seen = (key < lengths[:, None]) & (key >= oldest[:, None])
+        keys = pages_of(k, k_scale, here)
+        s = jnp.einsum("bkgtd,bjkd->bkgtj", q, keys, precision="highest")
+        state = softmax_step(state, jnp.where(seen[:, None, None, None], s, -jnp.inf))
+        values = pages_of(v, v_scale, here)
+        values = jnp.where(seen[:, :, None, None], values, jnp.float32(0))
+        part = jnp.einsum("bkgtj,bjkd->bkgtd", state.p, values, precision="highest")
+        return state._replace(o=state.o + part)
+
+    zeros = jnp.zeros((*q.shape[:-1], 1), jnp.float32)
+    start = Softmax(jnp.zeros((*q.shape[:-1], page)), zeros - jnp.inf, zeros, jnp.zeros_like(q))
+    end = (jnp.max(lengths) + page - 1) // page
+    state = jax.lax.fori_loop(jnp.min(oldest) // page, end, take, start)
+    return (state.o / state.l).reshape(b, heads, d)

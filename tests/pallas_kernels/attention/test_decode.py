@@ -1,0 +1,167 @@
+"""Decode attention: against plain float64, paged and contiguous, in the interpreter, lowered."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ffnlab.weights import kv as formats
+from pallas_kernels.aot import lower_for
+from pallas_kernels.attention import decode
+from pallas_kernels.attention.cases import make_decode
+from pallas_kernels.backend import INTERPRETER, JAX_VERSION
+
+interpreted = pytest.mark.skipif(
+    JAX_VERSION < INTERPRETER, reason=f"jax {jax.__version__} has no interpreter for GPU kernels"
+)
+KINDS = ("float", "int8", "uint8")
+
+
+def operands(kind, lengths, *, s, heads=4, kv=2, d=8, dtype=jnp.float32, seed=0):
+    """q, a contiguous cache with NaN behind each sequence, its scales, and what it stands for."""
+    keys, b = jax.random.split(jax.random.key(seed), 3), len(lengths)
+    q = jax.random.normal(keys[0], (b, heads, d), dtype)
+    k, v = (jax.random.normal(x, (b, s, kv, d), dtype) for x in keys[1:])
+    behind = jnp.arange(s)[:, None] >= jnp.asarray(lengths)[:, None, None]
+    if kind == "float":
+        cache = tuple(jnp.where(behind[..., None], jnp.nan, x) for x in (k, v))
+        return q, cache, {}, (k, v)
+    coded = [formats.quantize_int4(x) for x in (k, v)]
+    scales = [jnp.where(behind, jnp.nan, x.astype(jnp.float32)) for _, x in coded]
+    codes = tuple(formats.pack(x) if kind == "uint8" else x for x, _ in coded)
+    exact = tuple(formats.fake("int4", x.astype(jnp.float32)) for x in (k, v))
+    k_scale, v_scale = (x.transpose(0, 2, 1) for x in scales)
+    return q, codes, {"k_scale": k_scale, "v_scale": v_scale}, exact
+
+
+def plain(q, exact, lengths, window=None):
+    """One sequence and head after the other, in float64."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, *exact))
+    y = np.zeros_like(q)
+    for i, length in enumerate(lengths):
+        first = 0 if window is None else max(0, length - window)
+        for h in range(q.shape[1]):
+            g = h // (q.shape[1] // k.shape[2])
+            s = k[i, first:length, g] @ q[i, h] * q.shape[-1] ** -0.5
+            p = np.exp(s - s.max())
+            y[i, h] = p @ v[i, first:length, g] / p.sum()
+    return y
+
+
+def paged(cache, scales, page, seed=0):
+    """A contiguous cache as shuffled pages with one to spare, and the table."""
+    b, s = cache[0].shape[:2]
+    order = np.random.default_rng(seed).permutation(b * (s // page) + 1)
+    where = np.argsort(order)  # the page that is the i-th of the pool
+
+    def spread(x):
+        flat = x.reshape(-1, page, *x.shape[2:])
+        return jnp.concatenate([flat, flat[:1]])[where]
+
+    table = jnp.asarray(order[:-1].reshape(b, -1), jnp.int32)
+    rows = {name: spread(x.transpose(0, 2, 1)).transpose(0, 2, 1) for name, x in scales.items()}
+    return [spread(x) for x in cache], rows, table
+
+
+@pytest.mark.parametrize("backend", ["xla", "reference"])
+@pytest.mark.parametrize("window", [None, 1, 9])
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_plain_attention(kind, window, backend):
+    lengths = (24, 1, 13)
+    q, cache, scales, exact = operands(kind, lengths, s=24)
+    options = {"window": window, "backend": backend}
+    y = decode(q, *cache, jnp.asarray(lengths, jnp.int32), **scales, **options)
+    wanted = plain(q, exact, lengths, window)
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
+    cache, scales, pages = paged(cache, scales, 8)
+    y = decode(q, *cache, jnp.asarray(lengths, jnp.int32), pages=pages, **scales, **options)
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("kind", "lengths", "window", "splits", "page"),
+    [
+        ("float", (150,), None, 2, None),
+        ("uint8", (70, 3), 70, 2, 64),
+    ],
+)
+def test_hopper_body_equals_plain_attention(kind, lengths, window, splits, page):
+    """Memory that nobody wrote is NaN in the interpreter."""
+    shapes = {"s": 192 if page is None else 128, "kv": len(lengths), "d": 64}
+    q, cache, scales, exact = operands(kind, lengths, **shapes, dtype=jnp.bfloat16)
+    pages = None
+    if page is not None:
+        cache, scales, pages = paged(cache, scales, page)
+    run = functools.partial(decode, q, *cache, jnp.asarray(lengths, jnp.int32), **scales)
+    options = {"pages": pages, "window": window, "splits": splits, "backend": "sm90_interpret"}
+    y = run(**options, out_dtype=jnp.float32)
+    wanted = plain(q, exact, lengths, window)
+    # Weights times the values' scale have the 8 significant bits of bfloat16.
+    assert np.abs(np.asarray(y, np.float64) - wanted).max() < 2.0**-8 * np.abs(wanted).max()
+    if page is None:
+        np.testing.assert_array_equal(y, run(**options, out_dtype=jnp.float32))
+
+
+def kernels(chip, function, arguments):
+    """Mosaic kernels in the module lowered for a chip."""
+    return lower_for(function, arguments, chip).count("stablehlo.custom_call @mosaic_gpu")
+
+
+@pytest.mark.parametrize("kind", ["int4", "bfloat16"])
+def test_hopper_runs_one_kernel(kind):
+    case = make_decode(kind, 128)
+    if JAX_VERSION < (0, 11):
+        with pytest.raises(ValueError, match="sm90: needs jax 0.11"):
+            kernels("h200", *case)
+    else:
+        assert kernels("h200", *case) == 1
+
+
+def test_chosen_on_hopper_only():
+    shape = jax.ShapeDtypeStruct
+    cache = shape((2, 512, 1, 64), jnp.bfloat16)
+    args = shape((2, 4, 64), jnp.bfloat16), cache, cache, shape((2,), jnp.int32)
+    assert kernels("h200", decode, args) == int(JAX_VERSION >= (0, 11))
+    assert kernels("a100", decode, args) == 0
+
+
+def bad(**change):
+    """Calls decode with one operand replaced."""
+    one = jnp.ones((2, 5, 1, 8))
+    operands = {"q": one[:, 0], "k": one, "v": one, "lengths": jnp.ones(2, jnp.int32)}
+    return decode(**operands | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": jnp.ones((2, 8))}, r"q must be \[b, heads, d\]"),
+        ({"k": jnp.ones((2, 5, 8))}, r"k must be \[b, s, kv, 8\]"),
+        ({"v": jnp.ones((2, 6, 1, 8))}, "k and v alike"),
+        ({"k": jnp.ones((2, 5, 1, 8), jnp.uint8)}, r"k must be \[b, s, kv, 4\]"),
+        ({"k": jnp.ones((2, 5, 1, 8), jnp.int8)}, "k holds codes: pass k_scale"),
+        ({"v_scale": jnp.ones((2, 5))}, r"v_scale must be \(2, 1, 5\)"),
+        ({"q": jnp.ones((3, 1, 8)), "lengths": jnp.ones(3, jnp.int32)}, "does not fit k"),
+        ({"lengths": jnp.ones(2)}, r"lengths must be \[2\] int32"),
+        ({"pages": jnp.ones((1, 3), jnp.int32)}, r"pages must be \[2, n\] int32"),
+        ({"window": 0}, "window=0"),
+        ({"splits": 0}, "splits=0"),
+        ({"backend": "sm90"}, "sm90: runs on gpu, this is cpu"),
+        ({"backend": "cuda"}, "'sm90', 'xla', 'reference'"),
+    ],
+)
+def test_bad_operands_name_themselves(change, message):
+    with pytest.raises(ValueError, match=message):
+        bad(**change)
+
+
+@pytest.mark.skipif(JAX_VERSION < INTERPRETER, reason="refused for the jax version first")
+def test_refusals_say_why():
+    with pytest.raises(ValueError, match="sm90_interpret: takes bfloat16 or float16 queries"):
+        bad(backend="sm90_interpret")
+    half = jnp.ones((2, 5, 1, 64), jnp.bfloat16)
+    with pytest.raises(ValueError, match="pages of a multiple of 64 keys.*got 64, 5 and 1"):
+        bad(q=half[:, 0], k=half, v=half, backend="sm90_interpret")
