@@ -65,6 +65,13 @@ def classifier(make: Callable[[], Rule], network: Callable = PLAIN) -> RuleCase:
     return RuleCase(make, model, labelled, lambda batch: jax.numpy.asarray(batch[0]))
 
 
+def scheduled(key: jax.Array) -> learning.NoPropNet:
+    """A network of NoProp that learns its embedding and its noise schedule."""
+    schedule = learning.LearnedSchedule(4, key=key)
+    options = {"blocks": None, "embedding": 3, "schedule": schedule}
+    return learning.NoPropNet(5, 4, hidden=6, key=key, **options)
+
+
 RULES: dict[str, RuleCase] = {
     "backprop": RuleCase(learning.backprop),
     "counter_current": classifier(learning.counter_current),
@@ -73,6 +80,6 @@ RULES: dict[str, RuleCase] = {
     ),
     "noprop-continuous": classifier(
         lambda: learning.noprop(learning.NoPropOptions("continuous", 1.0, integration=3)),
-        functools.partial(learning.NoPropNet, 5, 4, hidden=6, blocks=None, embedding=3),
+        scheduled,
     ),
 }

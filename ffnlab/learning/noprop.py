@@ -8,11 +8,10 @@ usual. At inference the blocks are chained from noise to a class. Three kinds:
   cross-entropy of the readout on z_T and KL(q(z_0 | y) || N(0, I)). The losses of all blocks are
   summed and run side by side: each block gets the gradient it would get alone.
 - "continuous": one denoiser that takes the time t ~ U(0, 1), loss eta / 2 SNR'(t) |u_hat - u|^2;
-  inference integrates the probability flow.
+  inference integrates the probability flow. abar(t) is a cosine, or is learned with the rest where
+  the network has a `LearnedSchedule`.
 - "flow": one denoiser of the straight path z_t = t u + (1 - t) z_0, regressed on u - z_0, plus the
   cross-entropy of z_t + (1 - t) v; inference integrates v.
-
-Left out of the paper: the learned noise schedule of the continuous kind.
 """
 
 import dataclasses
@@ -142,13 +141,13 @@ def continuous(options: NoPropOptions, model: NoPropNet, batch: PyTree, key: Arr
     x, y = batch
     times, noise, last = jax.random.split(key, 3)
     u, t = model.of_class(y), jax.random.uniform(times, (len(y),))
-    slope = jax.vmap(jax.grad(lambda t: core.snr(core.cosine(t))))(t)
-    z = core.sample(u, core.cosine(t), noise)
+    slope = jax.vmap(jax.grad(lambda t: core.snr(model.abar(t))))(t)
+    z = core.sample(u, model.abar(t), noise)
     error = jnp.sum((model.guess(model.blocks(x, z, t)) - u) ** 2, axis=-1)
     denoise = 0.5 * options.eta * jnp.mean(slope * error)
-    final = core.sample(u, core.cosine(jnp.float32(1)), last)
+    final = core.sample(u, model.abar(jnp.float32(1)), last)
     top = optax.softmax_cross_entropy_with_integer_labels(model.out(final), y).mean()
-    kl = core.kl_to_noise(u, core.cosine(jnp.float32(0))).mean()
+    kl = core.kl_to_noise(u, model.abar(jnp.float32(0))).mean()
     return denoise + top + kl, {"denoise": denoise, "top": top}
 
 
@@ -190,7 +189,7 @@ def predicted(options: NoPropOptions, model: NoPropNet, x: Array, key: Array) ->
         found = model.blocks(x, z, jnp.full(len(x), t))
         if options.kind == "flow":
             return found
-        return core.flow_field(core.cosine, t, z, model.guess(found))
+        return core.flow_field(model.abar, t, z, model.guess(found))
 
     return model.out(core.heun(field, z, options.integration))
 
@@ -262,6 +261,10 @@ def check(options: NoPropOptions, model: NoPropNet) -> None:
     if outputs != wanted:
         raise ConfigError(
             f"kind={options.kind!r} needs denoisers of {wanted} outputs, not {outputs} (velocity=…)"
+        )
+    if model.schedule is not None and options.kind != "continuous":
+        raise ConfigError(
+            f"kind={options.kind!r} learns no schedule; schedule=… is for 'continuous' alone"
         )
     if is_stack:
         options.levels(count(model))

@@ -11,6 +11,8 @@ from jaxtyping import Array, Float, Int
 from ffnlab.errors import ConfigError
 from ffnlab.layers import Linear
 from ffnlab.layers.stacking import stack_modules
+from ffnlab.learning.noprop_core import cosine
+from ffnlab.learning.noprop_schedule import LearnedSchedule
 from ffnlab.weights import Dense
 
 __all__ = ["Denoiser", "NoPropNet", "time_features"]
@@ -64,6 +66,7 @@ class NoPropNet(nnx.Module):
       blocks: Denoiser whose leaves have a leading axis of T blocks, or one that takes the time.
       embed: Param holding a Weight [classes, d]: row y stands for class y.
       out: Linear from d to scores.
+      schedule: LearnedSchedule, or None where the noise follows the cosine.
       learned: whether the embedding is trained (static).
     """
 
@@ -77,6 +80,7 @@ class NoPropNet(nnx.Module):
         blocks: int | None = 10,
         embedding: Float[np.ndarray, "classes d"] | int | None = None,
         velocity: bool = False,
+        schedule: LearnedSchedule | None = None,
     ):
         """Draws the network.
 
@@ -89,6 +93,7 @@ class NoPropNet(nnx.Module):
           embedding: one-hot when None, fixed; a matrix, fixed (an input per class as prototype);
             or a width d, drawn and learned.
           velocity: denoisers give d numbers, a velocity, instead of logits.
+          schedule: of the continuous kind, trained with the rest; the cosine, fixed, when None.
         """
         sizes = {"d_in": d_in, "classes": classes, "hidden": hidden}
         sizes |= {"blocks": 1 if blocks is None else blocks}
@@ -102,6 +107,7 @@ class NoPropNet(nnx.Module):
         outputs, timed = dim if velocity else classes, blocks is None
         made = [Denoiser(d_in, dim, outputs, hidden, key=k, timed=timed) for k in keys[1:]]
         self.blocks = made[0] if blocks is None else stack_modules(made)
+        self.schedule = nnx.data(schedule)
         self.embed = nnx.Param(Dense(table), axes=("vocab", "embed"))
         # From zero all scores start alike; noise in the last latent then meets no random map.
         self.out = Linear(dim, classes, key=keys[0], axes=("embed", "mlp"), bias=True, scale=0.0)
@@ -110,6 +116,10 @@ class NoPropNet(nnx.Module):
     def table(self) -> Float[Array, "classes d"]:
         """The embedding of the classes."""
         return self.embed.get_value().dense()
+
+    def abar(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """The level of signal at times from 0 to 1, of the learned schedule or the cosine."""
+        return cosine(t) if self.schedule is None else self.schedule(t)
 
     def guess(self, logits: Float[Array, "*n c"]) -> Float[Array, "*n d"]:
         """The expected embedding: softmax(logits) @ embedding, inside the hull of its rows."""

@@ -5,15 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
+from ffnlab import tree
 from ffnlab.data import ArrayBatches, gaussian_clusters
 from ffnlab.errors import ConfigError
-from ffnlab.learning import NoPropNet, NoPropOptions, noprop
+from ffnlab.learning import LearnedSchedule, NoPropNet, NoPropOptions, noprop
 from ffnlab.learning import noprop_core as core
-from ffnlab.learning.noprop import block_losses, predicted
+from ffnlab.learning.noprop import block_losses, continuous, predicted
+from ffnlab.weights import Dense
 
 ETA = 0.1
 levels = st.lists(st.floats(0.02, 0.98), min_size=2, max_size=8, unique=True).map(sorted)
@@ -64,15 +66,128 @@ def test_divergence_from_noise_is_the_integral():
     assert float(ours) == pytest.approx(found, rel=1e-4)
 
 
-@pytest.mark.parametrize(("steps", "error"), [(50, 1.5e-3), (200, 1e-4), (1000, 5e-6)])
-def test_the_flow_ends_where_it_must(steps, error):
+def error_of_flow(abar, steps):
+    """How far Heun's method ends from where the flow towards a constant ends."""
     with jax.enable_x64(True):
         u, z = jnp.array([1.0, 0.0]), jnp.array([0.3, -1.2])
-        first, last = core.cosine(jnp.array([0.0, 1.0]))
+        first, last = abar(jnp.array([0.0, 1.0]))
         gain = jnp.sqrt((1 - last) / (1 - first))
         exact = jnp.sqrt(last) * u + gain * (z - jnp.sqrt(first) * u)
-        found = core.heun(lambda t, z: core.flow_field(core.cosine, t, z, u), z, steps)
-        assert 0 < float(jnp.abs(found - exact).max()) < error
+        found = core.heun(lambda t, z: core.flow_field(abar, t, z, u), z, steps)
+        return float(jnp.abs(found - exact).max())
+
+
+@pytest.mark.parametrize(("steps", "error"), [(50, 1.5e-3), (200, 1e-4), (1000, 5e-6)])
+def test_the_flow_ends_where_it_must(steps, error):
+    assert 0 < error_of_flow(core.cosine, steps) < error
+
+
+HIDDEN = 3
+entries = st.floats(-6, 6)
+
+
+def shaped(low, span, slope, units):
+    """A schedule of given parameters, in float64."""
+    schedule = jax.tree.map(
+        lambda p: p.astype(float), LearnedSchedule(HIDDEN, key=jax.random.key(0))
+    )
+    named = {"low": low, "span": span, "slope": slope}
+    named |= dict(zip(("into", "bias", "out"), np.reshape(units, (3, HIDDEN)), strict=True))
+    for name, value in named.items():
+        getattr(schedule, name).set_value(jnp.asarray(value, float))
+    return schedule
+
+
+@settings(max_examples=12)
+@given(st.tuples(entries, entries, entries, st.lists(entries, min_size=9, max_size=9)))
+def test_a_learned_schedule_rises_between_its_ends_whatever_is_learned(parameters):
+    low, span, _, units = parameters
+    with jax.enable_x64(True):
+        schedule = shaped(*parameters)
+        t = jnp.linspace(0.0, 1.0, 41)
+        abar = schedule(t)
+        assert (jnp.diff(abar) > 0).all()
+        last, first = 1 / (1 + np.exp(low)), 1 / (1 + np.exp(low + np.log1p(np.exp(span))))
+        np.testing.assert_allclose(abar[jnp.array([0, -1])], [first, last], rtol=1e-12)
+        # The closed form in NumPy, and the slope of the signal-to-noise ratio by differences.
+        soft, (into, bias, out) = lambda x: np.log1p(np.exp(x)), np.reshape(units, (3, HIDDEN))
+
+        def ratio(t):
+            unit = lambda t: 1 / (1 + np.exp(-soft(into) * t - bias))  # noqa: E731
+            m = lambda t: soft(parameters[2]) * t + soft(out) @ unit(t)  # noqa: E731
+            share = (m(t) - m(0.0)) / (m(1.0) - m(0.0))
+            return np.exp(-low - soft(span) * (1 - share))
+
+        for at in (0.1, 0.5, 0.9):
+            slope = jax.grad(lambda t: core.snr(schedule(t)))(at)
+            assert slope == pytest.approx((ratio(at + 1e-5) - ratio(at - 1e-5)) / 2e-5, rel=1e-5)
+        levels = tuple(map(float, abar))
+    core.check_schedule(np.asarray(levels))
+
+
+def test_a_learned_schedule_starts_straight_in_the_logit_between_the_cosine_s_ends(key):
+    t = jnp.linspace(0.0, 1.0, 21)
+    found = LearnedSchedule(key=key)(t)
+    np.testing.assert_allclose(
+        found[jnp.array([0, -1])], core.cosine(t)[jnp.array([0, -1])], rtol=1e-5
+    )
+    straight = jnp.interp(
+        t, jnp.array([0.0, 1.0]), jnp.log(found / (1 - found))[jnp.array([0, -1])]
+    )
+    assert jnp.abs(jnp.log(found / (1 - found)) - straight).max() < 1.0  # of 9.2 in all
+
+
+@pytest.mark.parametrize(("steps", "error"), [(50, 1e-2), (200, 6e-4), (1000, 3e-5)])
+def test_the_flow_of_a_learned_schedule_ends_where_it_must(key, steps, error):
+    with jax.enable_x64(True):
+        schedule = jax.tree.map(lambda p: p.astype(float), LearnedSchedule(key=key))
+    assert 0 < error_of_flow(schedule, steps) < error
+
+
+def test_a_schedule_is_trained_with_the_rest(batch, key):
+    """Every parameter of it has a finite gradient other than zero, and a step moves it."""
+    model = network(key, blocks=None, schedule=LearnedSchedule(HIDDEN, key=key))
+    options = NoPropOptions("continuous", 1.0, integration=20)
+    loss = lambda schedule: continuous(options, fixed(model, schedule), batch, key)[0]  # noqa: E731
+    gradient = jax.jit(jax.grad(loss))(model.schedule)
+    for leaf in jax.tree.leaves(gradient):
+        assert np.isfinite(leaf).all() and np.any(leaf != 0)
+    rule = noprop(options, optax.adam(1e-2))
+    state = rule.init(model, key)
+    losses = []
+    for _ in range(60):
+        state, metrics = rule.step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
+    before, after = model.abar(jnp.float32(0.5)), state.model.abar(jnp.float32(0.5))
+    assert abs(float(after - before)) > 1e-3
+    assert np.isfinite(rule.predict(state, batch[0])).all()
+
+
+def fixed(model, schedule):
+    """The network with another schedule."""
+    changed = tree.copy(model)
+    changed.schedule = schedule
+    return changed
+
+
+def test_inference_follows_the_schedule(batch, key):
+    schedule = LearnedSchedule(HIDDEN, key=key)
+    model = network(key, blocks=None, schedule=schedule)
+    options = NoPropOptions("continuous", 1.0, integration=7)
+    model.out = model.out.replace(Dense(jnp.eye(4)))  # the map to scores starts at zero
+    found = predicted(options, model, batch[0], key)
+    z, h = jax.random.normal(jax.random.split(key)[0], (9, 4)), 1 / 7
+
+    def field(t, z):
+        level, slope = jax.value_and_grad(schedule)(jnp.float32(t))
+        guess = jax.nn.softmax(model.blocks(batch[0], z, jnp.full(9, t, jnp.float32)))
+        return slope / (2 * (1 - level)) * (guess / jnp.sqrt(level) - z)
+
+    for i in range(7):
+        first = field(i * h, z)
+        z = z + h / 2 * (first + field((i + 1) * h, z + h * first))
+    np.testing.assert_allclose(found, z, rtol=1e-3, atol=1e-4)
 
 
 def network(key, **options):
@@ -117,6 +232,10 @@ KINDS = {
     "discrete": ({}, {}),
     "noisy": ({"noisy": True}, {}),
     "continuous": ({"kind": "continuous", "eta": 1.0, "integration": 30}, {"blocks": None}),
+    "learned schedule": (
+        {"kind": "continuous", "eta": 1.0, "integration": 30},
+        {"blocks": None, "schedule": True},
+    ),
     "flow": (
         {"kind": "flow", "eta": 1.0, "integration": 30},
         {"blocks": None, "velocity": True},
@@ -127,6 +246,8 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_learns(kind):
     options, shape = KINDS[kind]
+    if "schedule" in shape:
+        shape = shape | {"schedule": LearnedSchedule(8, key=jax.random.key(2))}
     data = gaussian_clusters(0, train=600, test=200, classes=4, per_class=2, width=16, noise=0.5)
     model = NoPropNet(16, 4, key=jax.random.key(0), **({"hidden": 32, "blocks": 4} | shape))
     rule = noprop(NoPropOptions(**options), optax.adamw(1e-2))
@@ -202,9 +323,17 @@ def test_refusals(key, batch):
         ({}, {"blocks": None}, "one block that takes the time"),
         ({"abar": (0.1, 0.5)}, {}, "3 blocks need 4"),
         ({"kind": "flow"}, {"blocks": None, "embedding": 3}, "3 outputs, not 4"),
+        ({}, {"schedule": LearnedSchedule(key=key)}, "'discrete' learns no schedule"),
+        (
+            {"kind": "flow"},
+            {"blocks": None, "velocity": True, "schedule": LearnedSchedule(key=key)},
+            "'flow' learns no schedule",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             noprop(NoPropOptions(**options)).init(network(key, **shape), key)
+    with pytest.raises(ConfigError, match="hidden=0"):
+        LearnedSchedule(0, key=key)
     rule = noprop()
     with pytest.raises(ValueError, match="; 0 to 3 are there"):
         rule.step(rule.init(network(key), key), (batch[0], np.full(9, 4)))
