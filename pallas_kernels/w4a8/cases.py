@@ -88,7 +88,6 @@ CASES = (
     case("glu, 64 tokens", 64, 28672, 4096, glu=True, config=plan.Config(64, 128)),
     case("glu, 4096 tokens", 4096, 28672, 4096, glu=True),
     case("glu, 8 experts", 1024, 28672, 4096, glu=True, experts=8, config=plan.Config(64, 128)),
-    case("matmul, 4096 tokens, cluster", 4096, 4096, 4096, config=plan.Config(64, cluster=2)),
     *(
         older(f"matmul, {m} tokens{name}", m, 4096, 4096, chip, instruction, encoding=encoding)
         for chip, instruction in CHIPS

@@ -14,7 +14,8 @@ class Config:
       stages: pipeline steps in flight.
       k_tiles: tiles of 128 rows of w per pipeline step.
       split_k: blocks that share the rows of w.
-      cluster: blocks side by side that share a copy of the activations.
+      cluster: blocks side by side that share a copy of the activations; no plan chooses 2, which
+        spills 32 bytes per thread.
       cores: multiprocessors of the GPU.
     """
 
