@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import grouped, quantize, sparse, w4a8
+from pallas_kernels.bench import attention
 from pallas_kernels.bench.measure import Row, Work
 from pallas_kernels.numerics import E4M3
 
@@ -39,7 +40,7 @@ def rows():
         for name, packed in (("sparse bfloat16", False), ("sparse int4", True)):
             make = functools.partial(gated, width, hidden, kept, packed)
             found.append(Row(task, name, make, False))
-    return found
+    return found + attention.rows()
 
 
 def tokens(m, k):

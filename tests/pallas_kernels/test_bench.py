@@ -43,6 +43,20 @@ def test_every_kind_of_row_can_be_traced_for_a_gpu(task):
         assert y.ndim == 2 and work.nbytes > 0 and work.flops > 0
 
 
+@pytest.mark.parametrize("task", ["prefill, 1024", "4096 keys"])
+def test_attention_can_be_traced_for_a_gpu(task):
+    chosen = [row for row in rows() if task in row.task]
+    assert len(chosen) == 3
+    for row in chosen:
+        if "cuDNN" in row.name:
+            continue  # asks for the library's version, which only a GPU has
+        with topology.abstract_mesh("h200", 1, "x"):
+            work = row.make()
+            own = jax.eval_shape(work.weights, jax.random.key(0))
+            y = jax.eval_shape(work.run, work.common, own)
+        assert y.shape == work.common.shape and work.nbytes > 0 and work.flops > 0
+
+
 def test_a_floor_is_the_larger_of_memory_and_arithmetic():
     rate, bfloat16, fp8 = RATES["H200"]
     work = small()
