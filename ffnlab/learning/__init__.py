@@ -11,7 +11,7 @@ from ffnlab.learning.backprop import (
     labelled,
     next_token,
 )
-from ffnlab.learning.counter_current import CounterCurrentState, PairLoss, counter_current
+from ffnlab.learning.counter_current import CounterCurrentState, MapLoss, PairLoss, counter_current
 from ffnlab.learning.noise import gradient_noise, noise_scale
 from ffnlab.learning.noprop import NoPropOptions, NoPropState, noprop
 from ffnlab.learning.noprop_net import NoPropNet
@@ -25,6 +25,7 @@ __all__ = [
     "CounterCurrentState",
     "Extension",
     "LearnedSchedule",
+    "MapLoss",
     "NoPropNet",
     "NoPropOptions",
     "NoPropState",

@@ -11,12 +11,14 @@ nothing is stored for a backward pass through depth, and no weight is shared.
 B reads all C one-hot classes once per step, so that c_l is a table of class codes. Pair l changes
 W_l and V_{l+1} only; cross-entropy changes W_L only.
 
+An autoencoder is the same with t = x, its own target: a_L and c_0 are images, B goes from the
+output's side to the input's, and `MapLoss` compares all L + 1 pairs of maps.
+
 What differs from the authors' code (IandRover/CCL-NeurIPS24): their warm-up multiplies the loss by
 the position in the epoch, here it is a schedule of the optimizer; the threshold of their sample
 filter is what they hard-code, .1.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -26,14 +28,14 @@ import optax
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float, Int, PyTree
 
-from ffnlab.errors import ConfigError
 from ffnlab.layers import MLP
-from ffnlab.learning.labels import check_labels
+from ffnlab.learning.counter_current_losses import Agreement, MapLoss, PairLoss
 from ffnlab.rule import Rule
 from ffnlab.weights import Weight
 
 __all__ = [
     "CounterCurrentState",
+    "MapLoss",
     "PairLoss",
     "centralize",
     "counter_current",
@@ -41,8 +43,7 @@ __all__ = [
     "mirrored",
 ]
 
-REFERENCE_WIDTH = 256  # the width at which the authors' dot-product loss has weight `scale`
-CONFIDENT = 0.1
+CLASSES = PairLoss()
 
 
 @runtime_checkable
@@ -76,75 +77,6 @@ class CounterCurrentState(NamedTuple):
     step: Int[Array, ""]
 
 
-@dataclasses.dataclass(frozen=True)
-class PairLoss:
-    """How the activations of a layer are compared with its class codes.
-
-    With A [n, d] of the batch, C [C, d] of the classes and Y the one-hot classes of the batch:
-
-        "dot":     256 / d * scale * mean (A C' - Y)^2                             (MLPs)
-        "cosine":  scale * mean (A C' - Y)^2 + contrast * [mean (A A' - I)^2 + mean (C C' - I)^2],
-                   rows of A and C divided by their norms                          (conv networks)
-
-    Attributes:
-      kind: "dot" or "cosine".
-      scale: > 0; the authors take .5 for "dot" and 1 for "cosine".
-      contrast: of "cosine", >= 0.
-      skip_confident: leave out inputs whose class has a probability above .9 already.
-      rows: what B reads: "classes", each class once, or "batch", the class of each input; then Y
-        tells which inputs share a class.
-    """
-
-    kind: str = "dot"
-    scale: float = 0.5
-    contrast: float = 0.5
-    skip_confident: bool = False
-    rows: str = "classes"
-
-    def __post_init__(self) -> None:
-        for name, accepted in (("kind", ("dot", "cosine")), ("rows", ("classes", "batch"))):
-            if getattr(self, name) not in accepted:
-                raise ConfigError(f"{name}={getattr(self, name)!r} is not one of {accepted}")
-        if not self.scale > 0 or not self.contrast >= 0:
-            raise ConfigError(
-                f"scale={self.scale} must be positive and contrast={self.contrast} not negative"
-            )
-
-    def __call__(
-        self, a: Float[Array, "n *d"], c: Float[Array, "m *e"], same: Float[Array, "n m"]
-    ) -> Float[Array, ""]:
-        """The loss of one pair.
-
-        Args:
-          a: activations of the batch.
-          c: class codes, in the shape of an activation.
-          same: 1 where input and code are of one class, else 0.
-        Raises:
-          ValueError: an activation and a code have other shapes.
-        """
-        if a.shape[1:] != c.shape[1:]:
-            shapes = f"{a.shape[1:]} meet codes of shape {c.shape[1:]}"
-            raise ValueError(f"activations of shape {shapes}; the mirror must fit the network")
-        a, c = a.reshape(len(a), -1), c.reshape(len(c), -1)
-        if self.kind == "dot":
-            return REFERENCE_WIDTH / a.shape[1] * self.scale * squared(a @ c.T, same)
-        a, c = unit_rows(a), unit_rows(c)
-        apart = squared(a @ a.T, jnp.eye(len(a))) + squared(c @ c.T, jnp.eye(len(c)))
-        return self.scale * squared(a @ c.T, same) + self.contrast * apart
-
-
-def squared(a: Array, b: Array) -> Float[Array, ""]:
-    """The mean squared difference."""
-    return jnp.mean(jnp.square(a - b))
-
-
-def unit_rows(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    """Rows divided by their norm, zero rows left zero."""
-    square = jnp.sum(x * x, axis=1, keepdims=True)
-    norm = jnp.sqrt(jnp.where(square > 0, square, 1.0)) * (square > 0)  # a gradient at zero too
-    return x / (norm + 1e-8)
-
-
 def flow(network: Staged, start: Array) -> list[Array]:
     """All activations, the start included; each stage reads a detached input."""
     values = [start]
@@ -157,19 +89,19 @@ def local_losses(
     model: Staged,
     mirror: Staged,
     x: Float[Array, "n *d"],
-    y: Int[Array, "n"],
-    pair: PairLoss = PairLoss(),
-) -> tuple[list[Float[Array, ""]], Float[Array, "n c"]]:
-    """The losses of all layers, from pair 0 (the input) to the cross-entropy of the scores.
+    y: Array,
+    pair: Agreement = CLASSES,
+) -> tuple[list[Float[Array, ""]], Float[Array, "n *c"]]:
+    """The losses of all layers, from pair 0 (the input) to that of the output.
 
     Args:
-      model: F, L stages from x to scores.
-      mirror: B, L stages from a class to the shape of x.
+      model: F, L stages from x to scores, or to an image.
+      mirror: B, L stages from a class, or from an image, to the shape of x.
       x: inputs.
-      y: their classes.
+      y: their classes [n], or the images that F is to give.
       pair: how a layer is compared.
     Returns:
-      (L + 1 scalars whose sum is minimized, scores [n, classes]).
+      (L + 1 scalars whose sum is minimized, F's output).
     Raises:
       ValueError: no inputs, other numbers of stages, or shapes that do not meet.
     """
@@ -181,20 +113,9 @@ def local_losses(
             f"the networks have {len(up)} and {len(down)} stages; equal numbers needed"
         )
     activations = flow(model, x)
-    scores = activations[-1]
-    labels = jax.nn.one_hot(y, scores.shape[1], dtype=scores.dtype)
-    read = labels if pair.rows == "batch" else jnp.eye(scores.shape[1], dtype=scores.dtype)
-    codes = flow(mirror, read)[::-1]
-    same, used = labels @ read.T, jnp.ones(len(y), scores.dtype)
-    if pair.skip_confident:
-        sure = jnp.sum(stop_gradient(jax.nn.softmax(scores)) * labels, axis=1)
-        used = (sure <= 1 - CONFIDENT).astype(scores.dtype)
-    losses = [
-        pair(a * used.reshape(-1, *[1] * (a.ndim - 1)), c, same)
-        for a, c in zip(activations[:-1], codes[:-1], strict=True)
-    ]
-    losses.append(optax.softmax_cross_entropy_with_integer_labels(scores, y).mean())
-    return losses, scores
+    output = activations[-1]
+    codes = flow(mirror, pair.read(output, y))[::-1]
+    return pair.losses(activations, codes, y), output
 
 
 def mirrored(model: MLP, key: Array) -> MLP:
@@ -239,7 +160,7 @@ def moved(
 
 
 def counter_current(
-    pair: PairLoss = PairLoss(),
+    pair: Agreement = CLASSES,
     optimizer: optax.GradientTransformation | None = None,
     mirror_optimizer: optax.GradientTransformation | None = None,
     *,
@@ -247,17 +168,18 @@ def counter_current(
 ) -> Rule:
     """The rule: each layer learns from the one that meets it.
 
-    A batch is (x, y), inputs with classes in [0, classes). The clipping of an optimizer is over a
-    whole network, as in the authors' code; for one per layer, use `optax.multi_transform`.
+    For classes a batch is (x, y), inputs with classes in [0, classes); for an autoencoder it is x
+    alone. The clipping of an optimizer is over a whole network, as in the authors' code; for one
+    per layer, use `optax.multi_transform`.
 
     Args:
-      pair: how activations and codes are compared.
+      pair: what layers are compared by: `PairLoss` for classes, `MapLoss` for an autoencoder.
       optimizer: of F; when None, SGD at rate 1 with gradients clipped to norm 1.
       mirror_optimizer: of B; the same kind as F's when None, with a state of its own.
       mirror: (F, key) -> B, both with `stages`.
     Returns:
-      a Rule; its state is `CounterCurrentState`, its metrics "loss" (the sum), "top" (the
-      cross-entropy) and "accuracy". `step` donates its state.
+      a Rule; its state is `CounterCurrentState`, its metrics "loss" (the sum), "top" (that of the
+      output) and "accuracy", or "error" of an autoencoder. `step` donates its state.
     """
     up = sgd() if optimizer is None else optimizer
     down = up if mirror_optimizer is None else mirror_optimizer
@@ -272,23 +194,22 @@ def counter_current(
     ) -> tuple[CounterCurrentState, dict[str, Array]]:
         x, y = batch
 
-        def total(networks: tuple[PyTree, PyTree]) -> tuple[Array, tuple]:
-            losses, scores = local_losses(*networks, x, y, pair)
-            return sum(losses), (losses[-1], jnp.mean(scores.argmax(-1) == y))
+        def total(networks: tuple[PyTree, PyTree]) -> tuple[Array, dict[str, Array]]:
+            losses, output = local_losses(*networks, x, y, pair)
+            return sum(losses), {"top": losses[-1], **pair.measures(output, y)}
 
         both = (state.model, state.mirror)
-        (loss, (top, right)), gradients = jax.value_and_grad(total, has_aux=True)(both)
+        (loss, metrics), gradients = jax.value_and_grad(total, has_aux=True)(both)
         model, memory = moved(up, gradients[0], state.optimizers[0], state.model)
         other, memories = moved(down, gradients[1], state.optimizers[1], state.mirror)
-        metrics = {"loss": loss, "top": top, "accuracy": right}
-        return CounterCurrentState(model, other, (memory, memories), state.step + 1), metrics
+        after = CounterCurrentState(model, other, (memory, memories), state.step + 1)
+        return after, {"loss": loss, **metrics}
 
     jitted = jax.jit(step, donate_argnums=0)
 
     def checked(
         state: CounterCurrentState, batch: PyTree
     ) -> tuple[CounterCurrentState, dict[str, Array]]:
-        check_labels(batch[1], state.model.sizes[-1])
-        return jitted(state, batch)
+        return jitted(state, pair.targets(batch, state.model.sizes[-1]))
 
     return Rule("counter-current", init, checked, jax.jit(lambda state, x: state.model(x)))

@@ -1,4 +1,4 @@
-"""A small convolutional classifier and its mirror image, both as chains of stages."""
+"""A small convolutional classifier, its mirror image and an autoencoder, as chains of stages."""
 
 import functools
 import itertools
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from ffnlab.errors import ConfigError
 from ffnlab.layers import Conv, Linear
 
-__all__ = ["ConvMirror", "ConvNet"]
+__all__ = ["ConvAutoencoder", "ConvMirror", "ConvNet"]
 
 Stage = Callable[[Array], Array]
 
@@ -89,9 +89,63 @@ class ConvMirror(nnx.Module):
         return [lambda x: jax.nn.elu(self.head(x)), *middle, last]
 
 
+class ConvAutoencoder(nnx.Module):
+    """An image to a small map of it and back: pooling convolutions, then upsampling ones.
+
+    Sides of an image must be multiples of 2 ** poolings. Read from its output, a network of this
+    kind has the shapes of one in the other direction, so that its mirror is one more of its kind.
+
+    Attributes:
+      down: nnx.List of Conv, each followed by ELU and 2x2 max pooling.
+      up: nnx.List of Conv, each after nearest upsampling, with ELU but for the last.
+    """
+
+    def __init__(self, channels: Sequence[int], *, key: Array):
+        """Draws the convolutions as `Conv` does.
+
+        Args:
+          channels: of the image and after each pooling, at least two.
+          key: of the draw.
+        """
+        if len(channels) < 2 or min(channels) < 1:
+            raise ConfigError(f"channels={list(channels)} must be two or more, each at least 1")
+        around = [*channels, *channels[-2::-1]]
+        keys = jax.random.split(key, len(around) - 1)
+        pairs = zip(itertools.pairwise(around), keys, strict=True)
+        convs = [Conv(a, b, key=k) for (a, b), k in pairs]
+        self.down = nnx.List(convs[: len(convs) // 2])
+        self.up = nnx.List(convs[len(convs) // 2 :])
+
+    @property
+    def sizes(self) -> list[int]:
+        """Channels of the image and after each convolution, those of an image last."""
+        after = [conv.weight.shape[1] for conv in (*self.down, *self.up)]
+        return [after[-1], *after]
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Convolution, ELU and pooling each; then upsampling, convolution and ELU each."""
+        down = [functools.partial(convolved, conv) for conv in self.down]
+        *inner, last = (functools.partial(upsampled, conv) for conv in self.up)
+        return [*down, *(lambda x, s=stage: jax.nn.elu(s(x)) for stage in inner), last]
+
+    def mirror(self, key: Array) -> "ConvAutoencoder":
+        """A network of the same sizes, drawn anew: it reads the output's side."""
+        return ConvAutoencoder(self.sizes[: len(self.down) + 1], key=key)
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        for stage in self.stages:
+            x = stage(x)
+        return x
+
+
 def convolved(conv: Conv, x: Array) -> Array:
     """Convolution, ELU, 2x2 max pooling."""
     n, h, w, _ = x.shape
+    if h % 2 or w % 2:
+        raise ValueError(
+            f"image of {h} x {w} cannot be halved; sides must be even at every pooling"
+        )
     y = jax.nn.elu(conv(x)).reshape(n, h // 2, 2, w // 2, 2, -1)
     return y.max(axis=(2, 4))
 

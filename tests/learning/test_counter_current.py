@@ -9,10 +9,11 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from ffnlab.data import ArrayBatches, gaussian_clusters
+from ffnlab.data import ArrayBatches, digits, gaussian_clusters
 from ffnlab.layers import MLP
 from ffnlab.learning import backprop, labelled
 from ffnlab.learning.counter_current import (
+    MapLoss,
     PairLoss,
     centralize,
     counter_current,
@@ -20,7 +21,7 @@ from ffnlab.learning.counter_current import (
     local_losses,
     mirrored,
 )
-from ffnlab.models.convnet import ConvMirror, ConvNet
+from ffnlab.models.convnet import ConvAutoencoder, ConvMirror, ConvNet
 from ffnlab.weights import Dense
 
 COSINE = {"kind": "cosine", "scale": 1.0, "contrast": 0.5}
@@ -228,3 +229,124 @@ def test_refusals(pair, batch):
     for bad in ({"kind": "l2"}, {"scale": 0.0}, {"contrast": -1.0}, {"rows": "all"}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             PairLoss(**bad)
+
+
+def autoencoders(key):
+    """(F, B, inputs) of rows and of images."""
+    first, second, third = jax.random.split(key, 3)
+    rows = MLP((6, 5, 3, 5, 6), key=first, activation="elu")
+    images = ConvAutoencoder((1, 3, 2), key=first)
+    return {
+        "rows": (rows, mirrored(rows, second), jax.random.normal(third, (7, 6))),
+        "images": (images, images.mirror(second), jax.random.normal(third, (3, 8, 8, 1))),
+    }
+
+
+def per_stage(network):
+    """The weights of a network by stage."""
+    maps = network.maps if isinstance(network, MLP) else [*network.down, *network.up]
+    return [layer.weight.dense() for layer in maps]
+
+
+def loss_in_numpy(a, c, is_end):
+    """The formula of `MapLoss`, written out, with scale 1 and contrast 10."""
+    if is_end:
+        return np.mean((a - c) ** 2)
+    total, normal = 0.0, []
+    for z in (a, c):
+        axes = tuple(range(z.ndim - 1))
+        normal.append((z - z.mean(axes)) / np.sqrt(z.var(axes) + 1e-5))
+        rows = normal[-1].reshape(len(z), -1)
+        cosines = rows @ rows.T / np.outer(*[np.sqrt((rows**2).sum(1)) + 1e-8] * 2)
+        total += 10 * np.mean((cosines - np.eye(len(z))) ** 2)
+    return total + np.mean((normal[0] - normal[1]) ** 2)
+
+
+@pytest.mark.parametrize("kind", ["rows", "images"])
+def test_each_loss_of_an_autoencoder_changes_its_own_layer_only(kind, key):
+    model, mirror, x = autoencoders(key)[kind]
+    losses = lambda both: jnp.stack(local_losses(*both, x, x, MapLoss())[0])  # noqa: E731
+    up, down = jax.jit(jax.jacobian(losses))((model, mirror))
+    for i in range(5):
+        moved = [[bool(np.any(w[i] != 0)) for w in per_stage(side)] for side in (up, down)]
+        assert moved[0] == [layer == i - 1 for layer in range(4)]
+        assert moved[1] == [layer == 3 - i for layer in range(4)]
+
+
+@pytest.mark.parametrize("kind", ["rows", "images"])
+def test_gradients_of_an_autoencoder_are_differences_of_the_written_formula(kind, key):
+    with jax.enable_x64(True):
+        to64 = lambda t: jax.tree.map(lambda p: p.astype(float), t)  # noqa: E731
+        model, mirror, x = to64(autoencoders(key)[kind])
+        activations = [np.asarray(a) for a in flow(model, x)]
+        codes = [np.asarray(c) for c in flow(mirror, x)[::-1]]
+        total = lambda both: sum(local_losses(*both, x, x, MapLoss())[0])  # noqa: E731
+        loss, sides = jax.jit(jax.value_and_grad(total))((model, mirror))
+        pairs = enumerate(zip(activations, codes, strict=True))
+        written = sum(loss_in_numpy(a, c, i in (0, 4)) for i, (a, c) in pairs)
+        assert float(loss) == pytest.approx(written, rel=1e-10)
+        # Stage i of F makes a[i + 1], stage i of B c[3 - i]; the input of either is held.
+        for up, network, found in zip((True, False), (model, mirror), sides, strict=True):
+            for i, gradient in enumerate(per_stage(found)):
+                level = i + 1 if up else 3 - i
+                start = activations[i] if up else codes[4 - i]
+                flat, unravel = ravel_pytree(network)
+                step = 1e-6 * np.random.default_rng(i).normal(size=flat.shape)
+
+                def value(shifted, i=i, start=start, level=level, up=up):
+                    made = np.asarray(shifted.stages[i](jnp.asarray(start)))
+                    pair = (made, codes[level]) if up else (activations[level], made)
+                    return loss_in_numpy(*pair, level in (0, 4))
+
+                # `value` runs stage i alone: shifts of the other stages are without effect.
+                moved = per_stage(unravel(jnp.asarray(step)))[i]
+                slope = float(jnp.sum(gradient * moved)) + bias_part(found, unravel(step), i)
+                change = (value(unravel(flat + step)) - value(unravel(flat - step))) / 2
+                assert change == pytest.approx(slope, rel=1e-4, abs=1e-11)
+
+
+def bias_part(gradient, shift, i):
+    """What the bias of stage i adds to a directional derivative."""
+    if not isinstance(gradient, MLP) or gradient.maps[i].b is None:
+        return 0.0
+    return float(jnp.sum(gradient.maps[i].b[...] * shift.maps[i].b[...]))
+
+
+def test_an_autoencoder_of_digits_learns_without_labels(key):
+    train, test = digits(0)
+    model = MLP((64, 128, 32, 128, 64), key=key, activation="elu")
+    rule = counter_current(MapLoss(), optax.adam(2e-3))
+    state, batches = rule.init(model, key), ArrayBatches(train.x, 64)
+    for position in range(400):
+        state, metrics = rule.step(state, batches(position))
+    error = np.mean((rule.predict(state, jnp.asarray(test.x)) - test.x) ** 2)
+    of_mean = np.mean((train.x.mean(0) - test.x) ** 2)
+    assert error < 0.6 * of_mean and float(metrics["error"]) < 0.6 * of_mean
+    assert float(metrics["top"]) == pytest.approx(float(metrics["error"]))
+
+
+def test_an_autoencoder_s_constant_maps_have_finite_gradients(key):
+    model, mirror, x = autoencoders(key)["rows"]
+    still = jax.tree.map(jnp.zeros_like, (model, mirror))
+    total = lambda both: sum(local_losses(*both, x, x, MapLoss())[0])  # noqa: E731
+    assert np.isfinite(ravel_pytree(jax.jit(jax.grad(total))(still))[0]).all()
+
+
+def test_refusals_of_an_autoencoder(key):
+    model, mirror, x = autoencoders(key)["rows"]
+    rule = counter_current(MapLoss())
+    for bad in ((x, x), np.zeros((3, 6), np.uint8), x[:, None]):
+        with pytest.raises(ValueError, match="takes its inputs alone"):
+            rule.step(rule.init(model, key), bad)
+    with pytest.raises(ValueError, match="no rows"):
+        local_losses(model, mirror, x[:0], x[:0], MapLoss())
+    with pytest.raises(ValueError, match="the mirror must fit"):
+        local_losses(model, MLP((6, 5, 4, 5, 6), key=key), x, x, MapLoss())
+    for bad in ({"scale": 0.0}, {"contrast": -1.0}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            MapLoss(**bad)
+    for channels in ((1,), (1, 0)):
+        with pytest.raises(ValueError, match="channels="):
+            ConvAutoencoder(channels, key=key)
+    with pytest.raises(ValueError, match="6 x 6|3 x 3"):
+        ConvAutoencoder((1, 3, 2), key=key)(jnp.zeros((2, 6, 6, 1)))
