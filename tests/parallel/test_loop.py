@@ -130,6 +130,22 @@ def test_a_crash_falls_back_to_the_checkpoint(key, tmp_path):
     assert bits(resumed.state) == bits(train(counting(), MODEL, numbers, 8, key=key).state)
 
 
+def test_a_rule_without_gradients_goes_on_on_another_mesh(key, tmp_path):
+    whole = train(counting(), MODEL, numbers, 6, key=key, folder=tmp_path / "alone")
+    for steps, mesh in ((2, "dp=4"), (4, "dp=2,fsdp=2"), (6, "tp=2")):
+        found = train(
+            counting(),
+            MODEL,
+            numbers,
+            steps,
+            key=key,
+            folder=tmp_path / "meshes",
+            resume=True,
+            mesh=parse_mesh(mesh),
+        )
+    assert bits(found.state) == bits(whole.state)
+
+
 def test_a_run_is_not_overwritten(key, tmp_path):
     train(counting(), MODEL, numbers, 2, key=key, folder=tmp_path)
     with pytest.raises(ConfigError, match="holds a run"):

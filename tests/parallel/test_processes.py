@@ -63,6 +63,22 @@ def test_a_notice_to_one_process_stops_all_after_the_same_step(tmp_path):
     assert "--resume goes on" in processes[0].log.read_text()
 
 
+@pytest.mark.faults
+def test_a_run_of_two_processes_goes_on_as_one(tmp_path):
+    config, out = launch.write_config(tmp_path, steps=60), tmp_path / "out"
+    processes = launch.start_all(2, config, out)
+    launch.wait_for_step(processes[0], out, 7)
+    processes[0].send_signal(signal.SIGTERM)
+    assert [process.wait(timeout=launch.PATIENCE) for process in processes] == [0, 0]
+    assert launch.rows(out)[-1]["step"] < 60
+    last = launch.start(config, out, "--resume")
+    assert last.wait(timeout=launch.PATIENCE) == 0
+    run(read_config(config, TrainConfig), tmp_path / "alone")
+    losses, wanted = launch.losses(out), launch.losses(tmp_path / "alone")
+    assert list(losses) == list(wanted)
+    np.testing.assert_allclose(list(losses.values()), list(wanted.values()), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
