@@ -25,7 +25,9 @@ def model(
     qwix: quantized matrix products, [1, width] and [64, width] times [width, hidden].
 
     Other benches: `ffnlab bench sparse` (skipping inactive channels of a large FFN), `ffnlab bench
-    loading` (memory while a checkpoint is loaded). `ffnlab bench model DIR` is this one in full.
+    loading` (memory while a checkpoint is loaded), `ffnlab bench train` (training steps, beside
+    torch), `ffnlab bench loop` (what the training loop adds), and `ffnlab bench kernels` (those for
+    GPUs, beside XLA). `ffnlab bench model DIR` is this one in full.
 
     Args:
       directory: a Hugging Face directory; without one, the model that comes with ffnlab (with qwix,
