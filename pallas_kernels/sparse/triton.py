@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +103,7 @@ def jax_triton():
 
     globals()["tl"] = triton.language  # where the kernels' bodies look it up
     rules, primitive = partial_eval.dce_rules, jax_triton.triton_lib.triton_kernel_call_p
-    old = rules.get(primitive)
+    old: Any = rules.get(primitive)
     if registry.JAX_VERSION >= (0, 12) and old and len(inspect.signature(old).parameters) == 2:
         rules[primitive] = lambda used, *rest: old(used, rest[-1])
     return jax_triton

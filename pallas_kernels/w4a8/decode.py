@@ -21,7 +21,7 @@ from pallas_kernels import _compat
 SHAPE = (64, 128)
 WORDS = plgpu.Layout.WG_STRIDED((8, 128), 4)
 COLUMN = plgpu.Layout.WGMMA.reduce(1)  # one value per column of w: of g and g + 8 in a thread
-E4M3, HALF = jnp.float8_e4m3fn, jnp.float16
+E4M3, HALF = jnp.dtype(jnp.float8_e4m3fn), jnp.dtype(jnp.float16)
 OPERAND = plgpu.ShapeDtypeStruct(SHAPE, E4M3, layout=plgpu.Layout.WGMMA_8BIT)
 SUBNORMAL = 2.0**9  # "sm" values come out as q * 2**-9
 HALF_SUBNORMAL = 2.0**17  # and as float16 q * 2**-17
