@@ -36,7 +36,6 @@ class Limit:
       unit: printed beside it.
       why: where the bound comes from.
       tries: measurements made before being out of the limit counts, >= 1.
-      goal: what is wanted and not reached yet, beyond `bound`; None where the bound is the goal.
     """
 
     name: str
@@ -47,16 +46,10 @@ class Limit:
     unit: str = ""
     why: str = ""
     tries: int = 3
-    goal: float | None = None
 
     def holds(self, figure: float) -> bool:
         """Whether a figure is within the limit; NaN never is."""
         return figure <= self.bound if self.at_most else figure >= self.bound
-
-    def reached(self, figure: float) -> bool:
-        """Whether a figure is what is wanted."""
-        goal = self.bound if self.goal is None else self.goal
-        return figure <= goal if self.at_most else figure >= goal
 
     def better(self, a: float, b: float) -> float:
         """The figure further inside the limit; a number before NaN."""
@@ -75,12 +68,10 @@ class Outcome:
 
     @property
     def status(self) -> str:
-        """ "ok", "short of its goal", "OUT OF LIMIT" or "not measured"."""
+        """ "ok", "OUT OF LIMIT" or "not measured"."""
         if self.absent:
             return "not measured"
-        if not self.limit.holds(self.figure):
-            return "OUT OF LIMIT"
-        return "ok" if self.limit.reached(self.figure) else "short of its goal"
+        return "ok" if self.limit.holds(self.figure) else "OUT OF LIMIT"
 
 
 def read_limits(path: Path | None = None) -> list[Limit]:
@@ -104,19 +95,15 @@ def parse_limit(name: str, table: object) -> Limit:
         raise ConfigError(f"limits: {name!r} is not a table")
     rest = dict(table)
     bounds = {side: rest.pop(side) for side in ("max", "min") if side in rest}
-    goal = float(rest.pop("goal")) if "goal" in rest else None
     accepted = {"measure": str, "key": str, "unit": str, "why": str, "tries": int}
     unknown = [k for k, v in rest.items() if k not in accepted or type(v) is not accepted[k]]
     if unknown or len(bounds) != 1 or ":" not in rest.get("measure", ""):
         raise ConfigError(
             f"limits: [{name}] needs measure = 'module:function' and one of max, min; "
-            f"it may have key, unit, why, tries, goal; not accepted: {unknown or list(table)}"
+            f"it may have key, unit, why, tries; not accepted: {unknown or list(table)}"
         )
     ((side, bound),) = bounds.items()
-    limit = Limit(name=name, bound=float(bound), at_most=side == "max", goal=goal, **rest)
-    if goal is not None and not limit.holds(goal):
-        raise ConfigError(f"limits: [{name}] has goal={goal!r}, which is outside its own limit")
-    return limit
+    return Limit(name=name, bound=float(bound), at_most=side == "max", **rest)
 
 
 def check(limits: Sequence[Limit]) -> list[Outcome]:
@@ -148,7 +135,7 @@ def check_group(measure: str, group: Sequence[Limit]) -> list[Outcome]:
         for limit in group:
             figure = pick(result, limit)
             best[limit.name] = limit.better(best.get(limit.name, math.nan), figure)
-        if all(limit.reached(best[limit.name]) for limit in group):
+        if all(limit.holds(best[limit.name]) for limit in group):
             break
     return [Outcome(limit, best[limit.name]) for limit in group]
 
@@ -181,7 +168,6 @@ def table_of(outcomes: Sequence[Outcome]) -> Table:
         limit = outcome.limit
         measured = escape(outcome.absent) or f"{outcome.figure:.3g} {limit.unit}"
         bound = f"{'<=' if limit.at_most else '>='} {limit.bound:g} {limit.unit}"
-        bound += "" if limit.goal is None else f", goal {limit.goal:g}"
         table.add_row(limit.name, measured, bound, outcome.status, escape(limit.why))
     return table
 

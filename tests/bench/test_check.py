@@ -54,17 +54,6 @@ def test_measured_again_until_every_figure_of_a_measure_is_in_its_limit(tmp_path
     assert [(o.figure, o.status) for o in outcomes] == [(1.0, "ok"), (3.0, "ok")]
 
 
-def test_a_figure_short_of_its_goal_is_measured_again_and_said(tmp_path):
-    runs.clear()
-    text = '[ratio]\nmeasure = "HERE:settling"\nkey = "ratio"\nmin = 1\ngoal = {}\ntries = 2'
-    (outcome,) = bench.check(limits(tmp_path, text.format(9)))
-    assert (len(runs), outcome.figure, outcome.status) == (2, 2.0, "short of its goal")
-    (outcome,) = bench.check(limits(tmp_path, text.format(3)))
-    assert (len(runs), outcome.figure, outcome.status) == (3, 3.0, "ok")
-    with pytest.raises(ConfigError, match=r"\[ratio\] has goal=0.5, which is outside"):
-        limits(tmp_path, text.format(0.5))
-
-
 def test_a_figure_that_stays_out_is_reported(tmp_path):
     runs.clear()
     text = '[time]\nmeasure = "HERE:settling"\nkey = "seconds"\nmax = 0.1\ntries = 2'
