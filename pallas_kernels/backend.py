@@ -78,9 +78,7 @@ class lazy:
 
 def device() -> tuple[str, tuple[int, int] | None]:
     """What is traced for: the platform, and a GPU's compute capability (None when unknown)."""
-    abstract = jax.sharding.get_abstract_mesh().abstract_device
-    chosen = getattr(jax.config, "jax_default_device", None)
-    concrete = jax.devices()[0] if chosen is None or isinstance(chosen, str) else chosen
+    abstract, concrete = traced_devices()
     if abstract is not None and abstract.device_kind != concrete.device_kind:
         return abstract.platform, named_capability(abstract.device_kind)
     if concrete.platform != "gpu":
@@ -88,6 +86,19 @@ def device() -> tuple[str, tuple[int, int] | None]:
     words = str(getattr(concrete, "compute_capability", "")).split(".")
     known = len(words) == 2 and all(word.isdigit() for word in words)
     return "gpu", (int(words[0]), int(words[1])) if known else None
+
+
+def device_kind() -> str:
+    """The name of the device that is traced for, as its driver gives it."""
+    abstract, concrete = traced_devices()
+    return (concrete if abstract is None else abstract).device_kind
+
+
+def traced_devices():
+    """The abstract device of the mesh around the call, or None, and the default device."""
+    chosen = getattr(jax.config, "jax_default_device", None)
+    concrete = jax.devices()[0] if chosen is None or isinstance(chosen, str) else chosen
+    return jax.sharding.get_abstract_mesh().abstract_device, concrete
 
 
 def named_capability(kind: str) -> tuple[int, int] | None:

@@ -1,7 +1,6 @@
 """From the operands of the public functions to a GPU kernel's padded ones, and back.
 
-`kernel` names the file that does the work, "sm90" or "sm80": its `multiply` and its `LIMITS`, the
-part of a plan that differs between them.
+`kernel` names the file that does the work, "sm90" or "sm80", whose `multiply` is called.
 """
 
 import importlib
@@ -31,10 +30,9 @@ def matmul(
 ):
     """Same contract as `reference.matmul`, for `Fragments`; the output may be 16 bits wide."""
     x8, sx = rounded(x, sx)
-    m, n = x8.shape[0], 64 * codes.words.shape[0]
-    kernel = load(kernel)
-    config = config or plan.choose(m, n, codes.rows, cores=cores(), **kernel.LIMITS)
-    run = single(kernel, config, codes, scales, treatment, interpret)
+    call = plan.Call.of("matmul", kernel, x8, codes, scales, treatment, out_dtype)
+    config = config or plan.pick(call, cores())
+    run = single(load(kernel), config, codes, scales, treatment, interpret)
     y = run(x8, sx.T / divisor, glu=False, out=narrowest(out_dtype, config))
     return y[:, : scales.shape[1]]
 
@@ -58,10 +56,9 @@ def glu(
     Few tokens are cut along k, and what follows the sums is left to XLA.
     """
     x8, sx = rounded(x, sx)
-    m, n = x8.shape[0], 64 * codes.words.shape[0]
-    kernel = load(kernel)
-    config = config or plan.choose(m, n, codes.rows, glu=True, cores=cores(), **kernel.LIMITS)
-    run = single(kernel, config, codes, scales, treatment, interpret)
+    call = plan.Call.of("glu", kernel, x8, codes, scales, treatment, out_dtype)
+    config = config or plan.pick(call, cores())
+    run = single(load(kernel), config, codes, scales, treatment, interpret)
     if config.split_k == 1:
         return run(x8, sx.T / divisors[:, None], glu=True, out=narrowest(out_dtype, config))
     gate, up = split_columns(run(x8, sx.T, glu=False, out=jnp.float32))
@@ -117,13 +114,10 @@ def grouped(
 ):
     """Same contract as `api_grouped.plain`, for `Fragments`; the output may be 16 bits wide."""
     x8, sx = rounded(x, sx)
-    experts, m, n = len(group_sizes), x8.shape[0], 64 * codes.words.shape[1]
-    kernel = load(kernel)
-    config = config or plan.choose_grouped(
-        m, n, codes.rows, experts, cores=cores(), **kernel.LIMITS
-    )
-    padding = Padding.of(group_sizes, m, config.tile_m)
-    y = kernel.multiply(
+    call = plan.Call.of("grouped", kernel, x8, codes, scales, treatment, out_dtype)
+    config = config or plan.pick(call, cores())
+    padding = Padding.of(group_sizes, call.m, config.tile_m)
+    y = load(kernel).multiply(
         x8[padding.token],
         (sx[:, 0] / divisors[padding.expert])[padding.token][None],
         codes.words,

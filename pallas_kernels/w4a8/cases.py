@@ -11,7 +11,6 @@ from pallas_kernels.numerics import E4M3
 from pallas_kernels.w4a8 import plan
 
 KERNEL = "pallas_kernels.w4a8.{}"
-ADA_AND_AMPERE = {"largest": 64, "groups": 1}
 
 
 def product(
@@ -55,7 +54,7 @@ def case(name, m, n, k, **options):
 
 def older(name, m, n, k, chip, instruction, **options):
     """A case of the kernel of Ampere and Ada."""
-    config = plan.choose(m, n, k, glu=options.get("glu", False), **ADA_AND_AMPERE)
+    config = plan.choose(m, n, k, glu=options.get("glu", False), **plan.LIMITS["sm80"])
     make = functools.partial(product, "sm80", m, n, k, config, **options)
     return Case(f"w4a8 {name}", make, (chip,), (instruction, "LDG.E.128"), jax=(0, 11, 2))
 

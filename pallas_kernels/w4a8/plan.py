@@ -1,6 +1,15 @@
-"""How the Hopper kernel cuts a product into pieces, from its shape alone."""
+"""How a GPU kernel cuts a product into pieces: as measured, else from its shape alone."""
 
 import dataclasses
+
+import jax.numpy as jnp
+
+from pallas_kernels.tuning import cache
+
+# What differs between the kernels: tokens per tile, and compute warp groups per thread block.
+LIMITS = {"sm90": {"largest": 128, "groups": 2}, "sm80": {"largest": 64, "groups": 1}}
+SHARED = 232448 - 2048  # bytes of shared memory of a Hopper block, less its barriers
+HELD = 64 * 64  # sums that a warp group of two tiles of columns holds without spilling, per tile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +36,122 @@ class Config:
     split_k: int = 1
     cluster: int = 1
     cores: int = 132
+
+
+# What a tuned configuration names; the rest is the device's or fixed.
+TUNED = ("tile_m", "columns", "stages", "k_tiles", "split_k")
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """Static facts of a call: what a configuration depends on.
+
+    Attributes:
+      op: "matmul", "glu" or "grouped".
+      kernel: "sm90" or "sm80".
+      m: tokens.
+      n, k: columns (gate's and up's together) and rows of a matrix, padded.
+      experts: matrices.
+      encoding, treatment: see `w4a8.pack` and `w4a8.matmul`.
+      scales, out: dtype names of the scales and of the result.
+    """
+
+    op: str
+    kernel: str
+    m: int
+    n: int
+    k: int
+    experts: int = 1
+    encoding: str = "sm"
+    treatment: str = "promote"
+    scales: str = "bfloat16"
+    out: str = "bfloat16"
+
+    @classmethod
+    def of(cls, op, kernel, x, codes, scales, treatment, out_dtype):
+        """The facts of operands x [m, k], codes (`Fragments`) and their scales."""
+        experts = codes.words.shape[0] if op == "grouped" else 1
+        sizes = x.shape[0], 64 * codes.words.shape[-4], codes.rows, experts
+        names = jnp.dtype(scales.dtype).name, jnp.dtype(out_dtype).name
+        return cls(op, kernel, *sizes, codes.encoding, treatment, *names)
+
+    @property
+    def facts(self):
+        """All but the operation and m, by name."""
+        found = dataclasses.asdict(self)
+        return {name: found[name] for name in found if name not in ("op", "m")}
+
+
+def pick(call, cores):
+    """The configuration measured best on this device for a call of its size, else `heuristic`.
+
+    Args:
+      call: a `Call`.
+      cores: multiprocessors of the GPU.
+    Returns:
+      a `Config` that fits.
+    """
+    found = cache.find(f"w4a8.{call.op}", call.m, call.facts, lambda named: build(named, call))
+    if found is None:
+        return heuristic(call, cores)
+    return dataclasses.replace(found, cores=cores)
+
+
+def heuristic(call, cores):
+    """What `choose` or `choose_grouped` say of a `Call`."""
+    options = {"cores": cores, **LIMITS[call.kernel]}
+    if call.op == "grouped":
+        return choose_grouped(call.m, call.n, call.k, call.experts, **options)
+    return choose(call.m, call.n, call.k, glu=call.op == "glu", **options)
+
+
+def build(named, call):
+    """The `Config` of numbers by name.
+
+    Raises:
+      ValueError: other names than TUNED, or a configuration that does not fit the call.
+    """
+    if set(named) != set(TUNED):
+        raise ValueError(f"config must hold {', '.join(TUNED)}, got {', '.join(sorted(named))}")
+    config = Config(**named, groups=LIMITS[call.kernel]["groups"])
+    reason = refuse(config, call)
+    if reason is not None:
+        raise ValueError(reason)
+    return config
+
+
+def refuse(config, call):
+    """Why a configuration does not fit a call of any number of tokens; None when it does.
+
+    Registers count as far as the compiler has told: pairs of tiles of columns spill above 64
+    tokens (`python -m pallas_kernels.aot`).
+    """
+    limits, fused = LIMITS[call.kernel], call.op == "glu" and config.split_k == 1
+    if config.tile_m not in (8, 16, 32, 64, 128) or config.tile_m > limits["largest"]:
+        return f"tile_m={config.tile_m}; accepted: 8, 16, 32, 64, 128 up to {limits['largest']}"
+    if config.columns not in ((128,) if fused else (64, 128)):
+        return f"columns={config.columns}; accepted: {'128' if fused else '64, 128'}"
+    if config.columns * config.tile_m > 2 * HELD:
+        return f"columns={config.columns} with tile_m={config.tile_m} spills registers"
+    if call.n % (config.columns * config.groups):
+        return f"columns={config.columns} by {config.groups} groups do not divide n={call.n}"
+    sizes = {name: getattr(config, name) for name in ("stages", "k_tiles", "split_k")}
+    if min(sizes.values()) < 1 or call.k // 128 % (config.k_tiles * config.split_k):
+        return f"k_tiles * split_k must divide the {call.k // 128} tiles of k; got {sizes}"
+    if call.op == "grouped" and config.split_k > 1:
+        return f"split_k={config.split_k}; groups are not split"
+    if call.kernel == "sm90" and shared(config, call) > SHARED:
+        return f"{sizes} take {shared(config, call)} bytes of shared memory, {SHARED} are there"
+    return None
+
+
+def shared(config, call):
+    """Bytes of shared memory that a Hopper block takes: the steps in flight and the output."""
+    wide = config.groups * config.columns
+    weights, scales = 64 * wide, jnp.dtype(call.scales).itemsize * wide
+    steps = min(config.stages, call.k // 128 // config.k_tiles // config.split_k)
+    loaded = config.k_tiles * (weights + 128 * config.tile_m + scales)
+    return steps * loaded + max(4096, 2 * config.tile_m * wide)
 
 
 def choose(m, n, k, *, glu=False, cores=132, largest=128, groups=2):

@@ -20,8 +20,6 @@ from pallas_kernels import _compat, backend
 from pallas_kernels.w4a8 import decode, plan
 from pallas_kernels.w4a8.packed import unpack_tiles
 
-LIMITS = {"largest": 64, "groups": 1}  # of `plan`: tokens per tile, warp groups per block
-
 
 class Shape(NamedTuple):
     """Static facts of one call; see `multiply`."""

@@ -26,7 +26,6 @@ from pallas_kernels.w4a8 import decode, plan
 from pallas_kernels.w4a8.packed import unpack_tiles
 
 WORD_SHAPE = (8, 128)
-LIMITS = {"largest": 128, "groups": 2}  # of `plan`: tokens per tile, warp groups per block
 
 
 @dataclasses.dataclass(frozen=True)
