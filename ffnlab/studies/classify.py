@@ -8,9 +8,25 @@ from ffnlab.data import ArrayBatches, Labelled
 from ffnlab.parallel import LoopOptions, train
 from ffnlab.rule import Rule
 
-__all__ = ["accuracy", "fit"]
+__all__ = ["accuracy", "fit", "learned"]
 
 QUIET = LoopOptions(log_every=0, progress=False)
+
+
+def learned(
+    rule: Rule, model: PyTree, rows: PyTree, *, batch: int, steps: int, seed: int = 0
+) -> PyTree:
+    """The state of a rule after training.
+
+    Args:
+      rule: takes batches of `rows`.
+      model, batch, steps, seed: see `fit`.
+      rows: arrays with the rows of the training set on their first axis.
+    Raises:
+      NumericalError: the run diverged.
+    """
+    batches = ArrayBatches(rows, batch, seed)
+    return train(rule, model, batches, steps, key=jax.random.key(seed), options=QUIET).state
 
 
 def fit(
@@ -36,9 +52,8 @@ def fit(
       NumericalError: the run diverged.
     """
     train_data, test_data = data
-    batches = ArrayBatches(train_data, batch, seed)
-    outcome = train(rule, model, batches, steps, key=jax.random.key(seed), options=QUIET)
-    return accuracy(rule, outcome.state, test_data)
+    state = learned(rule, model, train_data, batch=batch, steps=steps, seed=seed)
+    return accuracy(rule, state, test_data)
 
 
 def accuracy(rule: Rule, state: PyTree, data: Labelled) -> float:

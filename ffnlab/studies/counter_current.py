@@ -2,7 +2,7 @@
 
 The same network is trained by backpropagation, by counter-current learning, with the feedback
 network frozen, and with feedback of zero, which leaves only the last map to learn. Locality is
-measured as the Jacobian of every layer's loss.
+measured as the Jacobian of every layer's loss. Autoencoders are in `counter_current_autoencoder`.
 """
 
 import time
@@ -20,6 +20,7 @@ from ffnlab.learning import backprop, counter_current, labelled
 from ffnlab.learning.counter_current import local_losses, mirrored
 from ffnlab.rule import Rule
 from ffnlab.studies import STUDIES
+from ffnlab.studies import counter_current_autoencoder as autoencoder
 from ffnlab.studies.classify import fit
 from ffnlab.studies.result import Claim, Result
 
@@ -54,6 +55,7 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
         for name in sets
         for rule, make in rules().items()
     }
+    lost = autoencoder.measured([seed] if quick else range(seed, seed + 3))
     return Result(
         slug="counter-current",
         title=STUDIES["counter-current"].title,
@@ -63,15 +65,17 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
             "batch": BATCH,
             "epochs": {name: epochs for name, (_, epochs) in sets.items()},
             "optimizer": "SGD at 1, clipped to norm 1 (backprop: SGD at .3)",
+            "autoencoders": autoencoder.settings(),
             "seeds": seeds,
         },
         seed=seed,
         seconds=time.perf_counter() - begin,
-        claims=[*accuracy_claims(found), locality_claim(seed)],
+        claims=[*accuracy_claims(found), locality_claim(seed), autoencoder.claim(lost)],
         table=[
             {"data": name, "rule": rule, "accuracy": float(np.mean(values))}
             for (name, rule), values in found.items()
-        ],
+        ]
+        + autoencoder.rows(lost),
         pictures={"accuracy": lambda figure: bars(figure, found)},
     ).write(out)
 

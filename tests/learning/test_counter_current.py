@@ -249,7 +249,7 @@ def per_stage(network):
 
 
 def loss_in_numpy(a, c, is_end):
-    """The formula of `MapLoss`, written out, with scale 1 and contrast 10."""
+    """The formula of `MapLoss`, written out, with scale 1 and contrast 1."""
     if is_end:
         return np.mean((a - c) ** 2)
     total, normal = 0.0, []
@@ -258,7 +258,7 @@ def loss_in_numpy(a, c, is_end):
         normal.append((z - z.mean(axes)) / np.sqrt(z.var(axes) + 1e-5))
         rows = normal[-1].reshape(len(z), -1)
         cosines = rows @ rows.T / np.outer(*[np.sqrt((rows**2).sum(1)) + 1e-8] * 2)
-        total += 10 * np.mean((cosines - np.eye(len(z))) ** 2)
+        total += np.mean((cosines - np.eye(len(z))) ** 2)
     return total + np.mean((normal[0] - normal[1]) ** 2)
 
 
