@@ -9,10 +9,10 @@ endif
 VENV := .venv/py$(VERSION)
 PARITY := .venv/py$(VERSION)-parity
 PINS := $(or $(wildcard constraints/py$(VERSION).txt),constraints/py312.txt)
-# Kernels are compiled for GPUs and TPUs that are not there: `make aot AOT_JAX=0.10` for another jax.
-AOT_JAX ?= 0.12
-AOT := .venv/aot-jax$(AOT_JAX)
-AOT_PINS := constraints/aot-jax$(AOT_JAX).txt
+# Kernels are compiled for GPUs and TPUs that are not there, by each jax: `make aot AOT_JAX=0.12`
+# for one. From 0.11 on jax needs Python 3.12, which `make aot PY=python3.12` uses for all.
+AOT_JAX ?= 0.10 0.11 0.12
+AOT_PY := $(if $(filter 311,$(VERSION)),python3.12,$(PY))
 CACHE := $(CURDIR)/build/jax-cache-py$(VERSION)
 PIP := -m pip install -qq --disable-pip-version-check --no-input --progress-bar off -c $(PINS)
 WORKERS ?= 2
@@ -51,11 +51,12 @@ $(PARITY)/parity.stamp: pyproject.toml $(PINS)
 	@$(PARITY)/bin/python $(PIP) -e '.[run,test,parity,eval]'
 	@touch $@
 
-$(AOT)/aot.stamp: $(AOT_PINS)
-	@echo "installing CUDA's compiler and jax $(AOT_JAX) into $(AOT) (once; a few minutes)"
-	@test -x $(AOT)/bin/python || $(PY) -m venv $(AOT)
-	@$(AOT)/bin/python -m pip install -qq --disable-pip-version-check --no-input \
-		--progress-bar off -r $(AOT_PINS)
+.venv/aot-jax%/aot.stamp: constraints/aot-jax%.txt
+	@echo "installing CUDA's compiler and jax $* into $(@D) (once; a few minutes)"
+	@test -x $(@D)/bin/python || $(if $(filter 0.10,$*),$(PY),$(AOT_PY)) -m venv $(@D) || \
+		{ echo "no Python for jax $*, from 0.11 on 3.12: make aot PY=PATH, or AOT_JAX=0.10"; exit 1; }
+	@$(@D)/bin/python -m pip install -qq --disable-pip-version-check --no-input \
+		--progress-bar off -r $<
 	@touch $@
 
 install: $(VENV)/run.stamp
@@ -94,8 +95,10 @@ test-tree-mode: $(VENV)/test.stamp
 parity: $(PARITY)/parity.stamp
 	$(PARITY)/bin/python -m pytest -q -m parity $(ARGS)
 
-aot: $(AOT)/aot.stamp
-	JAX_PLATFORMS=cpu $(AOT)/bin/python -m pallas_kernels.aot $(ARGS)
+aot: $(AOT_JAX:%=.venv/aot-jax%/aot.stamp)
+	@wrong=0; for jax in $(AOT_JAX); do \
+		JAX_PLATFORMS=cpu .venv/aot-jax$$jax/bin/python -m pallas_kernels.aot $(ARGS) || wrong=1; \
+	done; exit $$wrong
 
 # On a machine with a GPU: the interpreter that has jax for it, numpy and pytest; nothing is installed.
 GPU_SUITE := tests/pallas_kernels/gpu

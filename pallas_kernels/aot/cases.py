@@ -7,6 +7,8 @@ import pkgutil
 from collections.abc import Callable
 
 import pallas_kernels
+from pallas_kernels.aot.topology import find
+from pallas_kernels.backend import Backend, unfit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Case:
       chips: keys of `topology.CHIPS` to compile for.
       expect: strings that the machine code must contain ("QGMMA"), or a TPU's compiled module.
       max_spill: bytes that one thread may spill.
-      jax: the oldest version of jax that can compile it.
+      backends: entries of the kernel's table (`named`) whose rules say which jax compiles it for
+        which chip; none: any jax for any chip.
     """
 
     name: str
@@ -27,7 +30,35 @@ class Case:
     chips: tuple[str, ...]
     expect: tuple[str, ...] = ()
     max_spill: int = 16
-    jax: tuple[int, ...] = ()
+    backends: tuple[Backend, ...] = ()
+
+
+def named(table, name):
+    """The entries of a kernel's table of backends that are called `name`.
+
+    Raises:
+      ValueError: there is none.
+    """
+    found = tuple(backend for backend in table if backend.name == name)
+    if not found:
+        accepted = ", ".join(dict.fromkeys(repr(backend.name) for backend in table))
+        raise ValueError(f"no backend is called {name!r}; accepted: {accepted}")
+    return found
+
+
+def too_old(case: Case, name: str) -> str | None:
+    """Why this jax cannot compile a case for the chip `name`; None if it can.
+
+    Raises:
+      ValueError: the case's backend does not serve that chip, whatever the jax.
+    """
+    chip = find(name)
+    device = (chip.platform, chip.capability)
+    serving = [b for b in case.backends if unfit(b._replace(jax=()), *device) is None]
+    if case.backends and not serving:
+        raise ValueError(f"{case.name!r} lists {name!r}: {unfit(case.backends[0], *device)}")
+    reasons = [reason for b in serving if (reason := unfit(b, *device))]
+    return reasons[0] if reasons and len(reasons) == len(serving) else None
 
 
 def collect() -> dict[str, Case]:

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import attention
-from pallas_kernels.aot.cases import Case
+from pallas_kernels.aot.cases import Case, named
+from pallas_kernels.attention import api, api_decode
 
 PROMPT, HEADS, KV_HEADS = 4096, 32, 8
 
@@ -36,6 +37,7 @@ def case(precision, d, window=None):
         ("h200",),
         expect=(instruction,),
         max_spill=0,
+        backends=named(api.BACKENDS, "sm90"),
     )
 
 
@@ -62,7 +64,7 @@ def decode_case(kind, d):
         ("h200",),
         expect=("HGMMA",),
         max_spill=0,
-        jax=(0, 11),
+        backends=named(api_decode.BACKENDS, "sm90"),
     )
 
 

@@ -5,8 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.aot.cases import Case
+from pallas_kernels.aot.cases import Case, named
 from pallas_kernels.backend import lazy
+from pallas_kernels.grouped.api import MULTIPLY, OUTER
 from pallas_kernels.numerics import E4M3
 
 KERNEL = "pallas_kernels.grouped.sm90"
@@ -35,14 +36,14 @@ def outer():
     return lazy(KERNEL, "outer"), (x, dy, array((EXPERTS,), jnp.int32))
 
 
-def case(name, make, expect):
-    """A case for Hopper."""
-    return Case(f"grouped {name}", make, ("h200",), (expect,))
+def case(name, make, expect, table=MULTIPLY):
+    """A case for Hopper, of a kernel in a table of backends."""
+    return Case(f"grouped {name}", make, ("h200",), (expect,), backends=named(table, "sm90"))
 
 
 CASES = (
     case("product, bfloat16", functools.partial(multiply, jnp.bfloat16, False), "HGMMA"),
     case("product, bfloat16 transposed", functools.partial(multiply, jnp.bfloat16, True), "HGMMA"),
     case("product, FP8", functools.partial(multiply, E4M3, True), "QGMMA"),
-    case("gradient of the matrices, bfloat16", outer, "HGMMA"),
+    case("gradient of the matrices, bfloat16", outer, "HGMMA", OUTER),
 )

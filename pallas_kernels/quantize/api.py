@@ -10,7 +10,7 @@ from pallas_kernels.quantize import limits, reference
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 SCALE_DTYPES = (jnp.float32, jnp.bfloat16, E4M3)
-OLDEST = (0, 11, 2)  # jax whose Mosaic GPU knows more than Hopper
+OLDEST = (0, 11, 2)  # jax whose Mosaic GPU knows Ada
 
 
 def table(name):
@@ -18,8 +18,10 @@ def table(name):
     plain, refuse = getattr(reference, name), getattr(limits, name)
     mosaic = registry.lazy("pallas_kernels.quantize.mosaic", name)
     interpreted = registry.lazy("pallas_kernels.quantize.mosaic", name, interpret=True)
+    hopper = registry.Backend("mosaic", mosaic, ("gpu",), refuse, at_least=(9, 0))
     return (
-        registry.Backend("mosaic", mosaic, ("gpu",), refuse, at_least=(8, 9), jax=OLDEST),
+        hopper,
+        hopper._replace(at_least=(8, 9), below=(9, 0), jax=OLDEST),
         registry.Backend(
             "mosaic_interpret",
             interpreted,

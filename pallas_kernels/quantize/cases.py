@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import quantize
-from pallas_kernels.aot.cases import Case
+from pallas_kernels.aot.cases import Case, named
 from pallas_kernels.numerics import E4M3
+from pallas_kernels.quantize.api import GROUPS, TOKENS
 
 
 def make(function, shape, given, options):
@@ -19,7 +20,8 @@ def make(function, shape, given, options):
 def case(name, function, shape, given, expect, **options):
     """A case on every chip that converts to e4m3."""
     build = functools.partial(make, function, shape, given, tuple(options.items()))
-    return Case(f"quantize {name}", build, ("h200", "l4"), expect, 0, (0, 11, 2))
+    backends = named(TOKENS if function is quantize.tokens else GROUPS, "mosaic")
+    return Case(f"quantize {name}", build, ("h200", "l4"), expect, 0, backends)
 
 
 CASES = (

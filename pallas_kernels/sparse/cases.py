@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import sparse
-from pallas_kernels.aot.cases import Case
+from pallas_kernels.aot.cases import Case, named
+from pallas_kernels.sparse.api import BACKENDS
 
 HIDDEN, WIDTH = 14336, 4096
 GPUS = {
@@ -43,7 +44,7 @@ def mosaic(name, kind, m):
         GPUS[kind],
         expect=("LDG.E.128",),
         max_spill=0,
-        jax=(0, 11, 2),
+        backends=named(BACKENDS[name], "mosaic"),
     )
 
 
@@ -55,6 +56,7 @@ def triton(name, kind):
         tuple(chip for chip in GPUS[kind] if chip != "h200"),
         expect=("LDG.E",),
         max_spill=0,
+        backends=named(BACKENDS[name], "triton"),
     )
 
 

@@ -5,12 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.aot.cases import Case
+from pallas_kernels.aot.cases import Case, named
 from pallas_kernels.backend import lazy
 from pallas_kernels.numerics import E4M3
-from pallas_kernels.w4a8 import plan
+from pallas_kernels.w4a8 import backends, plan
 
 KERNEL = "pallas_kernels.w4a8.{}"
+TABLE = backends.table("matmul", print, print)  # glu and grouped have the same kernels
 
 
 def product(
@@ -49,14 +50,16 @@ def case(name, m, n, k, **options):
     """A case of the Hopper kernel with the configuration that `plan` chooses."""
     config = options.pop("config", None) or plan.choose(m, n, k, glu=options.get("glu", False))
     make = functools.partial(product, "sm90", m, n, k, config, **options)
-    return Case(f"w4a8 {name}", make, ("h200",), ("QGMMA", "LDS.128"))
+    expect, entries = ("QGMMA", "LDS.128"), named(TABLE, "sm90")
+    return Case(f"w4a8 {name}", make, ("h200",), expect, backends=entries)
 
 
 def older(name, m, n, k, chip, instruction, **options):
     """A case of the kernel of Ampere and Ada."""
     config = plan.choose(m, n, k, glu=options.get("glu", False), **plan.LIMITS["sm80"])
     make = functools.partial(product, "sm80", m, n, k, config, **options)
-    return Case(f"w4a8 {name}", make, (chip,), (instruction, "LDG.E.128"), jax=(0, 11, 2))
+    expect, entries = (instruction, "LDG.E.128"), named(TABLE, "sm80")
+    return Case(f"w4a8 {name}", make, (chip,), expect, backends=entries)
 
 
 def tpu(m, n, k):
@@ -103,6 +106,7 @@ CASES = (
             functools.partial(tpu, m, 4096, 4096),
             ("v5e", "v6e"),
             ("tpu_custom_call",),
+            backends=named(TABLE, "tpu"),
         )
         for m in (16, 1024)
     ),

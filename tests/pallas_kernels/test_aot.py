@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels.aot import CHIPS, __main__, collect, lower_for, report, topology, worker
-from pallas_kernels.aot.cases import Case
-from pallas_kernels.backend import named_capability
+from pallas_kernels import backend
+from pallas_kernels.aot import CHIPS, __main__, collect, lower_for, report, table, topology, worker
+from pallas_kernels.aot.cases import Case, named, too_old
+from pallas_kernels.backend import Backend, named_capability
 
 
 def test_chips_are_found_by_the_name_their_driver_gives():
@@ -23,7 +24,30 @@ def test_every_case_names_known_chips_and_can_be_made():
     for name, case in collect().items():
         assert case.name == name and case.chips and set(case.chips) <= set(CHIPS)
         function, arguments = case.make()
-        assert callable(function) and jax.tree.leaves(arguments)
+        assert callable(function) and jax.tree.leaves(arguments) and case.backends
+
+
+NEWER = Backend("mosaic", abs, ("gpu",), at_least=(8, 0), below=(9, 0), jax=(0, 11, 2))
+ANY = NEWER._replace(at_least=(9, 0), below=None, jax=())
+
+
+def test_a_case_waits_for_the_jax_that_its_backend_needs(monkeypatch):
+    case = Case("sparse", lambda: (abs, ()), ("h200", "l4"), backends=(ANY, NEWER))
+    monkeypatch.setattr(backend, "JAX_VERSION", (0, 10, 2))
+    needs = f"needs jax 0.11.2, this is {jax.__version__}"
+    assert too_old(case, "h200") is None and too_old(case, "l4") == needs
+    assert __main__.refused({"sparse": case}) == {"sparse@l4": needs}
+    monkeypatch.setattr(backend, "JAX_VERSION", (0, 11, 2))
+    assert too_old(case, "l4") is None
+    with pytest.raises(ValueError, match="'sparse' lists 't4': needs compute capability 9.0"):
+        too_old(case, "t4")
+    with pytest.raises(ValueError, match="no backend is called 'sm90'; accepted: 'mosaic'"):
+        named((ANY, NEWER), "sm90")
+
+
+def test_every_case_is_served_by_its_backend(monkeypatch):
+    monkeypatch.setattr(backend, "JAX_VERSION", (99,))
+    assert __main__.refused(collect()) == {}
 
 
 @pytest.mark.parametrize("chip", ["h200", "v5e"])
@@ -42,17 +66,35 @@ def test_a_failed_compilation_is_a_row(tmp_path):
     assert line == "FAILED none@h200: ValueError: cannot be made"
 
 
-def test_the_table_is_replaced_and_the_rest_stays(tmp_path, monkeypatch):
+def test_a_run_replaces_the_column_of_its_jax(tmp_path, monkeypatch):
     results = tmp_path / "RESULTS.md"
-    results.write_text(f"before\n{__main__.BEGIN}\nold\n{__main__.END}\nafter\n")
-    monkeypatch.setattr(__main__, "RESULTS", results)
-    case = Case("w4a8", lambda: (abs, ()), ("h200",), expect=("QGMMA",))
-    __main__.write(
-        {"w4a8": case}, [{"job": "w4a8@h200", "registers": 168, "spill": 0, "wrong": ""}]
-    )
-    text = results.read_text()
-    assert "| w4a8 | h200 | 168 | 0 | QGMMA |" in text and "old" not in text
-    assert text.startswith("before\n") and text.endswith("after\n")
+    results.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    case = Case("w4a8", lambda: (abs, ()), ("h200", "l4"), expect=("QGMMA", "LDS.128"))
+    cases = {"w4a8": case, "tpu": Case("tpu", lambda: (abs, ()), ("v5e",))}
+
+    def write(version, *rows):
+        monkeypatch.setattr(table.jax, "__version__", version)
+        table.write(results, cases, list(rows))
+        return results.read_text()
+
+    good = {"job": "w4a8@h200", "registers": 168, "spill": 0, "wrong": ""}
+    late = {"job": "w4a8@l4", "wrong": "", "absent": "needs jax 0.11.2, this is 0.10.2"}
+    write("0.12.0.1", good | {"registers": 170}, {"job": "w4a8@l4", "wrong": "no | at\nall"})
+    write("0.10.2", good, late, {"job": "tpu@v5e", "registers": 0, "spill": 0, "wrong": ""})
+    text = write("0.12.1", good | {"registers": 169})
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert text.splitlines()[2:-2] == [
+        "| kernel | chip | instructions found | jax 0.10.2 | jax 0.12.1 |",
+        "| --- | --- | --- | --- | --- |",
+        "| w4a8 | h200 | QGMMA, LDS.128 | 168 / 0 | 169 / 0 |",
+        "| w4a8 | l4 | QGMMA, LDS.128 | needs jax 0.11.2 | not compiled |",
+        "| tpu | v5e |  | yes | not compiled |",
+    ]
+
+
+def test_a_failure_stays_one_cell():
+    wrong = {"job": "w4a8@l4", "wrong": "no | at\nall"}
+    assert table.cell(wrong) == "FAILED: no / at all"
 
 
 def test_a_missing_tool_says_what_to_install(monkeypatch):

@@ -87,7 +87,7 @@ def test_tokens_of_any_leading_axes_feed_the_product():
 
 @pytest.mark.parametrize(("chip", "has"), [("h200", True), ("l4", True), ("a100", False)])
 def test_calls_lower_to_the_kernel_where_the_chip_converts(chip, has):
-    has = has and JAX_VERSION >= OLDEST
+    has = has and (chip == "h200" or JAX_VERSION >= OLDEST)
     tokens = jax.ShapeDtypeStruct((2, 512), jnp.bfloat16)
     assert ("mosaic_gpu" in lower_for(quantize.tokens, (tokens,), chip)) == has
     weights = jax.ShapeDtypeStruct((128, 256), jnp.bfloat16)
