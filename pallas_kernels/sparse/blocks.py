@@ -5,11 +5,12 @@ A weight row is `length` words of `planes` columns: the row itself, or an eighth
 """
 
 import dataclasses
-import importlib.util
 
 import jax.numpy as jnp
 
+from pallas_kernels import _triton
 from pallas_kernels.sparse.packed import PLANES, Int4Rows, nbytes
+from pallas_kernels.tuning import cache
 
 THREADS = 128  # of a block: one warp group
 MAX_ROWS = 4  # of x: with more the active channels of all rows are nearly all channels
@@ -17,6 +18,8 @@ MAX_ROWS = 4  # of x: with more the active channels of all rows are nearly all c
 HELD = 128 * THREADS
 HELD_GLU = 64 * THREADS
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+# What a tuned configuration names; min_bytes is the caller's.
+TUNED = ("blocks", "unroll", "unroll_pairs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,33 @@ class GpuConfig:
             raise ValueError(
                 f"{self} is out of range: blocks >= 1, unroll 1 to 16, unroll_pairs 1 to 4"
             )
+
+
+def pick(name, m, *weights):
+    """The configuration measured best for a call on this device, else the default.
+
+    Args:
+      name: "matvec", "rows" or "glu".
+      m: rows of x.
+      *weights: the call's, in order.
+    """
+    found = cache.find(f"sparse.{name}", m, facts(m, *weights), build)
+    return GpuConfig() if found is None else found
+
+
+def facts(m, *weights):
+    """What a configuration depends on, by name; rows of x count exactly."""
+    kind = "int4" if isinstance(weights[0], Int4Rows) else weights[0].dtype.name
+    return {"x": m, "rows": weights[0].shape[0], "weights": kind} | {
+        f"columns_{i}": w.shape[1] for i, w in enumerate(weights)
+    }
+
+
+def build(named):
+    """The `GpuConfig` of numbers by name; ValueError for other names or a number out of range."""
+    if set(named) != set(TUNED):
+        raise ValueError(f"config must hold {', '.join(TUNED)}, got {', '.join(sorted(named))}")
+    return GpuConfig(**named)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,11 +169,9 @@ def refuse(name, *, weights, m, config, named):
 
 def refuse_triton(*, weights, m, config, named):
     """Why the Triton kernels cannot take a call, or None; arguments as of `refuse`."""
-    if importlib.util.find_spec("jax_triton") is None:
-        return "jax-triton is not installed, a part of the extra 'gpu': pip install 'ffnlab[gpu]'"
     if m != 1:
         return f"takes one row of x, got {m}"
-    return refuse_weights(weights, config, named)
+    return _triton.missing() or refuse_weights(weights, config, named)
 
 
 def refuse_weights(weights, config, named):

@@ -1,33 +1,25 @@
 """Sparse products as Triton kernels, called through jax-triton, for one row of x.
 
 For GPUs from Turing to Ada under a jax whose Mosaic GPU knows only Hopper (before 0.11.2), and to
-compare with. Not for Hopper: Triton 3.9 writes PTX 9.4 there, which CUDA 13.0 cannot assemble. As
-in TEAL (arXiv 2408.14690) loads are masked by the activations; unlike there the blocks' partial
-sums are added by XLA, not by atomics, so repeats have the same bits.
+compare with. As in TEAL (arXiv 2408.14690) loads are masked by the activations; unlike there the
+blocks' partial sums are added by XLA, not by atomics, so repeats have the same bits.
 
 A block of threads reads tiles of weight rows, [rows, words]; a word holds one column, or one of
 each of the 8 planes of `Int4Rows`.
-
-jax-triton 0.4.1 removes unused outputs by a rule that jax 0.12 calls with one more argument;
-`jax_triton` adapts it.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import jax
 import jax.numpy as jnp
 
-from pallas_kernels import backend as registry
+from pallas_kernels._triton import launch
 from pallas_kernels.sparse.packed import Int4Rows
 
 if TYPE_CHECKING:
     import triton.language as tl
 
-WARPS = 4
 COLUMNS, STEPS = 256, 2  # words and turns of a block of `walk`
 BLOCK_ROWS = {1: 32, 8: 4}  # weight rows per tile of `walk`, by planes
 DOT_ROWS, DOT_COLUMNS = 4, {1: 1024, 8: 128}  # tile of `dots`
@@ -82,51 +74,6 @@ def dots_kernel(
             parts = tl.sum(codes.to(tl.float32) * v[None, :, :], 2)
             total += tl.sum(parts * unit, 1)
     tl.store(out + f, tl.where(g == 0, 0.0, g * total), mask=f < F)
-
-
-@functools.cache
-def jax_triton():
-    """The package, imported here because most installations lack it, and adapted to jax 0.12.
-
-    Raises:
-      ImportError: it is not installed.
-    """
-    try:
-        import jax_triton
-        import triton.language
-    except ImportError as missing:
-        raise ImportError(
-            "the Triton kernels need jax-triton, a part of the extra 'gpu': "
-            "pip install 'ffnlab[gpu]'"
-        ) from missing
-    from jax._src.interpreters import partial_eval
-
-    globals()["tl"] = triton.language  # where the kernels' bodies look it up
-    rules, primitive = partial_eval.dce_rules, jax_triton.triton_lib.triton_kernel_call_p
-    old: Any = rules.get(primitive)
-    if registry.JAX_VERSION >= (0, 12) and old and len(inspect.signature(old).parameters) == 2:
-        rules[primitive] = lambda used, *rest: old(used, rest[-1])
-    return jax_triton
-
-
-@functools.cache
-def compiled(kernel):
-    """One of the functions above as a Triton kernel."""
-    import triton
-
-    return triton.jit(kernel)
-
-
-def launch(kernel, shape, grid, *args, **constants):
-    """Calls one of the kernels above, which writes one float32 array of a shape."""
-    call = jax_triton().triton_call
-    parameters, capability = inspect.signature(call).parameters, registry.device()[1]
-    result = "out_type" if "out_type" in parameters else "out_shape"
-    options = {result: jax.ShapeDtypeStruct(shape, jnp.float32), **constants}
-    if "compute_capability" in parameters and capability is not None:
-        options |= {"compute_capability": 10 * capability[0] + capability[1]}
-    options |= {"kernel": compiled(kernel), "grid": grid, "num_warps": WARPS, "num_stages": 1}
-    return call(*args, **options)
 
 
 def stored(w):

@@ -49,8 +49,9 @@ def matmul(
       treatment: "promote" scales partial sums in float32; "table" rounds q * s to e4m3 first.
       x_scale: [..., 1] float32, for x that is already e4m3.
       out_dtype: x's dtype when None (float32 for e4m3).
-      backend: None (chosen by device), "sm90", "sm80", "tpu", "xla", "reference"; a kernel's name
-        with "_interpret" runs its body in Pallas' interpreter, on any device.
+      backend: None (chosen by device), "sm90", "sm80", "triton" (Ampere and Ada by jax-triton,
+        groups of 32, 64 or 128), "tpu", "xla", "reference"; "sm90_interpret", "sm80_interpret" and
+        "tpu_interpret" run a kernel's body in Pallas' interpreter, on any device.
     Returns:
       [..., n] in `out_dtype`; accumulation is float32.
     Raises:

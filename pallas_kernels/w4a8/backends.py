@@ -13,7 +13,7 @@ def reads_fragments(platform, capability):
       platform, capability: see `pallas_kernels.backend.device`.
     """
     return any(
-        backend.platforms == ("gpu",) and registry.unfit(backend, platform, capability) is None
+        backend.name in ("sm90", "sm80") and registry.unfit(backend, platform, capability) is None
         for backend in table("matmul", print, print)
     )
 
@@ -46,6 +46,7 @@ def table(name, xla, reference):
             below=(9, 0),
             jax=(0, 11, 2),
         ),
+        *(triton(name, xla) if name != "grouped" else ()),
         *(
             registry.Backend(
                 f"{kernel}_interpret",
@@ -60,6 +61,14 @@ def table(name, xla, reference):
         registry.Backend("xla", xla),
         registry.Backend("reference", reference, automatic=False),
     )
+
+
+def triton(name, plain):
+    """The Triton kernel of Ampere and Ada; a gated product is two of its own (`api_glu.plain`)."""
+    run = registry.lazy("pallas_kernels.w4a8.triton", "matmul")
+    run = run if name == "matmul" else functools.partial(plain, run=run)
+    devices = {"platforms": ("gpu",), "at_least": (8, 0), "below": (9, 0)}
+    return (registry.Backend("triton", run, refuse=refusals.triton, **devices),)
 
 
 def tpu():

@@ -2,9 +2,11 @@
 
 import jax.numpy as jnp
 
+from pallas_kernels import _triton
 from pallas_kernels.w4a8.packed import Fragments
 
 TPU_ROWS = 1024  # of w in a block: 8 groups of 128, as a TPU's tiles of scales want
+TRITON_GROUPS = (32, 64, 128)  # half a group is at least the 16 rows of a tensor core's product
 
 
 def sm90(*, codes, group, act, treatment, narrow, **_):
@@ -25,6 +27,17 @@ def sm80(*, codes, group, act, treatment, narrow, **_):
     if treatment == "table":
         return "scales partial sums, treatment='table'"
     return sm90(codes=codes, group=group, act=act, treatment=treatment, narrow=narrow)
+
+
+def triton(*, group, act, treatment, narrow, **_):
+    """Why the Triton kernel cannot run a call; None when it can."""
+    if treatment == "table":
+        return "scales partial sums, treatment='table'"
+    if act is None and not narrow:
+        return "rounds x to e4m3, act=None"
+    if group not in TRITON_GROUPS:
+        return f"takes groups of {', '.join(map(str, TRITON_GROUPS))} rows, group={group}"
+    return _triton.missing()
 
 
 def tpu(*, codes, group, act, treatment, narrow, dtype):
