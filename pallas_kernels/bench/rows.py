@@ -98,14 +98,14 @@ def fp8(m, width, hidden):
     return Work(run, tokens(m, width), weights, *cost(m, width, hidden, 8), True)
 
 
-def fragments(k, n, *, experts=()):
-    """A function of a key: random packed codes and scales; any word is a word of "sm"."""
+def fragments(k, n, *, experts=(), encoding="sm", dtype=BF16):
+    """A function of a key: random packed codes (any word is one) and scales."""
 
     def make(key):
         bits = jax.random.bits(key, (*experts, n // 64, k // 128, 8, 128), jnp.uint32)
         words = jax.lax.bitcast_convert_type(bits, jnp.int32)
-        scales = jax.random.uniform(key, (*experts, k // 128, n), BF16, 0.001, 0.01)
-        return w4a8.Fragments(words, "sm"), scales
+        scales = jax.random.uniform(key, (*experts, k // 128, n), BF16, 0.004, 0.02)
+        return w4a8.Fragments(words, encoding), scales.astype(dtype)
 
     return make
 

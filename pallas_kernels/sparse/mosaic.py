@@ -104,7 +104,8 @@ def any_on(values):
 
 def matvec(x, w, *, config=None, interpret=False):
     """`reference.matvec` for x [m, k] and w [k, n] or `Int4Rows`: [m, n] float32."""
-    return walk(x, w, (), x.shape[1], config or GpuConfig(), interpret)
+    config = config or blocks.pick("matvec", x.shape[0], w)
+    return walk(x, w, (), x.shape[1], config, interpret)
 
 
 def take(x, w, ids, count, *, config=None, interpret=False):
@@ -168,11 +169,8 @@ def walk(x, w, listed, entries, config, interpret):
 
 def rows(x, w_rows, gate, *, config=None, interpret=False):
     """`reference.rows` for x [m, d], w_rows [f, d] or `Int4Rows`, gate [m, f]: [m, f] float32."""
-    config, m, weight = (
-        config or GpuConfig(),
-        x.shape[0],
-        blocks.cut(w_rows, x.shape[0], whole=True),
-    )
+    m, weight = x.shape[0], blocks.cut(w_rows, x.shape[0], whole=True)
+    config = config or blocks.pick("rows", m, w_rows)
     unroll = blocks.unroll_whole(w_rows, config)
     count = blocks.deal(weight.rows, 1, unroll, config)
     turns = -(-weight.rows // (count * unroll))
@@ -209,7 +207,7 @@ def rows(x, w_rows, gate, *, config=None, interpret=False):
 
 def glu(gate, up_rows, down, x, *, config=None, interpret=False):
     """`reference.glu` for gate [m, f], up_rows [f, d], down [f, n], x [m, d]: [m, n] float32."""
-    config = config or GpuConfig()
+    config = config or blocks.pick("glu", x.shape[0], up_rows, down)
     if blocks.in_one_pass(x.shape[0], up_rows, down):
         return one_pass(gate[0], up_rows, down, x[0], config, interpret)[None]
     inner = rows(x, up_rows, gate, config=config, interpret=interpret)

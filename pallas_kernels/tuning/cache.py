@@ -1,10 +1,11 @@
 """Configurations that were measured best: where they are kept and how one is found.
 
-Two files hold them: the user's, which wins, and the one that comes with the package. An entry
-belongs to an operation, a device's name, a minor version of jax, the facts of the call that change
-the kernel, and a number of tokens, rounded up to a power of two (its bucket). A call takes the entry
-of its bucket, else the nearest of the two buckets on either side, the larger first; farther ones
-are another regime. What is malformed or does not fit is left out with one warning.
+Two files hold them: the user's, which wins, and the one that comes with the package (empty as long
+as nothing has been measured). An entry belongs to an operation, a device's name, a minor version of
+jax, the facts of the call that change the kernel, and a number of tokens, rounded up to a power of
+two (its bucket). A call takes the entry of its bucket, else the nearest of two buckets on either
+side, the larger first; farther ones are another regime. What is malformed or does not fit is left
+out with one warning.
 
 Files are read once per process and written by the command `tune` only. A program that is compiled
 keeps the configuration it was traced with.
@@ -25,6 +26,7 @@ VARIABLE = "PALLAS_KERNELS_TUNING"
 SHIPPED = Path(__file__).with_name("shipped.json")
 REACH = 2  # buckets between a call and the entry it takes: a factor of four
 LARGEST = 16 << 20  # bytes of a file
+BUCKETS = tuple(2**i for i in range(31))
 LISTED = 3  # bad entries that a warning names
 
 
@@ -181,8 +183,8 @@ def parse(value, where):
     for name in ("op", "device", "jax", "date"):
         if not isinstance(value[name], str):
             raise ValueError(f"{name}={value[name]!r} is not a string")
-    if not whole(value["m"]) or value["m"] < 1 or bucket(value["m"]) != value["m"]:
-        raise ValueError(f"m={value['m']!r} is not a power of two")
+    if not whole(value["m"]) or value["m"] not in BUCKETS:
+        raise ValueError(f"m={value['m']!r} is not a power of two up to {BUCKETS[-1]}")
     for name in ("us", "heuristic_us"):
         number = isinstance(value[name], int | float) and not isinstance(value[name], bool)
         if not number or not 0 < value[name] < math.inf:

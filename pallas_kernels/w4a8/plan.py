@@ -151,7 +151,9 @@ def shared(config, call):
     weights, scales = 64 * wide, jnp.dtype(call.scales).itemsize * wide
     steps = min(config.stages, call.k // 128 // config.k_tiles // config.split_k)
     loaded = config.k_tiles * (weights + 128 * config.tile_m + scales)
-    return steps * loaded + max(4096, 2 * config.tile_m * wide)
+    partial = config.split_k > 1 or call.out == "float32"
+    staged = 4096 if partial else 2 * config.tile_m * wide // (2 if call.op == "glu" else 1)
+    return steps * loaded + staged
 
 
 def choose(m, n, k, *, glu=False, cores=132, largest=128, groups=2):
