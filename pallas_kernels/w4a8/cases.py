@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from pallas_kernels.aot.cases import Case, named
 from pallas_kernels.backend import lazy
 from pallas_kernels.numerics import E4M3
-from pallas_kernels.w4a8 import backends, plan
+from pallas_kernels.w4a8 import api, backends, plan
 
 KERNEL = "pallas_kernels.w4a8.{}"
 TABLE = backends.table("matmul", print, print)  # glu and grouped have the same kernels
@@ -75,6 +75,17 @@ def tpu(m, n, k):
     )
 
 
+def triton(m, n, k, group):
+    """The public product by Triton on canonical codes and its abstract operands."""
+    call = functools.partial(api.matmul, group=group, backend="triton")
+    array = jax.ShapeDtypeStruct
+    return call, (
+        array((m, k), jnp.bfloat16),
+        array((k // 2, n), jnp.uint8),
+        array((k // group, n), jnp.bfloat16),
+    )
+
+
 CHIPS = (("a100", "HMMA.16816.F32"), ("l4", "QMMA.16832.F32.E4M3.E4M3"))
 CASES = (
     *(case(f"matmul, {m} tokens", m, 4096, 4096) for m in (8, 16, 32, 64, 128, 4096)),
@@ -99,6 +110,17 @@ CASES = (
     *(
         older(f"glu, 16 tokens on {chip}", 16, 28672, 4096, chip, instruction, glu=True)
         for chip, instruction in CHIPS
+    ),
+    *(
+        Case(
+            f"w4a8 matmul by Triton, {m} tokens, groups of {group}",
+            functools.partial(triton, m, 4096, 4096, group),
+            ("a100", "l4"),
+            ("HMMA.16816.F32", "LDGSTS.E"),
+            max_spill=0,
+            backends=named(TABLE, "triton"),
+        )
+        for m, group in ((1, 128), (32, 128), (64, 128), (4096, 128), (1, 32))
     ),
     *(
         Case(
