@@ -70,6 +70,9 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "measure speed beside other libraries",
             MappingProxyType(BENCHES),
         ),
+        "tune": Command(
+            "ffnlab.cli.tune:tune", "time the GPU kernels' configurations, keep the best"
+        ),
         "run": Command("ffnlab.cli.run:run", "run the study of a paper"),
         "list": Command("ffnlab.cli.list:list_studies", "list the studies and their last results"),
     }
