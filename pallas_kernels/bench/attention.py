@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import attention
+from pallas_kernels.bench import torch
 from pallas_kernels.bench.measure import Row, Work
 from pallas_kernels.numerics import E4M3
 
@@ -21,12 +22,24 @@ def rows():
     for t in PROMPTS:
         forms = {"bfloat16 cuDNN": library, "attention bfloat16": half, "attention FP8": int4}
         for name, make in forms.items():
-            found.append(Row(f"prefill, {t} tokens", name, functools.partial(make, t), False))
+            found.append(Row(prompt_task(t), name, functools.partial(make, t), False))
+        make = functools.partial(torch.prefill, t, HEADS, KV_HEADS, D, cost(t, 2))
+        found.append(Row(prompt_task(t), "bfloat16 torch", make, False, torch.measure))
     for s in CACHES:
         task = f"decode, {SEQUENCES} sequences of {s} keys"
         for name, form in (("bfloat16 XLA", "xla"), ("bfloat16", "half"), ("INT4", "int4")):
             found.append(Row(task, name, functools.partial(step, form, s), False))
     return found
+
+
+def prompt_task(t):
+    """The task of the rows of a prompt of t tokens."""
+    return f"prefill, {t} tokens"
+
+
+def cost(t, key_bytes):
+    """Bytes and operations of a prompt of t tokens."""
+    return t * D * (4 * HEADS + 2 * key_bytes * KV_HEADS), 2 * t * t * HEADS * D
 
 
 def normal(*shape):
@@ -56,9 +69,8 @@ def codes(b, s, dtype, last, scales):
 
 def prompt(t, run, weights, key_bytes, fp8):
     """The work of one prompt of t tokens."""
-    nbytes, flops = t * D * (4 * HEADS + 2 * key_bytes * KV_HEADS), 2 * t * t * HEADS * D
     q = normal(1, t, HEADS, D)(jax.random.key(9))
-    return Work(run, q, weights, nbytes, flops, fp8)
+    return Work(run, q, weights, *cost(t, key_bytes), fp8)
 
 
 def library(t):

@@ -20,40 +20,28 @@ RATES = {
 }
 
 
+class Absent(Exception):
+    """What a row needs is not on this machine; the message says what."""
+
+
 class Work(NamedTuple):
     """A product to time.
 
     Attributes:
       run: called with `common` and one weight set.
       common: a tree of arrays, the activations.
-      weights: gives a weight set for a key.
+      weights: gives a weight set for a key (torch's for a number).
       nbytes: that must move: a weight set, what comes in and what goes out.
       flops: operations.
       fp8: whether the operations are the FP8 ones.
     """
 
-    run: Callable[..., jax.Array]
+    run: Callable[..., object]
     common: object
-    weights: Callable[[jax.Array], object]
+    weights: Callable[..., object]
     nbytes: float
     flops: float
     fp8: bool
-
-
-class Row(NamedTuple):
-    """A line of the table.
-
-    Attributes:
-      task: what is computed; rows of one task are compared.
-      name: by what.
-      make: gives the `Work`; nothing is allocated before.
-      anywhere: whether a CPU can run it in reasonable time.
-    """
-
-    task: str
-    name: str
-    make: Callable[[], Work]
-    anywhere: bool
 
 
 def measure(work, *, sets=SETS, turns=TURNS):
@@ -81,13 +69,36 @@ def measure(work, *, sets=SETS, turns=TURNS):
     return statistics.median(seconds) / sets
 
 
+class Row(NamedTuple):
+    """A line of the table.
+
+    Attributes:
+      task: what is computed; rows of one task are compared.
+      name: by what.
+      make: gives the `Work`; nothing is allocated before. Raises `Absent`.
+      anywhere: whether a CPU can run it in reasonable time.
+      measure: gives the seconds of the `Work`, with `sets` and `turns`.
+    """
+
+    task: str
+    name: str
+    make: Callable[[], Work]
+    anywhere: bool
+    measure: Callable[..., float] = measure
+
+
 def key(i):
     """A random key per weight set."""
     return jax.random.key(i)
 
 
 def floor(work, kind):
-    """Seconds below which no kernel can be on a device of this name; None for unknown ones."""
+    """Seconds below which no kernel can be on a device of this name; None for unknown ones.
+
+    Args:
+      work: a `Work`; of it `nbytes`, `flops` and `fp8`.
+      kind: the device's name, as its driver gives it.
+    """
     name = next((name for name in RATES if name in kind.upper().split() or name in kind), None)
     if name is None:
         return None

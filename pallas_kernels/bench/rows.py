@@ -1,4 +1,4 @@
-"""What is timed: feed-forward layers, experts and sparse layers, ours beside XLA's."""
+"""What is timed: feed-forward layers, experts and sparse layers, ours beside XLA's and torch's."""
 
 import functools
 
@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import grouped, quantize, sparse, w4a8
-from pallas_kernels.bench import attention
+from pallas_kernels.bench import attention, torch
 from pallas_kernels.bench.measure import Row, Work
 from pallas_kernels.numerics import E4M3
 
 LAYERS = {"Llama-2-7B FFN": (4096, 11008), "Llama-3-8B FFN": (4096, 14336)}
 TOKENS = (1, 16, 64, 256, 1024, 4096, 8192)
 EXPERTS = {8: (4096, 14336), 64: (2048, 1408)}
+EXPERT_TOKENS = (512, 4096)
 KEPT = (0.5, 0.3, 0.1)
 CPU_TOKENS = 16
 BF16 = jnp.bfloat16
@@ -21,26 +22,50 @@ BF16 = jnp.bfloat16
 def rows():
     """All rows, a list of `Row`."""
     found = []
-    for layer, (width, hidden) in LAYERS.items():
+    for name in LAYERS:
         for m in TOKENS:
-            task = f"{layer}, {m} tokens"
-            forms = {"bfloat16 XLA": dense, "FP8 XLA": fp8, "w4a8": int4}
-            for name, make in forms.items():
-                anywhere = m <= CPU_TOKENS and make is not int4
-                found.append(Row(task, name, functools.partial(make, m, width, hidden), anywhere))
+            found += feed_forward(name, m)
     for experts, (width, hidden) in EXPERTS.items():
-        for m in (512, 4096):
-            task = f"{experts} experts of {width} x {hidden}, {m} tokens"
+        for m in EXPERT_TOKENS:
             for name, make in (("ragged_dot", ragged), ("grouped", ours), ("w4a8", int4_experts)):
                 make = functools.partial(make, experts, m, width, hidden)
-                found.append(Row(task, name, make, False))
+                found.append(Row(mixture(experts, m), name, make, False))
     width, hidden = LAYERS["Llama-3-8B FFN"]
     for kept in KEPT:
-        task = f"Llama-3-8B FFN, 1 token, {round(100 * (1 - kept))} % sparse"
         for name, packed in (("sparse bfloat16", False), ("sparse int4", True)):
             make = functools.partial(gated, width, hidden, kept, packed)
-            found.append(Row(task, name, make, False))
+            found.append(Row(skipped(kept), name, make, False))
     return found + attention.rows()
+
+
+def feed_forward(name, m):
+    """The rows of one layer and number of tokens."""
+    task, sizes = layer(name, m), (m, *LAYERS[name])
+    forms = {"bfloat16 XLA": dense, "FP8 XLA": fp8, "w4a8": int4}
+    found = [
+        Row(task, by, functools.partial(make, *sizes), m <= CPU_TOKENS and make is not int4)
+        for by, make in forms.items()
+    ]
+    for by, make, bits in (("bfloat16 torch", torch.dense, 16), ("FP8 torch", torch.fp8, 8)):
+        make = functools.partial(make, *sizes, cost(*sizes, bits))
+        found.append(Row(task, by, make, False, torch.measure))
+    return found
+
+
+def layer(name, m):
+    """The task of a layer's rows."""
+    return f"{name}, {m} tokens"
+
+
+def mixture(experts, m):
+    """The task of the rows of experts."""
+    width, hidden = EXPERTS[experts]
+    return f"{experts} experts of {width} x {hidden}, {m} tokens"
+
+
+def skipped(kept):
+    """The task of the rows that keep a share of channels."""
+    return f"Llama-3-8B FFN, 1 token, {round(100 * (1 - kept))} % sparse"
 
 
 def tokens(m, k):
@@ -162,22 +187,22 @@ def int4_experts(experts, m, width, hidden):
 
 
 def gated(width, hidden, kept, packed):
-    """Up and down of a layer of which a share of channels is on, gate dense; one token."""
+    """A layer with a share of its channels on, gate dense, one token: all bfloat16 or INT4."""
 
     def run(common, weights):
         x, mask = common
         gate, up, down = weights
-        on = jnp.where(mask, jax.nn.silu(x @ gate), 0).astype(BF16)
+        inner = w4a8.matmul(x, *gate, group=128) if packed else x @ gate
+        on = jnp.where(mask, jax.nn.silu(inner), 0).astype(BF16)
         return sparse.glu(on, up, down, x)
 
-    def weights(key):
-        gate, up, down = each(*map(normal, [(width, hidden), (hidden, width), (hidden, width)]))(
-            key
-        )
-        return (gate, *(sparse.pack(w.astype(jnp.float32)) if packed else w for w in (up, down)))
+    def stored(key):
+        w = normal((hidden, width))(key)
+        return sparse.pack(w.astype(jnp.float32)) if packed else w
 
+    gate = fragments(width, hidden) if packed else normal((width, hidden))
     mask = jax.random.uniform(jax.random.key(5), (1, hidden)) < kept
     matrix = width * hidden
-    nbytes = 2 * matrix + 2 * kept * matrix * (0.5 if packed else 2)
+    nbytes = matrix * ((0.5 + 2 / 128 + kept) if packed else (2 + 4 * kept))
     flops = 2 * matrix * (1 + 2 * kept)
-    return Work(run, (tokens(1, width), mask), weights, nbytes, flops, False)
+    return Work(run, (tokens(1, width), mask), each(gate, stored, stored), nbytes, flops, False)

@@ -72,8 +72,6 @@ def named(config):
 def call(name, backend, config, common, weights):
     """The product in float32 by one backend."""
     if name == "matvec":
-        y = sparse.matvec(common.astype(jnp.float32), *weights, backend=backend, config=config)
-    else:
-        gate, x = (a.astype(jnp.float32) for a in common)
-        y = sparse.glu(gate, *weights, x, backend=backend, config=config)
-    return y
+        return sparse.matvec(common.astype(jnp.float32), *weights, backend=backend, config=config)
+    (gate, x), (up, down) = (a.astype(jnp.float32) for a in common), weights
+    return sparse.glu(gate, up, down, x, backend=backend, config=config)

@@ -24,7 +24,8 @@ def candidates(call, cores=132):
     """The configurations that fit a call and that could be the fastest.
 
     Few tokens: one tile of tokens, loads of several depths, and rows of w split where that fills
-    the GPU. Many: the two largest tiles. See `plan.refuse` for what does not fit.
+    the GPU. Many: the two largest tiles. See `plan.refuse` for what does not fit; eight stages are
+    not tried, as they spill 32 bytes where rows are split.
 
     Args:
       call: a `plan.Call`.
@@ -39,7 +40,7 @@ def candidates(call, cores=132):
         (fitting,) if few else (64, 128),
         (64, 128),
         (plan.LIMITS[call.kernel]["groups"],),
-        ((4, 8) if few else (3, 4, 6)) if hopper else (4,),
+        ((4, 6) if few else (3, 4, 6)) if hopper else (4,),
         (1, 2, 4) if few else (1, 2),
         (1, 2, 4, 8) if few else (1,),
     )

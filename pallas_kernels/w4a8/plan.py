@@ -9,7 +9,7 @@ from pallas_kernels.tuning import cache
 # What differs between the kernels: tokens per tile, and compute warp groups per thread block.
 LIMITS = {"sm90": {"largest": 128, "groups": 2}, "sm80": {"largest": 64, "groups": 1}}
 SHARED = 232448 - 2048  # bytes of shared memory of a Hopper block, less its barriers
-HELD = 64 * 64  # sums that a warp group of two tiles of columns holds without spilling, per tile
+HELD = 64 * 64  # sums per tile of columns that a warp group holds without spilling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +123,9 @@ def build(named, call):
 def refuse(config, call):
     """Why a configuration does not fit a call of any number of tokens; None when it does.
 
-    Registers count as far as the compiler has told: pairs of tiles of columns spill above 64
-    tokens (`python -m pallas_kernels.aot`).
+    Registers count as far as the compiler has told (`python -m pallas_kernels.aot`): pairs of tiles
+    of columns spill above 64 tokens; on Ampere and Ada, where several steps of them are read ahead,
+    already at 64.
     """
     limits, fused = LIMITS[call.kernel], call.op == "glu" and config.split_k == 1
     if config.tile_m not in (8, 16, 32, 64, 128) or config.tile_m > limits["largest"]:
@@ -133,6 +134,8 @@ def refuse(config, call):
         return f"columns={config.columns}; accepted: {'128' if fused else '64, 128'}"
     if config.columns * config.tile_m > 2 * HELD:
         return f"columns={config.columns} with tile_m={config.tile_m} spills registers"
+    if call.kernel == "sm80" and too_wide(config.columns, config.tile_m, config.k_tiles):
+        return f"columns={config.columns} with k_tiles={config.k_tiles} spills registers"
     if call.n % (config.columns * config.groups):
         return f"columns={config.columns} by {config.groups} groups do not divide n={call.n}"
     sizes = {name: getattr(config, name) for name in ("stages", "k_tiles", "split_k")}
@@ -143,6 +146,11 @@ def refuse(config, call):
     if call.kernel == "sm90" and shared(config, call) > SHARED:
         return f"{sizes} take {shared(config, call)} bytes of shared memory, {SHARED} are there"
     return None
+
+
+def too_wide(columns, tile_m, k_tiles):
+    """Whether a warp group holds more than the registers that words read ahead leave it."""
+    return k_tiles > 1 and columns * tile_m > HELD
 
 
 def shared(config, call):
@@ -175,6 +183,8 @@ def choose(m, n, k, *, glu=False, cores=132, largest=128, groups=2):
     tile_m = next((size for size in (8, 16, 32, 64) if m <= size <= largest), many)
     columns = 128 if glu else 64
     k_tiles = 2 if m <= 64 and k % 256 == 0 else 1
+    if groups == 1 and too_wide(columns, tile_m, k_tiles):
+        k_tiles = 1
     steps, blocks = k // 128 // k_tiles, -(-m // tile_m) * n // (groups * columns)
     split = best_split(steps, blocks, cores) if m <= 64 else 1
     return Config(tile_m, columns, groups, 4, k_tiles, split, 1, cores)

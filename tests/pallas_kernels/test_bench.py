@@ -1,6 +1,7 @@
 """The bench of the kernels: its rows can be traced, its figures add up, and a CPU says so."""
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,8 @@ import pytest
 
 from ffnlab.cli.main import main as ffnlab
 from pallas_kernels.aot import topology
-from pallas_kernels.bench import Row, Work, __main__, measure, rows
-from pallas_kernels.bench.measure import RATES, floor
+from pallas_kernels.bench import Row, Work, __main__, goals, measure, rows, torch
+from pallas_kernels.bench.measure import RATES, Absent, floor
 
 
 def small():
@@ -36,6 +37,8 @@ def test_every_kind_of_row_can_be_traced_for_a_gpu(task):
     chosen = [row for row in rows() if task in row.task]
     assert len(chosen) >= 2
     for row in chosen:
+        if "torch" in row.name:
+            continue
         with topology.abstract_mesh("h200", 1, "x"):
             work = row.make()
             own = jax.eval_shape(work.weights, jax.random.key(0))
@@ -46,9 +49,9 @@ def test_every_kind_of_row_can_be_traced_for_a_gpu(task):
 @pytest.mark.parametrize("task", ["prefill, 1024", "4096 keys"])
 def test_attention_can_be_traced_for_a_gpu(task):
     chosen = [row for row in rows() if task in row.task]
-    assert len(chosen) == 3
+    assert len(chosen) == (4 if "prefill" in task else 3)
     for row in chosen:
-        if "cuDNN" in row.name:
+        if "cuDNN" in row.name or "torch" in row.name:
             continue  # asks for the library's version, which only a GPU has
         with topology.abstract_mesh("h200", 1, "x"):
             work = row.make()
@@ -82,7 +85,72 @@ def test_a_row_is_timed_and_one_that_fails_says_why(capsys):
 def test_without_a_gpu_it_says_so(capsys, tmp_path):
     out = tmp_path / "figures.json"
     assert __main__.main(["--only", "Llama-3-8B FFN, 64 tokens", "--json", str(out)]) == 1
-    assert "no GPU here (cpu): 0 of 3 rows can run" in capsys.readouterr().out
+    assert "no GPU here (cpu): 0 of 5 rows can run" in capsys.readouterr().out
     assert json.loads(out.read_text())["rows"] == []
     assert ffnlab(["bench", "kernels", "--names", "--only", "8 experts"]) == 0
     assert "8 experts of 4096 x 14336, 512 tokens, w4a8" in capsys.readouterr().out
+
+
+def test_without_torch_its_rows_say_so_and_the_run_is_whole(capsys, monkeypatch):
+    chosen = [row for row in rows() if row.task == "Llama-3-8B FFN, 1 tokens"]
+    assert [row.name for row in chosen[-2:]] == ["bfloat16 torch", "FP8 torch"]
+    monkeypatch.setattr(torch.importlib.util, "find_spec", lambda name: None)
+    found = __main__.table(chosen[-2:], "NVIDIA H200", {})
+    assert [row["absent"] for row in found] == ["torch is not installed"] * 2
+    assert "| FP8 torch | not timed: torch is not installed |" in capsys.readouterr().out
+    monkeypatch.undo()
+    blind = types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: False))
+    monkeypatch.setattr(torch.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(torch.importlib, "import_module", lambda name: blind)
+    with pytest.raises(Absent, match="torch finds no GPU"):
+        torch.library()
+
+
+def every_row(us):
+    """Figures for all rows: `us` gives a row's microseconds by its name."""
+    return [{"task": r.task, "name": r.name, "us": us(r.name), "floor_us": 9} for r in rows()]
+
+
+def test_goals_are_met_missed_or_not_measured():
+    slow = ("XLA", "torch", "ragged_dot", "cuDNN")
+    met = goals.judge(every_row(lambda name: 40 if any(word in name for word in slow) else 10))
+    assert [goal["met"] for goal in met] == [True] * 4 + [False] + [True] * 2
+    sparse = met[4]  # no faster than the dense product here
+    assert goals.describe(sparse).endswith(
+        "| 1.30 | 1.00 | Llama-3-8B FFN, 1 token, 70 % sparse | missed |"
+    )
+    found = every_row(lambda name: 10)
+    assert [goal["met"] for goal in goals.judge(found)] == [1, 0, 0, 1, 0, 0, 1]
+    half = [row for row in found if "8B" in row["task"] and row["name"] in ("w4a8", "FP8 XLA")]
+    judged = {goal["goal"]: goal for goal in goals.judge(half)}
+    assert judged["w4a8 FFN up to 64 tokens, share of the floor"]["met"] is None
+    assert judged["w4a8 FFN up to 64 tokens, share of the floor"]["worst"] == 0.9
+    assert judged["grouped, speed over ragged_dot"]["worst"] is None
+    assert "| - | - | not all measured |" in goals.describe(
+        judged["grouped, speed over ragged_dot"]
+    )
+
+
+def test_goals_name_rows_that_there_are():
+    names = {(row.task, row.name) for row in rows()}
+    for goal in goals.goals():
+        assert goal.pairs
+        assert {side for pair in goal.pairs for side in pair if side is not None} <= names
+
+
+@pytest.mark.parity
+def test_torch_does_the_same_work(monkeypatch):
+    monkeypatch.setattr(torch, "DEVICE", "cpu")
+    library = torch.library()
+    shared = torch.matrices([(32, 64), (32, 64), (64, 32)], 0)
+    rounded = [w.T.contiguous().to(library.float8_e4m3fn).T for w in shared]
+    for make in (torch.dense, torch.fp8):
+        work = make(4, 32, 64, (1.0, 2.0))
+        y = work.run(work.common, work.weights(0))
+        assert y.shape == (4, 32) and y.dtype == library.bfloat16 and bool(y.isfinite().all())
+        assert work.weights(0)[0].shape == (32, 64) and 0 < torch.measure(work, sets=2, turns=2) < 9
+    wide = torch.dense(4, 32, 64, (1.0, 2.0)).run(torch.normal((4, 32), 99), shared)
+    narrow = torch.fp8(4, 32, 64, (1.0, 2.0)).run(torch.normal((4, 32), 99), rounded)
+    assert float((wide - narrow).norm() / wide.norm()) < 0.1  # three roundings to e4m3
+    work = torch.prefill(8, 4, 2, 16, (1.0, 2.0))
+    assert work.run(work.common, work.weights(0)).shape == (1, 4, 8, 16)
