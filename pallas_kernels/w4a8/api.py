@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,13 @@ import numpy as np
 
 from pallas_kernels import backend as registry
 from pallas_kernels.numerics import E4M3
-from pallas_kernels.w4a8 import backends, reference, xla
-from pallas_kernels.w4a8.checks import check_tokens, check_weights
+from pallas_kernels.w4a8 import backends, epilogue, reference, xla
+from pallas_kernels.w4a8.checks import check_residual, check_tokens, check_weights
 from pallas_kernels.w4a8.nibbles import unpack_nibbles
 from pallas_kernels.w4a8.packed import canonical
 
-BACKENDS = backends.table("matmul", xla.matmul, reference.matmul)
+XLA, REFERENCE = epilogue.after(xla.matmul), epilogue.after(reference.matmul)
+BACKENDS = backends.table("matmul", XLA, REFERENCE)
 
 
 def matmul(
@@ -27,12 +29,15 @@ def matmul(
     act="e4m3",
     treatment="promote",
     x_scale=None,
+    residual=None,
+    with_sumsq=False,
     out_dtype=None,
     backend=None,
-):
+) -> Any:
     """y = x @ w for w[k, n] = q[k, n] * scales[k // group, n] / divisor, with x rounded to e4m3.
 
     y[m, n] = sx[m] * sum_k e4m3(x[m, k] / sx[m]) * q[k, n] * scales[k // group, n] / divisor
+              + residual[m, n]
 
     The gradient takes rounding as the identity: dx = dy @ w.T, scales and divisor get theirs in
     their own dtype, integer codes get float0.
@@ -48,12 +53,16 @@ def matmul(
       act: "e4m3" rounds x per token, None multiplies x as it is.
       treatment: "promote" scales partial sums in float32; "table" rounds q * s to e4m3 first.
       x_scale: [..., 1] float32, for x that is already e4m3.
+      residual: [..., n] in the result's dtype, added before y is rounded to it.
+      with_sumsq: whether to return the sum of squares of each row of y too, as the RMSNorm that
+        follows needs it.
       out_dtype: x's dtype when None (float32 for e4m3).
       backend: None (chosen by device), "sm90", "sm80", "triton" (Ampere and Ada by jax-triton,
         groups of 32, 64 or 128), "tpu", "xla", "reference"; "sm90_interpret", "sm80_interpret" and
         "tpu_interpret" run a kernel's body in Pallas' interpreter, on any device.
     Returns:
-      [..., n] in `out_dtype`; accumulation is float32.
+      [..., n] in `out_dtype`; accumulation is float32. With `with_sumsq` a pair of that and [...]
+      float32, the sums over n of y * y, before y is rounded or after it.
     Raises:
       ValueError: shapes, dtypes or options that do not fit; scales that are not finite (seen only
         outside jit); a backend that cannot run the call.
@@ -73,9 +82,13 @@ def matmul(
     out_dtype = jnp.dtype(out_dtype or (jnp.float32 if narrow else x.dtype))
     rows, sx = tokens(x, x_scale, k)
     divisor = jnp.asarray(divisor, jnp.float32)
-    options = (*facts.items(), ("out_dtype", out_dtype))
-    y = product(rows, sx, codes, scales, divisor, options, chosen.run)
-    return y.reshape(*x.shape[:-1], scales.shape[1]).astype(out_dtype)
+    if residual is not None:
+        check_residual(residual, (*x.shape[:-1], scales.shape[1]), out_dtype)
+        residual = residual.reshape(rows.shape[0], scales.shape[1])
+    options = (*facts.items(), ("out_dtype", out_dtype), ("with_sumsq", with_sumsq))
+    y, squares = product(rows, sx, codes, scales, divisor, residual, options, chosen.run)
+    y = y.reshape(*x.shape[:-1], scales.shape[1]).astype(out_dtype)
+    return (y, squares.reshape(x.shape[:-1])) if with_sumsq else y
 
 
 def tokens(x, x_scale, k):
@@ -86,23 +99,28 @@ def tokens(x, x_scale, k):
     return rows, None if x_scale is None else x_scale.reshape(m, 1).astype(jnp.float32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def product(x, sx, codes, scales, divisor, options, run):
-    """run(...) on padded operands, x [m, k] -> [m, n] float32, with the gradient of `matmul`."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def product(x, sx, codes, scales, divisor, residual, options, run):
+    """run(...) on padded operands, x [m, k] -> [m, n] float32 and, if among the options, the sums
+    of squares [m] (else None), with the gradient of `matmul`."""
     if x.shape[0] == 0:
-        return jnp.zeros((0, scales.shape[1]), jnp.float32)
-    return run(x, sx, codes, scales, divisor, **dict(options)).astype(jnp.float32)
+        y = jnp.zeros((0, scales.shape[1]), jnp.float32)
+        return epilogue.finish(y, None, dict(options).get("with_sumsq"))
+    y, squares = run(x, sx, codes, scales, divisor, residual=residual, **dict(options))
+    return y.astype(jnp.float32), squares
 
 
-def product_forward(x, sx, codes, scales, divisor, options, run):
-    """The product, and its operands for the gradient."""
-    y = product(x, sx, codes, scales, divisor, options, run)
-    return y, (x, sx, codes, scales, divisor)
+def product_forward(x, sx, codes, scales, divisor, residual, options, run):
+    """The product, and its operands for the gradient; itself only where squares need it."""
+    y, squares = product(x, sx, codes, scales, divisor, residual, options, run)
+    kept = None if squares is None else y
+    return (y, squares), (x, sx, codes, scales, divisor, residual, kept)
 
 
-def product_backward(options, run, residuals, dy):
-    """Cotangents of x, sx, codes (float0), scales and divisor; dy is [m, n] float32."""
-    x, sx, codes, scales, divisor = residuals
+def product_backward(options, run, residuals, cotangents):
+    """Cotangents of x, sx, codes (float0), scales, divisor and residual."""
+    x, sx, codes, scales, divisor, residual, y = residuals
+    dy = epilogue.backward(y, *cotangents)
     facts = dict(options)
     group, n = facts["group"], scales.shape[1]
     w = reference.dequantize(codes, scales, group=group, treatment=facts["treatment"])
@@ -122,6 +140,7 @@ def product_backward(options, run, residuals, dy):
         jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), codes),
         dscales.astype(scales.dtype),
         -jnp.sum(dw * w) / divisor,
+        None if residual is None else dy.astype(residual.dtype),
     )
 
 

@@ -7,31 +7,31 @@ import jax.numpy as jnp
 
 from pallas_kernels import backend as registry
 from pallas_kernels.numerics import E4M3
-from pallas_kernels.w4a8 import api, backends, gradient, reference, xla
+from pallas_kernels.w4a8 import api, backends, gradient
 from pallas_kernels.w4a8.checks import check_tokens, check_weights
 from pallas_kernels.w4a8.packed import PAIR, Fragments, split
 
 
-def plain(x, sx, codes, scales, divisors, *, run=xla.matmul, **options):
+def plain(x, sx, codes, scales, divisors, *, run=api.XLA, **options):
     """silu(x @ gate) * (x @ up) by two products.
 
     Args:
       x, sx: see `reference.matmul`.
       codes, scales: what `packed.join` gives.
       divisors: [2] float32.
-      run: the product.
+      run: the product, see `epilogue.after`.
       **options: see `reference.matmul`.
     Returns:
       [m, n] float32.
     """
     gate, up, gate_scales, up_scales = split(codes, scales)
     options = tuple((options | {"out_dtype": jnp.dtype(jnp.float32)}).items())
-    one = functools.partial(api.product, x, sx, options=options, run=run)
-    activation = jax.nn.silu(one(gate, gate_scales, divisors[0]))
-    return activation * one(up, up_scales, divisors[1])
+    one = functools.partial(api.product, x, sx, residual=None, options=options, run=run)
+    activation = jax.nn.silu(one(gate, gate_scales, divisors[0])[0])
+    return activation * one(up, up_scales, divisors[1])[0]
 
 
-BACKENDS = backends.table("glu", plain, functools.partial(plain, run=reference.matmul))
+BACKENDS = backends.table("glu", plain, functools.partial(plain, run=api.REFERENCE))
 
 
 def glu(

@@ -3,7 +3,7 @@
 import functools
 
 from pallas_kernels import backend as registry
-from pallas_kernels.w4a8 import refusals
+from pallas_kernels.w4a8 import epilogue, refusals
 
 
 def reads_fragments(platform, capability):
@@ -22,12 +22,13 @@ def table(name, xla, reference):
     """Backends of `name` ("matmul", "glu", "grouped"), fastest first.
 
     Args:
-      name: the function's name in the files of the GPU kernels.
-      xla, reference: what runs anywhere.
+      name: of the public function.
+      xla, reference: what runs anywhere; of "matmul" with an epilogue (`epilogue.after`).
     Returns:
       a tuple of `Backend`.
     """
-    run = functools.partial(registry.lazy, "pallas_kernels.w4a8.calls", name)
+    function = "followed" if name == "matmul" else name
+    run = functools.partial(registry.lazy, "pallas_kernels.w4a8.calls", function)
     return (
         registry.Backend(
             "sm90",
@@ -65,7 +66,7 @@ def table(name, xla, reference):
 
 def triton(name, plain):
     """The Triton kernel of Ampere and Ada; a gated product is two of its own (`api_glu.plain`)."""
-    run = registry.lazy("pallas_kernels.w4a8.triton", "matmul")
+    run = epilogue.after(registry.lazy("pallas_kernels.w4a8.triton", "matmul"))
     run = run if name == "matmul" else functools.partial(plain, run=run)
     devices = {"platforms": ("gpu",), "at_least": (8, 0), "below": (9, 0)}
     return (registry.Backend("triton", run, refuse=refusals.triton, **devices),)
@@ -74,8 +75,8 @@ def triton(name, plain):
 def tpu():
     """The TPU kernel and its interpreted form, which every jax has."""
     run = functools.partial(registry.lazy, "pallas_kernels.w4a8.tpu", "matmul")
-    interpreted = run(interpret=True)
+    kernel, interpreted = epilogue.after(run()), epilogue.after(run(interpret=True))
     return (
-        registry.Backend("tpu", run(), platforms=("tpu",), refuse=refusals.tpu),
+        registry.Backend("tpu", kernel, platforms=("tpu",), refuse=refusals.tpu),
         registry.Backend("tpu_interpret", interpreted, refuse=refusals.tpu, automatic=False),
     )

@@ -1,8 +1,10 @@
 """From the operands of the public functions to a GPU kernel's padded ones, and back.
 
-`kernel` names the file that does the work, "sm90" or "sm80", whose `multiply` is called.
+`kernel` names the file that does the work, "sm90" or "sm80": its `multiply`, and where `follows`
+says so its `multiply_and_follow`.
 """
 
+import functools
 import importlib
 
 import jax
@@ -10,11 +12,20 @@ import jax.numpy as jnp
 
 from pallas_kernels import quantize
 from pallas_kernels.tiles import Padding
-from pallas_kernels.w4a8 import plan
+from pallas_kernels.w4a8 import epilogue, plan
 from pallas_kernels.w4a8.packed import split_columns
 
 
-def matmul(
+def matmul(*operands, **options):
+    """Same contract as `reference.matmul`, for `Fragments`; the output may be 16 bits wide.
+
+    Args:
+      *operands, **options: see `followed`.
+    """
+    return followed(*operands, **options)[0]
+
+
+def followed(
     x,
     sx,
     codes,
@@ -24,17 +35,32 @@ def matmul(
     kernel,
     treatment,
     out_dtype,
+    residual=None,
+    with_sumsq=False,
     config=None,
     interpret=False,
     **_,
 ):
-    """Same contract as `reference.matmul`, for `Fragments`; the output may be 16 bits wide."""
+    """`matmul` with the epilogue of `epilogue.finish`, in the kernel where that has one.
+
+    Elsewhere the kernel leaves float32 sums, which XLA adds up with what follows them.
+    """
     x8, sx = rounded(x, sx)
     call = plan.Call.of("matmul", kernel, x8, codes, scales, treatment, out_dtype)
     config = config or plan.pick(call, cores())
-    run = single(load(kernel), config, codes, scales, treatment, interpret)
-    y = run(x8, sx.T / divisor, glu=False, out=narrowest(out_dtype, config))
-    return y[:, : scales.shape[1]]
+    module, n = load(kernel), scales.shape[1]
+    run = functools.partial(single, config, codes, scales, treatment, interpret, x8, sx.T / divisor)
+    out = narrowest(out_dtype, config)
+    if residual is None and not with_sumsq:
+        return run(module.multiply, out=out)[:, :n], None
+    if not module.follows(config, out):
+        return epilogue.finish(run(module.multiply, out=jnp.float32)[:, :n], residual, with_sumsq)
+    if residual is not None:
+        extra = -len(residual) % config.tile_m, 64 * codes.words.shape[0] - n
+        residual = jnp.pad(residual, tuple((0, more) for more in extra))
+    follow = functools.partial(module.multiply_and_follow, residual=residual, with_sumsq=with_sumsq)
+    y, squares = run(follow, out=out)
+    return y[:, :n], squares
 
 
 def glu(
@@ -58,10 +84,12 @@ def glu(
     x8, sx = rounded(x, sx)
     call = plan.Call.of("glu", kernel, x8, codes, scales, treatment, out_dtype)
     config = config or plan.pick(call, cores())
-    run = single(load(kernel), config, codes, scales, treatment, interpret)
+    run = functools.partial(single, config, codes, scales, treatment, interpret, x8)
+    multiply = load(kernel).multiply
     if config.split_k == 1:
-        return run(x8, sx.T / divisors[:, None], glu=True, out=narrowest(out_dtype, config))
-    gate, up = split_columns(run(x8, sx.T, glu=False, out=jnp.float32))
+        out = narrowest(out_dtype, config)
+        return run(sx.T / divisors[:, None], multiply, glu=True, out=out)
+    gate, up = split_columns(run(sx.T, multiply, out=jnp.float32))
     return jax.nn.silu(gate / divisors[0]) * (up / divisors[1])
 
 
@@ -75,26 +103,23 @@ def rounded(x, sx):
     return quantize.tokens(x) if sx is None else (x, sx)
 
 
-def single(kernel, config, codes, scales, treatment, interpret):
+def single(config, codes, scales, treatment, interpret, x8, sx, multiply, *, out, glu=False):
     """`multiply` by one matrix, with tokens padded to whole tiles and cut off again."""
-
-    def run(x8, sx, *, glu, out):
-        m, extra = x8.shape[0], -x8.shape[0] % config.tile_m
-        return kernel.multiply(
-            jnp.pad(x8, ((0, extra), (0, 0))),
-            jnp.pad(sx, ((0, 0), (0, extra))),
-            codes.words[None],
-            padded_scales(scales[None], codes),
-            jnp.zeros(((m + extra) // config.tile_m,), jnp.int32),
-            config=config,
-            encoding=codes.encoding,
-            glu=glu,
-            treatment=treatment,
-            out=out,
-            interpret=interpret,
-        )[:m]
-
-    return run
+    m, extra = x8.shape[0], -x8.shape[0] % config.tile_m
+    found = multiply(
+        jnp.pad(x8, ((0, extra), (0, 0))),
+        jnp.pad(sx, ((0, 0), (0, extra))),
+        codes.words[None],
+        padded_scales(scales[None], codes),
+        jnp.zeros(((m + extra) // config.tile_m,), jnp.int32),
+        config=config,
+        encoding=codes.encoding,
+        glu=glu,
+        treatment=treatment,
+        out=out,
+        interpret=interpret,
+    )
+    return jax.tree.map(lambda array: array[:m], found)
 
 
 def grouped(

@@ -1,5 +1,6 @@
 """What `python -m pallas_kernels.aot` compiles of this kernel."""
 
+import dataclasses
 import functools
 
 import jax
@@ -44,6 +45,24 @@ def product(
         array((experts, k // 128, n), scales),
         array((m // config.tile_m,), jnp.int32),
     )
+
+
+def follow(m, n, k, config, with_sumsq):
+    """The Hopper kernel that adds a residual, may sum squares, and its padded operands."""
+    plain, operands = product("sm90", m, n, k, config)
+    call = functools.partial(
+        lazy(KERNEL.format("sm90"), "multiply_and_follow"), with_sumsq=with_sumsq, **plain.keywords
+    )
+    residual = jax.ShapeDtypeStruct((m, n), jnp.bfloat16)
+    return lambda residual, *rest: call(*rest, residual=residual), (residual, *operands)
+
+
+def following(name, m, with_sumsq):
+    """A case of `follow`, unsplit as it must be."""
+    config = dataclasses.replace(plan.choose(m, 4096, 4096), split_k=1)
+    make = functools.partial(follow, m, 4096, 4096, config, with_sumsq)
+    expect, entries = ("QGMMA", "LDS.128"), named(TABLE, "sm90")
+    return Case(f"w4a8 matmul, {m} tokens, {name}", make, ("h200",), expect, 0, backends=entries)
 
 
 def case(name, m, n, k, **options):
@@ -97,6 +116,8 @@ CASES = (
     case("matmul, 128 tokens, bfloat16 scales", 128, 4096, 4096, scales=jnp.bfloat16),
     case("matmul, 128 tokens, e4m3 scales", 128, 4096, 4096, scales=E4M3),
     case("matmul, 16 tokens, e4m3 scales", 16, 4096, 4096, scales=E4M3),
+    *(following("residual and squares", m, True) for m in (64, 128, 4096)),
+    following("residual", 128, False),
     case("glu, 16 tokens", 16, 28672, 4096, glu=True, config=plan.Config(16, 128, k_tiles=2)),
     case("glu, 64 tokens", 64, 28672, 4096, glu=True, config=plan.Config(64, 128)),
     case("glu, 4096 tokens", 4096, 28672, 4096, glu=True),

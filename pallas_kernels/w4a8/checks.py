@@ -92,6 +92,15 @@ def check_tokens(x, k, *, group, act, treatment, x_scale):
         raise ValueError(f"x_scale must be {(*x.shape[:-1], 1)}, got {tuple(x_scale.shape)}")
 
 
+def check_residual(residual, shape, dtype):
+    """Raises ValueError unless a residual has the shape and dtype of the result."""
+    if residual.shape != shape or residual.dtype != dtype:
+        raise ValueError(
+            f"residual must be {shape} {jnp.dtype(dtype).name} like the result, "
+            f"got {tuple(residual.shape)} {residual.dtype}"
+        )
+
+
 def known(array):
     """Whether an array's values can be looked at here (not traced, all on this host)."""
     return not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)

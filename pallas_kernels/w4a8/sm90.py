@@ -9,10 +9,16 @@ persistent and walk over (tokens, columns) in a snake, so that neighbours share 
 
 With few tokens there are fewer blocks than multiprocessors: `split_k` cuts the rows of w between
 blocks, whose float32 partial sums XLA adds.
+
+A residual is added to the sums in registers. Sums of squares are taken of the rounded tile as it
+lies in shared memory: there a row of it belongs to four lanes, in registers it belongs to four
+warps, whose exchange would go through one scratch space for both warp groups. Each group writes the
+sums of its own columns, which XLA adds: no atomics, the same bits every time.
 """
 
 import dataclasses
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +43,7 @@ class Shape:
       config: how the work is cut.
       encoding, glu, treatment, interpret: see `multiply`.
       out: dtype of the output; float32 is written as partial sums.
+      residual, with_sumsq: whether there is one to add, and whether squares are summed.
     """
 
     m: int
@@ -48,6 +55,8 @@ class Shape:
     treatment: str
     out: jnp.dtype
     interpret: bool
+    residual: bool = False
+    with_sumsq: bool = False
 
     @property
     def blocks(self) -> int:
@@ -85,10 +94,61 @@ class Shape:
         return decode.SUBNORMAL if self.encoding == "sm" else 1.0
 
 
-def multiply(
-    x8, sx, words, scales, tile_group, *, config, encoding, glu, treatment, out, interpret=False
-):
+class Memory(NamedTuple):
+    """References to a kernel's operands in global memory, results, and staging buffer."""
+
+    x: Any
+    sx: Any
+    words: Any
+    scales: Any
+    residual: Any
+    out: Any
+    squares: Any
+    staging: Any
+
+    @classmethod
+    def of(cls, shape, x, sx, words, scales, *rest):
+        """From what `plgpu.kernel` hands over; None for what a shape does without."""
+        rest = list(rest)
+        residual, out = rest.pop(0) if shape.residual else None, rest.pop(0)
+        squares = rest.pop(0) if shape.with_sumsq else None
+        return cls(x, sx, words, scales, residual, out, squares, *rest)
+
+
+def multiply(*operands, **options):
     """The kernel on padded operands.
+
+    Args:
+      *operands, **options: see `multiply_and_follow`, without an epilogue.
+    Returns:
+      [m, n] (n / 2 with `glu`) in `out`. Rows of tiles whose group is -1 are not written.
+    """
+    return multiply_and_follow(*operands, **options)[0]
+
+
+def follows(config, out):
+    """Whether the kernel has an epilogue: where it writes whole 16-bit tiles of 64 tokens or more,
+    the fewest that shared memory can be read back by row."""
+    return jnp.dtype(out).itemsize == 2 and config.tile_m % 64 == 0
+
+
+def multiply_and_follow(
+    x8,
+    sx,
+    words,
+    scales,
+    tile_group,
+    *,
+    config,
+    encoding,
+    glu,
+    treatment,
+    out,
+    residual=None,
+    with_sumsq=False,
+    interpret=False,
+):
+    """The kernel on padded operands, and what follows its sums.
 
     Args:
       x8: [m, k] float8_e4m3fn, m a multiple of config.tile_m.
@@ -101,20 +161,25 @@ def multiply(
       glu: silu(x @ gate) * (x @ up).
       treatment: "promote" or "table" (encoding "tc").
       out: output dtype; float32, or 16 bits with config.split_k == 1.
+      residual: [m, n] in `out`, added to the result, or None; where `follows` holds.
+      with_sumsq: sum the squares of each row; where `follows` holds.
       interpret: run the body in the interpreter.
     Returns:
-      [m, n] (n / 2 with `glu`) in `out`. Rows of tiles whose group is -1 are not written.
+      [m, n] (n / 2 with `glu`) in `out`; sums of squares [m] float32, or None. Rows of tiles whose
+      group is -1 are not written.
     """
     m, k = x8.shape
-    shape = Shape(m, k, words.shape[1], config, encoding, glu, treatment, jnp.dtype(out), interpret)
+    facts = encoding, glu, treatment, jnp.dtype(out), interpret, residual is not None, with_sumsq
+    shape = Shape(m, k, words.shape[1], config, *facts)
     n = words.shape[1] * (32 if glu else 64)
     split, work = config.split_k, shape.items[0] * shape.items[1] * config.split_k
     result = (split, n, shape.m) if shape.partial else (shape.m, n)
     staging = (8, 128) if shape.partial else (config.groups, config.tile_m, shape.wide)
     transforms = () if shape.partial else tiled(shape.wide, 16)
+    sums = [jax.ShapeDtypeStruct((n // shape.wide, m), jnp.float32)] if with_sumsq else []
     run = _compat.kernel(
         functools.partial(body, shape),
-        out_type=jax.ShapeDtypeStruct(result, out),
+        out_type=[jax.ShapeDtypeStruct(result, out), *sums],
         grid=(min(config.cores // config.cluster, work // config.cluster),),
         grid_names=("sm",),
         num_threads=config.groups + 1,
@@ -124,8 +189,10 @@ def multiply(
         scratch_types=[plgpu.SMEM(staging, out, transforms=transforms)],
         **cluster_options(config),
     )
-    y = run(tile_group, x8, sx, words, scales)
-    return jnp.sum(y, axis=0).T if shape.partial else y
+    added = () if residual is None else (residual,)
+    y, *squares = run(tile_group, x8, sx, words, scales, *added)
+    y = jnp.sum(y, axis=0).T if shape.partial else y
+    return y, jnp.sum(squares[0], axis=0) if with_sumsq else None
 
 
 def cluster_options(config):
@@ -135,10 +202,11 @@ def cluster_options(config):
     return {"cluster": (config.cluster,), "cluster_names": ("cluster",)}
 
 
-def body(shape, tile_group, x, sx, words, scales, out, staging):
+def body(shape, tile_group, *references):
     """One persistent thread block: allocates the pipeline's buffers, then works off its pieces."""
+    memory = Memory.of(shape, *references)
     buffers = pipeline(shape, lambda *_: None, lambda *_: None).get_allocations(
-        words.at[0], x, scales.at[0]
+        memory.words.at[0], memory.x, memory.scales.at[0]
     )
 
     @functools.partial(pl.run_scoped, buffers=buffers, collective_axes="wg")
@@ -157,27 +225,26 @@ def body(shape, tile_group, x, sx, words, scales, out, staging):
 
             @pl.when(group >= 0)
             def _():
-                refs = (x, sx, words.at[group], scales.at[group], out, staging)
-                one_piece(shape, refs, buffers, (row, column, piece))
+                matrix = {"words": memory.words.at[group], "scales": memory.scales.at[group]}
+                one_piece(shape, memory._replace(**matrix), buffers, (row, column, piece))
 
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 
-def one_piece(shape, refs, buffers, where):
+def one_piece(shape, memory, buffers, where):
     """A tile of tokens times a thread block's columns, over one piece of the rows of w."""
-    x, sx, words, scales, out, staging = refs
     row, column, piece = where
     tile_m, tile_n, span = shape.config.tile_m, shape.tile_n, shape.steps * shape.config.k_tiles
 
     def context(run):
         zero = plgpu.layout_cast(jnp.zeros((64, tile_m), jnp.float32), plgpu.Layout.WGMMA)
         sums = run((zero,) * shape.blocks)
-        write(shape, sums, sx, out, staging, where)  # reads sx only now: registers are scarce
+        write(shape, sums, memory, where)  # reads sx only now: registers are scarce
 
     pipeline(shape, functools.partial(step, shape), context)(
-        words.at[pl.ds(column * tile_n, tile_n), pl.ds(piece * span, span)],
-        x.at[pl.ds(row * tile_m, tile_m), pl.ds(piece * span * 128, span * 128)],
-        scales.at[pl.ds(piece * span, span), pl.ds(column * tile_n * 64, tile_n * 64)],
+        memory.words.at[pl.ds(column * tile_n, tile_n), pl.ds(piece * span, span)],
+        memory.x.at[pl.ds(row * tile_m, tile_m), pl.ds(piece * span * 128, span * 128)],
+        memory.scales.at[pl.ds(piece * span, span), pl.ds(column * tile_n * 64, tile_n * 64)],
         allocations=buffers,
     )
 
@@ -252,30 +319,41 @@ def interpreted(shape, tile, tokens, scale):
     return jnp.dot(weights, tokens[...].astype(jnp.float32).T, precision="highest")
 
 
-def write(shape, sums, sx, out, staging, where):
+def write(shape, sums, memory, where):
     """Scales the sums by token and writes them out, transposed through shared memory."""
     row, column, piece = where
     tile_m, group = shape.config.tile_m, lax.axis_index("wg")
-    rows = pl.ds(row * tile_m, tile_m)
+    rows, part = pl.ds(row * tile_m, tile_m), column * shape.config.groups + group
     sums = list(sums)
     for i, total in enumerate(sums):
-        unit = sx.at[i if shape.glu else 0, rows]
+        unit = memory.sx.at[i if shape.glu else 0, rows]
         unit = _compat.load(unit, layout=plgpu.Layout.WGMMA.reduce(0), optimized=False)
         sums[i] = total * lax.broadcast_in_dim(unit * shape.unit, total.shape, [1])
     if shape.glu:
         gate, up = sums
         sums = [gate / (1.0 + jnp.exp(-gate)) * up]
-    first = (column * shape.config.groups + group) * shape.wide
+    first, staging = part * shape.wide, memory.staging
     if shape.partial:
         for i, total in enumerate(sums):
-            _compat.store(out.at[piece, pl.ds(first + i * 64, 64), rows], total)
+            _compat.store(memory.out.at[piece, pl.ds(first + i * 64, 64), rows], total)
         return
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
     for i, total in enumerate(sums):
+        if shape.residual:
+            total = total + addend(memory.residual.at[rows, pl.ds(first + i * 64, 64)])
         turned = plgpu.layout_cast(total.astype(shape.out), plgpu.Layout.WGMMA_TRANSPOSED)
         staging.at[group, :, pl.ds(i * 64, 64)].T[...] = turned
     plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(staging.at[group], out.at[rows, pl.ds(first, shape.wide)])
+    plgpu.copy_smem_to_gmem(staging.at[group], memory.out.at[rows, pl.ds(first, shape.wide)])
+    if shape.with_sumsq:
+        y = _compat.load(staging.at[group], layout=plgpu.Layout.WGMMA).astype(jnp.float32)
+        _compat.store(memory.squares.at[part, rows], jnp.sum(y * y, axis=1))
+
+
+def addend(residual):
+    """A tile [tile_m, 64] of 16 bits in global memory as [64, tile_m] float32 like the sums."""
+    turned = _compat.load(residual.T, layout=plgpu.Layout.WGMMA_TRANSPOSED, optimized=False)
+    return plgpu.layout_cast(turned, plgpu.Layout.WGMMA).astype(jnp.float32)
 
 
 def tiled(minor, bits):
