@@ -34,10 +34,10 @@ def candidates(call, cores=132):
       a list of `plan.Config`.
     """
     hopper, share = call.kernel == "sm90", -(-call.m // call.experts)
-    few = share <= FEW
+    few, largest = share <= FEW, plan.LIMITS[call.kernel]["largest"]
     fitting = next((size for size in (8, 16, 32, 64) if share <= size), 64)
     grid = itertools.product(
-        (fitting,) if few else (64, 128),
+        (fitting,) if few else (largest // 2, largest),
         (64, 128),
         (plan.LIMITS[call.kernel]["groups"],),
         ((4, 6) if few else (3, 4, 6)) if hopper else (4,),

@@ -9,7 +9,7 @@ import pytest
 
 from ffnlab.cli.main import main as ffnlab
 from pallas_kernels.aot import topology
-from pallas_kernels.bench import Row, Work, __main__, goals, measure, rows, torch
+from pallas_kernels.bench import Row, Work, __main__, goals, measure, picture, rows, torch
 from pallas_kernels.bench.measure import RATES, Absent, floor
 
 
@@ -154,3 +154,17 @@ def test_torch_does_the_same_work(monkeypatch):
     assert float((wide - narrow).norm() / wide.norm()) < 0.1  # three roundings to e4m3
     work = torch.prefill(8, 4, 2, 16, (1.0, 2.0))
     assert work.run(work.common, work.weights(0)).shape == (1, 4, 8, 16)
+
+
+def test_the_picture_shows_floors_and_what_was_measured(tmp_path, capsys):
+    from matplotlib.figure import Figure
+
+    drawn = Figure()
+    picture.draw(drawn, "H200")
+    left, right = drawn.axes
+    assert {line.get_label() for line in left.lines} == {
+        f"{form}: floor" for form in ("bfloat16", "FP8", "w4a8")
+    }
+    bytes_ = 3 * 4096 * 14336 * (0.5 + 2 / 128)  # INT4 with bfloat16 scales of 128; x is small
+    least = right.lines[2].get_ydata()[0]
+    assert least == pytest.approx(1e6 * bytes_ / RATES["H200"][0], rel=1e-3)
