@@ -24,8 +24,7 @@ def candidates(call, cores=132):
     """The configurations that fit a call and that could be the fastest.
 
     Few tokens: one tile of tokens, loads of several depths, and rows of w split where that fills
-    the GPU. Many: the two largest tiles. See `plan.refuse` for what does not fit; eight stages are
-    not tried, as they spill 32 bytes where rows are split.
+    the GPU. Many: the two largest tiles. See `plan.refuse` for what does not fit.
 
     Args:
       call: a `plan.Call`.

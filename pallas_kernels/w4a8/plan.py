@@ -125,7 +125,7 @@ def refuse(config, call):
 
     Registers count as far as the compiler has told (`python -m pallas_kernels.aot`): pairs of tiles
     of columns spill above 64 tokens; on Ampere and Ada, where several steps of them are read ahead,
-    already at 64.
+    already at 64; so do more than four stages of a kernel that writes float32 sums.
     """
     limits, fused = LIMITS[call.kernel], call.op == "glu" and config.split_k == 1
     if config.tile_m not in (8, 16, 32, 64, 128) or config.tile_m > limits["largest"]:
@@ -143,7 +143,11 @@ def refuse(config, call):
         return f"k_tiles * split_k must divide the {call.k // 128} tiles of k; got {sizes}"
     if call.op == "grouped" and config.split_k > 1:
         return f"split_k={config.split_k}; groups are not split"
-    if call.kernel == "sm90" and shared(config, call) > SHARED:
+    if call.kernel == "sm80":
+        return None
+    if config.stages > 4 and partial(config, call):
+        return f"stages={config.stages} with float32 sums to write spills registers"
+    if shared(config, call) > SHARED:
         return f"{sizes} take {shared(config, call)} bytes of shared memory, {SHARED} are there"
     return None
 
@@ -153,14 +157,22 @@ def too_wide(columns, tile_m, k_tiles):
     return k_tiles > 1 and columns * tile_m > HELD
 
 
+def partial(config, call):
+    """Whether a kernel writes float32 sums, not the result."""
+    return config.split_k > 1 or call.out == "float32"
+
+
 def shared(config, call):
     """Bytes of shared memory that a Hopper block takes: the steps in flight and the output."""
     wide = config.groups * config.columns
     weights, scales = 64 * wide, jnp.dtype(call.scales).itemsize * wide
     steps = min(config.stages, call.k // 128 // config.k_tiles // config.split_k)
     loaded = config.k_tiles * (weights + 128 * config.tile_m + scales)
-    partial = config.split_k > 1 or call.out == "float32"
-    staged = 4096 if partial else 2 * config.tile_m * wide // (2 if call.op == "glu" else 1)
+    staged = (
+        4096
+        if partial(config, call)
+        else 2 * config.tile_m * wide // (2 if call.op == "glu" else 1)
+    )
     return steps * loaded + staged
 
 
