@@ -59,7 +59,8 @@ def measure(work, *, sets=SETS, turns=TURNS):
     sets = max(1, min(sets, int(LARGEST // max(one, 1))))
     make = jax.jit(work.weights)
     own = [make(key(i)) for i in range(sets)]
-    program = jax.jit(lambda common, own: [work.run(common, weights) for weights in own])
+    once = jax.jit(work.run)  # lowered once, not for every set
+    program = jax.jit(lambda common, own: [once(common, weights) for weights in own])
     jax.block_until_ready(program(work.common, own))
     seconds = []
     for _ in range(turns):
