@@ -1,17 +1,15 @@
 """The public INT4 x FP8 product: checks, padding, choice of backend, gradient."""
 
 import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import backend as registry
-from pallas_kernels.numerics import E4M3
 from pallas_kernels.w4a8 import backends, epilogue, reference, xla
-from pallas_kernels.w4a8.checks import check_residual, check_tokens, check_weights
+from pallas_kernels.w4a8.arguments import Arguments
+from pallas_kernels.w4a8.checks import check_residual
 from pallas_kernels.w4a8.nibbles import unpack_nibbles
 from pallas_kernels.w4a8.packed import canonical
 
@@ -73,30 +71,26 @@ def matmul(
     >>> matmul(jnp.array([[448.0, 1.0]]), codes, jnp.ones((1, 1)), group=2)
     Array([[450.]], dtype=float32)
     """
-    k = check_weights(codes, scales, group=group)
-    check_tokens(x, k, group=group, act=act, treatment=treatment, x_scale=x_scale)
-    narrow = x.dtype == E4M3
-    facts = {"group": group, "act": act, "treatment": treatment}
-    seen = {"codes": codes, "narrow": narrow, "dtype": x.dtype}
-    chosen = registry.choose(BACKENDS, backend, **seen, **facts)
-    out_dtype = jnp.dtype(out_dtype or (jnp.float32 if narrow else x.dtype))
-    rows, sx = tokens(x, x_scale, k)
-    divisor = jnp.asarray(divisor, jnp.float32)
+    given = Arguments.of(
+        BACKENDS,
+        *(x, codes, scales),
+        group=group,
+        act=act,
+        treatment=treatment,
+        x_scale=x_scale,
+        out_dtype=out_dtype,
+        backend=backend,
+    )
+    shape = *x.shape[:-1], scales.shape[1]
     if residual is not None:
-        check_residual(residual, (*x.shape[:-1], scales.shape[1]), out_dtype)
-        residual = residual.reshape(rows.shape[0], scales.shape[1])
-    options = (*facts.items(), ("out_dtype", out_dtype), ("with_sumsq", with_sumsq))
-    y, squares = product(rows, sx, codes, scales, divisor, residual, options, chosen.run)
-    y = y.reshape(*x.shape[:-1], scales.shape[1]).astype(out_dtype)
-    return (y, squares.reshape(x.shape[:-1])) if with_sumsq else y
-
-
-def tokens(x, x_scale, k):
-    """x as [m, k] with zeros in missing columns, and its scales as [m, 1] float32 or None."""
-    m = math.prod(x.shape[:-1])
-    rows = x.reshape(m, x.shape[-1])
-    rows = jnp.pad(rows, ((0, 0), (0, k - x.shape[-1])))
-    return rows, None if x_scale is None else x_scale.reshape(m, 1).astype(jnp.float32)
+        check_residual(residual, shape, given.out_dtype)
+        residual = residual.reshape(len(given.rows), shape[-1])
+    divisor = jnp.asarray(divisor, jnp.float32)
+    operands = given.rows, given.sx, codes, scales, divisor, residual
+    options = (*given.options, ("with_sumsq", with_sumsq))
+    y, squares = product(*operands, options, given.run)
+    y = y.reshape(shape).astype(given.out_dtype)
+    return (y, squares.reshape(shape[:-1])) if with_sumsq else y
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))

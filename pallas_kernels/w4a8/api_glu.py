@@ -5,10 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import backend as registry
-from pallas_kernels.numerics import E4M3
 from pallas_kernels.w4a8 import api, backends, gradient
-from pallas_kernels.w4a8.checks import check_tokens, check_weights
+from pallas_kernels.w4a8.arguments import Arguments
 from pallas_kernels.w4a8.packed import PAIR, Fragments, split
 
 
@@ -68,19 +66,22 @@ def glu(
     """
     if not isinstance(codes, Fragments) or codes.words.ndim < 4 or codes.words.shape[0] % 4:
         raise ValueError("codes of `glu` must be gate and up joined by `w4a8.join`")
-    k = check_weights(codes, scales, group=group)
-    check_tokens(x, k, group=group, act=act, treatment=treatment, x_scale=x_scale)
+    given = Arguments.of(
+        BACKENDS,
+        *(x, codes, scales),
+        group=group,
+        act=act,
+        treatment=treatment,
+        x_scale=x_scale,
+        out_dtype=out_dtype,
+        backend=backend,
+    )
     if scales.shape[1] % (2 * PAIR):
         raise ValueError(f"scales have {scales.shape[1]} columns; `w4a8.join` gives 256 by 256")
-    narrow = x.dtype == E4M3
-    facts = {"group": group, "act": act, "treatment": treatment}
-    chosen = registry.choose(BACKENDS, backend, codes=codes, narrow=narrow, **facts)
-    out_dtype = jnp.dtype(out_dtype or (jnp.float32 if narrow else x.dtype))
-    rows, sx = api.tokens(x, x_scale, k)
-    options = (*facts.items(), ("out_dtype", out_dtype))
-    operands = (rows, sx, codes, scales, jnp.stack([jnp.asarray(d, jnp.float32) for d in divisors]))
-    n = scales.shape[1] // 2
-    if rows.shape[0] == 0:
-        return jnp.zeros((*x.shape[:-1], n), out_dtype)
-    y = gradient.call(chosen.run, plain, options, operands)
-    return y.reshape(*x.shape[:-1], n).astype(out_dtype)
+    shape = *x.shape[:-1], scales.shape[1] // 2
+    if len(given.rows) == 0:
+        return jnp.zeros(shape, given.out_dtype)
+    divisors = jnp.stack([jnp.asarray(d, jnp.float32) for d in divisors])
+    operands = given.rows, given.sx, codes, scales, divisors
+    y = gradient.call(given.run, plain, given.options, operands)
+    return y.reshape(shape).astype(given.out_dtype)

@@ -5,10 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import backend as registry
-from pallas_kernels.numerics import E4M3
-from pallas_kernels.w4a8 import api, backends, gradient, reference, xla
-from pallas_kernels.w4a8.checks import check_tokens, check_weights
+from pallas_kernels.w4a8 import backends, gradient, reference, xla
+from pallas_kernels.w4a8.arguments import Arguments
 
 
 def plain(x, sx, codes, scales, divisors, group_sizes, *, group, act, treatment, out_dtype):
@@ -104,8 +102,17 @@ def grouped(
     >>> grouped(jnp.ones((3, 2)), codes, scales, jnp.array([1, 2]), group=2, act=None)[:, 0]
     Array([2., 6., 6.], dtype=float32)
     """
-    k = check_weights(codes, scales, group=group, stack=1)
-    check_tokens(x, k, group=group, act=act, treatment=treatment, x_scale=x_scale)
+    given = Arguments.of(
+        BACKENDS,
+        *(x, codes, scales),
+        stack=1,
+        group=group,
+        act=act,
+        treatment=treatment,
+        x_scale=x_scale,
+        out_dtype=out_dtype,
+        backend=backend,
+    )
     if x.ndim != 2:
         raise ValueError(f"x must be [m, k], got {tuple(x.shape)}")
     experts = scales.shape[0]
@@ -117,13 +124,7 @@ def grouped(
     divisors = jnp.ones((experts,), jnp.float32) if divisors is None else divisors
     if divisors.shape != (experts,):
         raise ValueError(f"divisors must be [e] = ({experts},), got {tuple(divisors.shape)}")
-    narrow = x.dtype == E4M3
-    facts = {"group": group, "act": act, "treatment": treatment}
-    chosen = registry.choose(BACKENDS, backend, codes=codes, narrow=narrow, **facts)
-    out_dtype = jnp.dtype(out_dtype or (jnp.float32 if narrow else x.dtype))
-    rows, sx = api.tokens(x, x_scale, k)
-    if rows.shape[0] == 0:
-        return jnp.zeros((0, scales.shape[2]), out_dtype)
-    options = (*facts.items(), ("out_dtype", out_dtype))
-    operands = (rows, sx, codes, scales, divisors, group_sizes)
-    return gradient.call(chosen.run, plain, options, operands).astype(out_dtype)
+    if len(given.rows) == 0:
+        return jnp.zeros((0, scales.shape[2]), given.out_dtype)
+    operands = given.rows, given.sx, codes, scales, divisors, group_sizes
+    return gradient.call(given.run, plain, given.options, operands).astype(given.out_dtype)

@@ -61,6 +61,41 @@ def test_w4a8_matmul(kernel, large, seed, encoding, m, scales):
     assert error(y, rounded(x) @ w) < CLOSE
 
 
+@pytest.mark.parametrize("m", [5, 150])  # finished by XLA, and on Hopper by the kernel
+def test_w4a8_with_a_residual_and_squares(kernel, large, m):
+    random = np.random.default_rng(0)
+    codes, s, w = weights(random, 256 * large, 200 * large, "sm")
+    x = jnp.asarray(random.normal(size=(m, w.shape[0])), jnp.bfloat16)
+    residual = jnp.asarray(random.normal(size=(m, w.shape[1])), jnp.bfloat16)
+    call = functools.partial(w4a8.matmul, group=128, with_sumsq=True, backend=kernel)
+
+    def run(x, codes, s, residual):
+        y, squares = call(x, codes, s, residual=residual)
+        return jnp.concatenate([y.astype(jnp.float32), squares[:, None]], axis=1)
+
+    y = np.asarray(poisoned(run, x, codes, s, residual))
+    expected = rounded(x) @ w + np.asarray(residual).astype(np.float64)
+    assert error(y[:, :-1], expected) < CLOSE
+    assert error(y[:, -1], np.square(expected).sum(-1)) < CLOSE
+
+
+@pytest.mark.parametrize("group", [32, 128])
+@pytest.mark.parametrize("m", [1, 30, 200])
+def test_w4a8_by_triton(kernel, large, group, m):
+    if kernel != "sm80":
+        pytest.skip("the Triton kernel is for Ampere and Ada")
+    pytest.importorskip("jax_triton", reason="jax-triton is not installed")
+    random = np.random.default_rng(0)
+    k, n = 256 * large, 200 * large
+    q = random.integers(-8, 8, (k, n))
+    s = jnp.asarray(random.uniform(0.004, 0.05, (k // group, n)), jnp.float32)
+    x = jnp.asarray(random.normal(size=(m, k)), jnp.bfloat16)
+    call = functools.partial(w4a8.matmul, group=group, backend="triton")
+    y = poisoned(call, x, w4a8.pack_nibbles(jnp.asarray(q, jnp.int8)), s)
+    w = q * np.repeat(np.asarray(s).astype(np.float64), group, axis=0)
+    assert error(y, rounded(x) @ w) < CLOSE
+
+
 @pytest.mark.parametrize("m", [3, 130])
 def test_w4a8_table(kernel, large, m):
     if kernel == "sm80":
