@@ -18,6 +18,7 @@ from pallas_kernels.sparse.packed import PLANES, Int4Rows, unpack, values
 
 OPERATIONS = ("matvec", "take", "rows", "glu")
 MOSAIC, TRITON = "pallas_kernels.sparse.mosaic", "pallas_kernels.sparse.triton"
+TPU = "pallas_kernels.sparse.tpu"
 
 
 def table(name):
@@ -29,10 +30,20 @@ def table(name):
     triton = older._replace(
         name="triton", run=registry.lazy(TRITON, name), refuse=blocks.refuse_triton, jax=()
     )
+    tpu = registry.Backend(
+        "tpu", registry.lazy(TPU, name), ("tpu",), functools.partial(blocks.refuse_tpu, name)
+    )
     return (
         hopper,
         older,
         *((triton,) if name != "take" else ()),
+        tpu,
+        tpu._replace(
+            name="tpu_interpret",
+            run=registry.lazy(TPU, name, interpret=True),
+            platforms=(),
+            automatic=False,
+        ),
         # Off the CPU the loop is slower than masking.
         registry.Backend("xla", getattr(xla, name), platforms=("cpu",)),
         registry.Backend("dense", getattr(dense, name)),
@@ -64,15 +75,15 @@ def matvec(x, w, *, backend=None, config=None):
 
     y = sum over i with x_i != 0 of x_i * w[i, :]
 
-    Rows are skipped for one row of x on a CPU, up to four on a GPU, and a large w; other calls run
-    the masked dense product.
+    Rows are skipped for one row of x on a CPU, up to four on a GPU or TPU, and a large w; other
+    calls run the masked dense product.
 
     Args:
       x: [..., k], floating point.
       w: [k, n], floating point, row-contiguous; or `Int4Rows`.
       backend: None (chosen by platform), "mosaic" (GPUs), "triton" (GPUs before Hopper, by
-        jax-triton, not for `take`), "mosaic_interpret" (mosaic's body on any device, slowly),
-        "xla" (CPUs), "dense" or "reference".
+        jax-triton, not for `take`), "tpu", "mosaic_interpret" and "tpu_interpret" (the kernels'
+        bodies on any device, slowly), "xla" (CPUs), "dense" or "reference".
       config: `Config` of the loop on a CPU or `GpuConfig` of the kernel; None is the default of
         the backend that runs, as is the other one's.
     Returns:

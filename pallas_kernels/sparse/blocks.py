@@ -17,6 +17,9 @@ MAX_ROWS = 4  # of x: with more the active channels of all rows are nearly all c
 # Numbers that a block may keep in registers: x of `rows`; x and the sums of the one-pass `glu`.
 HELD = 128 * THREADS
 HELD_GLU = 64 * THREADS
+# The same for a TPU, by planes: tiles of 128 words of `matvec`, and words of a whole row of `rows`.
+# Two blocks of rows and the sums then fit the 16 MB that a kernel may ask for.
+TPU_TILES, HELD_TPU = {1: 44, PLANES: 16}, {1: 8192, PLANES: 2048}
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 # What a tuned configuration names; min_bytes is the caller's.
 TUNED = ("blocks", "unroll", "unroll_pairs")
@@ -164,6 +167,40 @@ def refuse(name, *, weights, m, config, named):
             return f"needs rows of a multiple of {THREADS * planes(up)} columns, got {up.shape[1]}"
         if m * up.shape[1] > HELD:
             return f"holds {HELD} numbers of x, got {m} rows of {up.shape[1]}"
+    return None
+
+
+def unit(w):
+    """Neighbouring rows of a weight that a TPU copies together: those of one 32-bit sublane."""
+    return 1 if isinstance(w, Int4Rows) else 4 // w.dtype.itemsize
+
+
+def tpu_columns(w):
+    """Words of a row in one block of a TPU's `matvec`: the most that divide it; 128 at least."""
+    tiles = w.shape[1] // planes(w) // 128
+    return 128 * max(t for t in range(1, TPU_TILES[planes(w)] + 1) if tiles % t == 0)
+
+
+def refuse_tpu(name, *, weights, m, config, named):
+    """Why the TPU kernels cannot take a call, or None; arguments as of `refuse`."""
+    if not 1 <= m <= MAX_ROWS:
+        return f"takes 1 to {MAX_ROWS} rows of x, got {m}"
+    for w in weights:
+        if not isinstance(w, Int4Rows) and w.dtype == jnp.float16:
+            return "a TPU has no float16; accepted: float32, bfloat16, Int4Rows"
+    reason = refuse_weights(weights, config, named)
+    if reason is not None:
+        return reason
+    for w in weights:
+        if w.shape[0] % unit(w) or w.shape[1] % (128 * planes(w)):
+            return (
+                f"needs a multiple of {unit(w)} rows and of {128 * planes(w)} columns, "
+                f"got {tuple(w.shape)}"
+            )
+    up = weights[0]
+    most = HELD_TPU[planes(up)] * planes(up)
+    if name in ("rows", "glu") and up.shape[1] > most:
+        return f"holds rows of {most} columns, got {up.shape[1]}"
     return None
 
 

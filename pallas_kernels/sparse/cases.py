@@ -60,8 +60,19 @@ def triton(name, kind):
     )
 
 
-CASES = tuple(
-    mosaic(name, kind, m)
-    for kind in GPUS
-    for name, m in (("matvec", 1), ("matvec", 4), ("take", 1), ("rows", 4), ("glu", 1))
-) + tuple(triton(name, kind) for kind in GPUS for name in ("matvec", "rows"))
+def tpu(name, kind, m):
+    """A case of the TPU kernels."""
+    return Case(
+        f"sparse {name} on a TPU, {kind}, {m} {'row' if m == 1 else 'rows'}",
+        functools.partial(make, name, kind, m, "tpu"),
+        ("v5e", "v6e"),
+        expect=("tpu_custom_call",),
+        backends=named(BACKENDS[name], "tpu"),
+    )
+
+
+PRODUCTS = (("matvec", 1), ("matvec", 4), ("take", 1), ("rows", 4), ("glu", 1))
+CASES = tuple(mosaic(name, kind, m) for kind in GPUS for name, m in PRODUCTS) + tuple(
+    triton(name, kind) for kind in GPUS for name in ("matvec", "rows")
+)
+CASES += tuple(tpu(name, kind, m) for kind in ("bfloat16", "int4") for name, m in PRODUCTS)
