@@ -2,7 +2,8 @@
 
 The fastest of each call whose numbers agree with the reference is kept in the user's file, and the
 kernels take it from then on. Without shapes it does the layers of Llama-2-7B and Llama-3-8B and two
-mixtures of experts, which takes hours: what is finished is kept, and the same command goes on.
+mixtures of experts: some hundred configurations, each of which is compiled. What is finished is
+kept, and the same command goes on.
 """
 
 import argparse

@@ -28,7 +28,7 @@ def tune(
     Args:
       operations: w4a8.matmul, w4a8.glu, w4a8.grouped, sparse.matvec, sparse.glu; all without one.
       shape: tokens, rows and columns of a matrix (of a GLU's gate), such as 16,4096,14336; without
-        one, the layers of Llama-2-7B and Llama-3-8B and two mixtures of experts, which takes hours.
+        one, the layers of Llama-2-7B and Llama-3-8B and two mixtures of experts.
       experts: matrices of w4a8.grouped.
       encoding: of INT4 codes.
       treatment: of scales.
