@@ -79,8 +79,8 @@ def prefill(
         heads a multiple of kv.
       k_scale, v_scale: [b, s, kv], float32, bfloat16 or float8_e4m3fn: per token and head.
       scale: multiplies the scores; 1 / sqrt(d) when None.
-      tile: keys taken at a time, >= 1; when None 128 on Hopper, elsewhere 256 for d <= 64, 128 for
-        d <= 128, else 64.
+      tile: keys taken at a time, >= 1; when None 128 or 64 on Hopper (see `usual_tile`), elsewhere
+        256 for d <= 64, 128 for d <= 128, else 64.
       precision: "float32" (sums; a GPU multiplies 16-bit operands as they are, and exponentials in
         their dtype); or "fp8": queries to e4m3 per token and head, scores to float16, exponentials
         times 448 to e4m3.
@@ -102,12 +102,12 @@ def prefill(
     check(q, k, v, k_scale, v_scale, tile=tile, precision=precision, window=window)
     facts = {"q": q, "k": k, "v": v, "tile": tile, "precision": precision}
     chosen = registry.choose(BACKENDS, backend, **facts, named=backend is not None)
-    ones = jnp.ones(k.shape[:-1], jnp.float32)
-    k_scale, v_scale = (ones if x is None else x.astype(jnp.float32) for x in (k_scale, v_scale))
     fused, d = chosen.name.startswith("sm90"), q.shape[-1]
+    if not fused or k_scale is not None or v_scale is not None:
+        k_scale, v_scale = scales(k, k_scale, v_scale)
     options = {
         "scale": d**-0.5 if scale is None else scale,
-        "tile": tile or (SM90_TILE if fused else 256 if d <= 64 else 128 if d <= 128 else 64),
+        "tile": tile or usual_tile(fused, d, precision, k_scale is not None),
         "precision": precision,
         "window": window,
     }
@@ -117,6 +117,22 @@ def prefill(
     else:
         y = chosen.run(*operands, **options)
     return y.astype(out_dtype or q.dtype)
+
+
+def scales(k, k_scale, v_scale):
+    """The scales of keys and values, [b, s, kv] float32; ones where there are none."""
+    ones = jnp.ones(k.shape[:-1], jnp.float32)
+    return tuple(ones if x is None else x.astype(jnp.float32) for x in (k_scale, v_scale))
+
+
+def usual_tile(fused, d, precision, scaled):
+    """Keys taken at a time where the caller does not say.
+
+    On Hopper as many as let the registers hold the scores of the next tile, see `sm90.Call.ahead`.
+    """
+    if fused:
+        return 64 if scaled and (d > 64 or precision == "float32") else SM90_TILE
+    return 256 if d <= 64 else 128 if d <= 128 else 64
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -132,8 +148,11 @@ def attend_forward(run, options, *operands):
 
 def attend_backward(run, options, operands, dy):
     """Cotangents of the operands; codes get float0."""
-    _, pull = jax.vjp(functools.partial(xla.prefill, **dict(options)), *operands)
-    return pull(dy.astype(jnp.float32))
+
+    def run(q, k, v, k_scale, v_scale):
+        return xla.prefill(q, k, v, *scales(k, k_scale, v_scale), **dict(options))
+
+    return jax.vjp(run, *operands)[1](dy.astype(jnp.float32))
 
 
 attend.defvjp(attend_forward, attend_backward)

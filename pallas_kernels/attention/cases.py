@@ -12,13 +12,13 @@ from pallas_kernels.attention import api, api_decode
 PROMPT, HEADS, KV_HEADS = 4096, 32, 8
 
 
-def make(precision, d, window):
-    """Prefill over INT4 codes ("fp8") or bfloat16 ("float32"), and its abstract arguments."""
+def make(precision, d, window=None, tile=None, codes=False):
+    """Prefill over INT4 codes ("fp8", `codes`) or bfloat16, and its abstract arguments."""
     shape, keys = jax.ShapeDtypeStruct, (1, PROMPT, KV_HEADS, d)
-    q, codes = shape((1, PROMPT, HEADS, d), jnp.bfloat16), precision == "fp8"
+    q, codes = shape((1, PROMPT, HEADS, d), jnp.bfloat16), codes or precision == "fp8"
     k = shape(keys, jnp.int8 if codes else jnp.bfloat16)
     scales = shape(keys[:3], jnp.float8_e4m3fn) if codes else None
-    options = {"precision": precision, "window": window, "backend": "sm90"}
+    options = {"precision": precision, "window": window, "tile": tile, "backend": "sm90"}
 
     def run(q, k, v, k_scale, v_scale):
         return attention.prefill(q, k, v, k_scale=k_scale, v_scale=v_scale, **options)
@@ -26,14 +26,13 @@ def make(precision, d, window):
     return run, (q, k, k, scales, scales)
 
 
-def case(precision, d, window=None):
+def case(precision, d, suffix="", **options):
     """A case of the Hopper kernel."""
     products = {"fp8": ("QGMMA", "e4m3"), "float32": ("HGMMA", "bfloat16")}
     instruction, operands = products[precision]
-    suffix = "" if window is None else f", window of {window}"
     return Case(
         f"attention prefill, {operands}, heads of {d}{suffix}",
-        functools.partial(make, precision, d, window),
+        functools.partial(make, precision, d, **options),
         ("h200",),
         expect=(instruction,),
         max_spill=0,
@@ -70,6 +69,8 @@ def decode_case(kind, d):
 
 CASES = (
     *(case(precision, d) for precision in ("fp8", "float32") for d in (64, 128)),
-    case("fp8", 128, 1024),
+    case("fp8", 128, ", window of 1024", window=1024),
+    case("fp8", 128, ", tiles of 128", tile=128),
+    *(case("float32", d, ", int4 keys", codes=True) for d in (64, 128)),
     *(decode_case(kind, d) for kind in ("int4", "bfloat16") for d in (64, 128)),
 )

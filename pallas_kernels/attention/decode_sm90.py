@@ -2,9 +2,10 @@
 
 A block of threads takes the query heads that share one key head, padded to the 64 rows of the
 tensor core, and its share of the tiles of 64 keys. One warp group loads codes, values and scales, a
-few tiles ahead; the other widens INT4 to 16 bits in shared memory and multiplies. Padding costs no
-traffic: the keys are read once for all heads that share them. Blocks write unfinished sums, maxima
-and outputs, which XLA merges:
+few tiles ahead; the other widens INT4 to 16 bits in shared memory and multiplies: keys and values
+are the right operand, which the tensor core takes from nowhere else. Exponentials are the left one
+and stay in registers. Padding costs no traffic: the keys are read once for all heads that share
+them. Blocks write unfinished sums, maxima and outputs, which XLA merges:
 
     M = max_i m_i;   y = sum_i exp2(m_i - M) O_i / sum_i exp2(m_i - M) l_i
 
@@ -23,7 +24,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import _compat
-from pallas_kernels.attention.sm90 import BY_KEY, BY_QUERY, ROWS, product, tiled
+from pallas_kernels.attention.fragments import (
+    BY_KEY,
+    BY_ROW,
+    LAYOUT,
+    ROWS,
+    full,
+    product,
+    spread,
+    tiled,
+    weighted,
+)
 
 TILE = 64  # keys
 STAGES = {4: 6, 16: 4}  # tiles in flight, by bits of a key's channel
@@ -42,6 +53,7 @@ class Call:
       bits: of a channel in the cache, 4 or 16; scaled: whether keys and values have scales.
       unit: multiplies the scores, for base-2 exponentials.
       dtype: of the products' operands.
+      interpret: whether the interpreter runs it.
     """
 
     page: int
@@ -53,6 +65,7 @@ class Call:
     scaled: bool
     unit: float
     dtype: jnp.dtype
+    interpret: bool
 
     @property
     def stages(self):
@@ -90,11 +103,11 @@ def decode(
     (b, heads, d), (page, kv) = q.shape, k.shape[1:3]
     group, bits = heads // kv, 4 if k.dtype == jnp.uint8 else 16
     unit = scale * math.log2(math.e)
-    fixed = (window, splits, bits, k_scale is not None, unit, q.dtype)
+    fixed = (window, splits, bits, k_scale is not None, unit, q.dtype, interpret)
     call = Call(page, d, -(-group // 8) * 8, *fixed)
     q = jnp.pad(q.reshape(b, kv, group, d), ((0, 0), (0, 0), (0, ROWS - group), (0, 0)))
     cache = (widths(k), widths(v), *((k_scale, v_scale) if call.scaled else ()))
-    largest, sums, parts = launch(call, q, cache, pages, lengths, interpret)
+    largest, sums, parts = launch(call, q, cache, pages, lengths)
     weight = jnp.exp2(largest - jnp.max(largest, axis=0))[..., :group]
     y = jnp.sum(weight[..., None] * parts[..., :group, :], axis=0)
     y = y / jnp.sum(weight * sums[..., :group], axis=0)[..., None]
@@ -108,7 +121,7 @@ def widths(x):
     return lax.bitcast_convert_type(x, jnp.int4).reshape(*x.shape[:-1], 2 * x.shape[-1])
 
 
-def launch(call, q, cache, pages, lengths, interpret):
+def launch(call, q, cache, pages, lengths):
     """The kernel: q [b, kv, 64, d] -> m, l [splits, b, kv, 64] and o [splits, b, kv, kept, d].
 
     `cache` holds keys, values and, where they have them, their scales.
@@ -130,12 +143,11 @@ def launch(call, q, cache, pages, lengths, interpret):
         num_threads=2,
         thread_name="wg",
         approx_math=True,
-        interpret=interpret,
+        interpret=call.interpret,
         scratch_types=[
             smem(ROWS, d, dtype=call.dtype),
             [tile, tile, *(plgpu.SMEM((n, TILE), x.dtype) for x in cache[2:])],
             [wide, wide],
-            smem(ROWS, TILE, dtype=call.dtype),
             plgpu.SMEM((ROWS, d), jnp.float32),
             plgpu.Barrier(),
             plgpu.Barrier(num_arrivals=len(cache), num_barriers=n),
@@ -151,7 +163,7 @@ def body(call, pages, lengths, q, *refs):
     at = split, batch, head = tuple(lax.axis_index(name) for name in ("split", "batch", "head"))
     length = lengths[batch]
     begin, count = call.share(length, split)
-    q_s, tiles, _, _, staging, q_full, full, free = scratch
+    q_s, tiles, _, staging, q_full, loaded, free = scratch
     wg = lax.axis_index("wg")
 
     @pl.when(wg == 0)
@@ -175,7 +187,7 @@ def body(call, pages, lengths, q, *refs):
             pl.when(i >= call.stages)(lambda: plgpu.barrier_wait(free.at[slot]))
             for i, (source, tile) in enumerate(zip(cache, tiles, strict=True)):
                 place = source.at[page, *places[i // 2]]
-                plgpu.copy_gmem_to_smem(place, tile.at[slot], full.at[slot])
+                plgpu.copy_gmem_to_smem(place, tile.at[slot], loaded.at[slot])
             return ()
 
         lax.fori_loop(0, count, load, ())
@@ -183,12 +195,12 @@ def body(call, pages, lengths, q, *refs):
 
 def attend(call, length, begin, count, scratch):
     """The warp group that computes: maxima and sums [64], outputs [64, d], all float32."""
-    q_s, (k_s, v_s, *scales), (k_w, v_w), p_s, _, _, full, free = scratch
-    layout, shape = plgpu.Layout.WGMMA, (ROWS, TILE)
+    q_s, (k_s, v_s, *scales), (k_w, v_w), _, _, loaded, free = scratch
+    shape = (ROWS, TILE)
 
-    def scale(source, shape):
-        by_key = _compat.load(source, layout=layout.reduce(BY_KEY), optimized=False)
-        return lax.broadcast_in_dim(by_key.astype(jnp.float32), shape, [1])
+    def scale(source):
+        by_key = _compat.load(source, layout=BY_KEY, optimized=False)
+        return spread(by_key.astype(jnp.float32), shape, 1)
 
     def widen(source, target):
         codes = _compat.load(source, layout=plgpu.Layout.WGMMA_8BIT, optimized=False)
@@ -196,16 +208,16 @@ def attend(call, length, begin, count, scratch):
 
     def clear(values, first):
         """Zeros where the last tile's values are behind the last key: 0 times NaN is NaN."""
-        kept = _compat.load(values, layout=layout, optimized=False)
-        key = plgpu.broadcasted_iota(jnp.int32, kept.shape, 0, layout=layout) + first
-        zeros = plgpu.layout_cast(jnp.zeros(kept.shape, kept.dtype), layout)
+        kept = _compat.load(values, layout=LAYOUT, optimized=False)
+        key = plgpu.broadcasted_iota(jnp.int32, kept.shape, 0, layout=LAYOUT) + first
+        zeros = plgpu.layout_cast(jnp.zeros(kept.shape, kept.dtype), LAYOUT)
         _compat.store(values, jnp.where(key < length, kept, zeros))
         plgpu.commit_smem()
 
     def step(i, carry):
         total, m, l = carry  # noqa: E741
         slot = lax.rem(i, call.stages)
-        plgpu.barrier_wait(full.at[slot])
+        plgpu.barrier_wait(loaded.at[slot])
         keys, values, first = k_s.at[slot], v_s.at[slot], (begin + i) * TILE
         if call.bits == 16:
             pl.when(first + TILE > length)(lambda: clear(values, first))
@@ -215,29 +227,22 @@ def attend(call, length, begin, count, scratch):
             plgpu.commit_smem()
             keys, values = k_w, v_w
         s = product(shape, q_s, keys.T) * jnp.float32(call.unit)
-        s = s * scale(scales[0].at[slot], shape) if call.scaled else s
-        key = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=layout) + first
+        s = s * scale(scales[0].at[slot]) if call.scaled else s
+        key = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=LAYOUT) + first
         seen = key < length
         if call.window is not None:
             seen &= key >= length - call.window
         s = jnp.where(seen, s, -jnp.inf)
         new = jnp.maximum(m, jnp.max(s, axis=1))  # every tile of a share has a key that is seen
-        shrink, p = jnp.exp2(m - new), jnp.exp2(s - lax.broadcast_in_dim(new, shape, [0]))
+        shrink, p = jnp.exp2(m - new), jnp.exp2(s - spread(new, shape, 0))
         l = l * shrink + jnp.sum(p, axis=1)  # noqa: E741
         # Behind the last key scales may be anything, NaN too.
         if call.scaled:
-            p = jnp.where(seen, p * scale(scales[1].at[slot], shape), jnp.float32(0))
-        p_s[...] = p.astype(call.dtype)
-        plgpu.commit_smem()
-        part = product((ROWS, call.d), p_s, values)
+            p = jnp.where(seen, p * scale(scales[1].at[slot]), jnp.float32(0))
+        part = weighted(p, values, interpret=call.interpret)
         plgpu.barrier_arrive(free.at[slot])
-        return total * lax.broadcast_in_dim(shrink, part.shape, [0]) + part, new, l
+        return total * spread(shrink, part.shape, 0) + part, new, l
 
-    def full_of(x, shape, layout):
-        return plgpu.layout_cast(jnp.full(shape, x, jnp.float32), layout)
-
-    by_row = layout.reduce(BY_QUERY)
-    start = full_of(-jnp.inf, (ROWS,), by_row), full_of(0.0, (ROWS,), by_row)
-    start = (full_of(0.0, (ROWS, call.d), layout), *start)
+    start = (full((ROWS, call.d), 0, LAYOUT), *(full((ROWS,), x, BY_ROW) for x in (-jnp.inf, 0)))
     total, m, l = lax.fori_loop(0, count, step, start)  # noqa: E741
     return m, l, total

@@ -1,27 +1,28 @@
 """Prefill attention on Hopper (Pallas Mosaic GPU): 16-bit or FP8 products, tiles of keys in flight.
 
-A block of threads owns 128 queries of one head: two warp groups compute 64 each, a third loads.
-Three tiles of keys and values (two of 16 bits) are on their way or in use at any time, so that
-copies, the tensor core's products of one group and the softmax of the other overlap. FireQ (arXiv
-2505.20839) also overlaps products and softmax inside a group; here the groups take turns.
+A block of threads owns 128 queries of one head: two warp groups compute 64 each (`softmax`), a
+third loads. Two or three tiles of keys and values are on their way or in use at any time, so that
+copies, the products of the tensor core and the softmax of another tile overlap.
 
     S = (q k^T) * q_scale * k_scale      tensor core, float32 sums
-    m, l, P = online softmax of S        registers; P times the values' scale goes to shared memory
-    O = O * exp(m_old - m) + P v         tensor core, a fresh float32 sum per tile
+    m, l, P = online softmax of S        registers, times the values' scale
+    O = O * exp(m_old - m) + P v         tensor core, P from registers
 
-The fresh sum also bounds the short accumulation of Hopper's FP8 products to one tile. Codes of INT4
-are exact in e4m3 and in 16 bits, so XLA widens them before (a byte or two each, against a product
-with every query), and only their scales enter here. The values' scale is multiplied into P before
-it is rounded, relative to the head's largest scale. Values come transposed, [d, s]: 8-bit operands
-of the tensor core must be contiguous along the sum.
+Of 8 bits P v is a fresh sum per tile: that bounds the short accumulation of Hopper's FP8 products
+to one tile. Codes of INT4 are exact in e4m3 and in 16 bits, so XLA widens them before (a byte or
+two each, against a product with every query), and only their scales enter here. The values' scale
+is multiplied into P before it is rounded, relative to the head's largest scale. For FP8 values come
+transposed, [d, s]: 8-bit operands of the tensor core must be contiguous along the sum.
 
 Differs from FireQ: scores and exponentials stay in float32 (there float16); P is rounded after the
-values' scale instead of rounding value times scale.
+values' scale instead of rounding value times scale; a softmax overlaps the scores of the next tile
+only, not also the last tile's product with the values: registers do not hold both.
 """
 
 import dataclasses
 import functools
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +31,18 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import _compat
+from pallas_kernels.attention.fragments import BY_ROW, ROWS, key_order, tiled
 from pallas_kernels.attention.reference import rounded_queries
+from pallas_kernels.attention.softmax import attend
 from pallas_kernels.numerics import E4M3, E4M3_MAX
 
-ROWS, GROUPS = 64, 2  # queries of a warp group; warp groups that compute
+GROUPS = 2  # warp groups that compute
 BLOCK = ROWS * GROUPS
-BY_QUERY, BY_KEY = 1, 0  # axis of the scores that a vector of the other axis lacks
+# Registers of a thread: three warp groups start with 168 each and share those 504 anew. One that
+# asks for more than the others gave back waits for ever.
+COMPUTING, LOADING = 232, 40
+REGISTERS = 192  # of a thread, as `Call.ahead` counts: more of them spill (compiled)
+TINY = 1e-30  # a scale of queries that is 0 would turn hidden scores into NaN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +55,10 @@ class Call:
       d: channels of a head.
       tile: keys per tile; stages: tiles in flight.
       window: keys a query sees, or None.
+      scaled: whether keys and values have scales.
+      unit: multiplies the scores, for base-2 exponentials.
       dtype: of the products' operands; out: of the output.
+      interpret: whether the interpreter runs it.
     """
 
     queries: int
@@ -59,13 +69,30 @@ class Call:
     tile: int
     stages: int
     window: int | None
+    scaled: bool
+    unit: float
     dtype: jnp.dtype
     out: jnp.dtype
+    interpret: bool
 
     @property
     def narrow(self):
         """Whether the products are FP8."""
         return self.dtype.itemsize == 1
+
+    @property
+    def ahead(self):
+        """Whether the scores of the next tile are computed during the softmax of this one.
+
+        A thread then holds scores of two tiles, a sum of values, and scales and exponentials.
+        """
+        scales = self.scaled * self.dtype.itemsize * self.tile // 4
+        return self.tile + self.d // 2 + scales <= REGISTERS
+
+    @property
+    def vectors(self):
+        """How many operands are vectors, see `launch`."""
+        return self.narrow + 3 * self.scaled
 
     def tiles(self, first):
         """Range of tiles that the queries from `first` on see, and of those that need no mask.
@@ -73,16 +100,35 @@ class Call:
         Args:
           first: index of the block's first query, int32.
         Returns:
-          (begin, inner, edge, end): a mask is needed in begin..inner and edge..end.
+          (begin, inner, edge, last): a mask is needed before `inner` and from `edge` to `last`.
         """
         at = first + self.keys - self.queries  # the last key that query `first` sees
-        end = pl.cdiv(jnp.minimum(at + BLOCK, self.keys), self.tile)
+        last = lax.div(jnp.minimum(at + BLOCK, self.keys) - 1, self.tile)
         begin = inner = jnp.int32(0)
         if self.window is not None:
             begin = lax.div(jnp.maximum(at - self.window + 1, 0), self.tile)
             inner = pl.cdiv(jnp.maximum(at + BLOCK - self.window, 0), self.tile)
-        inner = jnp.clip(inner, begin, end)
-        return begin, inner, jnp.clip(lax.div(at + 1, self.tile), inner, end), end
+        inner = jnp.clip(inner, begin, last)
+        return begin, inner, jnp.clip(lax.div(at + 1, self.tile), inner, last), last
+
+
+class Scratch(NamedTuple):
+    """Shared memory and barriers of a block: buffers of operands, and when they are full or free.
+
+    The keys' scales fill with the keys, the values' with the values; `out` is there where `q` is
+    too narrow to hold it.
+    """
+
+    q: Any
+    k: Any
+    v: Any
+    scales: Any
+    out: Any
+    q_full: Any
+    k_full: Any
+    v_full: Any
+    k_free: Any
+    v_free: Any
 
 
 def prefill(q, k, v, k_scale, v_scale, *, scale, tile, precision, window, interpret=False):
@@ -91,9 +137,9 @@ def prefill(q, k, v, k_scale, v_scale, *, scale, tile, precision, window, interp
     Args:
       q: [b, t, heads, d], bfloat16 or float16.
       k, v: [b, s, kv, d], q's dtype or int8 codes; int8 with precision "fp8".
-      k_scale, v_scale: [b, s, kv] float32.
-      scale: multiplies the scores.
-      tile: a multiple of 64, up to 256.
+      k_scale, v_scale: [b, s, kv] float32, or both None.
+      scale: a number that multiplies the scores.
+      tile: 64 or 128.
       precision: "fp8", or "float32" for products of 16-bit numbers with float32 sums.
       window: keys a query sees, or None.
       interpret: run the body in the interpreter.
@@ -102,25 +148,25 @@ def prefill(q, k, v, k_scale, v_scale, *, scale, tile, precision, window, interp
     """
     t, heads, (s, kv) = *q.shape[1:3], k.shape[1:3]
     dtype = jnp.dtype(E4M3 if precision == "fp8" else q.dtype)
-    stages = 3 if dtype.itemsize == 1 else 2
-    call = Call(t, s, kv, heads // kv, q.shape[3], tile, stages, window, dtype, q.dtype)
-    q, q_scale = rounded_queries(q, precision)
-    q_scale = jnp.moveaxis(q_scale[..., 0], 1, 2) * (scale * math.log2(math.e))
-    largest = jnp.max(v_scale, axis=1)
-    largest = jnp.where(largest == 0, jnp.float32(1), largest)
-    v_scale = v_scale / largest[:, None]
-    y = launch(
-        call,
-        pad(q.astype(call.dtype), 1, BLOCK),
-        pad(q_scale, 2, BLOCK),
-        pad(k.astype(call.dtype), 1, tile),
-        pad(jnp.moveaxis(k_scale, 1, 2), 2, tile),
-        pad(jnp.moveaxis(v.astype(call.dtype), 1, 3), 3, tile),
-        pad(jnp.moveaxis(v_scale, 1, 2), 2, tile),
-        largest,
-        interpret,
-    )
-    return y[:, :t]
+    stages, scaled = 3 if tile * dtype.itemsize <= 128 else 2, k_scale is not None
+    # Scores are compared before they meet the unit, which therefore must be positive.
+    out, q, unit = q.dtype, q * ((scale > 0) - (scale < 0)), abs(scale) or 1.0
+    fixed = (tile, stages, window, scaled, unit * math.log2(math.e), dtype, out, interpret)
+    call = Call(t, s, kv, heads // kv, q.shape[3], *fixed)
+    k, v = (pad(x.astype(dtype), 1, tile) for x in (k, v))
+    vectors = ()
+    if call.narrow:
+        q, q_scale = rounded_queries(q, precision)
+        units = jnp.maximum(jnp.moveaxis(q_scale[..., 0], 1, 2) * call.unit, TINY)
+        vectors = (pad(units, 2, BLOCK),)
+        v = key_order(jnp.moveaxis(v, 1, 3))
+    if scaled:
+        largest = jnp.max(v_scale, axis=1)
+        largest = jnp.where(largest == 0, jnp.float32(1), largest)
+        v_scale = v_scale * (jnp.float32(E4M3_MAX if call.narrow else 1) / largest[:, None])
+        vectors += tuple(pad(jnp.moveaxis(x, 1, 2), 2, tile) for x in (k_scale, v_scale))
+        vectors += (largest,)
+    return launch(call, pad(q.astype(dtype), 1, BLOCK), k, v, vectors)[:, :t]
 
 
 def pad(x, axis, multiple):
@@ -128,22 +174,36 @@ def pad(x, axis, multiple):
     return jnp.pad(x, [(0, -n % multiple if i == axis else 0) for i, n in enumerate(x.shape)])
 
 
-def tiled(minor, dtype):
-    """How shared memory holds rows of `minor` numbers for the tensor core."""
-    bits = 4 if dtype == jnp.int4 else 8 * jnp.dtype(dtype).itemsize
-    swizzle = plgpu.find_swizzle(minor * bits, "attention")
-    return plgpu.TilingTransform((8, swizzle * 8 // bits)), plgpu.SwizzleTransform(swizzle)
+def launch(call, q, k, v, vectors):
+    """The kernel on padded operands.
 
-
-def launch(call, q, q_scale, k, k_scale, v, v_scale, largest, interpret):
-    """The kernel on padded operands: q [b, T, heads, d], q_scale [b, heads, T], k [b, S, kv, d],
-    k_scale and v_scale [b, kv, S], v [b, kv, d, S], largest [b, kv] -> [b, T, heads, d]."""
+    Args:
+      call: static facts.
+      q: [b, T, heads, d]; k: [b, S, kv, d]; v: the same, or [b, kv, d, S] for FP8.
+      vectors: for FP8 q_scale [b, heads, T]; with scales k_scale and v_scale [b, kv, S] and largest
+        [b, kv], the values' unit.
+    Returns:
+      [b, T, heads, d] in call.out.
+    """
     b, padded, heads, d = q.shape
     n, tile, dtype = call.stages, call.tile, call.dtype
 
-    def smem(shape, dtype):
+    def smem(*shape, dtype=dtype):
         return plgpu.SMEM(shape, dtype, transforms=tiled(shape[-1], dtype))
 
+    full, value = 1 + call.scaled, (n, d, tile) if call.narrow else (n, tile, d)
+    scratch = Scratch(
+        q=smem(GROUPS, ROWS, d),
+        k=smem(n, tile, d),
+        v=smem(*value),
+        scales=(plgpu.SMEM((n, tile), jnp.float32),) * 2 if call.scaled else (),
+        out=smem(GROUPS, ROWS, d, dtype=call.out) if call.narrow else (),
+        q_full=plgpu.Barrier(num_barriers=GROUPS),
+        k_full=plgpu.Barrier(num_arrivals=full, num_barriers=n),
+        v_full=plgpu.Barrier(num_arrivals=full, num_barriers=n),
+        k_free=plgpu.Barrier(num_arrivals=GROUPS, num_barriers=n),
+        v_free=plgpu.Barrier(num_arrivals=GROUPS, num_barriers=n),
+    )
     return _compat.kernel(
         functools.partial(body, call),
         out_type=jax.ShapeDtypeStruct(q.shape, call.out),
@@ -152,25 +212,15 @@ def launch(call, q, q_scale, k, k_scale, v, v_scale, largest, interpret):
         num_threads=GROUPS + 1,
         thread_name="wg",
         approx_math=True,
-        interpret=interpret,
-        scratch_types=[
-            smem((GROUPS, ROWS, d), dtype),
-            smem((n, tile, d), dtype),
-            plgpu.SMEM((n, tile), jnp.float32),
-            smem((n, d, tile), dtype),
-            plgpu.SMEM((n, tile), jnp.float32),
-            smem((GROUPS, ROWS, tile), dtype),
-            smem((GROUPS, ROWS, d), call.out) if call.narrow else (),
-            plgpu.Barrier(num_barriers=GROUPS),
-            plgpu.Barrier(num_arrivals=3, num_barriers=n),
-            plgpu.Barrier(num_barriers=n),
-            *(plgpu.Barrier(num_arrivals=GROUPS, num_barriers=n),) * 2,
-        ],
-    )(q, q_scale, k, k_scale, v, v_scale, largest)
+        interpret=call.interpret,
+        scratch_types=list(scratch),
+    )(q, k, v, *vectors)
 
 
-def body(call, q, q_scale, k, k_scale, v, v_scale, largest, out, *scratch):
+def body(call, q, k, v, *refs):
     """One block of threads: 128 queries of one head of one sequence."""
+    vectors, (out, *buffers) = refs[: call.vectors], refs[call.vectors :]
+    scratch = Scratch(*buffers)
     batch, head = lax.axis_index("batch"), lax.axis_index("head")
     # The last queries see most keys: they start first.
     blocks = q.shape[1] // BLOCK
@@ -180,13 +230,18 @@ def body(call, q, q_scale, k, k_scale, v, v_scale, largest, out, *scratch):
 
     @pl.when(wg < GROUPS)
     def _():
-        plgpu.set_max_registers(240, action="increase")
+        plgpu.set_max_registers(COMPUTING, action="increase")
         row = first + wg * ROWS
         rows = pl.ds(row, ROWS)
-        sources = q.at[batch, rows, head], q_scale.at[batch, head, rows]
-        y = attend(call, wg, row, call.tiles(first), *sources, scratch)
-        y = y * largest[batch, kv_head]
-        staging = (scratch[6] if call.narrow else scratch[0]).at[wg]
+        plgpu.copy_gmem_to_smem(q.at[batch, rows, head], scratch.q.at[wg], scratch.q_full.at[wg])
+        unit = jnp.float32(call.unit)
+        if call.narrow:
+            unit = _compat.load(vectors[0].at[batch, head, rows], layout=BY_ROW, optimized=False)
+        plgpu.barrier_wait(scratch.q_full.at[wg])
+        y = attend(call, wg, row, call.tiles(first), unit, scratch)
+        if call.scaled:
+            y = y * vectors[-1][batch, kv_head]
+        staging = (scratch.out if call.narrow else scratch.q).at[wg]
         staging[...] = y.astype(call.out)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(staging, out.at[batch, rows, head])
@@ -194,99 +249,28 @@ def body(call, q, q_scale, k, k_scale, v, v_scale, largest, out, *scratch):
 
     @pl.when(wg == GROUPS)
     def _():
-        plgpu.set_max_registers(40, action="decrease")
-        sources = k.at[batch, :, kv_head], k_scale.at[batch, kv_head]
-        sources += v.at[batch, kv_head], v_scale.at[batch, kv_head]
-        feed(call, call.tiles(first), *sources, scratch)
+        plgpu.set_max_registers(LOADING, action="decrease")
+        values = v.at[batch, kv_head] if call.narrow else v.at[batch, :, kv_head]
+        scales = [x.at[batch, kv_head] for x in vectors[-3:-1]]
+        feed(call, call.tiles(first), k.at[batch, :, kv_head], values, scales, scratch)
 
 
-def feed(call, tiles, k, k_scale, v, v_scale, scratch):
-    """The warp group that loads: tiles of keys [tile, d], values [d, tile] and their scales."""
-    _, k_s, ks_s, v_s, vs_s, _, _, _, k_full, v_full, k_free, v_free = scratch
-    begin, _, _, end = tiles
+def feed(call, tiles, k, v, scales, scratch):
+    """The warp group that loads: tiles of keys [tile, d], of values and of their scales [tile]."""
+    begin, _, _, last = tiles
 
     def load(i, _):
         slot, keys = lax.rem(i, call.stages), pl.ds((begin + i) * call.tile, call.tile)
-        pl.when(i >= call.stages)(lambda: plgpu.barrier_wait(k_free.at[slot]))
-        plgpu.copy_gmem_to_smem(k.at[keys], k_s.at[slot], k_full.at[slot])
-        plgpu.copy_gmem_to_smem(k_scale.at[keys], ks_s.at[slot], k_full.at[slot])
-        plgpu.copy_gmem_to_smem(v_scale.at[keys], vs_s.at[slot], k_full.at[slot])
-        pl.when(i >= call.stages)(lambda: plgpu.barrier_wait(v_free.at[slot]))
-        plgpu.copy_gmem_to_smem(v.at[:, keys], v_s.at[slot], v_full.at[slot])
+        scaled = [(x.at[keys], y) for x, y in zip(scales, scratch.scales, strict=True)]
+        values = v.at[:, keys] if call.narrow else v.at[keys]
+
+        def fill(full, free, *pairs):
+            pl.when(i >= call.stages)(lambda: plgpu.barrier_wait(free.at[slot]))
+            for source, target in pairs:
+                plgpu.copy_gmem_to_smem(source, target.at[slot], full.at[slot])
+
+        fill(scratch.k_full, scratch.k_free, (k.at[keys], scratch.k), *scaled[:1])
+        fill(scratch.v_full, scratch.v_free, (values, scratch.v), *scaled[1:])
         return ()
 
-    lax.fori_loop(0, end - begin, load, ())
-
-
-def attend(call, wg, row, tiles, q, q_scale, scratch):
-    """A warp group that computes: 64 queries over all their keys, [64, d] float32.
-
-    Args:
-      call: static facts.
-      wg: which group it is.
-      row: index of its first query.
-      tiles: see `Call.tiles`.
-      q, q_scale: references to [64, d] and [64]; the scale is for base-2 exponentials.
-      scratch: shared memory and barriers.
-    """
-    q_s, k_s, ks_s, v_s, vs_s, p_s, _, q_full, k_full, v_full, k_free, v_free = scratch
-    layout, shape = plgpu.Layout.WGMMA, (ROWS, call.tile)
-    begin, inner, edge, end = tiles
-    plgpu.copy_gmem_to_smem(q, q_s.at[wg], q_full.at[wg])
-    query = _compat.load(q_scale, layout=layout.reduce(BY_QUERY), optimized=False)
-    plgpu.barrier_wait(q_full.at[wg])
-
-    def step(j, carry, masked):
-        total, m, l = carry  # noqa: E741  the paper's letter
-        slot = lax.rem(j - begin, call.stages)
-        plgpu.barrier_wait(k_full.at[slot])
-        s = product((ROWS, call.tile), q_s.at[wg], k_s.at[slot].T)
-        key, value = (
-            _compat.load(x.at[slot], layout=layout.reduce(BY_KEY), optimized=False)
-            for x in (ks_s, vs_s)
-        )
-        plgpu.barrier_arrive(k_free.at[slot])
-        s = s * lax.broadcast_in_dim(query, shape, [0]) * lax.broadcast_in_dim(key, shape, [1])
-        s = hidden(call, s, row, j * call.tile) if masked else s
-        new = jnp.maximum(m, jnp.max(s, axis=1))
-        # A query may see no key of the first tiles of its block: exp2(-inf - 0) is 0.
-        base = jnp.where(new == -jnp.inf, jnp.float32(0), new) if masked else new
-        shrink, p = jnp.exp2(m - base), jnp.exp2(s - lax.broadcast_in_dim(base, shape, [0]))
-        l = l * shrink + jnp.sum(p, axis=1)  # noqa: E741
-        unit = jnp.float32(E4M3_MAX if call.narrow else 1)
-        p_s.at[wg][...] = (p * lax.broadcast_in_dim(value * unit, shape, [1])).astype(call.dtype)
-        plgpu.commit_smem()
-        plgpu.barrier_wait(v_full.at[slot])
-        part = product((ROWS, call.d), p_s.at[wg], v_s.at[slot].T)
-        plgpu.barrier_arrive(v_free.at[slot])
-        return total * lax.broadcast_in_dim(shrink, part.shape, [0]) + part, new, l
-
-    zeros = lambda shape, layout, x=0.0: plgpu.layout_cast(jnp.full(shape, x, jnp.float32), layout)  # noqa: E731
-    by_row = layout.reduce(BY_QUERY)
-    carry = zeros((ROWS, call.d), layout), zeros((ROWS,), by_row, -jnp.inf), zeros((ROWS,), by_row)
-    if call.window is not None:
-        carry = lax.fori_loop(begin, inner, functools.partial(step, masked=True), carry)
-    carry = lax.fori_loop(inner, edge, functools.partial(step, masked=False), carry)
-    total, _, l = lax.fori_loop(edge, end, functools.partial(step, masked=True), carry)  # noqa: E741
-    norm = l * jnp.float32(E4M3_MAX) if call.narrow else l
-    return total / lax.broadcast_in_dim(norm, total.shape, [0])
-
-
-def product(shape, a, b):
-    """a @ b by the tensor core, float32 in registers."""
-
-    def run(total):
-        plgpu.wgmma(total, a, b)
-        return total[...]
-
-    return pl.run_scoped(run, plgpu.ACC(shape, jnp.float32))
-
-
-def hidden(call, s, row, key):
-    """Scores s [64, tile] of queries from `row` and keys from `key` on, -inf where unseen."""
-    iota = functools.partial(plgpu.broadcasted_iota, jnp.int32, s.shape, layout=plgpu.Layout.WGMMA)
-    at, keys = iota(0) + (row + call.keys - call.queries), iota(1) + key
-    seen = keys <= at
-    if call.window is not None:
-        seen &= keys > at - call.window
-    return jnp.where(seen, s, -jnp.inf)
+    lax.fori_loop(0, last + 1 - begin, load, ())

@@ -14,6 +14,7 @@ from pallas_kernels.aot import lower_for
 from pallas_kernels.attention import prefill
 from pallas_kernels.attention.cases import make
 from pallas_kernels.backend import INTERPRETER, JAX_VERSION
+from tests.pallas_kernels.w4a8.test_fragment import held_by_lane
 
 interpreted = pytest.mark.skipif(
     JAX_VERSION < INTERPRETER, reason=f"jax {jax.__version__} has no interpreter for GPU kernels"
@@ -136,3 +137,18 @@ def test_refusals_say_why(d, options, message):
     q = jnp.ones((1, 4, 1, d), options.pop("dtype", jnp.bfloat16))
     with pytest.raises(ValueError, match=f"sm90_interpret: .*{message}"):
         prefill(q, q, q, backend="sm90_interpret", **options)
+
+
+def test_registers_of_scores_are_an_operand_of_bytes():
+    """Lane by lane: what a thread hands over is what the tensor core takes from it, in `key_order`.
+
+    The interpreter does not know registers, so this stands in for `fragments.bytes_of`.
+    """
+    fragments = pytest.importorskip("pallas_kernels.attention.fragments")
+    layout, shape = fragments.plgpu.Layout, (64, 128)
+    scores = held_by_lane(layout.WGMMA.to_mgpu(), shape, count=2)
+    # Registers by tile of 16 keys, its half, and the half of 16 rows: halves side by side.
+    handed = scores.reshape(4, 32, -1, 2, 2, 2).swapaxes(3, 4).reshape(4, 32, -1, 4)
+    taken = held_by_lane(layout.WGMMA_8BIT.to_mgpu(), shape)
+    order = np.asarray(fragments.key_order(jnp.arange(64 * 128).reshape(shape)))
+    np.testing.assert_array_equal(handed, order.flat[taken])
