@@ -83,7 +83,8 @@ def draw(figure, device, measured=()):
 
 def floors(device, m, sizes, bits, scale, fp8):
     """Microseconds that a layer of m tokens takes at least."""
-    work = Work(lambda: None, None, lambda: None, *cost(m, *sizes, bits, scale), fp8=fp8)
+    nbytes, flops = cost(m, sizes[0], sizes[1], bits, scale)
+    work = Work(lambda: None, None, lambda: None, nbytes, flops, fp8)
     seconds = floor(work, device)
     if seconds is None:
         raise ValueError(f"device={device!r} has no known rates; there are: {', '.join(RATES)}")

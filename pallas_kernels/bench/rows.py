@@ -73,11 +73,13 @@ def tokens(m, k):
     return jax.random.normal(jax.random.key(99), (m, k), BF16)
 
 
+@functools.cache
 def normal(shape, dtype=BF16):
-    """A function of a key: a random matrix."""
+    """A function of a key: a random matrix; one function for all rows, so it is compiled once."""
     return lambda key: (jax.random.normal(key, shape, BF16) * 0.02).astype(dtype)
 
 
+@functools.cache
 def each(*makers):
     """A function of a key: one array from each maker."""
 
@@ -123,6 +125,7 @@ def fp8(m, width, hidden):
     return Work(run, tokens(m, width), weights, *cost(m, width, hidden, 8), True)
 
 
+@functools.cache
 def fragments(k, n, *, experts=(), encoding="sm", dtype=BF16):
     """A function of a key: random packed codes (any word is one) and scales."""
 

@@ -106,6 +106,13 @@ def test_without_torch_its_rows_say_so_and_the_run_is_whole(capsys, monkeypatch)
         torch.library()
 
 
+def test_rows_after_the_limit_are_named_as_left_out(capsys, monkeypatch):
+    monkeypatch.setattr(__main__, "MINUTES", -1)
+    (row,) = __main__.table([Row("task", "xla", small, True)], "NVIDIA H200", {})
+    assert row["wrong"] == "-1 minutes are over; pick rows by --only"
+    assert rows()[0].make().weights is rows()[5].make().weights  # compiled once for all tokens
+
+
 def every_row(us):
     """Figures for all rows: `us` gives a row's microseconds by its name."""
     return [{"task": r.task, "name": r.name, "us": us(r.name), "floor_us": 9} for r in rows()]
