@@ -48,12 +48,17 @@ def int4(key: jax.Array, act: str | None = None) -> weights.Int4:
     return weights.Int4.from_codes(q, scales, group=GROUP, divisor=4.0, act=act)
 
 
-def packed_int4(key: jax.Array) -> weights.PackedInt4:
+def packed_int4(key: jax.Array, columns: int = OUT) -> weights.PackedInt4:
     """One group of 128 rows, all but IN of them padding."""
-    q = jax.random.randint(key, (IN, OUT), -8, 8, jnp.int8)
-    scales = jax.random.uniform(key, (1, OUT), jnp.float32, 0.01, 0.1)
+    q = jax.random.randint(key, (IN, columns), -8, 8, jnp.int8)
+    scales = jax.random.uniform(key, (1, columns), jnp.float32, 0.01, 0.1)
     w = weights.Int4.from_codes(q, scales, group=128, divisor=4.0, act="e4m3")
     return weights.PackedInt4.pack(w.codes, w.scales, w.divisor, rows=IN, act="e4m3")
+
+
+def joined_int4(key: jax.Array) -> weights.JoinedInt4:
+    """Gate and up of half of OUT columns each; among so many codes both have a -8."""
+    return weights.JoinedInt4.join(*(packed_int4(k, OUT // 2) for k in jax.random.split(key)))
 
 
 WEIGHTS: dict[str, Callable[[jax.Array], weights.Weight]] = {
@@ -66,6 +71,7 @@ WEIGHTS: dict[str, Callable[[jax.Array], weights.Weight]] = {
     "Int4-e4m3": lambda k: int4(k, "e4m3"),
     "Int8": lambda k: weights.Int8.quantize(matrix(k), group=GROUP),
     "Int8-e4m3": lambda k: weights.Int8.quantize(matrix(k), group=16, act="e4m3"),
+    "JoinedInt4": joined_int4,
     "LoRA": lambda k: weights.LoRA.init(weights.Dense(matrix(k)), 3, k),
     "LoRA-Int4": lambda k: weights.LoRA.init(int4(k), 3, k),
     "LowRank": lambda k: weights.LowRank.truncate(matrix(k), 5),
@@ -117,6 +123,10 @@ LAYERS: dict[str, tuple[Callable, Callable]] = {
     ),
     "GatedFFN": (
         lambda k: layers.GatedFFN(16, 32, key=k, activation="gelu_tanh", bias=True),
+        lambda m, x: m(x),
+    ),
+    "JoinedGatedFFN": (
+        lambda k: layers.JoinedGatedFFN(linear(k, 16, 16), linear(k, 8, 16), activation="silu"),
         lambda m, x: m(x),
     ),
     "Linear": (lambda k: linear(k, 16, 8), lambda m, x: m(x)),

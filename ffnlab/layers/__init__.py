@@ -7,7 +7,7 @@ A whole network (embedding to logits) belongs in `ffnlab.models`.
 from ffnlab.layers.attention import Attention, AttentionSpec, Context
 from ffnlab.layers.block import Block
 from ffnlab.layers.conv import Conv
-from ffnlab.layers.ffn import ACTIVATIONS, GatedFFN, SparseGatedFFN
+from ffnlab.layers.ffn import ACTIVATIONS, GatedFFN, JoinedGatedFFN, SparseGatedFFN
 from ffnlab.layers.linear import Embedding, Linear, RMSNorm
 from ffnlab.layers.mlp import MLP
 from ffnlab.layers.rope import Rope
@@ -22,6 +22,7 @@ __all__ = [
     "Conv",
     "Embedding",
     "GatedFFN",
+    "JoinedGatedFFN",
     "Linear",
     "RMSNorm",
     "Rope",

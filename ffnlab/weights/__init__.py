@@ -22,6 +22,7 @@ from ffnlab.weights.dense import Dense, Transposed
 from ffnlab.weights.float8 import Float8
 from ffnlab.weights.int4 import Int4
 from ffnlab.weights.int8 import Int8
+from ffnlab.weights.joined_int4 import JoinedInt4
 from ffnlab.weights.low_rank import LoRA, LowRank
 from ffnlab.weights.masked import Masked, SparseInput
 from ffnlab.weights.packed_int4 import PackedInt4
@@ -32,6 +33,7 @@ __all__ = [
     "Float8",
     "Int4",
     "Int8",
+    "JoinedInt4",
     "LoRA",
     "LowRank",
     "Masked",

@@ -3,7 +3,7 @@
 `matmul`, `glu` (gate and up in one) and `grouped` (experts) are the public functions.
 `pack_nibbles` and `unpack_nibbles` convert codes to and from the canonical two-per-byte form,
 `pack` and `unpack` to and from `Fragments`, the order in which the Hopper kernel's lanes read them,
-and `join` makes one matrix of gate and up.
+and `join` makes one matrix of gate and up, which `split` takes apart.
 """
 
 from pallas_kernels.w4a8.api import matmul
@@ -11,7 +11,7 @@ from pallas_kernels.w4a8.api_glu import glu
 from pallas_kernels.w4a8.api_grouped import grouped
 from pallas_kernels.w4a8.backends import reads_fragments
 from pallas_kernels.w4a8.nibbles import pack_nibbles, unpack_nibbles
-from pallas_kernels.w4a8.packed import Fragments, join, narrowest_encoding, pack, unpack
+from pallas_kernels.w4a8.packed import Fragments, join, narrowest_encoding, pack, split, unpack
 from pallas_kernels.w4a8.reference import dequantize
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "pack",
     "pack_nibbles",
     "reads_fragments",
+    "split",
     "unpack",
     "unpack_nibbles",
 ]

@@ -164,7 +164,13 @@ def join(gate, up, gate_scales, up_scales):
 
 
 def split(codes, scales):
-    """What `join` joined: gate, up, gate_scales, up_scales, with its padding."""
+    """What `join` joined, with its padding.
+
+    Args:
+      codes, scales: see `join`.
+    Returns:
+      gate, up, gate_scales, up_scales; the scales are [..., k / group, n], n a multiple of 128.
+    """
     *stack, tiles, k_tiles, lanes, words = codes.words.shape
     both = codes.words.reshape(*stack, tiles // 2, 2, k_tiles, lanes, words)
     gate, up = (Fragments(both[..., i, :, :, :], codes.encoding) for i in range(2))
