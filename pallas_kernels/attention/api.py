@@ -113,7 +113,7 @@ def prefill(
     }
     operands = q, k, v, k_scale, v_scale
     if fused:
-        y = attend(chosen.run, tuple(options.items()), *operands)
+        y = attend(chosen.run, plain, tuple(options.items()), *operands)
     else:
         y = chosen.run(*operands, **options)
     return y.astype(out_dtype or q.dtype)
@@ -123,6 +123,11 @@ def scales(k, k_scale, v_scale):
     """The scales of keys and values, [b, s, kv] float32; ones where there are none."""
     ones = jnp.ones(k.shape[:-1], jnp.float32)
     return tuple(ones if x is None else x.astype(jnp.float32) for x in (k_scale, v_scale))
+
+
+def plain(q, k, v, k_scale, v_scale, **options):
+    """What the gradient of a prefill is taken of."""
+    return xla.prefill(q, k, v, *scales(k, k_scale, v_scale), **options)
 
 
 def usual_tile(fused, d, precision, scaled):
@@ -135,24 +140,21 @@ def usual_tile(fused, d, precision, scaled):
     return 256 if d <= 64 else 128 if d <= 128 else 64
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def attend(run, options, *operands):
-    """run(...) with the gradient of the XLA form, whose tiles are computed again."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def attend(run, plain, options, *operands):
+    """run(*operands, **options) with the gradient of `plain`, which is computed again for it."""
     return run(*operands, **dict(options))
 
 
-def attend_forward(run, options, *operands):
+def attend_forward(run, plain, options, *operands):
     """The output, and the operands for the gradient."""
-    return attend(run, options, *operands), operands
+    return attend(run, plain, options, *operands), operands
 
 
-def attend_backward(run, options, operands, dy):
-    """Cotangents of the operands; codes get float0."""
-
-    def run(q, k, v, k_scale, v_scale):
-        return xla.prefill(q, k, v, *scales(k, k_scale, v_scale), **dict(options))
-
-    return jax.vjp(run, *operands)[1](dy.astype(jnp.float32))
+def attend_backward(run, plain, options, operands, dy):
+    """Cotangents of the operands; integers get float0."""
+    y, pull = jax.vjp(functools.partial(plain, **dict(options)), *operands)
+    return pull(dy.astype(y.dtype))
 
 
 attend.defvjp(attend_forward, attend_backward)

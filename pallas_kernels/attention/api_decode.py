@@ -1,14 +1,17 @@
 """The public decode attention: checks, pages of a contiguous cache, choice of backend."""
 
+import functools
+
 import jax.numpy as jnp
 
 from pallas_kernels import backend as registry
 from pallas_kernels.attention import reference, xla
-from pallas_kernels.attention.api import DTYPES
+from pallas_kernels.attention.api import DTYPES, attend
 
 DECODE = "pallas_kernels.attention.decode_sm90"
 BLOCKS = 264  # thread blocks wanted, two per multiprocessor of an H200
 TILE = 64  # keys a block takes at a time
+PLAIN = functools.partial(xla.decode, whole=True)
 
 
 def refuse_sm90(*, q, k, v, page):
@@ -67,8 +70,9 @@ def decode(
 
     y = sum_j softmax_j(scale * q . k[j]) v[j]   over keys length - window <= j < length
 
-    What the cache holds from `length` on is not looked at and may be NaN. Not differentiable in
-    reverse mode by "xla" and "sm90".
+    What the cache holds from `length` on is not looked at and may be NaN. The gradient, in q,
+    scales, and keys and values that are floats, is that of XLA's form, computed again (reverse
+    mode only).
 
     Args:
       q: [b, heads, d], float32, bfloat16 or float16, after RoPE.
@@ -108,7 +112,8 @@ def decode(
     chosen = registry.choose(BACKENDS, backend, q=q, k=k, v=v, page=page)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     splits = splits or max(1, min(-(-BLOCKS // blocks), pages.shape[1] * page // TILE))
-    y = chosen.run(q, *cache, pages, lengths, scale=scale, window=window, splits=splits)
+    options = (("scale", scale), ("window", window), ("splits", splits))
+    y = attend(chosen.run, PLAIN, options, q, *cache, pages, lengths)
     return y.astype(out_dtype or q.dtype)
 
 

@@ -105,12 +105,23 @@ def nibbles(x):
     return jnp.stack([low, high], axis=-1).reshape(*x.shape[:-1], -1).astype(jnp.float32)
 
 
-def pages_of(x, x_scale, here):
-    """Pages [...] of a cache [p, page, kv, d] times their scales [p, kv, page] or None, float32."""
-    values = nibbles(x[here])
+def pages_of(x, x_scale, here, seen):
+    """Pages of a cache, times their scales.
+
+    Args:
+      x: [p, page, kv, d], see `nibbles`; x_scale: [p, kv, page], or None.
+      here: [...] which pages.
+      seen: [..., page] bool; what else a cache holds may be NaN and counts as 0, before any
+        product, so that no gradient meets it either.
+    Returns:
+      [..., page, kv, d] float32.
+    """
+    seen = seen[..., None]
+    values = jnp.where(seen[..., None], nibbles(x[here]), jnp.float32(0))
     if x_scale is None:
         return values
-    return values * jnp.swapaxes(x_scale[here].astype(jnp.float32), -1, -2)[..., None]
+    scale = jnp.swapaxes(x_scale[here].astype(jnp.float32), -1, -2)
+    return values * jnp.where(seen, scale, jnp.float32(0))[..., None]
 
 
 def decode(q, k, v, k_scale, v_scale, pages, lengths, *, scale, window, splits):
@@ -131,16 +142,15 @@ def decode(q, k, v, k_scale, v_scale, pages, lengths, *, scale, window, splits):
       [b, heads, d] float32.
     """
     (b, heads, d), kv = q.shape, k.shape[2]
-    k, v = (pages_of(*x, pages).reshape(b, -1, kv, d) for x in ((k, k_scale), (v, v_scale)))
-    q = q.astype(jnp.float32).reshape(b, kv, heads // kv, d)
-    s = jnp.einsum("bkgd,bjkd->bkgj", q, k, precision="highest") * scale
-    key = jnp.arange(k.shape[1])
+    key = jnp.arange(pages.shape[1] * k.shape[1])
     seen = key < lengths[:, None]
     if window is not None:
         seen &= key >= lengths[:, None] - window
+    paged = seen.reshape(*pages.shape, -1)
+    k, v = (pages_of(*x, pages, paged).reshape(b, -1, kv, d) for x in ((k, k_scale), (v, v_scale)))
+    q = q.astype(jnp.float32).reshape(b, kv, heads // kv, d)
+    s = jnp.einsum("bkgd,bjkd->bkgj", q, k, precision="highest") * scale
     s = jnp.where(seen[:, None, None], s, -jnp.inf)
     p = jnp.exp(s - jnp.max(s, axis=-1, keepdims=True))
-    # What lies behind the last key may be anything, NaN too.
-    v = jnp.where(seen[:, :, None, None], v, jnp.float32(0))
     y = jnp.einsum("bkgj,bjkd->bkgd", p, v, precision="highest")
     return (y / jnp.sum(p, axis=-1, keepdims=True)).reshape(b, heads, d)

@@ -104,12 +104,16 @@ def prefill(q, k, v, k_scale, v_scale, *, scale, tile, precision, window):
     return merge_heads(state.o / state.l)
 
 
-def decode(q, k, v, k_scale, v_scale, pages, lengths, *, scale, window, splits):
+def decode(
+    q, k, v, k_scale, v_scale, pages, lengths, *, scale, window, splits, whole=False
+):  # fmt: skip
     """Same contract as `reference.decode`, one page after another up to the longest sequence.
 
     Args:
       q, k, v, k_scale, v_scale, pages, lengths, scale, window: see `reference.decode`.
       splits: not used: XLA runs one page at a time.
+      whole: take all pages, a number that does not depend on `lengths`: then there is a gradient,
+        for which each page is computed again.
     Returns:
       [b, heads, d] float32.
     """
@@ -121,16 +125,18 @@ def decode(q, k, v, k_scale, v_scale, pages, lengths, *, scale, window, splits):
         here = pages[:, i]
         key = i * page + jnp.arange(page, dtype=jnp.int32)
         seen = (key < lengths[:, None]) & (key >= oldest[:, None])
-        keys = pages_of(k, k_scale, here)
+        keys = pages_of(k, k_scale, here, seen)
         s = jnp.einsum("bkgtd,bjkd->bkgtj", q, keys, precision="highest")
         state = softmax_step(state, jnp.where(seen[:, None, None, None], s, -jnp.inf))
-        values = pages_of(v, v_scale, here)
-        values = jnp.where(seen[:, :, None, None], values, jnp.float32(0))
+        values = pages_of(v, v_scale, here, seen)
         part = jnp.einsum("bkgtj,bjkd->bkgtd", state.p, values, precision="highest")
         return state._replace(o=state.o + part)
 
     zeros = jnp.zeros((*q.shape[:-1], 1), jnp.float32)
     start = Softmax(jnp.zeros((*q.shape[:-1], page)), zeros - jnp.inf, zeros, jnp.zeros_like(q))
-    end = (jnp.max(lengths) + page - 1) // page
-    state = jax.lax.fori_loop(jnp.min(oldest) // page, end, take, start)
+    if whole:
+        state = jax.lax.fori_loop(0, pages.shape[1], jax.checkpoint(take), start)
+    else:
+        end = (jnp.max(lengths) + page - 1) // page
+        state = jax.lax.fori_loop(jnp.min(oldest) // page, end, take, start)
     return (state.o / state.l).reshape(b, heads, d)

@@ -12,6 +12,7 @@ from pallas_kernels.aot import lower_for
 from pallas_kernels.attention import decode
 from pallas_kernels.attention.cases import make_decode
 from pallas_kernels.backend import INTERPRETER, JAX_VERSION
+from tests.compiles import counted
 
 interpreted = pytest.mark.skipif(
     JAX_VERSION < INTERPRETER, reason=f"jax {jax.__version__} has no interpreter for GPU kernels"
@@ -165,3 +166,63 @@ def test_refusals_say_why():
     half = jnp.ones((2, 5, 1, 64), jnp.bfloat16)
     with pytest.raises(ValueError, match="pages of a multiple of 64 keys.*got 64, 5 and 1"):
         bad(q=half[:, 0], k=half, v=half, backend="sm90_interpret")
+
+
+@pytest.mark.parametrize("kind", ["float", "uint8"])
+@pytest.mark.parametrize("window", [None, 5])
+def test_gradients_by_finite_differences(kind, window):
+    """Along random directions; NaN behind the last key reaches no gradient."""
+    lengths = jnp.array([7, 3], jnp.int32)
+    q, cache, scales, _ = operands(kind, (7, 3), s=8, d=4)
+    cache, scales, pages = paged(cache, scales, 4)
+    floats = [q, *(scales.values() if scales else cache)]
+    weight = jax.random.normal(jax.random.key(1), q.shape)
+
+    @jax.jit
+    def loss(q, a, b):
+        moved = {**scales, **dict(zip(scales, (a, b), strict=False))}
+        k, v = cache if scales else (a, b)
+        y = decode(q, k, v, lengths, **moved, pages=pages, window=window)
+        return (y * weight).sum()
+
+    gradients = jax.jit(jax.grad(loss, (0, 1, 2)))(*floats)
+    for i, (x, gradient) in enumerate(zip(floats, gradients, strict=True)):
+        assert not np.isnan(gradient).any()
+        step = 3e-3 * jax.random.normal(jax.random.key(i), x.shape)
+        ends = [loss(*floats[:i], x + sign * step, *floats[i + 1 :]) for sign in (1, -1)]
+        # Third derivatives times the step's cube, and rounding of float32.
+        np.testing.assert_allclose(ends[0] - ends[1], 2 * (gradient * step).sum(), atol=1e-4)
+        where = np.isnan(x)
+        assert (np.asarray(gradient)[where] == 0).all()
+
+
+def test_gradients_of_each_backend_are_those_of_the_reference():
+    lengths = jnp.array([6], jnp.int32)
+    q, cache, _, _ = operands("float", (6,), s=8, d=4)
+
+    def gradients(backend, dtype=jnp.float32):
+        run = functools.partial(decode, lengths=lengths, backend=backend, out_dtype=dtype)
+        return jax.grad(lambda q, k, v: run(q, k, v).sum(), (0, 1, 2))(q, *cache)
+
+    for found, wanted in zip(gradients("xla"), gradients("reference"), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_codes_lengths_and_pages_have_no_gradient():
+    q, cache, scales, _ = operands("uint8", (6,), s=8, d=4)
+    ints = *cache, jnp.array([6], jnp.int32)
+    pull = jax.vjp(lambda *x: decode(q, *x, **scales), *ints)[1]
+    assert all(x.dtype == jax.dtypes.float0 for x in pull(jnp.ones_like(q)))
+
+
+def test_works_under_vmap_and_compiles_once():
+    q, cache, _, exact = operands("float", (6, 3), s=8, d=4)
+    lengths = jnp.array([6, 3], jnp.int32)
+    run = jax.jit(jax.vmap(lambda q, k, v, n: decode(q[None], k[None], v[None], n[None])[0]))
+    np.testing.assert_allclose(
+        run(q, *cache, lengths), plain(q, exact, (6, 3)), rtol=1e-5, atol=1e-5
+    )
+    other = 2 * q, lengths - 1
+    with counted() as count:
+        run(other[0], *cache, other[1])
+    assert count.programs == 0
