@@ -58,10 +58,10 @@ def groups(w, *, group, dtype, interpret=False):
     layout = plgpu.Layout.WG_STRIDED((wide,), width)
     run = _compat.kernel(
         functools.partial(one_group, layout, group, wide, dtype),
-        out_type=[
+        out_type=(
             jax.ShapeDtypeStruct((k // 2, n), jnp.uint8),
             jax.ShapeDtypeStruct((k // group, n), dtype),
-        ],
+        ),
         grid=(k // group, n // wide),
         grid_names=("group", "columns"),
         interpret=interpret,
