@@ -1,7 +1,8 @@
 """The suite that a machine with a GPU runs: `make gpu-test`.
 
 Without a GPU every test is skipped with that reason, and the suite fails: nothing was shown.
-KERNELS_INTERPRETED=1 runs it in Pallas' interpreter on small shapes, which checks the suite itself.
+KERNELS_INTERPRETED=sm90 (or sm80) runs it anywhere on small shapes, with the kernels of that chip
+in Pallas' interpreter, which checks the suite itself (`test_gpu_suite.py`).
 """
 
 import os
@@ -9,7 +10,13 @@ import os
 import jax
 import pytest
 
-INTERPRETED = os.environ.get("KERNELS_INTERPRETED") == "1"
+CHIP = os.environ.get("KERNELS_INTERPRETED")
+
+
+@pytest.fixture
+def interpreted():
+    """Whether the kernels run in the interpreter."""
+    return bool(CHIP)
 
 
 @pytest.fixture
@@ -17,8 +24,8 @@ def kernel():
     """The name of the backend under test for a kernel of Hopper, or of Ampere and Ada."""
     from pallas_kernels.backend import device
 
-    if INTERPRETED:
-        return "sm90_interpret"
+    if CHIP:
+        return f"{CHIP}_interpret"
     platform, capability = device()
     if platform != "gpu" or capability is None:
         pytest.skip(f"no NVIDIA GPU here: jax finds {jax.devices()[0].device_kind}")
@@ -28,9 +35,9 @@ def kernel():
 
 
 @pytest.fixture
-def large(kernel):
+def large(interpreted):
     """Factor of the shapes: 1 in the interpreter."""
-    return 1 if INTERPRETED else 8
+    return 1 if interpreted else 8
 
 
 def pytest_sessionfinish(session):

@@ -1,7 +1,6 @@
 """Sparse products and attention on the device itself: against float64, twice the same bits."""
 
 import functools
-import os
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +11,16 @@ from pallas_kernels import attention, sparse
 from tests.pallas_kernels.sparse.operands import expected, operands
 
 pytestmark = pytest.mark.gpu
-INTERPRETED = os.environ.get("KERNELS_INTERPRETED") == "1"
 # Float32 sums of up to 8192 products; 8 significant bits of bfloat16; 4 of e4m3.
 SUMS, HALF, EIGHTH = 1e-5, 2.0**-7, 2.0**-4
 
 
 @pytest.fixture
-def mosaic():
+def mosaic(interpreted):
     """The backend of the sparse products under test."""
-    if not INTERPRETED and jax.default_backend() != "gpu":
+    if not interpreted and jax.default_backend() != "gpu":
         pytest.skip(f"no NVIDIA GPU here: jax finds {jax.devices()[0].device_kind}")
-    return "mosaic_interpret" if INTERPRETED else "mosaic"
+    return "mosaic_interpret" if interpreted else "mosaic"
 
 
 @pytest.fixture
@@ -50,9 +48,9 @@ def twice(run, *operands):
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "int4"])
 @pytest.mark.parametrize("name", ["matvec", "take", "rows", "glu"])
 @pytest.mark.parametrize(("m", "sparsity"), [(1, 0.7), (4, 0.5), (1, 1.0)])
-def test_sparse(mosaic, name, kind, m, sparsity):
-    units = 1 if INTERPRETED else {"int4": 4}.get(kind, 16)  # 2048 or 4096 columns
-    args = operands(name, kind, m=m, f=13 if INTERPRETED else 4099, units=units, sparsity=sparsity)
+def test_sparse(mosaic, interpreted, name, kind, m, sparsity):
+    units = 1 if interpreted else {"int4": 4}.get(kind, 16)  # 2048 or 4096 columns
+    args = operands(name, kind, m=m, f=13 if interpreted else 4099, units=units, sparsity=sparsity)
     y = twice(functools.partial(getattr(sparse, name), backend=mosaic), *args)
     assert error(y, expected(name, args)) < SUMS
 
@@ -81,8 +79,8 @@ def cache(random, b, s, kv, d):
 
 @pytest.mark.parametrize("precision", ["fp8", "float32"])
 @pytest.mark.parametrize("window", [None, 70])
-def test_prefill(hopper, precision, window):
-    t, s, heads, d = (64, 100, 2, 64) if INTERPRETED else (1000, 1300, 8, 128)
+def test_prefill(hopper, interpreted, precision, window):
+    t, s, heads, d = (64, 100, 2, 64) if interpreted else (1000, 1300, 8, 128)
     random = np.random.default_rng(0)
     q = jnp.asarray(random.normal(size=(2, t, heads, d)), jnp.bfloat16)
     (k, v), (k_scale, v_scale), exact = cache(random, 2, s, heads // 2, d)
@@ -97,8 +95,8 @@ def test_prefill(hopper, precision, window):
 
 
 @pytest.mark.parametrize("window", [None, 70])
-def test_decode(hopper, window):
-    s, heads, d = (128, 2, 64) if INTERPRETED else (2048, 16, 128)
+def test_decode(hopper, interpreted, window):
+    s, heads, d = (128, 2, 64) if interpreted else (2048, 16, 128)
     random, lengths = np.random.default_rng(0), [s, s // 2 - 5]
     q = jnp.asarray(random.normal(size=(2, heads, d)), jnp.bfloat16)
     codes, scales, exact = cache(random, 2, s, heads // 2, d)
