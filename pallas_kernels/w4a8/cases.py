@@ -129,7 +129,8 @@ CASES = (
         for name, encoding in ((f" on {chip}", "sm"), (f" on {chip}, tc", "tc"))
     ),
     *(
-        older(f"glu, 16 tokens on {chip}", 16, 28672, 4096, chip, instruction, glu=True)
+        older(f"glu, {m} tokens on {chip}", m, 28672, 4096, chip, instruction, glu=True)
+        for m in (16, 64)
         for chip, instruction in CHIPS
     ),
     *(
