@@ -173,7 +173,8 @@ def restore(folder: StrPath, like: T) -> T:
       folder: what `save` was given.
       like: a tree of the same structure, static fields, shapes and dtypes; its leaves are arrays
         or `jax.ShapeDtypeStruct` (from `jax.eval_shape`). An array goes to the sharding of its
-        place in `like`, to NumPy where `like` has NumPy, else to the default device.
+        place in `like`, to NumPy where `like` has NumPy, else to the default device. Of several
+        processes all call this, and each checks its part of the files.
     Returns:
       a new tree of the type of `like`.
     Raises:
@@ -195,7 +196,7 @@ def restore(folder: StrPath, like: T) -> T:
         if "python" not in entry and 0 not in entry["shape"]
     }
     arrays: dict[str, Any] = {}
-    verify(root / name, saved.get("files"))
+    verify_together(root / name, saved.get("files"))
     if wanted:
         try:
             with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
@@ -207,6 +208,23 @@ def restore(folder: StrPath, like: T) -> T:
         for i, (leaf, entry) in enumerate(zip(leaves, saved["leaves"], strict=True))
     ]
     return jax.tree.unflatten(treedef, restored)
+
+
+def verify_together(folder: Path, files: object) -> None:
+    """`verify`, of which each process reads its part; where one fails, all raise DamagedError."""
+    count, found = jax.process_count(), None
+    try:
+        verify(folder, files, (jax.process_index(), count))
+    except DamagedError as error:
+        found = error
+    if count > 1:
+        from jax.experimental import multihost_utils
+
+        failed = multihost_utils.process_allgather(np.array(found is not None))
+        if found is None and failed.any():
+            found = DamagedError(f"{folder}: process {failed.argmax()} found a damaged file there")
+    if found is not None:
+        raise found
 
 
 def read_sidecar(root: Path) -> Any:

@@ -147,7 +147,9 @@ def run(
     rule = RULES[settings.rule](settings)
     key = jax.random.key(options.seed)
     parallel.agree([to_table(settings), corpus.identity], "the configuration or the text")
-    model = fresh(settings, key)
+    make = functools.partial(fresh, settings, key)
+    mesh = parallel.mesh_of(options.mesh, options.microbatches)
+    model = make() if mesh is None else parallel.create(make, (), mesh)
     remember(out, settings, corpus.identity, resume)
     outcome = parallel.train(
         rule,
@@ -159,7 +161,7 @@ def run(
         resume=resume,
         evaluate=functools.partial(_evaluate, rule, windows),
         options=options.loop(progress=progress, tensorboard=tensorboard, profile=profile),
-        mesh=parallel.parse_mesh(options.mesh) if options.mesh else None,
+        mesh=mesh,
         microbatches=options.microbatches,
         work=work_of(settings, model),
     )

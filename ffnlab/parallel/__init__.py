@@ -7,7 +7,7 @@ this package's business; what is learned is `ffnlab.learning`'s.
 from ffnlab.parallel.config import from_table, read_config, to_table
 from ffnlab.parallel.evaluate import held_out_bits
 from ffnlab.parallel.guard import skip_bad_steps
-from ffnlab.parallel.loop import LoopOptions, Outcome, Parted, train
+from ffnlab.parallel.loop import LoopOptions, Outcome, Parted, mesh_of, train
 from ffnlab.parallel.processes import agree, is_first, joined, meet
 from ffnlab.parallel.rates import Work
 from ffnlab.parallel.sharding import (
@@ -16,6 +16,7 @@ from ffnlab.parallel.sharding import (
     batch_shardings,
     bytes_per_device,
     check,
+    create,
     make_step,
     parse_mesh,
     place_batch,
@@ -35,12 +36,14 @@ __all__ = [
     "batch_shardings",
     "bytes_per_device",
     "check",
+    "create",
     "from_table",
     "held_out_bits",
     "is_first",
     "joined",
     "make_step",
     "meet",
+    "mesh_of",
     "parse_mesh",
     "place_batch",
     "place_part",

@@ -25,6 +25,7 @@ from ffnlab.parallel.rates import Meter, Work
 from ffnlab.parallel.sharding import (
     abstract,
     batch_part,
+    create,
     make_step,
     parse_mesh,
     place_batch,
@@ -156,13 +157,24 @@ def train(
       OSError: a checkpoint could not be written; the last one is intact.
     """
     options = LoopOptions() if options is None else options
-    if mesh is None and (jax.process_count() > 1 or microbatches > 1):
-        mesh = parse_mesh("dp=-1" if jax.process_count() > 1 else "dp=1")
+    mesh = mesh_of("", microbatches) if mesh is None else mesh
     where = None if mesh is None else (mesh, layout)
     rule = skip_bad_steps(rule) if options.on_bad == "skip" else rule
     path = None if folder is None else Path(folder)
     run = _Run(rule, steps, path, evaluate, options, where, microbatches, work)
     return run.go(batches, *run.start(model, key, resume))
+
+
+def mesh_of(text: str, microbatches: int = 1) -> Mesh | None:
+    """The mesh of a run: as described, else one where it needs one, over rows alone; else None.
+
+    Args:
+      text: see `parse_mesh`; "" leaves it to this function.
+      microbatches: of the run.
+    """
+    if text or jax.process_count() > 1:
+        return parse_mesh(text or "dp=-1")
+    return parse_mesh("dp=1") if microbatches > 1 else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,8 +191,10 @@ class _Run:
     def start(self, model: PyTree, key: Array, resume: bool) -> tuple[PyTree, int, float]:
         """State, position and seconds at which to begin."""
         if self.folder is None or not checkpoints.exists(self.folder / "checkpoint"):
-            state = self.rule.init(model, key)
-            return state if self.where is None else shard(state, *self.where), 0, 0.0
+            if self.where is None:
+                return self.rule.init(model, key), 0, 0.0
+            placed = (shard(model, *self.where),)
+            return create(lambda model: self.rule.init(model, key), placed, *self.where), 0, 0.0
         if not resume:
             raise ConfigError(
                 f"{self.folder} holds a run already; resume it or name another folder"

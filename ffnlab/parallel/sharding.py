@@ -28,6 +28,7 @@ __all__ = [
     "batch_shardings",
     "bytes_per_device",
     "check",
+    "create",
     "make_step",
     "parse_mesh",
     "place_batch",
@@ -120,6 +121,26 @@ def shard(state: T, mesh: Mesh, layout: Layout = LAYOUT) -> T:
     if mesh.is_multi_process:
         return jax.tree.map(placing.put, state, places)
     return jax.device_put(state, places)
+
+
+def create(
+    make: Callable[..., T], placed: tuple[PyTree, ...], mesh: Mesh, layout: Layout = LAYOUT
+) -> T:
+    """What a function makes, every array cut as it comes into being: nobody ever holds it whole.
+
+    Of several processes all call this alike.
+
+    Args:
+      make: *placed -> a tree; it is traced.
+      placed: what it takes, as `shard` places it.
+      mesh, layout: as `shardings`.
+    Returns:
+      the tree, as `shard` places it.
+    Raises:
+      ConfigError: as `shardings`, before anything is computed.
+    """
+    places = shardings(jax.eval_shape(make, *placed), mesh, layout)
+    return jax.jit(make, out_shardings=places)(*placed)
 
 
 def abstract(state: PyTree, mesh: Mesh, layout: Layout = LAYOUT) -> PyTree:

@@ -56,13 +56,12 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def start(config: Path, out: Path, *more: str) -> subprocess.Popen:
+def start(config: Path, out: Path, *more: str, **environment: str) -> subprocess.Popen:
     """Starts `ffnlab train` on one device; standard error goes to a file beside `out`."""
+    variables = os.environ | {"XLA_FLAGS": FLAGS} | environment
     command = [sys.executable, "-m", "ffnlab", "train", "--config", str(config), "--out", str(out)]
     with open(f"{out}-{len(list(out.parent.glob('*.log')))}.log", "w") as log:
-        process = subprocess.Popen(
-            [*command, *more], env=os.environ | {"XLA_FLAGS": FLAGS}, stdout=log, stderr=log
-        )
+        process = subprocess.Popen([*command, *more], env=variables, stdout=log, stderr=log)
     process.log = Path(log.name)
     return process
 
@@ -71,6 +70,15 @@ def start_all(count: int, config: Path, out: Path, *more: str) -> list[subproces
     """Starts that many processes of one run on loopback."""
     where = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", str(count)]
     return [start(config, out, *where, "--process-id", str(i), *more) for i in range(count)]
+
+
+def start_slurm(count: int, config: Path, out: Path, *more: str) -> list[subprocess.Popen]:
+    """Starts that many processes as Slurm does: nothing but its variables tells them apart."""
+    last = 2**12  # a job's number modulo this is the coordinator's port from the top of all
+    job = {"SLURM_JOB_ID": str(os.getpid() % last), "SLURM_STEP_NODELIST": "127.0.0.1"}
+    tasks = [{"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(count)]
+    job |= {"SLURM_NTASKS": str(count), "SLURM_STEP_NUM_NODES": "1"}
+    return [start(config, out, "--coordinator", "auto", *more, **job, **task) for task in tasks]
 
 
 def script(name: str, *arguments: str) -> None:

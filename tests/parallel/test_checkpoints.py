@@ -10,6 +10,7 @@ import pytest
 
 from ffnlab import io
 from ffnlab.errors import DamagedError, FormatError
+from ffnlab.files import verify
 from ffnlab.parallel import checkpoints
 
 LIKE = {"position": 0, "w": jnp.zeros(1000)}
@@ -96,6 +97,20 @@ def test_an_added_file_and_a_description_without_sums_are_refused(folder):
     (newest(folder) / io.SIDECAR).write_text(json.dumps(description))
     with pytest.raises(DamagedError, match="has no checksums"):
         io.restore(newest(folder), LIKE)
+
+
+def test_a_part_reads_its_files_and_misses_none(folder):
+    arrays = next(newest(folder).glob("arrays-*"))
+    sums = json.loads((newest(folder) / io.SIDECAR).read_text())["files"]
+    victim = arrays / sorted(sums)[1]
+    victim.write_bytes(victim.read_bytes() + b"x")
+    verify(arrays, sums, (0, 2))
+    with pytest.raises(DamagedError, match="is not the file that was written"):
+        verify(arrays, sums, (1, 2))
+    victim.unlink()
+    for index in range(2):
+        with pytest.raises(DamagedError, match="is missing"):
+            verify(arrays, sums, (index, 2))
 
 
 def test_an_unfinished_checkpoint_is_passed_over(folder):

@@ -79,6 +79,40 @@ def test_a_run_of_two_processes_goes_on_as_one(tmp_path):
     np.testing.assert_allclose(list(losses.values()), list(wanted.values()), atol=1e-5, rtol=0)
 
 
+@pytest.mark.faults
+def test_processes_that_slurm_starts_find_each_other(tmp_path):
+    config, out = launch.write_config(tmp_path, STEPS), tmp_path / "out"
+    processes = launch.start_slurm(2, config, out)
+    ended = [process.wait(timeout=launch.PATIENCE) for process in processes]
+    logs = [process.log.read_text() for process in processes]
+    assert ended == [0, 0], "\n".join(logs)
+    assert io.read_json(out / "run.json")["processes"] == 2
+    assert "bits per byte" in logs[0] and "bits per byte" not in logs[1], "one process writes"
+
+
+@pytest.mark.faults
+def test_several_processes_pass_over_a_damaged_checkpoint_together(tmp_path):
+    config, out = launch.write_config(tmp_path, steps=60), tmp_path / "out"
+    processes = launch.start_all(2, config, out)
+    launch.wait_for_step(processes[0], out, 25)
+    processes[0].send_signal(signal.SIGTERM)
+    assert [process.wait(timeout=launch.PATIENCE) for process in processes] == [0, 0]
+    newest = max((out / "checkpoint").iterdir())
+    files = io.read_json(newest / "tree.json")
+    names = sorted(files["files"])
+    damaged = newest / files["arrays"] / names[1]  # process 1 reads it, process 0 does not
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    again = launch.start_all(2, config, out, "--resume")
+    assert [process.wait(timeout=launch.PATIENCE) for process in again] == [0, 0]
+    words = ("process 1 found a damaged file", f"{damaged} is not the file that was written")
+    for process, what in zip(again, words, strict=True):
+        assert what in process.log.read_text()
+        assert "the checkpoint before it is tried" in process.log.read_text()
+    assert list(launch.losses(out)) == list(range(1, 61))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

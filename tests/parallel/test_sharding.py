@@ -1,5 +1,7 @@
 """Meshes: the same losses on every mix of axes, the collectives of each, packed weights."""
 
+import dataclasses
+import functools
 import re
 
 import jax
@@ -17,6 +19,7 @@ from ffnlab.models import Decoder, DecoderConfig
 from ffnlab.parallel import (
     LoopOptions,
     check,
+    create,
     make_step,
     parse_mesh,
     place_batch,
@@ -128,12 +131,36 @@ def test_every_rule_runs_on_a_mesh(name):
     rule, batches = case.make(), case.batches()
     key = jax.random.key(0)
     expected, _ = rule.step(rule.init(case.model(), key), batches[0])
-    state = shard(rule.init(case.model(), key), mesh)
+    state = create(lambda model: rule.init(model, key), (shard(case.model(), mesh),), mesh)
     found, metrics = make_step(rule, mesh)(state, place_batch(batches[0], mesh))
     assert all(np.ndim(value) == 0 for value in metrics.values())
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         if jnp.issubdtype(a.dtype, jnp.floating):
             np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3)
+
+
+def test_a_state_is_created_where_it_lies():
+    mesh, key = parse_mesh("fsdp=2,tp=2"), jax.random.key(0)
+    init = lambda model: backprop(optimizer=optimizer()).init(model, key)  # noqa: E731
+    model = Decoder(CONFIG, key=key)
+    state, wanted = create(init, (shard(model, mesh),), mesh), shard(init(model), mesh)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True):
+        assert a.sharding.is_equivalent_to(b.sharding, b.ndim)
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(model))
+
+
+def test_no_device_ever_holds_a_created_model_whole():
+    wide = dataclasses.replace(CONFIG, hidden=512, vocab=512)
+    make = functools.partial(Decoder, wide, key=jax.random.key(0))
+    mesh = parse_mesh("fsdp=8")
+    model = create(make, (), mesh)
+    places = shardings(model, mesh)
+    memory = jax.jit(make, out_shardings=places).lower().compile().memory_analysis()
+    used = memory.temp_size_in_bytes + memory.output_size_in_bytes
+    assert used < 0.5 * sum(leaf.nbytes for leaf in jax.tree.leaves(model))
+    with pytest.raises(ConfigError, match=r"axis 'vocab' of size 512 .* 3 \(tp=3\)"):
+        create(make, (), parse_mesh("tp=3"))
 
 
 def test_packed_weights_are_cut_like_their_matrix():
