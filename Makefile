@@ -26,7 +26,7 @@ ARGS ?=
 
 # Compiled programs are kept between runs: a second `make test` skips most of the compiling.
 export JAX_COMPILATION_CACHE_DIR := $(CACHE)
-export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.2
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 
 .PHONY: run test test-slow test-faults test-tree-mode fuzz parity bench bench-check lint types format \
 	install install-test clean aot gpu-test gpu-bench

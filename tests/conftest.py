@@ -6,11 +6,14 @@ and makes each jaxtyping annotation in ffnlab and pallas_kernels a check made at
 
 import os
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the suite's time is compiling: programs run unoptimized, but in `make test-slow`.
 FLAGS = {"--xla_force_host_platform_device_count": 8, "--xla_backend_optimization_level": 0}
+if version("jaxlib").startswith("0.10."):  # a third of compiling; later versions refuse the flag
+    FLAGS["--xla_cpu_use_fusion_emitters"] = "false"
 for flag, value in FLAGS.items():
     if flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={value}".strip()
