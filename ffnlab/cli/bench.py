@@ -117,7 +117,7 @@ def train(
 
 
 def kernels(*, only: str = "", names: bool = False, json: Path | None = None) -> int:
-    """Times INT4 x FP8, grouped and sparse products beside XLA's on the GPU at hand.
+    """Times INT4 x FP8, grouped and sparse products and attention beside XLA and torch on a GPU.
 
     Without a GPU the rows of XLA for few tokens run, and the rest is said to need one.
 

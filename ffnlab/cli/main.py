@@ -53,7 +53,7 @@ BENCHES = {
     "loading": Command("ffnlab.cli.bench:loading", "memory while a checkpoint is loaded"),
     "train": Command("ffnlab.cli.bench:train", "training steps, beside torch"),
     "loop": Command("ffnlab.cli.bench:loop", "what the training loop adds to its steps"),
-    "kernels": Command("ffnlab.cli.bench:kernels", "GPU kernels beside XLA, and their floors"),
+    "kernels": Command("ffnlab.cli.bench:kernels", "GPU kernels beside XLA and torch"),
 }
 COMMANDS: Mapping[str, Command] = MappingProxyType(
     {
