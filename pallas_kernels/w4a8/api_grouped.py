@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.grouped.api import product
 from pallas_kernels.w4a8 import backends, gradient, reference, xla
 from pallas_kernels.w4a8.arguments import Arguments
 
@@ -24,12 +25,8 @@ def plain(x, sx, codes, scales, divisors, group_sizes, *, group, act, treatment,
     seen, unit = rounded(x, sx, act)
     w = dequantized(codes, scales, divisors, group=group, treatment=treatment)
     dtype = xla.operand_dtype(seen.dtype)
-    y = jax.lax.ragged_dot(
-        seen.astype(dtype),
-        w.astype(dtype),
-        group_sizes,
-        preferred_element_type=jnp.float32,
-    )
+    operands = seen.astype(dtype), w.astype(dtype), None, group_sizes
+    y = product(*operands, False, jnp.dtype(jnp.float32), "xla")
     return y if unit is None else y * unit
 
 
