@@ -27,7 +27,8 @@ SHIPPED = Path(__file__).with_name("shipped.json")
 REACH = 2  # buckets between a call and the entry it takes: a factor of four
 LARGEST = 16 << 20  # bytes of a file
 BUCKETS = tuple(2**i for i in range(31))
-LISTED = 3  # bad entries that a warning names
+LONGEST = 1e12  # microseconds
+LISTED, SHOWN = 3, 300  # bad entries that a warning names, letters of each
 
 
 class Key(NamedTuple):
@@ -153,11 +154,11 @@ def read(path):
     """
     try:
         if path.stat().st_size > LARGEST:
-            raise ValueError(f"{path}: more than {LARGEST} bytes")
+            raise ValueError(f"more than {LARGEST} bytes")
         held = json.loads(path.read_bytes())
     except FileNotFoundError:
         return [], []
-    except (OSError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     if not isinstance(held, dict) or set(held) != {"version", "entries"}:
         raise ValueError(f"{path}: must hold 'version' and 'entries' and nothing else")
@@ -187,7 +188,7 @@ def parse(value, where):
         raise ValueError(f"m={value['m']!r} is not a power of two up to {BUCKETS[-1]}")
     for name in ("us", "heuristic_us"):
         number = isinstance(value[name], int | float) and not isinstance(value[name], bool)
-        if not number or not 0 < value[name] < math.inf:
+        if not number or not 0 < value[name] < LONGEST:
             raise ValueError(f"{name}={value[name]!r} is not a time")
     facts, config = value["facts"], value["config"]
     if not isinstance(facts, dict) or not all(
@@ -211,8 +212,9 @@ def complain(problems):
     """One warning for what was left out."""
     if problems:
         more = f" (and {len(problems) - LISTED} more)" if len(problems) > LISTED else ""
+        named = "; ".join(text[:SHOWN] for text in problems[:LISTED])
         warnings.warn(
-            f"left out of the tuned configurations: {'; '.join(problems[:LISTED])}{more}; "
+            f"left out of the tuned configurations: {named}{more}; "
             "correct or remove it, or run `python -m pallas_kernels.tune` again",
             stacklevel=2,
         )

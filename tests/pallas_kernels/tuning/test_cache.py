@@ -6,6 +6,8 @@ import warnings
 
 import jax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pallas_kernels import backend
 from pallas_kernels.aot import topology
@@ -162,6 +164,7 @@ def test_a_malformed_entry_is_left_out_and_the_others_stay(files, change, messag
     [
         ("", "Expecting value"),
         (json.dumps({"version": 1, "entries": [GOOD]})[:-40], "Unterminated string"),
+        ('{"version": ' + "1" * 5000 + "}", "digits"),
         ("[" * 100_000, "recursion|nested|Expecting"),
         ("[]", "must hold 'version' and 'entries'"),
         ('{"version": 2, "entries": []}', "version=2, accepted: 1"),
@@ -180,6 +183,23 @@ def test_a_broken_file_is_named_once_and_nothing_fails(files, text, message):
     with pytest.raises(ValueError, match="user.json"):  # what holds something else is not replaced
         cache.record(entry(), user)
     assert user.read_text(errors="surrogateescape") == text
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=100)
+@given(st.sampled_from(cache.FIELDS), JSON)
+def test_whatever_a_field_holds_the_entry_is_taken_or_refused(name, value):
+    try:
+        parsed = cache.parse(GOOD | {name: value}, "here")
+    except ValueError:
+        return
+    assert parsed.where == "here" and hash(parsed.key) is not None
 
 
 def test_many_bad_entries_are_one_warning(files):
