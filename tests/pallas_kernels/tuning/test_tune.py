@@ -49,6 +49,8 @@ def place(monkeypatch, tmp_path):
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "tuned.json"))
     monkeypatch.setattr(cache, "SHIPPED", tmp_path / "shipped.json")
     monkeypatch.setattr(tune, "here", lambda: HOPPER)
+    tried = w4a8.candidates
+    monkeypatch.setattr(w4a8, "candidates", lambda call, cores: tried(call, cores)[:3])
     monkeypatch.setattr(calls, "load", lambda name: types.SimpleNamespace(multiply=multiply))
     cache.reload()
     yield tmp_path / "tuned.json"
@@ -78,12 +80,12 @@ def test_the_fastest_right_configuration_is_kept_and_taken(place, clock, capsys)
     call = plan.Call("matmul", "sm90", 8, 256, 256)
     tuned = plan.pick(call, 2)
     assert w4a8.named(tuned) == kept.config != w4a8.named(plan.heuristic(call, 2))
-    assert len(clock) == int(said.rsplit(" | ", 1)[1].split()[0]) > 3
+    assert len(clock) == int(said.rsplit(" | ", 1)[1].split()[0]) > 2
 
 
 @pytest.mark.parametrize("op", ["matmul", "glu", "grouped"])
 def test_a_configuration_with_wrong_numbers_is_not_timed(place, op):
-    call = plan.Call(op, "sm90", 8, 512, 2048, experts=2 if op == "grouped" else 1)
+    call = plan.Call(op, "sm90", 8, 512, 256, experts=2 if op == "grouped" else 1)
     task = w4a8.task(call, 2)
     right, wrong = task.heuristic, plan.dataclasses.replace(task.heuristic, stages=8)
     assert task.error(right) < task.bound
@@ -107,8 +109,7 @@ def test_a_nan_is_wrong_and_without_the_heuristic_nothing_is_kept(place, clock, 
 
 def test_an_interrupted_run_keeps_what_is_finished_and_goes_on(place, clock, monkeypatch, capsys):
     two = ["w4a8.matmul", "--shape", "8,256,256", "--shape", "64,256,256"]
-    timed, tried = tune.measure, w4a8.candidates
-    monkeypatch.setattr(w4a8, "candidates", lambda call, cores: tried(call, cores)[:3])
+    timed = tune.measure
 
     def interrupted(work):
         if work.common[0].shape[0] == 64:
@@ -202,6 +203,7 @@ def test_the_kernel_itself_is_tuned_in_the_interpreter(monkeypatch, tmp_path, cl
     assert cache.read(path)[0][0].key.op == "w4a8.matmul"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(JAX_VERSION < INTERPRETER, reason="Pallas interprets GPU kernels from jax 0.11")
 @pytest.mark.parametrize("name", ["matvec", "glu"])
 def test_sparse_products_are_tuned_in_the_interpreter(monkeypatch, tmp_path, clock, name):
