@@ -15,7 +15,14 @@ import optax
 from ffnlab.data import gaussian_clusters
 from ffnlab.files import StrPath
 from ffnlab.layers import MLP
-from ffnlab.learning import NoPropNet, NoPropOptions, backprop, labelled, noprop
+from ffnlab.learning import (
+    LearnedSchedule,
+    NoPropNet,
+    NoPropOptions,
+    backprop,
+    labelled,
+    noprop,
+)
 from ffnlab.learning import noprop_core as core
 from ffnlab.learning.noprop import block_losses
 from ffnlab.studies import STUDIES
@@ -29,6 +36,10 @@ KINDS = {
     "discrete": (NoPropOptions(), {"blocks": BLOCKS}),
     "discrete, noisy": (NoPropOptions(noisy=True), {"blocks": BLOCKS}),
     "continuous": (NoPropOptions("continuous", 1.0, integration=100), {"blocks": None}),
+    "continuous, learned noise": (
+        NoPropOptions("continuous", 1.0, integration=100),
+        {"blocks": None, "learns_noise": True},
+    ),
     "flow": (
         NoPropOptions("flow", 1.0, integration=100),
         {"blocks": None, "velocity": True},
@@ -72,8 +83,11 @@ def steps_of(rows: int) -> int:
 def trained(name: str, seed: int) -> float:
     """Test accuracy of a kind of NoProp."""
     options, shape = KINDS[name]
-    data = gaussian_clusters(seed)
-    model = NoPropNet(64, 10, key=jax.random.key(seed), hidden=HIDDEN, **shape)
+    data, key = gaussian_clusters(seed), jax.random.key(seed)
+    shape = dict(shape)
+    if shape.pop("learns_noise", False):
+        shape["schedule"] = LearnedSchedule(key=jax.random.fold_in(key, 1))
+    model = NoPropNet(64, 10, key=key, hidden=HIDDEN, **shape)
     steps = steps_of(len(data[0].x))
     return fit(noprop(options), model, data, batch=BATCH, steps=steps, seed=seed)
 
@@ -106,7 +120,7 @@ def accuracy_claims(found: dict[str, float]) -> list[Claim]:
         ),
     ]
     if "flow" in found:
-        others = {n: found[n] for n in ("continuous", "flow")}
+        others = {n: found[n] for n in list(KINDS)[2:]}
         claims.append(
             Claim(
                 "continuous time and flow matching learn too",
@@ -182,7 +196,8 @@ def bars(figure, found: dict[str, float]) -> None:
     """Test accuracy by rule."""
     axes = figure.subplots()
     colors = ["0.6", *(f"C{i}" for i in range(len(found) - 1))]
-    drawn = axes.bar(list(found), list(found.values()), 0.6, color=colors)
+    names = [name.replace(", ", ",\n") for name in found]
+    drawn = axes.bar(names, list(found.values()), 0.6, color=colors)
     axes.bar_label(drawn, fmt="%.3f", fontsize=9)
     axes.set_ylim(0, 1.1)
     axes.set_ylabel("test accuracy")
