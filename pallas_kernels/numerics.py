@@ -4,11 +4,27 @@ XLA turns `x / 7` into `x * (1 / 7)`, which differs from the quotient in the las
 all x; a cast to e4m3 gives NaN above 464. Both matter where codes are compared bit for bit.
 """
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 E4M3 = jnp.float8_e4m3fn
 E4M3_MAX = 448.0
 E4M3_TINY = 2.0**-9  # the smallest positive e4m3 number, a subnormal
+
+
+def known(array):
+    """Whether an array's values can be looked at here (not traced, all on this host)."""
+    return not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)
+
+
+def is_finite(array):
+    """Whether no value of an array is a NaN or an infinity, as far as its values are `known`.
+
+    >>> is_finite(jnp.array([1.0, jnp.inf]))
+    False
+    """
+    return not known(array) or bool(np.isfinite(np.asarray(array)).all())
 
 
 def divide(x, constant):

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 
 from pallas_kernels import backend as registry
 from pallas_kernels.attention import reference, xla
+from pallas_kernels.numerics import E4M3, is_finite
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+SCALE_DTYPES = (jnp.float32, jnp.bfloat16, E4M3)
 SM90 = "pallas_kernels.attention.sm90"
 SM90_TILE = 128  # more keys at a time spill registers
 SHORT = 64  # fewer queries than this leave most of a block of 128 idle
@@ -99,7 +101,8 @@ def prefill(
     >>> prefill(one, one, one).tolist()
     [[[[1.0, 1.0]]]]
     """
-    check(q, k, v, k_scale, v_scale, tile=tile, precision=precision, window=window)
+    check(q, k, v, k_scale, v_scale, precision=precision)
+    check_options(scale, tile=tile, window=window)
     facts = {"q": q, "k": k, "v": v, "tile": tile, "precision": precision}
     chosen = registry.choose(BACKENDS, backend, **facts, named=backend is not None)
     fused, d = chosen.name.startswith("sm90"), q.shape[-1]
@@ -160,7 +163,27 @@ def attend_backward(run, plain, options, operands, dy):
 attend.defvjp(attend_forward, attend_backward)
 
 
-def check(q, k, v, k_scale, v_scale, *, tile, precision, window):
+def check_scale(name, scale, shape):
+    """Raises ValueError unless the scales of keys or values, if any, are as they must be."""
+    if scale is None:
+        return
+    if scale.shape != shape or scale.dtype not in SCALE_DTYPES:
+        accepted = ", ".join(jnp.dtype(x).name for x in SCALE_DTYPES)
+        raise ValueError(
+            f"{name}_scale must be {shape} in {accepted}; got {tuple(scale.shape)} {scale.dtype}"
+        )
+
+
+def check_options(scale, **counts):
+    """Raises ValueError unless `scale` is finite and the others, where given, are at least 1."""
+    if scale is not None and not is_finite(scale):
+        raise ValueError(f"scale={scale}; it takes a finite number, or None")
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}; it takes a number >= 1, or None")
+
+
+def check(q, k, v, k_scale, v_scale, *, precision):
     """Raises ValueError unless the operands of `prefill` fit each other."""
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
         raise ValueError(
@@ -180,11 +203,6 @@ def check(q, k, v, k_scale, v_scale, *, tile, precision, window):
             raise ValueError(f"{name} has dtype {x.dtype}; accepted: floats, or int8 with scales")
         if x.dtype == jnp.int8 and x_scale is None:
             raise ValueError(f"{name} holds int8 codes: pass {name}_scale [b, s, kv]")
-        if x_scale is not None and x_scale.shape != x.shape[:-1]:
-            raise ValueError(f"{name}_scale must be {x.shape[:-1]}, got {tuple(x_scale.shape)}")
-    if tile is not None and tile < 1:
-        raise ValueError(f"tile={tile}; it takes a number of keys >= 1")
+        check_scale(name, x_scale, x.shape[:-1])
     if precision not in ("float32", "fp8"):
         raise ValueError(f"precision={precision!r}; accepted: 'float32', 'fp8'")
-    if window is not None and window < 1:
-        raise ValueError(f"window={window}; it takes a number of keys >= 1, or None")

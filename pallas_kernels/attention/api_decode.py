@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import backend as registry
 from pallas_kernels.attention import reference, xla
-from pallas_kernels.attention.api import DTYPES, attend
+from pallas_kernels.attention.api import DTYPES, attend, check_options, check_scale
 
 DECODE = "pallas_kernels.attention.decode_sm90"
 BLOCKS = 264  # thread blocks wanted, two per multiprocessor of an H200
@@ -101,7 +101,8 @@ def decode(
     >>> decode(one[:, 0], one, 2 * one, jnp.array([2])).tolist()
     [[[2.0, 2.0]]]
     """
-    check(q, k, v, lengths, k_scale, v_scale, pages, window=window, splits=splits)
+    check(q, k, v, lengths, k_scale, v_scale, pages)
+    check_options(scale, window=window, splits=splits)
     if (k_scale is None) != (v_scale is None):
         ones = jnp.ones(scale_shape(k), jnp.float32)
         k_scale, v_scale = (ones if x is None else x for x in (k_scale, v_scale))
@@ -122,7 +123,7 @@ def scale_shape(x):
     return (x.shape[0], x.shape[2], x.shape[1])
 
 
-def check(q, k, v, lengths, k_scale, v_scale, pages, *, window, splits):
+def check(q, k, v, lengths, k_scale, v_scale, pages):
     """Raises ValueError unless the operands of `decode` fit each other."""
     if q.ndim != 3 or q.dtype not in DTYPES:
         raise ValueError(
@@ -140,8 +141,7 @@ def check(q, k, v, lengths, k_scale, v_scale, pages, *, window, splits):
             )
         if x.dtype in (jnp.int8, jnp.uint8) and x_scale is None:
             raise ValueError(f"{name} holds codes: pass {name}_scale {scale_shape(x)}")
-        if x_scale is not None and x_scale.shape != scale_shape(x):
-            raise ValueError(f"{name}_scale must be {scale_shape(x)}, got {tuple(x_scale.shape)}")
+        check_scale(name, x_scale, scale_shape(x))
     if heads % k.shape[2] or (pages is None and k.shape[0] != b):
         raise ValueError(f"q {tuple(q.shape)} does not fit k {tuple(k.shape)}: heads, sequences")
     if lengths.shape != (b,) or lengths.dtype != jnp.int32:
@@ -150,6 +150,3 @@ def check(q, k, v, lengths, k_scale, v_scale, pages, *, window, splits):
         pages.ndim != 2 or pages.shape[0] != b or not pages.size or pages.dtype != jnp.int32
     ):
         raise ValueError(f"pages must be [{b}, n] int32, got {pages.shape} {pages.dtype}")
-    for name, value in (("window", window), ("splits", splits)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value}; it takes a number >= 1, or None")

@@ -8,7 +8,7 @@ import numpy as np
 
 from pallas_kernels import backend as registry
 from pallas_kernels.grouped import reference, xla
-from pallas_kernels.numerics import E4M3
+from pallas_kernels.numerics import E4M3, is_finite, known
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16, E4M3)
 
@@ -149,9 +149,17 @@ def check(x, w, group_sizes, transposed, x_scale, w_scale):
             f"group_sizes must be [e] = ({e},) integers, "
             f"got {tuple(group_sizes.shape)} {group_sizes.dtype}"
         )
+    if known(group_sizes):
+        sizes = np.asarray(group_sizes)
+        if (sizes < 0).any() or sizes.sum() > len(x):
+            raise ValueError(f"group_sizes={sizes.tolist()} are not parts of m={len(x)} rows of x")
     scales = (("x_scale", x_scale, (x.shape[0], 1)), ("w_scale", w_scale, (e,)))
     for name, scale, shape in scales:
         if (scale is None) == (x.dtype == E4M3):
             raise ValueError(f"{name} belongs to operands of float8_e4m3fn and only to them")
-        if scale is not None and scale.shape != shape:
-            raise ValueError(f"{name} must be {shape}, got {tuple(scale.shape)}")
+        if scale is not None and (scale.shape != shape or scale.dtype != jnp.float32):
+            raise ValueError(
+                f"{name} must be {shape} float32, got {tuple(scale.shape)} {scale.dtype}"
+            )
+    if w_scale is not None and not is_finite(w_scale):
+        raise ValueError("w_scale holds a NaN or an infinity")

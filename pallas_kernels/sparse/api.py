@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from pallas_kernels import backend as registry
+from pallas_kernels.numerics import is_finite
 from pallas_kernels.sparse import blocks, dense, reference, xla
 from pallas_kernels.sparse.packed import PLANES, Int4Rows, unpack, values
 
@@ -282,6 +283,8 @@ def check_weights(**weights):
                 f"{name} must hold words [k, n / {PLANES}] int32 and scales [k, {PLANES}] float32; "
                 f"got {w.words.shape} {w.words.dtype} and {w.scales.shape} {w.scales.dtype}"
             )
+        elif not is_finite(w.scales):
+            raise ValueError(f"{name}.scales hold a NaN or an infinity")
 
 
 def check_matrix(name, w, form, first, axis, other):

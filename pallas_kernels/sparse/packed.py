@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.numerics import divide
+from pallas_kernels.numerics import divide, is_finite
 
 PLANES = 8
 
@@ -47,7 +47,7 @@ def pack(w):
     Returns:
       `Int4Rows`; groups of zeros have codes 0 and scale 1.
     Raises:
-      ValueError: not a matrix of floats, or n no multiple of 8.
+      ValueError: not a matrix of floats, n no multiple of 8, or (seen only outside jit) not finite.
 
     >>> unpack(pack(jnp.array([[7.0, 0, 0, 0, 0, 0, 3.0, -7.0]]))).tolist()
     [[7.0, 0.0, 0.0, 0.0, 0.0, 0.0, 3.0, -7.0]]
@@ -57,6 +57,8 @@ def pack(w):
             f"w must be [k, n], floating point, with n a multiple of {PLANES}; "
             f"got {tuple(w.shape)} {w.dtype}"
         )
+    if not is_finite(w):
+        raise ValueError("w holds a NaN or an infinity, which no code of INT4 stands for")
     k, n = w.shape
     w = w.astype(jnp.float32).reshape(k, PLANES, n // PLANES)
     scales = divide(jnp.max(jnp.abs(w), axis=-1), 7)

@@ -1,10 +1,8 @@
 """What the public functions refuse before any work."""
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from pallas_kernels.numerics import E4M3
+from pallas_kernels.numerics import E4M3, is_finite
 from pallas_kernels.w4a8.packed import ENCODINGS, PAIR, TILE_ROWS, Fragments
 
 X_DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16, E4M3)
@@ -44,7 +42,7 @@ def check_weights(codes, scales, *, group, stack=0):
         )
     if scales.dtype not in SCALE_DTYPES:
         raise ValueError(f"scales have dtype {scales.dtype}; accepted: {names(SCALE_DTYPES)}")
-    if known(scales) and not np.isfinite(np.asarray(scales)).all():
+    if not is_finite(scales):
         raise ValueError("scales hold a NaN or an infinity; a weight of them would be one too")
     return k
 
@@ -99,11 +97,6 @@ def check_residual(residual, shape, dtype):
             f"residual must be {shape} {jnp.dtype(dtype).name} like the result, "
             f"got {tuple(residual.shape)} {residual.dtype}"
         )
-
-
-def known(array):
-    """Whether an array's values can be looked at here (not traced, all on this host)."""
-    return not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)
 
 
 def names(dtypes):

@@ -19,6 +19,12 @@ from tests.w4a8_operands import error
 interpreted = pytest.mark.skipif(
     JAX_VERSION < INTERPRETER, reason="Pallas interprets GPU kernels from jax 0.11"
 )
+FP8 = {
+    "x": jnp.ones((3, 5), E4M3),
+    "w": jnp.ones((2, 5, 3), E4M3),
+    "x_scale": jnp.ones((3, 1)),
+    "w_scale": jnp.ones((2,)),
+}
 NARROW = 4e-3  # relative norm of rounding to bfloat16, as in w4a8
 WIDE = 1e-6  # the same of float32 sums in another order
 
@@ -162,6 +168,12 @@ def test_training_lowers_to_the_kernel(chip, has):
         ({"group_sizes": jnp.ones((3,), jnp.int32)}, r"group_sizes must be \[e\] = \(2,\)"),
         ({"group_sizes": jnp.ones((2,))}, "integers"),
         ({"x_scale": jnp.ones((3, 1))}, "x_scale belongs to operands of float8_e4m3fn"),
+        ({"group_sizes": jnp.array([2, 2])}, r"group_sizes=\[2, 2\] are not parts of m=3 rows"),
+        ({"group_sizes": jnp.array([-1, 2])}, r"group_sizes=\[-1, 2\] are not parts"),
+        (FP8 | {"x_scale": jnp.ones((3,))}, r"x_scale must be \(3, 1\) float32"),
+        (FP8 | {"w_scale": jnp.ones((2,), jnp.bfloat16)}, r"w_scale must be \(2,\) float32"),
+        (FP8 | {"w_scale": None}, "w_scale belongs to operands of float8_e4m3fn"),
+        (FP8 | {"w_scale": jnp.array([1.0, jnp.inf])}, "w_scale holds a NaN or an infinity"),
         ({"backend": "cuda"}, "'sm90', 'sm90_interpret', 'xla', 'reference'"),
     ],
 )

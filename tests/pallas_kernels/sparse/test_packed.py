@@ -75,3 +75,13 @@ def test_bad_weights():
         sparse.take(jnp.ones(4), w, jnp.zeros(2, jnp.int32), jnp.float32(1))
     with pytest.raises(ValueError, match="accepted: None, Config, GpuConfig"):
         sparse.matvec(jnp.ones(4), w, config="fast")
+    with pytest.raises(ValueError, match="w holds a NaN or an infinity"):
+        sparse.pack(jnp.full((4, 16), jnp.inf))
+    for value in (jnp.nan, jnp.inf):
+        with pytest.raises(ValueError, match=r"w.scales hold a NaN or an infinity"):
+            sparse.matvec(jnp.ones(4), w._replace(scales=w.scales.at[1, 2].set(value)))
+    with pytest.raises(ValueError, match=r"words \[k, n / 8\] int32"):
+        sparse.matvec(jnp.ones(4), w._replace(words=w.words[:3]))  # cut
+    with pytest.raises(ValueError, match=r"up_rows must be \[f, d\] = \(4, 16\)"):
+        cut = w._replace(words=w.words[:, :1])
+        sparse.glu(jnp.ones(4), cut, w, jnp.ones(16))
