@@ -58,6 +58,7 @@ def nats(scores) -> np.ndarray:
     return np.array([score.nats for score in scores])
 
 
+@pytest.mark.slow
 def test_greedy_beats_blocks_and_random_on_a_small_trained_model():
     """The deterministic twin of the acceptance run below."""
     model = trained(byte_lm(32, 4, 2), sentences(4000, 0), steps=250, batch=8, length=64)
