@@ -21,7 +21,8 @@ def case(name, function, shape, given, expect, **options):
     """A case on every chip that converts to e4m3."""
     build = functools.partial(make, function, shape, given, tuple(options.items()))
     backends = named(TOKENS if function is quantize.tokens else GROUPS, "mosaic")
-    return Case(f"quantize {name}", build, ("h200", "l4"), expect, 0, backends)
+    chips = ("h200", "l4")
+    return Case(f"quantize {name}", build, chips, expect, max_spill=0, backends=backends)
 
 
 CASES = (
