@@ -62,7 +62,8 @@ def following(name, m, with_sumsq):
     config = dataclasses.replace(plan.choose(m, 4096, 4096), split_k=1)
     make = functools.partial(follow, m, 4096, 4096, config, with_sumsq)
     expect, entries = ("QGMMA", "LDS.128"), named(TABLE, "sm90")
-    return Case(f"w4a8 matmul, {m} tokens, {name}", make, ("h200",), expect, 0, backends=entries)
+    name, h200 = f"w4a8 matmul, {m} tokens, {name}", ("h200",)
+    return Case(name, make, h200, expect, max_spill=0, backends=entries)
 
 
 def case(name, m, n, k, **options):
