@@ -23,6 +23,7 @@ class Case:
       max_spill: bytes that one thread may spill.
       backends: entries of the kernel's table (`named`) whose rules say which jax compiles it for
         which chip; none: any jax for any chip.
+      patterns: regular expressions that something in the machine code must match.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Case:
     expect: tuple[str, ...] = ()
     max_spill: int = 16
     backends: tuple[Backend, ...] = ()
+    patterns: tuple[str, ...] = ()
 
 
 def named(table, name):

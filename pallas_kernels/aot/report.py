@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+REGISTERS = 65536  # of a multiprocessor
 DUMP = ("MOSAIC_GPU_DUMP_PTX", "MOSAIC_GPU_DUMP_TO", "JAX_TRITON_DUMP_DIR")
 
 
@@ -19,11 +20,13 @@ class Report(NamedTuple):
       registers: per thread, the most of its kernels; 0 where that is not known (TPU).
       spill: bytes stored to local memory per thread, the most of its kernels.
       code: SASS of all kernels; a TPU's compiled module.
+      complaints: what the assembler lets pass and a GPU would suffer from.
     """
 
     registers: int
     spill: int
     code: str
+    complaints: tuple[str, ...] = ()
 
 
 def dumping() -> Path:
@@ -50,7 +53,7 @@ def assemble(modules: list[str]) -> Report:
     Raises:
       RuntimeError: ptxas or nvdisasm is missing, or refuses a module.
     """
-    registers, spill, code = 0, 0, []
+    registers, spill, code, wrong = 0, 0, [], []
     with tempfile.TemporaryDirectory() as folder:
         for module in modules:
             source, binary = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
@@ -62,7 +65,33 @@ def assemble(modules: list[str]) -> Report:
             registers = max(registers, *map(int, re.findall(r"Used (\d+) registers", said)))
             spill = max(spill, *map(int, re.findall(r"(\d+) bytes spill stores", said)))
             code.append(run("nvdisasm", str(binary)))
-    return Report(registers, spill, "\n".join(code))
+            wrong += complaints(module, said)
+    return Report(registers, spill, "\n".join(code), tuple(wrong))
+
+
+def complaints(module: str, said: str) -> list[str]:
+    """What the assembler lets pass and a GPU would suffer from.
+
+    Args:
+      module: PTX.
+      said: what ptxas printed.
+    Returns:
+      a line for each: products of the tensor core that wait for each other, or warp groups that ask
+      for more registers than the block has, for which the last one waits for ever.
+    """
+    found = [line.strip() for line in said.splitlines() if "serialized" in line]
+    threads = re.search(r"\.(?:req|max)ntid (\d+)", module)
+    asked = {
+        way: max(map(int, re.findall(rf"setmaxnreg\.{way}\S* (\d+)", module)), default=0)
+        for way in ("inc", "dec")
+    }
+    if threads and all(asked.values()):
+        groups = int(threads[1]) // 128
+        pool = groups * (REGISTERS // int(threads[1]) // 8 * 8)
+        wanted = (groups - 1) * asked["inc"] + asked["dec"]
+        if wanted > pool:
+            found.append(f"warp groups ask for {wanted} registers of each thread of {pool}")
+    return found
 
 
 def run(tool: str, *arguments: str) -> str:

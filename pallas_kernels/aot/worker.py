@@ -4,6 +4,7 @@ A process of its own, because an error inside LLVM ends it.
 """
 
 import json
+import re
 import sys
 import time
 
@@ -41,6 +42,8 @@ def compiled(case: Case, chip: str, folder) -> dict[str, object]:
         return {"wrong": f"{type(error).__name__}: {str(error)[-400:]}"}
     missing = [text for text in case.expect if text not in found.code]
     wrong = [f"no {text} in the machine code" for text in missing]
+    wrong += [f"nothing like {p}" for p in case.patterns if not re.search(p, found.code)]
+    wrong += found.complaints
     if found.spill > case.max_spill:
         wrong.append(f"spills {found.spill} bytes, more than {case.max_spill}")
     return {

@@ -9,6 +9,9 @@ from pallas_kernels import attention
 from pallas_kernels.aot.cases import Case, named
 from pallas_kernels.attention import api, api_decode
 
+# The left operand of a product with the values; and exponentials between scores and their wait.
+FROM_REGISTERS = r"GMMA\S* R\d+, R\d+, gdesc"
+BESIDE_SCORES = r"GMMA\S* R\d+, gdesc[^\n]*\n(?:(?![^\n]*DEPBAR)[^\n]*\n)*[^\n]*MUFU\.EX2"
 PROMPT, HEADS, KV_HEADS = 4096, 32, 8
 
 
@@ -26,7 +29,7 @@ def make(precision, d, window=None, tile=None, codes=False):
     return run, (q, k, k, scales, scales)
 
 
-def case(precision, d, suffix="", **options):
+def case(precision, d, suffix="", patterns=(FROM_REGISTERS, BESIDE_SCORES), **options):
     """A case of the Hopper kernel."""
     products = {"fp8": ("QGMMA", "e4m3"), "float32": ("HGMMA", "bfloat16")}
     instruction, operands = products[precision]
@@ -35,6 +38,7 @@ def case(precision, d, suffix="", **options):
         functools.partial(make, precision, d, **options),
         ("h200",),
         expect=(instruction,),
+        patterns=patterns,
         max_spill=0,
         backends=named(api.BACKENDS, "sm90"),
     )
@@ -62,6 +66,7 @@ def decode_case(kind, d):
         functools.partial(make_decode, kind, d),
         ("h200",),
         expect=("HGMMA",),
+        patterns=(FROM_REGISTERS,),
         max_spill=0,
         backends=named(api_decode.BACKENDS, "sm90"),
     )
@@ -70,7 +75,7 @@ def decode_case(kind, d):
 CASES = (
     *(case(precision, d) for precision in ("fp8", "float32") for d in (64, 128)),
     case("fp8", 128, ", window of 1024", window=1024),
-    case("fp8", 128, ", tiles of 128", tile=128),
+    case("fp8", 128, ", tiles of 128", patterns=(FROM_REGISTERS,), tile=128),
     *(case("float32", d, ", int4 keys", codes=True) for d in (64, 128)),
     *(decode_case(kind, d) for kind in ("int4", "bfloat16") for d in (64, 128)),
 )

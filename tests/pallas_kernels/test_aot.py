@@ -97,6 +97,15 @@ def test_a_failure_stays_one_cell():
     assert table.cell(wrong) == "FAILED: no / at all"
 
 
+def test_complaints_about_what_the_assembler_lets_pass():
+    module = ".maxntid 384, 1, 1\nsetmaxnreg.dec.sync.aligned.u32 40;\n"
+    more = module + "setmaxnreg.inc.sync.aligned.u32 240;\n"
+    assert report.complaints(module, "") == []
+    assert report.complaints(more.replace("240", "232"), "ptxas info : Used 168 registers") == []
+    found = report.complaints(more, "Potential Performance Loss: wgmma are serialized due to")
+    assert [line.split(" ")[0] for line in found] == ["Potential", "warp"] and "520" in found[1]
+
+
 def test_a_missing_tool_says_what_to_install(monkeypatch):
     monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("PATH", "")
