@@ -41,14 +41,14 @@ def error(found, wanted):
     return np.abs(found - wanted).max() / np.abs(wanted).max()
 
 
-def check(dtype, t, s, heads, kv_heads, window, *, codes, fp8, seed=0):
+def check(dtype, t, s, heads, kv_heads, window, *, codes, fp8, scale=None, d=64, tile=64, seed=0):
     """Compares the kernel's body with the reference."""
-    q, k, v, scales, exact = operands(dtype, t, s, heads, kv_heads, codes=codes, seed=seed)
-    options = {"window": window, "precision": "fp8" if fp8 else "float32"}
-    y = prefill(q, k, v, **scales, **options, tile=64, backend="sm90_interpret")
+    q, k, v, scales, exact = operands(dtype, t, s, heads, kv_heads, d, codes=codes, seed=seed)
+    options = {"window": window, "precision": "fp8" if fp8 else "float32", "scale": scale}
+    y = prefill(q, k, v, **scales, **options, tile=tile, backend="sm90_interpret")
     assert y.dtype == q.dtype and y.shape == q.shape
     reference = functools.partial(
-        prefill, q.astype(jnp.float32), window=window, backend="reference"
+        prefill, q.astype(jnp.float32), window=window, scale=scale, backend="reference"
     )
     ideal = reference(*(x.astype(jnp.float32) for x in exact))
     if not fp8:
@@ -62,15 +62,15 @@ def check(dtype, t, s, heads, kv_heads, window, *, codes, fp8, seed=0):
 
 @interpreted
 @pytest.mark.parametrize(
-    ("dtype", "t", "s", "heads", "kv_heads", "window", "codes", "fp8"),
+    ("dtype", "t", "s", "heads", "kv_heads", "window", "codes", "fp8", "scale"),
     [
-        ("bfloat16", 70, 150, 2, 1, None, False, False),
-        ("float16", 130, 130, 1, 1, 70, True, True),
+        ("bfloat16", 70, 150, 2, 1, None, False, False, -0.2),
+        ("float16", 130, 130, 1, 1, 70, True, True, None),
     ],
 )
-def test_equals_reference(dtype, t, s, heads, kv_heads, window, codes, fp8):
+def test_equals_reference(dtype, t, s, heads, kv_heads, window, codes, fp8, scale):
     """Memory that nobody wrote is NaN in the interpreter."""
-    check(dtype, t, s, heads, kv_heads, window, codes=codes, fp8=fp8)
+    check(dtype, t, s, heads, kv_heads, window, codes=codes, fp8=fp8, scale=scale)
 
 
 @pytest.mark.slow
@@ -84,11 +84,14 @@ def test_equals_reference(dtype, t, s, heads, kv_heads, window, codes, fp8):
     kv_heads=st.integers(1, 2),
     window=st.none() | st.integers(1, 300),
     mode=st.sampled_from([(False, False), (True, False), (True, True)]),
+    scale=st.sampled_from([None, -0.1, 0.0, 0.3]),
+    d=st.sampled_from([64, 128]),
+    tile=st.sampled_from([None, 64, 128]),
     seed=st.integers(0, 9),
 )
-def test_any_shape(dtype, t, more, group, kv_heads, window, mode, seed):
+def test_any_shape(dtype, t, more, group, kv_heads, window, mode, seed, **options):
     codes, fp8 = mode
-    options = {"codes": codes, "fp8": fp8, "seed": seed}
+    options |= {"codes": codes, "fp8": fp8, "seed": seed}
     check(dtype, t, t + more, group * kv_heads, kv_heads, window, **options)
 
 
