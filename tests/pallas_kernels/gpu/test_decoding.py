@@ -94,6 +94,43 @@ def test_prefill(hopper, interpreted, precision, window):
     assert error(y, plain(q, *exact, [s, s], window)) < bound
 
 
+@pytest.mark.parametrize(
+    ("precision", "codes", "d", "tile"),
+    [
+        ("float32", False, 64, None),
+        ("float32", False, 128, None),
+        ("float32", True, 64, None),
+        ("fp8", True, 64, None),
+        ("fp8", True, 128, 128),
+    ],
+)
+def test_prefill_in_every_form(hopper, interpreted, precision, codes, d, tile):
+    """Which registers hold what depends on scales, channels and tile."""
+    t, s, heads = (64, 200, 2) if interpreted else (2000, 2300, 8)
+    random = np.random.default_rng(1)
+    q = jnp.asarray(random.normal(size=(1, t, heads, d)), jnp.bfloat16)
+    (k, v), scales, exact = cache(random, 1, s, heads // 2, d)
+    options = {"precision": precision, "tile": tile, "backend": hopper}
+    if codes:
+        options |= dict(zip(("k_scale", "v_scale"), scales, strict=True))
+    else:
+        exact = [jnp.asarray(x, jnp.bfloat16) for x in exact]
+    keys = (jnp.asarray(x, jnp.int8) for x in (k, v)) if codes else exact
+    y = twice(functools.partial(attention.prefill, **options), q, *keys)
+    bound = HALF if precision == "float32" else 2 * EIGHTH
+    assert error(y, plain(q, *exact, [s], None)) < bound
+
+
+def test_decode_of_16_bits(hopper, interpreted):
+    s, heads, d = (128, 2, 64) if interpreted else (2048, 16, 128)
+    random, lengths = np.random.default_rng(0), [s, s // 2 - 5]
+    q = jnp.asarray(random.normal(size=(2, heads, d)), jnp.bfloat16)
+    keys = [jnp.asarray(random.normal(size=(2, s, heads // 2, d)), jnp.bfloat16) for _ in range(2)]
+    run = functools.partial(attention.decode, backend=hopper)
+    y = twice(run, q, *keys, jnp.asarray(lengths, jnp.int32))
+    assert error(y, plain(q[:, None], *keys, lengths, None)[:, 0]) < HALF
+
+
 @pytest.mark.parametrize("window", [None, 70])
 def test_decode(hopper, interpreted, window):
     s, heads, d = (128, 2, 64) if interpreted else (2048, 16, 128)
