@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import attention, grouped, quantize, sparse, w4a8
+from pallas_kernels.backend import INTERPRETER, JAX_VERSION
 from tests.w4a8_operands import weights
 
 CODES, _, SCALES = weights(6, 256)
@@ -96,3 +97,44 @@ def test_gradients_by_finite_differences(name):
     slope = sum(float((g * d).sum()) for g, d in zip(gradients, step, strict=True))
     # The third derivative times the cube of the step, and rounding of float32.
     np.testing.assert_allclose((ends[0] - ends[1]) / 2, slope, rtol=3e-3, atol=1e-4)
+
+
+# Each kernel's call, and its operands with a leading axis of two.
+BATCHES = {
+    "attention.prefill": (
+        functools.partial(attention.prefill, backend="sm90_interpret", tile=64),
+        [(2, 1, 8, 1, 64)] * 3,
+    ),
+    "attention.decode": (
+        lambda q, k, v: attention.decode(
+            q, k, v, jnp.array([50], jnp.int32), backend="sm90_interpret"
+        ),
+        [(2, 1, 1, 64), *[(2, 1, 64, 1, 64)] * 2],
+    ),
+    "grouped.matmul": (
+        lambda x, w: grouped.matmul(x, w, SIZES, backend="sm90_interpret"),
+        [(2, 6, 128), (2, 3, 128, 128)],
+    ),
+    "quantize.tokens": (
+        functools.partial(quantize.tokens, backend="mosaic_interpret"),
+        [(2, 2, 256)],
+    ),
+    "quantize.groups": (
+        functools.partial(quantize.groups, group=2, backend="mosaic_interpret"),
+        [(2, 4, 256)],
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    JAX_VERSION < INTERPRETER, reason=f"jax {jax.__version__} has no interpreter for GPU kernels"
+)
+@pytest.mark.parametrize("name", BATCHES)
+def test_vmap_of_a_kernel_gives_the_same_bits(name):
+    run, shapes = BATCHES[name]
+    random = np.random.default_rng(0)
+    args = [jnp.asarray(random.normal(size=shape), jnp.bfloat16) for shape in shapes]
+    batched = jax.vmap(run)(*args)
+    for i in range(2):
+        assert bits(run(*(x[i] for x in args))) == bits(jax.tree.map(lambda x, i=i: x[i], batched))
