@@ -77,7 +77,7 @@ def key_order(x):
 
 def bytes_of(p):
     """p [64, keys] float32 as an e4m3 operand, its keys in `key_order`; saturates at 448."""
-    result = plgpu.ShapeDtypeStruct(p.shape, E4M3, layout=plgpu.Layout.WGMMA_8BIT)
+    result = plgpu.ShapeDtypeStruct(p.shape, jnp.dtype(E4M3), layout=plgpu.Layout.WGMMA_8BIT)
 
     @plgpu.inline_mgpu(arg_types=(LAYOUT,), return_type=result)
     def relabel(_, codes):
