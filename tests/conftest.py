@@ -4,6 +4,7 @@ The environment is set before jax is imported; the import hook comes before ffnl
 and makes each jaxtyping annotation in ffnlab and pallas_kernels a check made at the call.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -32,6 +33,8 @@ FIXTURES = ROOT / "tests" / "fixtures"
 # Folders of tests/ in which adding bfloat16 to float32 raises instead of giving float32.
 STRICT_FOLDERS = frozenset({"weights", "pallas_kernels", "pruning", "quantization", "sparsity"})
 
+MANY_MAPS = 25_000
+
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile(
     "ci", deadline=None, derandomize=True, print_blob=True, database=None
@@ -58,6 +61,19 @@ def data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data folder at {folder}; set FFNLAB_DATA")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs() -> Iterator[None]:
+    """Forgets compiled programs before they take more memory maps than Linux lets a process have.
+
+    A program takes some 16 of 65,530; past that XLA dies of a segmentation fault.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MANY_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)
