@@ -147,13 +147,11 @@ def run(
     rule = RULES[settings.rule](settings)
     key = jax.random.key(options.seed)
     parallel.agree([to_table(settings), corpus.identity], "the configuration or the text")
-    make = functools.partial(fresh, settings, key)
-    mesh = parallel.mesh_of(options.mesh, options.microbatches)
-    model = make() if mesh is None else parallel.create(make, (), mesh)
+    model = jax.eval_shape(functools.partial(fresh, settings), key)
     remember(out, settings, corpus.identity, resume)
     outcome = parallel.train(
-        rule,
-        model,
+        from_nothing(rule, settings),
+        None,
         batches,
         options.steps + settings.extension.steps,
         key=key,
@@ -161,7 +159,7 @@ def run(
         resume=resume,
         evaluate=functools.partial(_evaluate, rule, windows),
         options=options.loop(progress=progress, tensorboard=tensorboard, profile=profile),
-        mesh=mesh,
+        mesh=parallel.mesh_of(options.mesh, options.microbatches),
         microbatches=options.microbatches,
         work=work_of(settings, model),
     )
@@ -180,6 +178,16 @@ def run(
     if parallel.is_first():
         io.write_json(folder / "training.json", record)
     return record
+
+
+def from_nothing(rule: Rule, settings: TrainConfig) -> Rule:
+    """A rule that draws the model of a run itself, whatever it is given.
+
+    So no second copy lies beside the state while it is trained, on a mesh every part is drawn
+    where it stays, and a resumed run draws nothing.
+    """
+    init = lambda _, key: rule.init(fresh(settings, key), key)  # noqa: E731
+    return dataclasses.replace(rule, init=init)
 
 
 # What may differ when a run is resumed: it changes nothing that has been learned so far.

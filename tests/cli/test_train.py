@@ -1,6 +1,7 @@
 """`ffnlab train`: from a TOML file to a model directory, killed and resumed to the same bits."""
 
 import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -46,6 +47,11 @@ steps = 40
 log_every = 1
 evaluate_every = 30
 """
+
+
+def live_bytes() -> int:
+    """Bytes of all arrays of this process."""
+    return sum(array.nbytes for array in jax.live_arrays())
 
 
 @pytest.fixture
@@ -224,3 +230,22 @@ def test_bad_configurations(config, tmp_path, old, new, message):
 def test_xz_is_that_of_the_command():
     text = b"abc" * 1000
     assert 0 < xz_bits(text) < 1
+
+
+@pytest.mark.parametrize("mesh", ["", "dp=2"])
+def test_nothing_lies_beside_the_state_of_a_run(config, tmp_path, monkeypatch, mesh):
+    module, beside = importlib.import_module("ffnlab.cli.train"), []
+    settings = read_config(config, TrainConfig)
+    settings = dataclasses.replace(
+        settings, run=dataclasses.replace(settings.run, steps=2, mesh=mesh)
+    )
+    before = live_bytes()
+
+    def evaluate(rule, windows, state):
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        beside.append((live_bytes() - before - size, module.parameters(state.model) * 4))
+        return {"held_out_bits": 0.0}
+
+    monkeypatch.setattr(module, "_evaluate", evaluate)
+    run(settings, tmp_path / "out")
+    assert beside and all(more < model / 2 for more, model in beside), beside
