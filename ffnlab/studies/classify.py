@@ -1,4 +1,6 @@
-"""What the studies on small classifiers share: one run of a rule on labelled data."""
+"""What the studies on small networks share: one run of a rule on data, and bars of what it gave."""
+
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -8,7 +10,7 @@ from ffnlab.data import ArrayBatches, Labelled
 from ffnlab.parallel import LoopOptions, train
 from ffnlab.rule import Rule
 
-__all__ = ["accuracy", "fit", "learned"]
+__all__ = ["accuracy", "fit", "grouped_bars", "learned"]
 
 QUIET = LoopOptions(log_every=0, progress=False)
 
@@ -60,3 +62,23 @@ def accuracy(rule: Rule, state: PyTree, data: Labelled) -> float:
     """The fraction of inputs whose class has the largest score."""
     scores = np.asarray(rule.predict(state, jax.numpy.asarray(data.x)))
     return float(np.mean(scores.argmax(-1) == data.y))
+
+
+def grouped_bars(axes, found: Mapping[tuple[str, str], Sequence[float]]) -> None:
+    """A bar per (group, name), the mean of its values; the first name is grey.
+
+    Args:
+      axes: where to draw.
+      found: values of the seeds; every group has the same names.
+    """
+    groups, names = (list(dict.fromkeys(part)) for part in zip(*found, strict=True))
+    width = 0.8 / len(names)
+    for i, name in enumerate(names):
+        places = np.arange(len(groups)) + (i - (len(names) - 1) / 2) * width
+        values = [float(np.mean(found[group, name])) for group in groups]
+        color = "0.6" if i == 0 else f"C{i - 1}"
+        drawn = axes.bar(places, values, 0.94 * width, label=name, color=color)
+        axes.bar_label(drawn, fmt="%.3f", fontsize=8)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.legend(frameon=False, loc="upper center", ncols=len(names))
+    axes.spines[["top", "right"]].set_visible(False)

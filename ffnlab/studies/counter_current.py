@@ -21,7 +21,7 @@ from ffnlab.learning.counter_current import local_losses, mirrored
 from ffnlab.rule import Rule
 from ffnlab.studies import STUDIES
 from ffnlab.studies import counter_current_autoencoder as autoencoder
-from ffnlab.studies.classify import fit
+from ffnlab.studies.classify import fit, grouped_bars
 from ffnlab.studies.result import Claim, Result
 
 __all__ = ["run"]
@@ -76,7 +76,10 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
             for (name, rule), values in found.items()
         ]
         + autoencoder.rows(lost),
-        pictures={"accuracy": lambda figure: bars(figure, found)},
+        pictures={
+            "accuracy": lambda figure: bars(figure, found),
+            "autoencoders": lambda figure: autoencoder.bars(figure, lost),
+        },
     ).write(out)
 
 
@@ -152,17 +155,7 @@ def locality_claim(seed: int) -> Claim:
 def bars(figure, found: dict[tuple[str, str], list[float]]) -> None:
     """Test accuracy by rule and data."""
     axes = figure.subplots()
-    names = list(dict.fromkeys(name for name, _ in found))
-    width = 0.8 / len(ORDER)
-    for i, rule in enumerate(ORDER):
-        places = np.arange(len(names)) + (i - (len(ORDER) - 1) / 2) * width
-        values = [float(np.mean(found[name, rule])) for name in names]
-        color = "0.6" if i == 0 else f"C{i - 1}"
-        drawn = axes.bar(places, values, 0.94 * width, label=rule, color=color)
-        axes.bar_label(drawn, fmt="%.3f", fontsize=8)
-    axes.set_xticks(range(len(names)), names)
+    grouped_bars(axes, found)
     axes.set_ylim(0.5, 1.08)
     axes.set_ylabel("test accuracy (axis from 0.5)")
     axes.set_title("Counter-current learning beside backpropagation and its ablations")
-    axes.legend(frameon=False, loc="upper center", ncols=len(ORDER))
-    axes.spines[["top", "right"]].set_visible(False)

@@ -21,10 +21,10 @@ from ffnlab.learning import MapLoss, backprop, counter_current
 from ffnlab.learning.counter_current import mirrored
 from ffnlab.models.convnet import ConvAutoencoder
 from ffnlab.rule import Rule
-from ffnlab.studies.classify import learned
+from ffnlab.studies.classify import grouped_bars, learned
 from ffnlab.studies.result import Claim
 
-__all__ = ["CASES", "WAYS", "claim", "errors", "measured", "rows", "settings"]
+__all__ = ["CASES", "WAYS", "bars", "claim", "errors", "measured", "rows", "settings"]
 
 BATCH, RATE = 64, 2e-3
 WAYS = ("backprop", "counter-current", "feedback frozen", "hidden frozen")
@@ -159,3 +159,12 @@ def claim(found: dict[tuple[str, str], list[float]]) -> Claim:
         all(mean[n, "counter-current"] <= 0.95 * mean[n, "hidden frozen"] for n in names),
         "test error, the mean image's being 1: at most .95 of that with random hidden layers",
     )
+
+
+def bars(figure, found: dict[tuple[str, str], list[float]]) -> None:
+    """Test error by network and way; `found` as of `claim`."""
+    axes = figure.subplots()
+    grouped_bars(axes, found)
+    axes.set_ylim(0, 1.1)
+    axes.set_ylabel("test error, the mean image's being 1")
+    axes.set_title("Autoencoders of digits: lower is better")

@@ -40,7 +40,8 @@ def test_study_writes_its_result_and_picture(tmp_path, monkeypatch):
     result = load("counter-current").run(out=tmp_path, quick=True)
     saved = json.loads((tmp_path / "result.json").read_text())
     assert [row["rule"] for row in saved["table"]] == [*study.ORDER * 2, *autoencoder.WAYS]
-    assert (tmp_path / "accuracy.png").stat().st_size > 5000
+    for name in ("accuracy", "autoencoders"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000
     assert all(0 <= row["accuracy"] <= 1 for row in result.table[:8]) and len(result.claims) == 5
     assert all(row["error"] > 0 for row in result.table[8:])
 
