@@ -34,7 +34,7 @@ def test_three_kills(tmp_path):
 
 @pytest.mark.faults
 def test_twenty_kills_eight_of_them_in_a_save(tmp_path, capsys):
-    found = killed_again_and_again(tmp_path, kills=20, saving=8, steps=2000, seed=20, longest=2000)
+    found = killed_again_and_again(tmp_path, kills=20, saving=8, steps=4000, seed=20, longest=2000)
     with capsys.disabled():
         print()
         for kill in found:

@@ -2,6 +2,7 @@
 
 import re
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +44,16 @@ def die_and_go_on(tmp_path, count: int, victim: int) -> None:
     assert bits[0] == pytest.approx(bits[1], abs=1e-5)
 
 
+def stopped(tmp_path, steps: int, after: int, notified: int = 0) -> tuple[Path, Path, list]:
+    """Configuration, folder and processes of a run of two that a notice to one has stopped."""
+    config, out = launch.write_config(tmp_path, steps), tmp_path / "out"
+    processes = launch.start_all(2, config, out)
+    launch.wait_for_step(processes[notified], out, after)
+    processes[notified].send_signal(signal.SIGTERM)
+    assert [process.wait(timeout=launch.PATIENCE) for process in processes] == [0, 0]
+    return config, out, processes
+
+
 def test_two_processes_are_as_one_and_end_together(tmp_path):
     die_and_go_on(tmp_path, count=2, victim=1)
 
@@ -55,21 +66,13 @@ def test_four_processes_are_as_one_and_end_together(tmp_path, victim):
 
 @pytest.mark.faults
 def test_a_notice_to_one_process_stops_all_after_the_same_step(tmp_path):
-    config, out = launch.write_config(tmp_path, steps=4000), tmp_path / "out"
-    processes = launch.start_all(2, config, out)
-    launch.wait_for_step(processes[1], out, 7)
-    processes[1].send_signal(signal.SIGTERM)
-    assert [process.wait(timeout=launch.PATIENCE) for process in processes] == [0, 0]
+    *_, processes = stopped(tmp_path, steps=4000, after=7, notified=1)
     assert "--resume goes on" in processes[0].log.read_text()
 
 
 @pytest.mark.faults
 def test_a_run_of_two_processes_goes_on_as_one(tmp_path):
-    config, out = launch.write_config(tmp_path, steps=60), tmp_path / "out"
-    processes = launch.start_all(2, config, out)
-    launch.wait_for_step(processes[0], out, 7)
-    processes[0].send_signal(signal.SIGTERM)
-    assert [process.wait(timeout=launch.PATIENCE) for process in processes] == [0, 0]
+    config, out, _ = stopped(tmp_path, steps=60, after=7)
     assert launch.rows(out)[-1]["step"] < 60
     last = launch.start(config, out, "--resume")
     assert last.wait(timeout=launch.PATIENCE) == 0
@@ -92,11 +95,7 @@ def test_processes_that_slurm_starts_find_each_other(tmp_path):
 
 @pytest.mark.faults
 def test_several_processes_pass_over_a_damaged_checkpoint_together(tmp_path):
-    config, out = launch.write_config(tmp_path, steps=60), tmp_path / "out"
-    processes = launch.start_all(2, config, out)
-    launch.wait_for_step(processes[0], out, 25)
-    processes[0].send_signal(signal.SIGTERM)
-    assert [process.wait(timeout=launch.PATIENCE) for process in processes] == [0, 0]
+    config, out, _ = stopped(tmp_path, steps=60, after=25)
     newest = max((out / "checkpoint").iterdir())
     files = io.read_json(newest / "tree.json")
     names = sorted(files["files"])
