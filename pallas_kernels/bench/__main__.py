@@ -99,8 +99,8 @@ def describe(entry, work):
     us, least = entry["us"], entry["floor_us"]
     floor_, share = (f"{least:.1f}", f"{100 * least / us:.0f} %") if least else ("-", "-")
     return (
-        f"| {entry['task']} | {entry['name']} | {us:.1f} | {work.nbytes / us / 1e6:.2f} "
-        f"| {work.flops / us / 1e6:.1f} | {floor_} | {share} | {entry['ratio']:.2f} |"
+        f"| {entry['task']} | {entry['name']} | {us:.1f} | {work.nbytes / us / 1e6:.4g} "
+        f"| {work.flops / us / 1e6:.4g} | {floor_} | {share} | {entry['ratio']:.2f} |"
     )
 
 

@@ -189,8 +189,7 @@ def multiply_and_follow(
         scratch_types=[plgpu.SMEM(staging, out, transforms=transforms)],
         **cluster_options(config),
     )
-    added = () if residual is None else (residual,)
-    y, *squares = run(tile_group, x8, sx, words, scales, *added)
+    y, *squares = run(tile_group, x8, sx, words, scales, *([] if residual is None else [residual]))
     y = jnp.sum(y, axis=0).T if shape.partial else y
     return y, jnp.sum(squares[0], axis=0) if with_sumsq else None
 
