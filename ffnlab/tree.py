@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ffnlab.errors import SelectionError
+from ffnlab.weights.base import is_weight
 from ffnlab.weights.base import nbytes as leaf_nbytes
 
 M = TypeVar("M")
@@ -67,9 +68,12 @@ def where(fn: Predicate) -> Selector:
 
 
 def floating(path: str, node: object) -> bool:
-    """Whether a node is an array of a dtype that has gradients; a predicate for `partition`."""
+    """Whether a node is an array of a dtype that has gradients; a predicate for `partition`.
+
+    Floats of eight bits and fewer are codes or scales of a quantizer, which have none.
+    """
     is_array = jax.tree_util.all_leaves([node]) and hasattr(node, "dtype")
-    return is_array and jnp.issubdtype(node.dtype, jnp.floating)
+    return is_array and jnp.issubdtype(node.dtype, jnp.floating) and node.dtype.itemsize > 1
 
 
 def children(node: object) -> tuple[list[tuple[str, object]], object]:
@@ -215,6 +219,50 @@ def combine(chosen: M, rest: M) -> M:
         raise ValueError("chosen and rest are not the two parts of one tree (structures differ)")
     merged = [y if x is None else x for x, y in zip(a, b, strict=True)]
     return jax.tree.unflatten(treedef, merged)
+
+
+def trained(tree: M, selector: Predicate | None = None) -> tuple[M, M]:
+    """Splits the leaves as `partition` does, into (what learning changes, the rest).
+
+    Trained are floating arrays of the selected parts. Quantized weights stay whole, scales
+    included, as does what else a weight does not train (`Weight.trains`: the base of a LoRA), and
+    an `nnx.Variable` that is not an `nnx.Param`.
+
+    Args:
+      selector: of the parts that learn; all when None.
+    Raises:
+      SelectionError: the selector matches nothing, or nothing that can be trained.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    chosen = [True] * len(leaves)
+    if selector is not None:
+        select(tree, selector)
+        chosen = list(_selected_leaves(tree, selector, False))
+    mine = [a and b for a, b in zip(chosen, _trainable_leaves(tree, False), strict=True)]
+    if not any(mine):
+        name = getattr(selector, "name", getattr(selector, "__name__", selector))
+        raise SelectionError(
+            f"trainable={name}: of the arrays selected ({sum(chosen)}) none can be trained; "
+            "floating arrays of Params can, quantized weights stay as they are: select other "
+            "parts, or put a LoRA around a quantized weight"
+        )
+    parts = (
+        [leaf if keep == kept else None for leaf, keep in zip(leaves, mine, strict=True)]
+        for kept in (True, False)
+    )
+    return tuple(jax.tree.unflatten(treedef, part) for part in parts)
+
+
+def _trainable_leaves(node: object, fixed: bool) -> Iterator[bool]:
+    named, treedef = children(node)
+    if treedef is None:
+        if node is not None:
+            yield not fixed and floating("", node)
+        return
+    fixed = fixed or (isinstance(node, nnx.Variable) and not isinstance(node, nnx.Param))
+    for key, child in named:
+        kept = is_weight(node) and not node.trains(key.removeprefix("."))
+        yield from _trainable_leaves(child, fixed or kept)
 
 
 def nbytes(tree: object) -> int:

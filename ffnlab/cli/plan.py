@@ -134,8 +134,7 @@ def measure(request: dict) -> dict[str, object]:
     model = jax.eval_shape(make, key)
     state = jax.eval_shape(rule.init, model, key)
     state = parallel.abstract(state, mesh)
-    at_once = rows // settings.run.microbatches
-    tokens = jax.ShapeDtypeStruct((at_once, length + 1), jnp.int32)
+    tokens = jax.ShapeDtypeStruct((rows, length + 1), jnp.int32)
     place = parallel.batch_shardings(tokens, mesh)
     tokens = jax.ShapeDtypeStruct(tokens.shape, tokens.dtype, sharding=place)
     begin = time.perf_counter()

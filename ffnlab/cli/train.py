@@ -159,8 +159,7 @@ def run(
         resume=resume,
         evaluate=functools.partial(_evaluate, rule, windows),
         options=options.loop(progress=progress, tensorboard=tensorboard, profile=profile),
-        mesh=parallel.mesh_of(options.mesh, options.microbatches),
-        microbatches=options.microbatches,
+        mesh=parallel.mesh_of(options.mesh),
         work=work_of(settings, model),
     )
     if not outcome.finished:

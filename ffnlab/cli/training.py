@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
-import optax
 from jaxtyping import Array, PyTree
 
 from ffnlab.errors import ConfigError
@@ -135,14 +134,11 @@ class TrainConfig:
 
 def _backprop(config: TrainConfig) -> Rule:
     key = jax.random.key(config.run.seed)
-    steps, more, parts = config.run.steps, config.extension, config.run.microbatches
-    optimizer = make_optimizer(config.optimizer, steps, more, key=key)
-    if parts > 1:
-        optimizer = optax.MultiSteps(optimizer, parts).gradient_transformation()
+    optimizer = make_optimizer(config.optimizer, config.run.steps, config.extension, key=key)
     loss = packed_next_token if config.data.packed else next_token
     if config.run.compute != "float32":
         loss = computed_in(config.run.compute, loss)
-    return backprop(loss, optimizer)
+    return backprop(loss, optimizer, microbatches=config.run.microbatches)
 
 
 # The only place where a name becomes a rule.

@@ -76,14 +76,17 @@ def partition(
     return PartitionSpec(*entries)
 
 
-def constrain(x: Array, axes: Sequence[str | None]) -> Array:
+def constrain(x: Array, axes: Sequence[str | None], *, path: str | None = None) -> Array:
     """x, cut along the axes of the mesh that is set; x itself where none is.
 
     Args:
       x: an activation.
       axes: a logical name per dimension.
+      path: of x, see `partition`.
+    Raises:
+      ConfigError: as `partition`.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
     if not sizes or math.prod(sizes.values()) == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, partition(axes, x.shape, sizes))
+    return jax.lax.with_sharding_constraint(x, partition(axes, x.shape, sizes, path=path))

@@ -12,6 +12,7 @@ from ffnlab.learning.backprop import (
     next_token,
 )
 from ffnlab.learning.counter_current import CounterCurrentState, MapLoss, PairLoss, counter_current
+from ffnlab.learning.masters import MastersState, in_float32
 from ffnlab.learning.noise import gradient_noise, noise_scale
 from ffnlab.learning.noprop import NoPropOptions, NoPropState, noprop
 from ffnlab.learning.noprop_net import NoPropNet
@@ -26,6 +27,7 @@ __all__ = [
     "Extension",
     "LearnedSchedule",
     "MapLoss",
+    "MastersState",
     "NoPropNet",
     "NoPropOptions",
     "NoPropState",
@@ -35,6 +37,7 @@ __all__ = [
     "computed_in",
     "counter_current",
     "gradient_noise",
+    "in_float32",
     "labelled",
     "lamb",
     "lars",

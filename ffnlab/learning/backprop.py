@@ -2,10 +2,13 @@
 
     g = d loss(model, batch) / d trained;   trained <- trained + optimizer(g)
 
-Only floating leaves are trained, and of those only the selected ones: integer codes, masks and
-frozen parts pass through bit for bit, and the optimizer keeps no state for them.
+Only what `ffnlab.tree.trained` gives is trained, and of that only the selected parts: quantized
+weights, masks and frozen parts pass through bit for bit, and the optimizer keeps no state for them.
+A step is one step of the whole batch, in however many parts it is computed, and the optimizer works
+in float32 whatever the parameters are.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -17,7 +20,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from ffnlab import tree
+from ffnlab.errors import ConfigError
+from ffnlab.learning.accumulate import accumulated
+from ffnlab.learning.masters import in_float32
 from ffnlab.rule import Rule
+from ffnlab.weights.quantized import Quantized
 
 Metrics = Mapping[str, Array]
 Loss = Callable[[PyTree, PyTree], tuple[Array, Metrics]]
@@ -28,7 +35,7 @@ class BackpropState(NamedTuple):
 
     Attributes:
       model: the model as learned so far.
-      optimizer: optax state, over the trained leaves only.
+      optimizer: optax state, over the trained leaves only; float32 (`in_float32`).
       step: [] int32, steps taken.
     """
 
@@ -75,7 +82,7 @@ def computed_in(dtype: DTypeLike, loss: Loss) -> Loss:
 
     The trained parameters, the optimizer's state and the gradients stay as they are (float32
     masters); activations follow the rounded parameters, but on CPUs, where they are float32.
-    Norms, softmax and losses are float32 in any case.
+    Norms, softmax and losses are float32 in any case. Quantized weights are left whole.
 
     Args:
       dtype: of the computation, "bfloat16" for instance.
@@ -84,10 +91,13 @@ def computed_in(dtype: DTypeLike, loss: Loss) -> Loss:
       the loss of the rounded model.
     """
 
-    def rounded(leaf: Array) -> Array:
-        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+    is_quantized = lambda node: isinstance(node, Quantized)  # noqa: E731
 
-    return lambda model, batch: loss(jax.tree.map(rounded, model), batch)
+    def rounded(node: PyTree) -> PyTree:
+        is_wide = tree.floating("", node) and node.dtype.itemsize > jnp.dtype(dtype).itemsize
+        return node.astype(dtype) if is_wide else node
+
+    return lambda model, batch: loss(jax.tree.map(rounded, model, is_leaf=is_quantized), batch)
 
 
 def backprop(
@@ -95,46 +105,46 @@ def backprop(
     optimizer: optax.GradientTransformation | None = None,
     *,
     trainable: tree.Predicate | None = None,
+    microbatches: int = 1,
 ) -> Rule:
     """The rule that follows the gradient of a loss.
 
     Args:
-      loss: (model, batch) -> (scalar, metrics by name).
+      loss: (model, batch) -> (mean, metrics by name), means over what it counts. Where rows count
+        for unequal amounts, `metrics["count"]` says for how much the rows it was given count.
       optimizer: clipping, accumulation and noise are optax pieces in it; AdamW at 1e-3 when None.
+        Its moments and norms are float32, and so is a copy that it keeps of each parameter
+        narrower than that.
       trainable: selector of the parts that learn (`ffnlab.tree.at`, ...); all when None.
+      microbatches: equal parts of a batch that are computed one after the other, each with the
+        activations of a part alone; the step is that of the whole batch.
     Returns:
       a Rule; its state is `BackpropState`, its metrics are "loss", those of the loss, and
       "gradient_norm". `step` donates its state.
     Raises:
-      SelectionError: from `init`, when nothing trainable is selected.
+      ConfigError: microbatches below 1, or from `step` where they do not divide the rows.
+      SelectionError: from `init`, when nothing is selected that can be trained.
     """
-    optimizer = optax.adamw(1e-3) if optimizer is None else optimizer
-
-    def split(model: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
-        chosen, rest = (model, None) if trainable is None else tree.partition(model, trainable)
-        trained, fixed = tree.partition(chosen, tree.floating)
-
-        def join(trained: PyTree) -> PyTree:
-            whole = tree.combine(trained, fixed)
-            return whole if rest is None else tree.combine(whole, rest)
-
-        return trained, join
+    if microbatches < 1:
+        raise ConfigError(f"microbatches={microbatches} must be at least 1")
+    optimizer = in_float32(optax.adamw(1e-3) if optimizer is None else optimizer)
 
     def init(model: PyTree, key: Array) -> BackpropState:
         del key
         model = jax.tree.map(jnp.copy, model)  # the step donates it; the caller's stays intact
-        return BackpropState(model, optimizer.init(split(model)[0]), jnp.int32(0))
+        memory = optimizer.init(tree.trained(model, trainable)[0])
+        return BackpropState(model, memory, jnp.int32(0))
 
     def step(state: BackpropState, batch: PyTree) -> tuple[BackpropState, dict[str, Array]]:
-        trained, join = split(state.model)
-        value_and_grad = jax.value_and_grad(lambda t: loss(join(t), batch), has_aux=True)
-        (value, extra), gradient = value_and_grad(trained)
+        trained, fixed = tree.trained(state.model, trainable)
+        of_trained = lambda trained, part: loss(tree.combine(trained, fixed), part)  # noqa: E731
+        evaluate = functools.partial(jax.value_and_grad(of_trained, has_aux=True), trained)
+        (value, extra), gradient = accumulated(evaluate, batch, microbatches)
         updates, memory = optimizer.update(gradient, state.optimizer, trained)
-        model = join(optax.apply_updates(trained, updates))
-        norm = optax.tree.norm(gradient)
+        model = tree.combine(optax.apply_updates(trained, updates), fixed)
         return (
             BackpropState(model, memory, state.step + 1),
-            {"loss": value, **extra, "gradient_norm": norm},
+            {"loss": value, **extra, "gradient_norm": optax.tree.norm(gradient)},
         )
 
     return Rule(

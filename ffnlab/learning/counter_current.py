@@ -28,8 +28,10 @@ import optax
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float, Int, PyTree
 
+from ffnlab import tree
 from ffnlab.layers import MLP
 from ffnlab.learning.counter_current_losses import Agreement, MapLoss, PairLoss
+from ffnlab.learning.masters import in_float32
 from ffnlab.rule import Rule
 from ffnlab.weights import Weight
 
@@ -152,11 +154,11 @@ def sgd() -> optax.GradientTransformation:
 
 
 def moved(
-    optimizer: optax.GradientTransformation, gradient: PyTree, memory: PyTree, network: PyTree
+    optimizer: optax.GradientTransformation, gradient: PyTree, memory: PyTree, trained: PyTree
 ) -> tuple[PyTree, PyTree]:
-    """A network after a step of its optimizer, and the optimizer's new state."""
-    updates, memory = optimizer.update(gradient, memory, network)
-    return optax.apply_updates(network, updates), memory
+    """What is trained of a network after a step of its optimizer, and the optimizer's new state."""
+    updates, memory = optimizer.update(gradient, memory, trained)
+    return optax.apply_updates(trained, updates), memory
 
 
 def counter_current(
@@ -181,28 +183,30 @@ def counter_current(
       a Rule; its state is `CounterCurrentState`, its metrics "loss" (the sum), "top" (that of the
       output) and "accuracy", or "error" of an autoencoder. `step` donates its state.
     """
-    up = sgd() if optimizer is None else optimizer
-    down = up if mirror_optimizer is None else mirror_optimizer
+    up = in_float32(sgd() if optimizer is None else optimizer)
+    down = up if mirror_optimizer is None else in_float32(mirror_optimizer)
 
     def init(model: PyTree, key: Array) -> CounterCurrentState:
         # The step donates both; the caller's stay intact.
         model, other = jax.tree.map(jnp.copy, (model, mirror(model, key)))
-        return CounterCurrentState(model, other, (up.init(model), down.init(other)), jnp.int32(0))
+        memories = up.init(tree.trained(model)[0]), down.init(tree.trained(other)[0])
+        return CounterCurrentState(model, other, memories, jnp.int32(0))
 
     def step(
         state: CounterCurrentState, batch: tuple[Array, Array]
     ) -> tuple[CounterCurrentState, dict[str, Array]]:
         x, y = batch
+        trained, fixed = zip(tree.trained(state.model), tree.trained(state.mirror), strict=True)
 
-        def total(networks: tuple[PyTree, PyTree]) -> tuple[Array, dict[str, Array]]:
-            losses, output = local_losses(*networks, x, y, pair)
+        def total(trained: tuple[PyTree, PyTree]) -> tuple[Array, dict[str, Array]]:
+            losses, output = local_losses(*map(tree.combine, trained, fixed), x, y, pair)
             return sum(losses), {"top": losses[-1], **pair.measures(output, y)}
 
-        both = (state.model, state.mirror)
-        (loss, metrics), gradients = jax.value_and_grad(total, has_aux=True)(both)
-        model, memory = moved(up, gradients[0], state.optimizers[0], state.model)
-        other, memories = moved(down, gradients[1], state.optimizers[1], state.mirror)
-        after = CounterCurrentState(model, other, (memory, memories), state.step + 1)
+        (loss, metrics), gradients = jax.value_and_grad(total, has_aux=True)(trained)
+        found = map(moved, (up, down), gradients, state.optimizers, trained)
+        trained, memories = zip(*found, strict=True)
+        model, other = map(tree.combine, trained, fixed)
+        after = CounterCurrentState(model, other, memories, state.step + 1)
         return after, {"loss": loss, **metrics}
 
     jitted = jax.jit(step, donate_argnums=0)

@@ -28,6 +28,7 @@ from ffnlab import tree
 from ffnlab.errors import ConfigError
 from ffnlab.learning import noprop_core as core
 from ffnlab.learning.labels import check_labels
+from ffnlab.learning.masters import in_float32
 from ffnlab.learning.noprop_net import NoPropNet
 from ffnlab.rule import Rule
 
@@ -216,12 +217,10 @@ def noprop(
       ValueError: from `step`, for classes outside the embedding that are on the host.
     """
     optimizer = optax.adamw(1e-3, weight_decay=1e-3) if optimizer is None else optimizer
+    optimizer = in_float32(optimizer)
 
     def split(model: NoPropNet) -> tuple[PyTree, PyTree]:
-        if model.learned:
-            return tree.partition(model, tree.floating)
-        fixed, trained = tree.partition(model, tree.at("embed"))
-        return trained, fixed
+        return tree.trained(model, None if model.learned else ~tree.at("embed**"))
 
     def init(model: NoPropNet, key: Array) -> NoPropState:
         check(options, model)

@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, PyTree
 
 from ffnlab.errors import ConfigError
+from ffnlab.learning.masters import in_float32
 from ffnlab.learning.noise import gradient_noise
 from ffnlab.learning.trust import lamb, matrices
 
@@ -133,7 +134,7 @@ def make_optimizer(
       extension: see `Extension`.
       key: of the noise, where the configuration asks for some.
     Returns:
-      an optax transformation that accepts any tree of floating arrays.
+      an optax transformation that accepts any tree of floating arrays; its state is float32.
     Raises:
       ConfigError: noise without a key.
     """
@@ -141,7 +142,7 @@ def make_optimizer(
     if config.noise:
         parts.append(gradient_noise(config.noise, key=key))
     inner = OPTIMIZERS[config.name](config, lambda peak: rate_at(config, peak, steps, extension))
-    return optax.chain(*parts, inner) if parts else inner
+    return in_float32(optax.chain(*parts, inner) if parts else inner)
 
 
 def layer_matrices(params: PyTree) -> PyTree:

@@ -23,12 +23,14 @@ def packed_next_token(
       model: (tokens [b, t - 1], positions=, segments=) -> logits [b, t - 1, v].
       batch: rows of t >= 2 tokens (`ffnlab.data.PackedBatches`).
     Returns:
-      (nats per predicted token [], {"bits": bits per predicted token []}); 0 where none is.
+      (nats per predicted token [], {"bits": bits per predicted token [], "count": predicted tokens
+      []}); 0 where none is.
     """
     tokens, segments, positions = batch
     inputs = {"positions": positions[:, :-1], "segments": segments[:, :-1]}
     logits = model(tokens[:, :-1], **inputs).astype(jnp.float32)
     counted = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
-    mean = jnp.sum(nats * counted) / jnp.maximum(jnp.sum(counted), 1)
-    return mean, {"bits": mean / math.log(2)}
+    count = jnp.sum(counted)
+    mean = jnp.sum(nats * counted) / jnp.maximum(count, 1)
+    return mean, {"bits": mean / math.log(2), "count": count}

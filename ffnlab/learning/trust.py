@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from ffnlab.errors import ConfigError
+from ffnlab.learning.masters import in_float32
 
 __all__ = ["lamb", "lars", "matrices", "scale_by_trust_ratio", "sqrt_batch_schedule", "stacked"]
 
@@ -129,17 +130,18 @@ def lamb(
       decayed: which leaves decay; matrices by default.
       adapted: which leaves get a ratio; those that decay, when None.
       layer_axes: see `scale_by_trust_ratio`.
-      mu_dtype: of the average of gradients; that of the parameters when None.
+      mu_dtype: of the average of gradients; float32, or wider as the parameters, when None.
     Raises:
       ConfigError: b1 or b2 outside [0, 1), or bad bounds.
     """
     in_unit_interval(b1=b1, b2=b2)
-    return optax.chain(
+    chain = optax.chain(
         optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype),
         optax.add_decayed_weights(weight_decay, decayed),
         scale_by_trust_ratio(bounds, decayed if adapted is None else adapted, layer_axes),
         optax.scale_by_learning_rate(rate),
     )
+    return in_float32(chain)
 
 
 def lars(
@@ -160,12 +162,13 @@ def lars(
       ConfigError: b1 outside [0, 1), or bad bounds.
     """
     in_unit_interval(b1=b1)
-    return optax.chain(
+    chain = optax.chain(
         optax.add_decayed_weights(weight_decay, decayed),
         optax.ema(b1, debias=False),
         scale_by_trust_ratio(bounds, decayed if adapted is None else adapted, layer_axes),
         optax.scale_by_learning_rate(rate),
     )
+    return in_float32(chain)
 
 
 def in_unit_interval(**values: float) -> None:

@@ -120,7 +120,6 @@ def train(
     options: LoopOptions | None = None,
     mesh: Mesh | None = None,
     layout: Layout = LAYOUT,
-    microbatches: int = 1,
     work: Work | None = None,
 ) -> Outcome:
     """Learns for `steps` steps.
@@ -141,7 +140,6 @@ def train(
         several processes, which all call this alike (`ffnlab.parallel.joined`). A checkpoint may
         be resumed on another mesh and by another number of processes.
       layout: of the mesh, see `ffnlab.parallel.shardings`.
-      microbatches: see `ffnlab.parallel.make_step`.
       work: what a step does; tokens per second and MFU are logged with it.
     Returns:
       an `Outcome`. SIGTERM and Ctrl-C end the run after the current step, with a checkpoint and
@@ -157,24 +155,23 @@ def train(
       OSError: a checkpoint could not be written; the last one is intact.
     """
     options = LoopOptions() if options is None else options
-    mesh = mesh_of("", microbatches) if mesh is None else mesh
+    mesh = mesh_of("") if mesh is None else mesh
     where = None if mesh is None else (mesh, layout)
     rule = skip_bad_steps(rule) if options.on_bad == "skip" else rule
     path = None if folder is None else Path(folder)
-    run = _Run(rule, steps, path, evaluate, options, where, microbatches, work)
+    run = _Run(rule, steps, path, evaluate, options, where, work)
     return run.go(batches, *run.start(model, key, resume))
 
 
-def mesh_of(text: str, microbatches: int = 1) -> Mesh | None:
-    """The mesh of a run: as described, else one where it needs one, over rows alone; else None.
+def mesh_of(text: str) -> Mesh | None:
+    """The mesh of a run: as described, else over rows alone for several processes, else None.
 
     Args:
       text: see `parse_mesh`; "" leaves it to this function.
-      microbatches: of the run.
     """
     if text or jax.process_count() > 1:
         return parse_mesh(text or "dp=-1")
-    return parse_mesh("dp=1") if microbatches > 1 else None
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +182,6 @@ class _Run:
     evaluate: Evaluate | None
     options: LoopOptions
     where: tuple[Mesh, Layout] | None
-    microbatches: int
     work: Work | None
 
     def start(self, model: PyTree, key: Array, resume: bool) -> tuple[PyTree, int, float]:
@@ -211,7 +207,7 @@ class _Run:
         metrics, shown, evaluated, stopped = {}, {}, {}, False
         step, batch_at = self.rule.step, _placed(batches, self.where)
         if self.where is not None:
-            step = make_step(self.rule, *self.where, microbatches=self.microbatches)
+            step = make_step(self.rule, *self.where)
         devices = jax.devices()[:1] if self.where is None else list(self.where[0].devices.flat)
         history, meter = self._watched(position), Meter(self.work, devices)
         settled, first, figures = self._settled(history), position, self._figures(position)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -239,7 +238,7 @@ def place_part(batch: PyTree, mesh: Mesh, layout: Layout = LAYOUT) -> PyTree:
 
 
 def make_step(
-    rule: Rule, mesh: Mesh, layout: Layout = LAYOUT, *, microbatches: int = 1
+    rule: Rule, mesh: Mesh, layout: Layout = LAYOUT
 ) -> Callable[[PyTree, PyTree], tuple[PyTree, Metrics]]:
     """A rule's step on a mesh.
 
@@ -247,27 +246,15 @@ def make_step(
       rule: any; nothing is asked of it but its contract.
       mesh: where states and batches lie.
       layout: logical name -> mesh axes.
-      microbatches: equal parts of a batch, of each of which the rule takes a step, one after the
-        other. With `optax.MultiSteps` of as many in the rule these are one step of the whole batch
-        that holds the activations of a part.
     Returns:
       (state, batch) -> (state, metrics): state as `shard` places it, and donated; batch as
-      `place_batch` does; metrics are means over the microbatches.
-    Raises:
-      ConfigError: from the step, when the rows do not divide.
+      `place_batch` does.
     """
     whole = NamedSharding(mesh, PartitionSpec())
 
-    def one(state: PyTree, batch: PyTree) -> tuple[PyTree, Metrics]:
-        state, metrics = rule.step(state, batch)
-        return jax.lax.with_sharding_constraint(state, shardings(state, mesh, layout)), metrics
-
     def step(state: PyTree, batch: PyTree) -> tuple[PyTree, Metrics]:
-        if microbatches == 1:
-            state, metrics = one(state, batch)
-        else:
-            state, metrics = jax.lax.scan(one, state, cut_rows(batch, microbatches, mesh, layout))
-            metrics = jax.tree.map(lambda each: jnp.mean(each, 0, dtype=jnp.float32), metrics)
+        state, metrics = rule.step(state, batch)
+        state = jax.lax.with_sharding_constraint(state, shardings(state, mesh, layout))
         metrics = jax.lax.with_sharding_constraint(metrics, whole)  # every process reads them
         return state, metrics
 
@@ -278,22 +265,3 @@ def make_step(
             return jitted(state, batch)
 
     return run
-
-
-def cut_rows(batch: PyTree, parts: int, mesh: Mesh, layout: Layout = LAYOUT) -> PyTree:
-    """A batch [rows, …] as [parts, rows / parts, …]; every device keeps the rows it has.
-
-    Row r is in part r modulo `parts`. Arguments and errors as `batch_shardings`.
-    """
-
-    def of_leaf(path: tuple, leaf: jax.Array) -> jax.Array:
-        where = f"batch{jax.tree_util.keystr(path)}"
-        if leaf.shape[0] % parts:
-            raise ConfigError(f"{where}: microbatches={parts} do not divide {leaf.shape[0]} rows")
-        folded = leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:])
-        names = ("batch", *[None] * (folded.ndim - 1))
-        spec = partition(names, folded.shape, mesh.shape, layout, path=where)
-        placed = jax.lax.with_sharding_constraint(folded, NamedSharding(mesh, spec))
-        return placed.swapaxes(0, 1)
-
-    return jax.tree_util.tree_map_with_path(of_leaf, batch)

@@ -119,6 +119,10 @@ class Weight(abc.ABC):
         """This weight in the layout `backend` ("cpu", "cuda", "tpu") reads fastest."""
         return self
 
+    def trains(self, field: str) -> bool:
+        """Whether learning may change what lies in a field; `ffnlab.tree.trained` asks."""
+        return True
+
     @property
     def nbytes(self) -> int:
         """Bytes of all stored arrays, scales and masks included."""

@@ -127,6 +127,9 @@ class LoRA(Weight):
         update = jnp.matmul(jnp.matmul(x, self.a.astype(x.dtype)), self.b.astype(x.dtype))
         return base.matmul(x) + self.scale * update
 
+    def trains(self, field: str) -> bool:
+        return field != "base"
+
     def prepare(self, backend: str) -> "LoRA":
         return dataclasses.replace(self, base=self.base.prepare(backend))
 

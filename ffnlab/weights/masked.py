@@ -86,6 +86,9 @@ class SparseInput(Weight):
             return sparse.matvec(w.rounded(x), w.w)
         return w.matmul(x)
 
+    def trains(self, field: str) -> bool:
+        return field != "threshold"
+
     def prepare(self, backend: str) -> "SparseInput":
         return SparseInput(self.w.prepare(backend), self.threshold)
 

@@ -19,6 +19,9 @@ class Quantized(Weight):
     def dtype(self) -> jnp.dtype:
         return jnp.dtype(jnp.float32)
 
+    def trains(self, field: str) -> bool:
+        return False  # a step of an optimizer on codes or scales has no meaning
+
     def prepare(self, backend: str) -> Weight:
         # XLA on a CPU writes the dequantized matrix at every call; do it once.
         return Dense(self.dense(), self.act) if backend == "cpu" else self

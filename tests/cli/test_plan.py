@@ -69,13 +69,12 @@ def test_less_is_kept_with_remat(small):
     assert least["temporary"] < most["temporary"]
 
 
-def test_microbatches_hold_less_and_add_up_gradients(small):
+def test_microbatches_hold_less(small):
     whole = ask(small, "dp=2", length=64)
     small.write_text(small.read_text() + "microbatches = 4\n")
     parts = ask(small, "dp=2", length=64)
     assert parts["temporary"] < whole["temporary"] and parts["rows"] == 8
-    more = parts["state"]["optimizer"] - whole["state"]["optimizer"]
-    assert 0 <= more - whole["state"]["model"] < 100, "their sum is a state of the optimizer"
+    assert parts["state"] == whole["state"]
 
 
 def test_a_large_model_on_256_devices(tmp_path, capsys):
@@ -84,7 +83,8 @@ def test_a_large_model_on_256_devices(tmp_path, capsys):
     plan(tmp_path, mesh="dp=2,fsdp=16,tp=8", **options)
     said = capsys.readouterr().out
     assert "70.6 G parameters on dp=2,fsdp=16,tp=8" in said
-    assert "1.027" in said and "2.054" in said, "GiB of parameters and of AdamW's averages"
+    assert "1.027" in said, "GiB of bfloat16 parameters"
+    assert "6.161" in said, "of float32 masters and of AdamW's two averages"
 
 
 def test_refusals(small, tmp_path):

@@ -27,7 +27,6 @@ from ffnlab.parallel import (
     shardings,
     train,
 )
-from ffnlab.parallel.sharding import cut_rows
 from tests.contracts_methods import RULES
 
 CONFIG = DecoderConfig(vocab=64, width=16, hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8)
@@ -227,25 +226,12 @@ def test_a_run_goes_on_on_another_mesh(tmp_path, alone):
 
 
 @pytest.mark.parametrize("mesh_text", ["dp=1", "dp=2,fsdp=2"])
-def test_microbatches_with_accumulation_are_the_whole_batch(mesh_text, alone):
-    inner = optax.MultiSteps(optimizer(), 2).gradient_transformation()
-    rule, mesh = backprop(optimizer=inner), parse_mesh(mesh_text)
+def test_microbatches_are_the_whole_batch(mesh_text, alone):
+    rule, mesh = backprop(optimizer=optimizer(), microbatches=2), parse_mesh(mesh_text)
     state = shard(rule.init(Decoder(CONFIG, key=jax.random.key(0)), jax.random.key(1)), mesh)
-    step, found = make_step(rule, mesh, microbatches=2), []
+    step, found = make_step(rule, mesh), []
     for position in range(5):
         state, metrics = step(state, place_batch(batch_at(position), mesh))
         found.append(float(metrics["loss"]))
     np.testing.assert_allclose(found, alone[:5], atol=1e-5, rtol=0)
-    assert state.step == 10
-    with pytest.raises(ConfigError, match="microbatches=3 do not divide 8 rows"):
-        make_step(rule, mesh, microbatches=3)(state, place_batch(batch_at(0), mesh))
-
-
-def test_microbatches_keep_rows_where_they_are():
-    mesh, batch = parse_mesh("dp=4"), np.arange(16)[:, None]
-    with jax.set_mesh(mesh):
-        cut = jax.jit(lambda b: cut_rows(b, 2, mesh))
-        text = cut.lower(place_batch(batch, mesh)).compile().as_text()
-        found = cut(place_batch(batch, mesh))
-    np.testing.assert_array_equal(found[..., 0], [range(0, 16, 2), range(1, 16, 2)])
-    assert not re.search(r"all-to-all|all-gather|collective-permute", text)
+    assert state.step == 5

@@ -1,0 +1,86 @@
+"""Gradients of a batch that is taken in parts, each part's activations after the other's.
+
+    g = sum_i n_i g_i / sum_i n_i
+
+n_i is what part i counts, `metrics["count"]` of its loss (predicted tokens, where rows hold unequal
+numbers of them), or its share of the rows where a loss says nothing: the gradient, the loss and the
+metrics are those of the whole batch.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from ffnlab.errors import ConfigError
+from ffnlab.layers.logical import constrain
+from ffnlab.learning.masters import widened
+from ffnlab.rule import Metrics
+
+__all__ = ["COUNT", "accumulated", "cut_rows"]
+
+COUNT = "count"  # the metric by which a loss says how much the rows it was given weigh
+
+Evaluated = tuple[tuple[Array, Metrics], PyTree]  # (mean, metrics), gradient
+
+
+def accumulated(evaluate: Callable[[PyTree], Evaluated], batch: PyTree, parts: int) -> Evaluated:
+    """What `evaluate` gives for a whole batch, from `parts` equal parts of its rows.
+
+    Args:
+      evaluate: a batch -> ((mean, metrics), gradient). Metrics are means over what is counted, but
+        for "count" itself, which is added up.
+      batch: a tree of arrays [rows, …].
+      parts: how many; one is the batch itself.
+    Returns:
+      as `evaluate`, in float32; 0 where nothing is counted.
+    Raises:
+      ConfigError: the parts do not divide the rows.
+    """
+    if parts == 1:
+        found, gradient = evaluate(batch)
+        return found, jax.tree.map(widened, gradient)
+
+    def add(total: PyTree, part: PyTree) -> tuple[PyTree, tuple]:
+        (value, metrics), gradient = evaluate(part)
+        share = jnp.asarray(metrics.get(COUNT, 1), jnp.float32)
+        weighed = jax.tree.map(lambda leaf: times(share, widened(leaf)), gradient)
+        return jax.tree.map(jnp.add, total, weighed), (share, value, metrics)
+
+    pieces = cut_rows(batch, parts)
+    first = jax.tree.map(lambda leaf: leaf[0], pieces)
+    like = jax.eval_shape(lambda part: jax.tree.map(widened, evaluate(part)[1]), first)
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+    gradient, (shares, values, metrics) = jax.lax.scan(add, zero, pieces)
+    total = shares.sum()
+    total = jnp.where(total == 0, 1.0, total)
+    mean = lambda each: times(shares, each.astype(jnp.float32)).sum() / total  # noqa: E731
+    figures = {name: each.sum() if name == COUNT else mean(each) for name, each in metrics.items()}
+    return (mean(values), figures), jax.tree.map(lambda leaf: leaf / total, gradient)
+
+
+def times(share: Array, value: Array) -> Array:
+    """share * value, but 0 where the share is 0: a mean over nothing may be NaN."""
+    return jnp.where(share == 0, 0.0, share * value)
+
+
+def cut_rows(batch: PyTree, parts: int) -> PyTree:
+    """A batch [rows, …] as [parts, rows / parts, …]; every device keeps the rows it has.
+
+    Row r is in part r modulo `parts`.
+
+    Raises:
+      ConfigError: the parts do not divide the rows, or the mesh not those of a part.
+    """
+
+    def of_leaf(path: tuple, leaf: Array) -> Array:
+        where = f"batch{jax.tree_util.keystr(path)}"
+        rows = leaf.shape[0] if leaf.ndim else 0
+        if not rows or rows % parts:
+            raise ConfigError(f"{where}: microbatches={parts} do not divide {rows} rows")
+        folded = leaf.reshape(rows // parts, parts, *leaf.shape[1:])
+        names = ("batch", *[None] * (folded.ndim - 1))
+        return constrain(folded, names, path=where).swapaxes(0, 1)
+
+    return jax.tree_util.tree_map_with_path(of_leaf, jax.tree.map(jnp.asarray, batch))
