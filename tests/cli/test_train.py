@@ -169,6 +169,23 @@ def test_accumulation_and_bfloat16_learn_alike(config, tmp_path):
     assert all(row["tokens_per_second"] > 0 for row in rows(tmp_path / "plain")[1:6])
 
 
+def test_packed_rows_in_parts_are_one_step(config, tmp_path):
+    documents = tmp_path / "documents.txt"
+    documents.write_text("\0".join("the cat sat on the mat"[: 3 + 5 * i % 19] for i in range(80)))
+    text = config.read_text().replace("steps = 40", "steps = 5").replace("batch = 2", "batch = 4")
+    text = text.replace((tmp_path / "text.txt").as_posix(), documents.as_posix())
+    text = text.replace("[data]", "[data]\npacked = true")
+    found = {}
+    for parts in (1, 4):
+        config.write_text(f"{text}\nmicrobatches = {parts}\n")
+        run(read_config(config, TrainConfig), tmp_path / str(parts))
+        found[parts] = [row for row in rows(tmp_path / str(parts)) if "loss" in row]
+    assert len({row["count"] for row in found[1]}) > 1, "rows of unequal counts"
+    for name in ("loss", "bits", "count", "gradient_norm"):
+        one, four = ([row[name] for row in found[parts]] for parts in (1, 4))
+        np.testing.assert_allclose(four, one, rtol=1e-4)
+
+
 def test_a_dry_run_prints_the_plan_and_does_nothing(config, tmp_path, capsys):
     config.write_text(config.read_text() + 'mesh = "dp=2"\n')
     assert train(config, out=tmp_path / "run", dry_run=True) == 0

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TEXT = "the cat sat on the mat; " * 200
+# Documents of unequal lengths, so that packed rows predict unequal numbers of tokens.
+TEXT = "\0".join("the cat sat on the mat; "[: 3 + 7 * i % 21] * (i % 9 + 1) for i in range(100))
 CONFIG = """
 [model]
 vocab = 256
@@ -22,9 +23,10 @@ head_dim = 8
 
 [data]
 text = ["{text}"]
-batch = 4
+batch = 8
 length = 16
 stride = 8
+packed = true
 
 [optimizer]
 name = "sgd"
@@ -33,6 +35,7 @@ warmup = 5
 
 [run]
 steps = {steps}
+microbatches = 2
 log_every = 1
 evaluate_every = 30
 checkpoint_every = 10
