@@ -4,9 +4,13 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
+import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
+from ffnlab import parallel
+from ffnlab.data import Packed
 from ffnlab.errors import ConfigError
 from ffnlab.learning import (
     Extension,
@@ -22,7 +26,17 @@ from ffnlab.models.account import flops_per_token
 from ffnlab.parallel import LoopOptions, Work
 from ffnlab.rule import Rule
 
-__all__ = ["RULES", "DataConfig", "Extended", "RunConfig", "TrainConfig", "fresh", "window"]
+__all__ = [
+    "RULES",
+    "DataConfig",
+    "Extended",
+    "RunConfig",
+    "TrainConfig",
+    "abstract_batch",
+    "check_mesh",
+    "fresh",
+    "window",
+]
 
 WATCHED = "held_out_bits"  # what evaluations of a run are called, and early stopping looks at
 
@@ -178,6 +192,38 @@ class Extended:
         """See `ffnlab.parallel.Parted`; both sources are such."""
         first, then = self.first.part(index, count), self.then.part(index, count)
         return Extended(first, then, self.steps)
+
+
+def abstract_batch(settings: TrainConfig, mesh: Mesh, rows: int, length: int) -> PyTree:
+    """A batch of a run as `ffnlab.parallel.place_batch` places it, without its values.
+
+    Args:
+      rows, length: of the batch; a row has length + 1 tokens.
+    Raises:
+      ConfigError: the rows do not divide.
+    """
+    tokens = jax.ShapeDtypeStruct((rows, length + 1), np.int32)
+    batch = Packed(tokens, tokens, tokens) if settings.data.packed else tokens
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        batch,
+        parallel.batch_shardings(batch, mesh),
+    )
+
+
+def check_mesh(settings: TrainConfig, rule: Rule, state: PyTree, mesh: Mesh) -> None:
+    """Traces the steps of a run on its mesh, those of the extension too; nothing is computed.
+
+    Args:
+      rule: of the run.
+      state: its state, abstract and placed.
+    Raises:
+      ConfigError: as `ffnlab.parallel.MeshStep.trace`.
+    """
+    step = parallel.make_step(rule, mesh, microbatches=settings.run.microbatches)
+    more = [settings.extension] if settings.extension.steps else []
+    for part in (settings.data, *more):
+        step.trace(state, abstract_batch(settings, mesh, part.batch, part.length))
 
 
 def window(settings: TrainConfig) -> tuple[int, int]:

@@ -33,7 +33,6 @@ LAYOUT: Layout = MappingProxyType(
         "kv_heads": ("tp",),
         "vocab": ("tp",),
         "expert": ("ep",),
-        "layers": ("pp",),
     }
 )
 
