@@ -11,13 +11,14 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from ffnlab import compat, models
+from ffnlab import compat, io, models
 from ffnlab.errors import ConfigError
 from ffnlab.layers.logical import LAYOUT, ambient
 from ffnlab.learning import backprop, labelled
 from ffnlab.models import Decoder, DecoderConfig
 from ffnlab.parallel import (
     LoopOptions,
+    abstract,
     create,
     make_step,
     mesh_sizes,
@@ -111,6 +112,16 @@ def test_stacks_are_not_cut_along_their_layers():
     mesh = parse_mesh("fsdp=2,tp=2")
     up = shardings(decoder(stacked=True), mesh).layers.period[0].ffn.up.weight
     assert up.w.spec == PartitionSpec(None, "fsdp", "tp")
+
+
+def test_stacks_go_on_on_another_mesh(tmp_path):
+    model = decoder(stacked=True)
+    io.save(tmp_path / "saved", shard(model, parse_mesh("fsdp=2,tp=2")))
+    like = abstract(model, parse_mesh("dp=2,tp=4"))
+    found = io.restore(tmp_path / "saved", like)
+    assert found.layers.period[0].ffn.up.weight.w.sharding.spec == PartitionSpec(None, None, "tp")
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(model), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 NOTHING = "neither a leaf of the state nor the batch nor an activation"
