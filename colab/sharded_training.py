@@ -53,7 +53,7 @@ for path, node in tree.walk(model):
 # %% [markdown]
 # ## Meshes
 # `dp` splits the batch, `fsdp` also the parameters, `tp` the wide axes, `sp` the sequence. A size
-# that does not divide is an error that names the parameter.
+# that does not divide is an error that names the parameter, an axis that cuts nothing is one too.
 
 # %%
 from ffnlab import parallel

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 from rich.table import Table
 
 from ffnlab import models, parallel
-from ffnlab.cli.training import RULES, DataConfig, RunConfig, TrainConfig
+from ffnlab.cli.training import RULES, DataConfig, RunConfig, TrainConfig, abstract_batch
 from ffnlab.errors import ConfigError, FFNLabError
 from ffnlab.files import read_json
 from ffnlab.models import Decoder, families
@@ -31,7 +30,7 @@ def plan(
     config: Path,
     /,
     *,
-    mesh: str = "dp=1",
+    mesh: str | None = None,
     batch: int | None = None,
     length: int | None = None,
     remat: Literal["nothing", "products"] | None = None,
@@ -44,21 +43,23 @@ def plan(
 
     Args:
       config: a TOML file of `ffnlab train`, or a Hugging Face directory or config.json.
-      mesh: "dp=2,fsdp=16,tp=8".
+      mesh: "dp=2,fsdp=16,tp=8"; the configured one when not given, else one device.
       batch: rows of a batch, over the whole mesh; the configured number when not given.
       length: predictions in a row; likewise.
-      remat: "nothing" or "products", what blocks keep for the backward pass; all when not given.
+      remat: "nothing" or "products", what blocks keep for the backward pass; as configured when not
+        given, else all.
       dtype: of the parameters, "float32" or "bfloat16".
     Raises:
-      ConfigError: a size of the mesh is left open.
+      ConfigError: no such file, or a bad one; a malformed mesh, or a size of it is left open.
       FFNLabError: whatever else does not fit, as the process that compiles says it.
     """
     import rich
 
-    if "=-" in mesh:
+    mesh = settings_of(config).run.mesh or "dp=1" if mesh is None else mesh
+    sizes = parallel.mesh_sizes(mesh).values()
+    if -1 in sizes:
         raise ConfigError(f"mesh={mesh!r}: a plan needs every size, there are no devices to count")
-    sizes = [int(size) for size in re.findall(r"=(\d+)", mesh)]
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}={max(1, math.prod(sizes))}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}={math.prod(sizes)}"
     request = {"config": str(config), "mesh": mesh, "batch": batch, "length": length}
     request |= {"remat": remat, "dtype": dtype}
     # The number of devices is fixed when jax starts: a process of its own.
@@ -94,13 +95,12 @@ def as_table(found: dict, mesh: str) -> Table:
     return table
 
 
-def settings_of(request: dict) -> TrainConfig:
+def settings_of(path: Path) -> TrainConfig:
     """The run that is asked about.
 
     Raises:
       ConfigError: no such file, or a bad one.
     """
-    path = Path(request["config"])
     if path.suffix == ".toml":
         return read_config(path, TrainConfig)
     file = path / "config.json" if path.is_dir() else path
@@ -119,9 +119,10 @@ def measure(request: dict) -> dict[str, object]:
     Returns:
       bytes per device of each part of the rule's state and of the step, seconds, sizes.
     Raises:
-      ConfigError: the layout does not divide a parameter or the batch, or a bad configuration.
+      ConfigError: the layout does not divide a parameter or the batch, an axis of the mesh cuts
+        nothing, or a bad configuration.
     """
-    settings = settings_of(request)
+    settings = settings_of(Path(request["config"]))
     mesh, rule = parallel.parse_mesh(request["mesh"]), RULES[settings.rule](settings)
     rows = request["batch"] or settings.data.batch
     length = request["length"] or settings.data.length
@@ -129,19 +130,17 @@ def measure(request: dict) -> dict[str, object]:
 
     def make(key: jax.Array) -> Decoder:
         model = models.stack(Decoder(settings.model, key=key, dtype=dtype))
-        return models.remat(model, request["remat"])
+        return models.remat(model, request["remat"] or settings.run.remat or None)
 
     model = jax.eval_shape(make, key)
     state = jax.eval_shape(rule.init, model, key)
     state = parallel.abstract(state, mesh)
-    tokens = jax.ShapeDtypeStruct((rows, length + 1), jnp.int32)
-    place = parallel.batch_shardings(tokens, mesh)
-    tokens = jax.ShapeDtypeStruct(tokens.shape, tokens.dtype, sharding=place)
+    tokens = abstract_batch(settings, mesh, rows, length)
+    step = parallel.make_step(rule, mesh)
     begin = time.perf_counter()
-    with jax.set_mesh(mesh):
-        lowered = jax.jit(lambda s, b: rule.step(s, b), donate_argnums=0).lower(state, tokens)
-        middle = time.perf_counter()
-        compiled = lowered.compile()
+    lowered = step.trace(state, tokens).lower()
+    middle = time.perf_counter()
+    compiled = lowered.compile()
     memory = compiled.memory_analysis()
     assert memory is not None  # CPUs tell
     return {

@@ -10,11 +10,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from ffnlab import io, parallel, placing
 from ffnlab.cli.corpus import Corpus, load_corpus
-from ffnlab.cli.training import RULES, WATCHED, TrainConfig, fresh, window, work_of
+from ffnlab.cli.training import (
+    RULES,
+    WATCHED,
+    TrainConfig,
+    check_mesh,
+    fresh,
+    window,
+    work_of,
+)
 from ffnlab.data import HeldOut
 from ffnlab.errors import ConfigError
 from ffnlab.models import load, save
@@ -91,14 +98,12 @@ def announce(settings: TrainConfig, out: Path) -> None:
     import rich
     from rich.table import Table
 
-    mesh = parallel.parse_mesh(settings.run.mesh)
-    key = jax.random.key(settings.run.seed)
+    options, data, more = settings.run, settings.data, settings.extension
+    mesh = parallel.mesh_of(options.mesh) or parallel.parse_mesh("")
+    key, rule = jax.random.key(options.seed), RULES[settings.rule](settings)
     model = jax.eval_shape(functools.partial(fresh, settings), key)
-    state = jax.eval_shape(RULES[settings.rule](settings).init, model, key)
-    state = parallel.abstract(state, mesh)
-    data, more = settings.data, settings.extension
-    rows = jax.ShapeDtypeStruct((data.batch, data.length + 1), np.int32)
-    parallel.batch_shardings(rows, mesh)
+    state = parallel.abstract(jax.eval_shape(rule.init, model, key), mesh)
+    check_mesh(settings, rule, state, mesh)
     steps, work = settings.run.steps + more.steps, work_of(settings, model)
     tokens = sum(work.tokens(position) for position in range(steps))
     table = Table("what", "how much", title=f"{settings.rule}, {steps} steps, into {out}")
@@ -148,6 +153,10 @@ def run(
     key = jax.random.key(options.seed)
     parallel.agree([to_table(settings), corpus.identity], "the configuration or the text")
     model = jax.eval_shape(functools.partial(fresh, settings), key)
+    mesh = parallel.mesh_of(options.mesh)
+    if mesh is not None:
+        state = parallel.abstract(jax.eval_shape(rule.init, model, key), mesh)
+        check_mesh(settings, rule, state, mesh)
     remember(out, settings, corpus.identity, resume)
     outcome = parallel.train(
         from_nothing(rule, settings),
@@ -159,7 +168,7 @@ def run(
         resume=resume,
         evaluate=functools.partial(_evaluate, rule, windows),
         options=options.loop(progress=progress, tensorboard=tensorboard, profile=profile),
-        mesh=parallel.mesh_of(options.mesh),
+        mesh=mesh,
         work=work_of(settings, model),
     )
     if not outcome.finished:

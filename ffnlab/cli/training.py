@@ -4,8 +4,12 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
+from ffnlab import parallel
+from ffnlab.data import Packed
 from ffnlab.errors import ConfigError
 from ffnlab.learning import (
     Extension,
@@ -21,7 +25,17 @@ from ffnlab.models.account import flops_per_token
 from ffnlab.parallel import LoopOptions, Work
 from ffnlab.rule import Rule
 
-__all__ = ["RULES", "DataConfig", "Extended", "RunConfig", "TrainConfig", "fresh", "window"]
+__all__ = [
+    "RULES",
+    "DataConfig",
+    "Extended",
+    "RunConfig",
+    "TrainConfig",
+    "abstract_batch",
+    "check_mesh",
+    "fresh",
+    "window",
+]
 
 WATCHED = "held_out_bits"  # what evaluations of a run are called, and early stopping looks at
 
@@ -61,7 +75,7 @@ class RunConfig:
       mesh: of devices, "dp=2,fsdp=2,tp=2" (`ffnlab.parallel.parse_mesh`); "" for one device.
       scan: stack the layers and scan over them, so that compiling does not grow with depth.
       remat: what layers keep for the backward pass (`ffnlab.models.remat`); "" for everything.
-      microbatches: parts of a batch whose gradients are added up before the optimizer's step.
+      microbatches: parts of a batch that are computed one after the other, for less memory.
       compute: dtype that parameters are rounded to for a step, "float32" or "bfloat16"; the trained
         ones are float32.
       on_bad: a step that is not finite ends the run ("stop") or is left out ("skip").
@@ -174,6 +188,38 @@ class Extended:
         """See `ffnlab.parallel.Parted`; both sources are such."""
         first, then = self.first.part(index, count), self.then.part(index, count)
         return Extended(first, then, self.steps)
+
+
+def abstract_batch(settings: TrainConfig, mesh: Mesh, rows: int, length: int) -> PyTree:
+    """A batch of a run as `ffnlab.parallel.place_batch` places it, without its values.
+
+    Args:
+      rows, length: of the batch; a row has length + 1 tokens.
+    Raises:
+      ConfigError: the rows do not divide.
+    """
+    tokens = jax.ShapeDtypeStruct((rows, length + 1), np.int32)
+    batch = Packed(tokens, tokens, tokens) if settings.data.packed else tokens
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        batch,
+        parallel.batch_shardings(batch, mesh),
+    )
+
+
+def check_mesh(settings: TrainConfig, rule: Rule, state: PyTree, mesh: Mesh) -> None:
+    """Traces the steps of a run on its mesh, those of the extension too; nothing is computed.
+
+    Args:
+      rule: of the run.
+      state: its state, abstract and placed.
+    Raises:
+      ConfigError: as `ffnlab.parallel.MeshStep.trace`.
+    """
+    step = parallel.make_step(rule, mesh)
+    more = [settings.extension] if settings.extension.steps else []
+    for part in (settings.data, *more):
+        step.trace(state, abstract_batch(settings, mesh, part.batch, part.length))
 
 
 def window(settings: TrainConfig) -> tuple[int, int]:

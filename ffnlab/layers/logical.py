@@ -2,12 +2,14 @@
 
 Parameters carry logical axis names; a layout is a table from those names to mesh axes. One table
 serves data, FSDP, tensor and sequence parallelism and their mixes: a mesh without an axis leaves
-that axis whole. No layer mentions a mesh; `constrain` names the axes of an activation and does
-nothing unless a mesh is set (`ffnlab.parallel.make_step`).
+that axis whole. No layer mentions a mesh; `constrain` names the axes of an activation, reads the
+layout in use (`using`) and does nothing unless a mesh is set; `ffnlab.parallel.make_step` sets
+both.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import MappingProxyType
 
 import jax
@@ -16,7 +18,7 @@ from jaxtyping import Array
 
 from ffnlab.errors import ConfigError
 
-__all__ = ["LAYOUT", "Layout", "constrain", "partition"]
+__all__ = ["LAYOUT", "Layout", "ambient", "constrain", "partition", "using"]
 
 Layout = Mapping[str, tuple[str, ...]]
 
@@ -31,9 +33,37 @@ LAYOUT: Layout = MappingProxyType(
         "kv_heads": ("tp",),
         "vocab": ("tp",),
         "expert": ("ep",),
-        "layers": ("pp",),
     }
 )
+
+
+def _frozen(layout: Layout) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return tuple((name, tuple(layout[name])) for name in sorted(layout))
+
+
+# A context of jax's own: it is part of the key of every trace, so that no jitted function, a
+# rule's own step inside another's included, is run as it was traced under another layout.
+_AMBIENT = jax.make_user_context(_frozen(LAYOUT))
+
+
+def using(layout: Layout) -> AbstractContextManager[None]:
+    """A context in which `constrain` follows a layout; outside of any it follows `LAYOUT`.
+
+    A function that was traced under another layout is traced again.
+
+    Args:
+      layout: logical name -> mesh axes.
+
+    >>> with using({"mlp": ("model",)}):
+    ...     dict(ambient())
+    {'mlp': ('model',)}
+    """
+    return _AMBIENT(_frozen(layout))
+
+
+def ambient() -> Layout:
+    """The layout in use."""
+    return dict(_AMBIENT.value)
 
 
 def partition(
@@ -77,16 +107,17 @@ def partition(
 
 
 def constrain(x: Array, axes: Sequence[str | None], *, path: str | None = None) -> Array:
-    """x, cut along the axes of the mesh that is set; x itself where none is.
+    """x, cut as the layout in use says along the mesh that is set; x itself where none is.
 
     Args:
       x: an activation.
-      axes: a logical name per dimension.
-      path: of x, see `partition`.
+      axes: a logical name per dimension, None for no name.
+      path: what x is. Without one, a dimension that does not divide stays whole.
     Raises:
-      ConfigError: as `partition`.
+      ConfigError: a dimension of the array at `path` that its mesh axes do not divide.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
     if not sizes or math.prod(sizes.values()) == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, partition(axes, x.shape, sizes, path=path))
+    spec = partition(axes, x.shape, sizes, ambient(), path=path)
+    return jax.lax.with_sharding_constraint(x, spec)

@@ -199,7 +199,8 @@ def counter_current(
         trained, fixed = zip(tree.trained(state.model), tree.trained(state.mirror), strict=True)
 
         def total(trained: tuple[PyTree, PyTree]) -> tuple[Array, dict[str, Array]]:
-            losses, output = local_losses(*map(tree.combine, trained, fixed), x, y, pair)
+            model, other = map(tree.combine, trained, fixed)
+            losses, output = local_losses(model, other, x, y, pair)
             return sum(losses), {"top": losses[-1], **pair.measures(output, y)}
 
         (loss, metrics), gradients = jax.value_and_grad(total, has_aux=True)(trained)

@@ -8,9 +8,11 @@ from ffnlab.parallel.config import from_table, read_config, to_table
 from ffnlab.parallel.evaluate import held_out_bits
 from ffnlab.parallel.guard import skip_bad_steps
 from ffnlab.parallel.loop import LoopOptions, Outcome, Parted, mesh_of, train
+from ffnlab.parallel.mesh import mesh_sizes, on, parse_mesh
 from ffnlab.parallel.processes import agree, is_first, joined, meet
 from ffnlab.parallel.rates import Work
 from ffnlab.parallel.sharding import (
+    MeshStep,
     abstract,
     batch_part,
     batch_shardings,
@@ -18,7 +20,6 @@ from ffnlab.parallel.sharding import (
     check,
     create,
     make_step,
-    parse_mesh,
     place_batch,
     place_part,
     shard,
@@ -27,6 +28,7 @@ from ffnlab.parallel.sharding import (
 
 __all__ = [
     "LoopOptions",
+    "MeshStep",
     "Outcome",
     "Parted",
     "Work",
@@ -44,6 +46,8 @@ __all__ = [
     "make_step",
     "meet",
     "mesh_of",
+    "mesh_sizes",
+    "on",
     "parse_mesh",
     "place_batch",
     "place_part",

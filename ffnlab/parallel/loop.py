@@ -5,6 +5,7 @@ one integer, the position. Interrupted and resumed, on the same machine and vers
 the same bits as without the interruption.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
@@ -21,13 +22,13 @@ from ffnlab.layers.logical import LAYOUT, Layout
 from ffnlab.parallel import checkpoints
 from ffnlab.parallel.guard import Figures, first_bad, skip_bad_steps
 from ffnlab.parallel.log import Journal, Trace, logged, since_lowest
+from ffnlab.parallel.mesh import on, parse_mesh
 from ffnlab.parallel.rates import Meter, Work
 from ffnlab.parallel.sharding import (
     abstract,
     batch_part,
     create,
     make_step,
-    parse_mesh,
     place_batch,
     place_part,
     shard,
@@ -134,7 +135,8 @@ def train(
       folder: receives `checkpoint/`, `metrics.jsonl` and what the options ask for; nothing is
         written when None.
       resume: continue from the folder's checkpoint, if it has one.
-      evaluate: state -> named figures.
+      evaluate: state -> named figures; the mesh and its layout are set (`on`), so that activations
+        are cut in it too.
       options: see `LoopOptions`.
       mesh: where state and batches are placed; when None the default device, or "dp=-1" for
         several processes, which all call this alike (`ffnlab.parallel.joined`). A checkpoint may
@@ -145,8 +147,8 @@ def train(
       an `Outcome`. SIGTERM and Ctrl-C end the run after the current step, with a checkpoint and
       finished=False.
     Raises:
-      ConfigError: the folder holds a run and resume is False, or the mesh does not divide a
-        parameter or the batch.
+      ConfigError: the folder holds a run and resume is False; the mesh does not divide a parameter
+        or the batch; one of its axes cuts nothing.
       NumericalError: a metric is not finite, where the options do not skip such steps; the message
         names the step and the first bad part of the state, which is saved in `failed/`. The last
         checkpoint is intact.
@@ -155,7 +157,7 @@ def train(
       OSError: a checkpoint could not be written; the last one is intact.
     """
     options = LoopOptions() if options is None else options
-    mesh = mesh_of("") if mesh is None else mesh
+    mesh = mesh_of("", layout) if mesh is None else mesh
     where = None if mesh is None else (mesh, layout)
     rule = skip_bad_steps(rule) if options.on_bad == "skip" else rule
     path = None if folder is None else Path(folder)
@@ -163,14 +165,15 @@ def train(
     return run.go(batches, *run.start(model, key, resume))
 
 
-def mesh_of(text: str) -> Mesh | None:
+def mesh_of(text: str, layout: Layout = LAYOUT) -> Mesh | None:
     """The mesh of a run: as described, else over rows alone for several processes, else None.
 
     Args:
       text: see `parse_mesh`; "" leaves it to this function.
+      layout: that the mesh is for.
     """
     if text or jax.process_count() > 1:
-        return parse_mesh(text or "dp=-1")
+        return parse_mesh(text or "dp=-1", layout=layout)
     return None
 
 
@@ -272,7 +275,8 @@ class _Run:
         return bool(patience) and since_lowest(history) >= patience
 
     def _evaluate(self, state: PyTree, history: list[float]) -> dict[str, float]:
-        found = {name: float(value) for name, value in self.evaluate(state).items()}
+        with contextlib.nullcontext() if self.where is None else on(*self.where):
+            found = {name: float(value) for name, value in self.evaluate(state).items()}
         if self.options.patience:
             if self.options.watch not in found:
                 raise ConfigError(f"watch={self.options.watch!r} is not one of {sorted(found)}")

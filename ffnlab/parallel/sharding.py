@@ -15,13 +15,14 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from ffnlab import compat, placing, weights
-from ffnlab.errors import ConfigError
+from ffnlab import placing, weights
 from ffnlab.layers.logical import LAYOUT, Layout, partition
+from ffnlab.parallel.mesh import check_use, on
 from ffnlab.rule import Metrics, Rule
 from ffnlab.weights import AxisNames
 
 __all__ = [
+    "MeshStep",
     "abstract",
     "batch_part",
     "batch_shardings",
@@ -29,7 +30,6 @@ __all__ = [
     "check",
     "create",
     "make_step",
-    "parse_mesh",
     "place_batch",
     "place_part",
     "shard",
@@ -37,42 +37,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-
-def parse_mesh(text: str, *, devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh from its description.
-
-    Args:
-      text: "dp=2,fsdp=2,tp=2": sizes of mesh axes in order; one may be -1, for the devices that
-        are left. "" is one device.
-      devices: what to build from; all devices when None.
-    Returns:
-      the mesh.
-    Raises:
-      ConfigError: a malformed description, or too few devices.
-
-    >>> parse_mesh("dp=1").axis_names
-    ('dp',)
-    """
-    devices = jax.devices() if devices is None else devices
-    sizes: dict[str, int] = {}
-    for part in (text or "dp=1").replace(" ", "").split(","):
-        name, _, size = part.partition("=")
-        if not name.isidentifier() or not size.removeprefix("-").isdigit() or name in sizes:
-            raise ConfigError(f"mesh={text!r}: {part!r} is not NAME=SIZE, each name once")
-        sizes[name] = int(size)
-    given = math.prod(size for size in sizes.values() if size > 0)
-    left = len(devices) // given
-    sizes = {name: left if size == -1 else size for name, size in sizes.items()}
-    needed = math.prod(sizes.values())
-    if jax.process_count() > 1 and 0 < needed < len(devices):
-        raise ConfigError(
-            f"mesh={text!r} takes {needed} of {len(devices)} devices; several processes use all"
-        )
-    if min(sizes.values()) < 1 or needed > len(devices):
-        wanted = max(needed, given)
-        raise ConfigError(f"mesh={text!r} needs {wanted} devices; there are {len(devices)}")
-    return compat.make_mesh(tuple(sizes.values()), tuple(sizes), devices=devices[:needed])
 
 
 def shardings(state: PyTree, mesh: Mesh, layout: Layout = LAYOUT) -> PyTree:
@@ -138,8 +102,9 @@ def create(
     Raises:
       ConfigError: as `shardings`, before anything is computed.
     """
-    places = shardings(jax.eval_shape(make, *placed), mesh, layout)
-    return jax.jit(make, out_shardings=places)(*placed)
+    with on(mesh, layout):
+        places = shardings(jax.eval_shape(make, *placed), mesh, layout)
+        return jax.jit(make, out_shardings=places)(*placed)
 
 
 def abstract(state: PyTree, mesh: Mesh, layout: Layout = LAYOUT) -> PyTree:
@@ -237,9 +202,48 @@ def place_part(batch: PyTree, mesh: Mesh, layout: Layout = LAYOUT) -> PyTree:
     return jax.tree.map(of_leaf, batch)
 
 
-def make_step(
-    rule: Rule, mesh: Mesh, layout: Layout = LAYOUT
-) -> Callable[[PyTree, PyTree], tuple[PyTree, Metrics]]:
+class MeshStep:
+    """A step on a mesh, from `make_step`: (state, batch) -> (state, metrics).
+
+    Attributes:
+      mesh, layout: what it was made for.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[PyTree, PyTree], tuple[PyTree, Metrics]],
+        mesh: Mesh,
+        layout: Layout,
+    ):
+        self.mesh, self.layout = mesh, layout
+        self._jitted = jax.jit(step, donate_argnums=0)
+        self._checked: set[tuple] = set()
+
+    def __call__(self, state: PyTree, batch: PyTree) -> tuple[PyTree, Metrics]:
+        """Takes the step, once it has been traced and checked for batches of these shapes."""
+        shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
+        if shapes not in self._checked:
+            self.trace(state, batch)
+            self._checked.add(shapes)
+        with on(self.mesh, self.layout):
+            return self._jitted(state, batch)
+
+    def trace(self, state: PyTree, batch: PyTree) -> jax.stages.Traced:
+        """The step as traced, to be lowered and compiled; nothing is computed.
+
+        Args:
+          state, batch: as for the step, or abstract.
+        Raises:
+          ConfigError: the rows do not divide; an axis of the mesh cuts neither a leaf of the state
+            nor the batch nor an activation, so that its devices would repeat the work of others.
+        """
+        with on(self.mesh, self.layout):
+            traced = self._jitted.trace(state, batch)
+        check_use(traced.jaxpr, self.mesh, self.layout)
+        return traced
+
+
+def make_step(rule: Rule, mesh: Mesh, layout: Layout = LAYOUT) -> MeshStep:
     """A rule's step on a mesh.
 
     Args:
@@ -249,19 +253,16 @@ def make_step(
     Returns:
       (state, batch) -> (state, metrics): state as `shard` places it, and donated; batch as
       `place_batch` does.
+    Raises:
+      ConfigError: from the first step, see `MeshStep.trace`.
     """
     whole = NamedSharding(mesh, PartitionSpec())
 
     def step(state: PyTree, batch: PyTree) -> tuple[PyTree, Metrics]:
+        batch = jax.lax.with_sharding_constraint(batch, batch_shardings(batch, mesh, layout))
         state, metrics = rule.step(state, batch)
         state = jax.lax.with_sharding_constraint(state, shardings(state, mesh, layout))
         metrics = jax.lax.with_sharding_constraint(metrics, whole)  # every process reads them
         return state, metrics
 
-    jitted = jax.jit(step, donate_argnums=0)
-
-    def run(state: PyTree, batch: PyTree) -> tuple[PyTree, Metrics]:
-        with jax.set_mesh(mesh):
-            return jitted(state, batch)
-
-    return run
+    return MeshStep(step, mesh, layout)

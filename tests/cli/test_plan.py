@@ -87,6 +87,17 @@ def test_a_large_model_on_256_devices(tmp_path, capsys):
     assert "6.161" in said, "of float32 masters and of AdamW's two averages"
 
 
+def test_a_plan_is_of_the_configured_run(small, capsys):
+    """Mesh and remat of the file hold where nothing else is asked for; packed rows are three."""
+    small.write_text(small.read_text() + 'mesh = "fsdp=2"\nremat = "nothing"\n')
+    plan(small)
+    assert "parameters on fsdp=2" in capsys.readouterr().out
+    configured = ask(small, "dp=1", length=64)["temporary"]
+    assert configured < ask(small, "dp=1", length=64, remat="products")["temporary"]
+    small.write_text(small.read_text().replace("[data]", "[data]\npacked = true"))
+    assert ask(small, "dp=2")["parameters"] > 0
+
+
 def test_refusals(small, tmp_path):
     with pytest.raises(ConfigError, match=r"axis '\w+' of size \d+ is not divisible by 3"):
         ask(small, "tp=3")
@@ -96,5 +107,15 @@ def test_refusals(small, tmp_path):
         ask(small, "dp=1", remat="some")
     with pytest.raises(ConfigError, match="mesh='dp=-1': a plan needs every size"):
         plan(small, mesh="dp=-1")
+    with pytest.raises(ConfigError, match="'dp=0' must be at least 1"):
+        plan(small, mesh="dp=0")
+    with pytest.raises(ConfigError, match="'pp' is not an axis of the layout"):
+        plan(small, mesh="pp=4")
+    with pytest.raises(ConfigError, match="ep=4 cuts neither a leaf of the state nor the batch"):
+        ask(small, "ep=4")
+    with pytest.raises(
+        ConfigError, match=r"sp=4 cuts .* none has an axis 'length' that it divides"
+    ):
+        ask(small, "sp=4", length=15)
     with pytest.raises(FFNLabError, match="cannot be read"):
         plan(tmp_path / "absent")

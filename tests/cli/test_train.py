@@ -193,9 +193,38 @@ def test_a_dry_run_prints_the_plan_and_does_nothing(config, tmp_path, capsys):
     for part in ("backprop, 40 steps", "1,280", "2 rows of 16 tokens", "dp=2", "MiB"):
         assert part in printed
     assert not (tmp_path / "run").exists()
-    config.write_text(config.read_text().replace("dp=2", "dp=3"))
-    with pytest.raises(ConfigError, match="axis 'batch' of size 2"):
-        train(config, out=tmp_path / "run", dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ("dp=3", "axis 'batch' of size 2"),
+        ("pp=2", "'pp' is not an axis of the layout"),
+        ("ep=2", "ep=2 cuts neither a leaf of the state nor the batch nor an activation"),
+        ("dp=0", "'dp=0' must be at least 1"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_written(
+    config, tmp_path, mesh, message
+):
+    config.write_text(config.read_text() + f'mesh = "{mesh}"\n')
+    for dry_run in (True, False):
+        with pytest.raises(ConfigError, match=message):
+            train(config, out=tmp_path / "run", dry_run=dry_run)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("packed", ["true", "false"])
+def test_the_rows_of_the_extension_are_checked_at_the_start(config, tmp_path, packed):
+    text = config.read_text().replace("[data]", f"[data]\npacked = {packed}")
+    more = 'mesh = "dp=2"\n[extension]\nsteps = 3\nbatch = {}\nlength = 32\n'
+    config.write_text(text + more.format(1))
+    for dry_run in (True, False):
+        with pytest.raises(ConfigError, match="axis 'batch' of size 1"):
+            train(config, out=tmp_path / "run", dry_run=dry_run)
+    assert not (tmp_path / "run").exists()
+    config.write_text(text + more.format(2))
+    assert train(config, out=tmp_path / "run", dry_run=True) == 0
 
 
 def test_a_run_of_another_place_or_an_older_version_goes_on(config, tmp_path):

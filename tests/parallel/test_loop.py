@@ -132,7 +132,7 @@ def test_a_crash_falls_back_to_the_checkpoint(key, tmp_path):
 
 def test_a_rule_without_gradients_goes_on_on_another_mesh(key, tmp_path):
     whole = train(counting(), MODEL, numbers, 6, key=key, folder=tmp_path / "alone")
-    for steps, mesh in ((2, "dp=4"), (4, "dp=2,fsdp=2"), (6, "tp=2")):
+    for steps, mesh in ((2, "dp=4"), (4, "dp=2,fsdp=2"), (6, "fsdp=2")):
         found = train(
             counting(),
             MODEL,
