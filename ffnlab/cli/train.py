@@ -5,7 +5,6 @@ import functools
 import importlib.metadata
 import lzma
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,11 +15,13 @@ from ffnlab import io, parallel, placing
 from ffnlab.cli.corpus import Corpus, load_corpus
 from ffnlab.cli.training import RULES, WATCHED, TrainConfig, fresh, window, work_of
 from ffnlab.data import HeldOut
-from ffnlab.errors import ConfigError
+from ffnlab.errors import ConfigError, FormatError
 from ffnlab.models import load, save
 from ffnlab.models.account import parameters
 from ffnlab.parallel import (
+    Identity,
     Outcome,
+    Work,
     bytes_per_device,
     from_table,
     held_out_bits,
@@ -148,33 +149,45 @@ def run(
     key = jax.random.key(options.seed)
     parallel.agree([to_table(settings), corpus.identity], "the configuration or the text")
     model = jax.eval_shape(functools.partial(fresh, settings), key)
-    remember(out, settings, corpus.identity, resume)
-    outcome = parallel.train(
-        from_nothing(rule, settings),
-        None,
-        batches,
-        options.steps + settings.extension.steps,
-        key=key,
-        folder=out,
-        resume=resume,
-        evaluate=functools.partial(_evaluate, rule, windows),
-        options=options.loop(progress=progress, tensorboard=tensorboard, profile=profile),
-        mesh=parallel.mesh_of(options.mesh, options.microbatches),
-        microbatches=options.microbatches,
-        work=work_of(settings, model),
-    )
-    if not outcome.finished:
-        steps = options.steps + settings.extension.steps
-        return {"finished": False, "position": outcome.position, "steps": steps}
-    folder = out / "model"
+    work, steps = work_of(settings, model), options.steps + settings.extension.steps
+    with parallel.locked(out):
+        outcome = parallel.train(
+            from_nothing(rule, settings),
+            None,
+            batches,
+            steps,
+            key=key,
+            folder=out,
+            resume=resume,
+            evaluate=functools.partial(_evaluate, rule, windows),
+            options=options.loop(progress=progress, tensorboard=tensorboard, profile=profile),
+            mesh=parallel.mesh_of(options.mesh, options.microbatches),
+            microbatches=options.microbatches,
+            work=work,
+            identity=identity_of(settings, corpus.identity),
+        )
+        if not outcome.finished:
+            return {"finished": False, "position": outcome.position, "steps": steps}
+        return written(settings, out / "model", outcome, corpus, windows, work)
+
+
+def written(
+    settings: TrainConfig,
+    folder: Path,
+    outcome: Outcome,
+    corpus: Corpus,
+    windows: HeldOut,
+    work: Work,
+) -> dict[str, object]:
+    """Writes a trained model with its record, and returns the record."""
     whole = placing.gather(outcome.state.model)
     if parallel.is_first():
-        save(whole, folder, dtype=options.dtype)
+        save(whole, folder, dtype=settings.run.dtype)
         corpus.tokenizer.save(folder)
     parallel.meet("the model is written")
     predict = functools.partial(jax.jit(lambda model, tokens: model(tokens)), load(folder))
     bits = held_out_bits(predict, windows)  # of what was written, rounding included
-    record = training_record(settings, outcome, bits / corpus.bytes_per_token, corpus)
+    record = training_record(settings, outcome, bits / corpus.bytes_per_token, corpus, work)
     if parallel.is_first():
         io.write_json(folder / "training.json", record)
     return record
@@ -194,34 +207,58 @@ def from_nothing(rule: Rule, settings: TrainConfig) -> Rule:
 FREE = ("steps", "mesh", "on_bad", "patience", "log_every", "evaluate_every", "checkpoint_every")
 
 
-def remember(out: Path, settings: TrainConfig, identity: Mapping, resume: bool) -> None:
-    """Writes what the run is, or checks that a resumed run is the same but for `FREE`.
+def identity_of(settings: TrainConfig, text: Mapping) -> Identity:
+    """What a run is, so that a resumed one is the same but for `FREE`.
 
     With a trapezoid schedule, more or fewer steps change nothing before the fall begins. Another
     mesh, number of threads or version changes the last bits at most, and is warned of.
     """
-    file = out / "run.json"
-    wanted = {"config": to_table(settings), "text": dict(identity)}
     place = {"threads": os.cpu_count(), "processes": jax.process_count()}
     place |= {"versions": versions("jax", "flax", "optax", "numpy")}
-    if resume and file.exists():
-        found = io.read_json(file)
-        place |= {"mesh": settings.run.mesh}
-        found |= {"mesh": found["config"]["run"].get("mesh", "")}
-        found["config"]["run"] |= {name: getattr(settings.run, name) for name in FREE}
-        found["config"] = to_table(from_table(found["config"], TrainConfig, str(file)))
-        different = [key for key in wanted if found.get(key) != wanted[key]]
+    table = {"config": to_table(settings), "text": dict(text), **place}
+
+    def check(found: object, source: str, position: int | None) -> list[str]:
+        earlier, kept = settings_of(found, source), settings.run
+        free = {name: getattr(kept, name) for name in FREE}
+        adapted = dataclasses.replace(earlier, run=dataclasses.replace(earlier.run, **free))
+        same = {"config": adapted == settings, "text": found.get("text") == table["text"]}
+        different = " and ".join(name for name in same if not same[name])
         if different:
             raise ConfigError(
-                f"{out} was started with another {' and '.join(different)}; see {file}, or train "
-                "into another folder"
+                f"this run was started with another {different}; see {source}, or train into "
+                "another folder"
             )
-        for key in place:
-            if key in found and found[key] != place[key]:
-                what = f"{out} was started with {key} {found[key]!r}, not {place[key]!r}"
-                warnings.warn(f"{what}: the last bits may differ", stacklevel=2)
-    elif parallel.is_first() and not (out / "checkpoint").exists():  # else the loop refuses
-        io.write_json(file, wanted | place)
+        check_extension(earlier, settings, position)
+        here, there = place | {"mesh": kept.mesh}, {**found, "mesh": earlier.run.mesh}
+        return [
+            f"{source} was written with {name} {there[name]!r}, not {here[name]!r}"
+            for name in here
+            if name in there and there[name] != here[name]
+        ]
+
+    return Identity(table, check)
+
+
+def check_extension(earlier: TrainConfig, now: TrainConfig, position: int | None) -> None:
+    """Raises ConfigError where other steps would move an extension that has begun."""
+    first = min(earlier.run.steps, now.run.steps)
+    moved = now.extension.steps and earlier.run.steps != now.run.steps
+    if moved and position is not None and position > first:
+        raise ConfigError(
+            f"steps={now.run.steps}, but this run stands at step {position} and its extension "
+            f"begins after step {earlier.run.steps}: it would move over steps that were taken"
+        )
+
+
+def settings_of(table: object, source: str) -> TrainConfig:
+    """The configuration in what a run says of itself; FormatError where there is none."""
+    config = table.get("config") if isinstance(table, dict) else None
+    if not isinstance(config, dict) or not isinstance(table.get("text"), dict):
+        raise FormatError(f"{source} does not say which run it is of")
+    try:
+        return from_table(config, TrainConfig, source)
+    except ConfigError as error:
+        raise FormatError(str(error)) from None
 
 
 def _evaluate(rule: Rule, windows: HeldOut, state: object) -> dict[str, float]:
@@ -229,17 +266,15 @@ def _evaluate(rule: Rule, windows: HeldOut, state: object) -> dict[str, float]:
 
 
 def training_record(
-    settings: TrainConfig, outcome: Outcome, bits: float, corpus: Corpus
+    settings: TrainConfig, outcome: Outcome, bits: float, corpus: Corpus, work: Work
 ) -> dict[str, object]:
     """What is known of a finished run: recipe, text, figures of the written model, versions."""
-    data, more = settings.data, settings.extension
-    tokens = settings.run.steps * data.batch * data.length + more.steps * more.batch * more.length
     return {
         "finished": True,
         "recipe": to_table(settings),
         "text": dict(corpus.identity),
         "steps": outcome.position,
-        "tokens": tokens,
+        "tokens": sum(work.tokens(position) for position in range(outcome.position)),
         "seconds": round(outcome.seconds, 1),
         "held_out_bits_per_byte": bits,
         "held_out_window": dict(zip(("length", "stride"), window(settings), strict=True)),
