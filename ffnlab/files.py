@@ -9,8 +9,9 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -142,7 +143,7 @@ def remove(path: StrPath) -> None:
         target.unlink(missing_ok=True)
 
 
-def open_regular(path: StrPath) -> BinaryIO:
+def open_regular(path: StrPath) -> BufferedReader:
     """Opens a regular file for reading; a FIFO or a device in its place is not waited for.
 
     Raises:

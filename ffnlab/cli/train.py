@@ -7,6 +7,7 @@ import lzma
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -217,7 +218,7 @@ def identity_of(settings: TrainConfig, text: Mapping) -> Identity:
     place |= {"versions": versions("jax", "flax", "optax", "numpy")}
     table = {"config": to_table(settings), "text": dict(text), **place}
 
-    def check(found: object, source: str, position: int | None) -> list[str]:
+    def check(found: Any, source: str, position: int | None) -> list[str]:
         earlier, kept = settings_of(found, source), settings.run
         free = {name: getattr(kept, name) for name in FREE}
         adapted = dataclasses.replace(earlier, run=dataclasses.replace(earlier.run, **free))
@@ -250,7 +251,7 @@ def check_extension(earlier: TrainConfig, now: TrainConfig, position: int | None
         )
 
 
-def settings_of(table: object, source: str) -> TrainConfig:
+def settings_of(table: Any, source: str) -> TrainConfig:
     """The configuration in what a run says of itself; FormatError where there is none."""
     config = table.get("config") if isinstance(table, dict) else None
     if not isinstance(config, dict) or not isinstance(table.get("text"), dict):

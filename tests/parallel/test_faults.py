@@ -21,10 +21,12 @@ def killed_again_and_again(
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     same = [(folder / "model" / "model.safetensors").read_bytes() for folder in (whole, cut)]
     assert same[0] == same[1]
-    assert launch.losses(whole) == launch.losses(cut)
-    assert [row["step"] for row in launch.rows(cut)] == [row["step"] for row in launch.rows(whole)]
+    assert launch.measured(whole) == launch.measured(cut)
     found = io.read_json(tmp_path / "kills.json")
     assert len(found) >= kills and sum(kill["saving"] for kill in found) >= saving
+    behind = [kill["behind"] for kill in found]
+    assert sum(step > 0 for step in behind) >= len(found) - 1, "a checkpoint to fall back to"
+    assert behind == sorted(behind), "nothing that was whole is lost"
     return found
 
 
@@ -38,7 +40,9 @@ def test_twenty_kills_eight_of_them_in_a_save(tmp_path, capsys):
     with capsys.disabled():
         print()
         for kill in found:
-            print(f"killed at step {kill['step']}{', saving' if kill['saving'] else ''}")
+            what = f"killed at step {kill['step']}{', saving' if kill['saving'] else ''}"
+            print(f"{what}; the newest checkpoint is of step {kill['behind']}")
+    assert len({kill["behind"] for kill in found}) >= 10, "kills fall all over the run"
     early, late = found[1]["ready"], max(kill["ready"] for kill in found[-3:])
     assert late < 2 * early + 1, "resuming does not take longer at later steps"
 
