@@ -8,6 +8,7 @@ import importlib
 import os
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from ffnlab.cli.main import main
@@ -18,8 +19,14 @@ for module in ("orbax.checkpoint", "tyro", "ffnlab.cli.train", "jax.experimental
     importlib.import_module(module)
 
 
-def fork(log: Path, *arguments: str) -> int:
-    """Starts `ffnlab train` with its output appended to a file; the process id."""
+def fork(log: Path, *arguments: str, prepare: Callable[[], None] | None = None) -> int:
+    """Starts `ffnlab train` with its output appended to a file; the process id.
+
+    Args:
+      log: the file.
+      arguments: of the command.
+      prepare: called in the new process first.
+    """
     child = os.fork()
     if child:
         return child
@@ -28,6 +35,8 @@ def fork(log: Path, *arguments: str) -> int:
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for stream in (1, 2):
             os.dup2(file, stream)
+        if prepare is not None:
+            prepare()
         status = main(["train", "--no-progress", *arguments])
     except BaseException:  # noqa: BLE001 the process ends here
         traceback.print_exc()
