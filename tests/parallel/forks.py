@@ -8,7 +8,6 @@ import importlib
 import os
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 from ffnlab.cli.main import main
@@ -19,14 +18,8 @@ for module in ("orbax.checkpoint", "tyro", "ffnlab.cli.train", "jax.experimental
     importlib.import_module(module)
 
 
-def fork(log: Path, *arguments: str, prepare: Callable[[], None] | None = None) -> int:
-    """Starts `ffnlab train` with its output appended to a file; the process id.
-
-    Args:
-      log: the file.
-      arguments: of the command.
-      prepare: called in the new process first.
-    """
+def fork(log: Path, *arguments: str) -> int:
+    """Starts `ffnlab train` with its output appended to a file; the process id."""
     child = os.fork()
     if child:
         return child
@@ -35,8 +28,6 @@ def fork(log: Path, *arguments: str, prepare: Callable[[], None] | None = None) 
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for stream in (1, 2):
             os.dup2(file, stream)
-        if prepare is not None:
-            prepare()
         status = main(["train", "--no-progress", *arguments])
     except BaseException:  # noqa: BLE001 the process ends here
         traceback.print_exc()

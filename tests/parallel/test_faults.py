@@ -48,21 +48,18 @@ def test_twenty_kills_eight_of_them_in_a_save(tmp_path, capsys):
 
 
 @pytest.mark.faults
-def test_ended_at_any_change_of_a_file_a_run_goes_on_as_if_it_had_not(tmp_path):
-    config = launch.write_config(tmp_path, 6)
-    content = config.read_text().replace("checkpoint_every = 10", "checkpoint_every = 2")
-    config.write_text(content.replace("evaluate_every = 30", "evaluate_every = 3"))
-    launch.script("writes", str(config), str(tmp_path))
-    found = io.read_json(tmp_path / "writes.json")
-    assert len(found) > 20 and {what.split()[0] for _, what, _ in found} >= {"replace", "mkdir"}
-    whole = tmp_path / "whole"
-    same = (whole / "model" / "model.safetensors").read_bytes()
-    for number, what, status in found:
+def test_ended_before_any_change_of_a_file_a_run_goes_on_as_if_it_had_not(tmp_path):
+    launch.script("writes", str(tmp_path), str(tmp_path))
+    found, whole = io.read_json(tmp_path / "writes.json"), tmp_path / "0"
+    changes = [what.split()[0] for what, _ in found]
+    assert len(changes) > 30 and {"mkdir", "replace", "fsync", "unlink"} <= set(changes)
+    assert io.read_json(tmp_path / "0.json") == [6, {"size": 45.0, "total": 45.0}, [15.0] * 3]
+    for number, (what, status) in enumerate(found, 1):
         out = tmp_path / str(number)
         assert status == 0, (what, (tmp_path / f"{number}.log").read_text())
         assert launch.measured(out) == launch.measured(whole), what
-        assert (out / "model" / "model.safetensors").read_bytes() == same, what
-        assert io.read_json(out / "run.json") == io.read_json(whole / "run.json"), what
+        for one, other in ((f"{number}.json", "0.json"), (out / "run.json", whole / "run.json")):
+            assert io.read_json(tmp_path / one) == io.read_json(tmp_path / other), what
         assert not (out / "run.lock").exists(), what
 
 
