@@ -11,6 +11,7 @@ __all__ = [
     "MissingExtraError",
     "NumericalError",
     "SelectionError",
+    "first_line",
     "require",
 ]
 
@@ -69,3 +70,8 @@ def require(module: str, *, extra: str) -> ModuleType:
             f"pip install 'ffnlab[{extra}]'",
             name=error.name,
         ) from None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message that may run over pages."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

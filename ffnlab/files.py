@@ -7,7 +7,9 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,12 +20,17 @@ from ffnlab.errors import DamagedError, FormatError
 
 __all__ = [
     "StrPath",
+    "as_json",
     "atomic_dir",
     "atomic_write",
     "checksums",
+    "open_regular",
     "parse_json",
     "read_json",
+    "remove",
+    "sealed",
     "sha256",
+    "unsealed",
     "verify",
     "write_json",
 ]
@@ -127,9 +134,41 @@ def write_json(path: StrPath, value: object) -> None:
         file.write(text + "\n")
 
 
+def remove(path: StrPath) -> None:
+    """Removes a file, a link, or a folder with all that is in it; nothing where none is."""
+    target = Path(path)
+    if target.is_dir() and not target.is_symlink():
+        shutil.rmtree(target)
+    else:
+        target.unlink(missing_ok=True)
+
+
+def open_regular(path: StrPath) -> BufferedReader:
+    """Opens a regular file for reading; a FIFO or a device in its place is not waited for.
+
+    Raises:
+      FormatError: a folder, FIFO, socket or device is there.
+      OSError: it cannot be opened.
+    """
+
+    def check(status: os.stat_result) -> None:
+        if not stat.S_ISREG(status.st_mode):
+            raise FormatError(f"{path} is not a regular file")
+
+    check(os.stat(path))
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
+    file = open(path, "rb", opener=lambda name, _: os.open(name, flags))
+    try:
+        check(os.fstat(file.fileno()))  # of what was opened: it may have been exchanged
+    except FormatError:
+        file.close()
+        raise
+    return file
+
+
 def sha256(file: StrPath) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(file, "rb") as opened:
+    """SHA-256 of a regular file, in hexadecimal."""
+    with open_regular(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
@@ -149,10 +188,10 @@ def read_json(path: StrPath, *, limit: int = JSON_LIMIT) -> Any:
     Returns:
       dicts, lists, strings, numbers, booleans and None.
     Raises:
-      FormatError: the file is none of that; the message names it.
+      FormatError: the file is none of that, or no regular file; the message names it.
       FileNotFoundError: there is no such file.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise FormatError(f"{path}: more than {limit} bytes of JSON")
@@ -190,6 +229,43 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """An object for `write_json` with the SHA-256 of its own content.
+
+    Args:
+      value: JSON values by name; none is called "sha256".
+    Returns:
+      the same and "sha256".
+
+    >>> unsealed(sealed({"a": [1, 2]}), "a file")
+    {'a': [1, 2]}
+    """
+    content = as_json(value)
+    return content | {"sha256": digest(content)}
+
+
+def unsealed(value: object, source: str) -> dict[str, Any]:
+    """The inverse of `sealed`, of what was read from a file.
+
+    Raises:
+      DamagedError: it is not what was sealed; the message names `source`.
+    """
+    content = dict(value) if isinstance(value, dict) else {}
+    if content.pop("sha256", None) != digest(content):
+        raise DamagedError(f"{source} is not the file that was written: its sum is another")
+    return content
+
+
+def digest(value: Mapping[str, Any]) -> str:
+    """SHA-256 of JSON values, the same for any order of the keys and any layout of the file."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def as_json(value: Any) -> Any:
+    """A value as it comes back from `write_json` and `read_json`; errors as the first."""
+    return json.loads(json.dumps(value, allow_nan=False, default=plain))
+
+
 def checksums(folder: Path) -> dict[str, str]:
     """SHA-256 of every file under a folder, by its path from there."""
     return {name: sha256(file) for name, file in files_under(folder).items()}
@@ -216,8 +292,16 @@ def verify(folder: Path, wanted: object, part: tuple[int, int] = (0, 1)) -> None
     index, count = part
     names = sorted(wanted.keys() | found.keys())
     wrong = [name for name in names if (name in wanted) != (name in found)] or [
-        name for name in names[index::count] if wanted[name] != sha256(found[name])
+        name for name in names[index::count] if wanted[name] != readable_sum(found[name])
     ]
     if wrong:
         kind = "is missing" if wrong[0] not in found else "is not the file that was written"
         raise DamagedError(f"{folder / wrong[0]} {kind} ({len(wrong)} of {len(names)} files)")
+
+
+def readable_sum(file: Path) -> str:
+    """`sha256` of a file that may be damaged."""
+    try:
+        return sha256(file)
+    except (OSError, FormatError) as error:
+        raise DamagedError(f"{file} cannot be read: {error}") from None

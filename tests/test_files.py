@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ffnlab import files
-from ffnlab.errors import FormatError
+from ffnlab.errors import DamagedError, FormatError
 
 
 def test_write_appears_at_the_end_of_the_block(tmp_path):
@@ -134,3 +135,38 @@ def test_json_over_the_limit_is_not_parsed(tmp_path):
     path.write_text(json.dumps([0] * 100))
     with pytest.raises(FormatError, match="more than 50 bytes"):
         files.read_json(path, limit=50)
+
+
+def test_what_is_sealed_comes_back_and_no_change_is_believed():
+    value = {"b": [1, 2.5, None, "ä", {"x": True}], "a": np.float32(0.1), 3: (1,)}
+    wanted = {"b": [1, 2.5, None, "ä", {"x": True}], "a": float(np.float32(0.1)), "3": [1]}
+    found = files.sealed(value)
+    assert files.unsealed(json.loads(json.dumps(dict(reversed(found.items())))), "a") == wanted
+    changes = [{"b": []}, {"a": 1}, {"3": [True]}, {"3": [1.0]}, {"c": None}, {"sha256": ""}]
+    for changed in (*(found | change for change in changes), {}, [], None, 3, {"sha256": 3}):
+        with pytest.raises(DamagedError, match="the file is not the file that was written"):
+            files.unsealed(changed, "the file")
+    del found["3"]
+    with pytest.raises(DamagedError):
+        files.unsealed(found, "the file")
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda p: p.symlink_to("/dev/zero")])
+def test_only_regular_files_are_opened_and_nothing_is_waited_for(tmp_path, make):
+    make(tmp_path / "a")
+    for read in (files.open_regular, files.read_json, files.sha256):
+        with pytest.raises(FormatError, match="a is not a regular file"):
+            read(tmp_path / "a")
+    with pytest.raises(FileNotFoundError):
+        files.open_regular(tmp_path / "b")
+
+
+def test_remove_takes_whatever_is_there(tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").write_text("")
+    makers = (os.mkdir, os.mkfifo, Path.touch, lambda p: p.symlink_to(tmp_path / "kept"))
+    for make in makers:
+        make(tmp_path / "a")
+        files.remove(tmp_path / "a")
+        files.remove(tmp_path / "a")
+        assert os.listdir(tmp_path) == ["kept"] and (tmp_path / "kept" / "file").exists()

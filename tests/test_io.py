@@ -1,7 +1,6 @@
 """Tests of ffnlab.io: any tree comes back equal, and never in place of another tree."""
 
 import dataclasses
-import json
 import os
 import shutil
 from typing import NamedTuple
@@ -17,7 +16,8 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ffnlab import compat, io
-from ffnlab.errors import FormatError
+from ffnlab.errors import DamagedError, FormatError
+from ffnlab.files import sealed, verify
 
 DTYPES = ["float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "int4", "int8"]
 DTYPES += ["int32", "uint8", "uint32", "bool", "complex64"]
@@ -204,7 +204,16 @@ def test_interrupted_save_keeps_the_earlier_tree(tmp_path, monkeypatch):
     assert (io.restore(folder, {"w": jnp.ones(2)})["w"] == 1).all()
     io.save(folder, {"w": jnp.full(2, 5.0)})
     assert (io.restore(folder, {"w": jnp.ones(2)})["w"] == 5).all()
-    assert sorted(os.listdir(folder)) == ["arrays-2", "tree.json"]
+    assert sorted(os.listdir(folder)) == ["arrays-3", "tree.json"]
+
+
+def test_arrays_of_another_format_are_not_written_over(tmp_path, monkeypatch):
+    """They belong to a tree that another version can restore, until the new one is whole."""
+    folder = saved(tmp_path / "a", {"w": jnp.ones(2)})
+    sidecar = io.read_sidecar(folder) | {"format": 99}
+    io.write_json(folder / "tree.json", sealed(sidecar))
+    io.begin_save(folder, {"w": jnp.zeros(2)})
+    verify(folder / "arrays-1", sidecar["files"])
 
 
 def test_no_checkpoint(tmp_path):
@@ -212,21 +221,31 @@ def test_no_checkpoint(tmp_path):
         io.restore(tmp_path, {"w": jnp.ones(2)})
 
 
-def test_damaged_checkpoint(tmp_path):
+def lie(folder, **change):
+    """Changes a sidecar and its sum, as damage does not."""
+    io.write_json(folder / "tree.json", sealed(io.read_sidecar(folder) | change))
+
+
+def test_lying_checkpoint(tmp_path):
     like = {"w": jnp.ones(2)}
     folder = saved(tmp_path / "a", like)
-    sidecar = json.loads((folder / "tree.json").read_text())
     for arrays in ("../a", "arrays-1/..", 3, None):
-        (folder / "tree.json").write_text(json.dumps(sidecar | {"arrays": arrays}))
+        lie(folder, arrays=arrays)
         with pytest.raises(FormatError, match="not the name of an arrays folder"):
             io.restore(folder, like)
-    (folder / "tree.json").write_text(json.dumps(sidecar | {"format": 99}))
-    with pytest.raises(FormatError, match="format 99 is not 1"):
+    lie(folder, arrays="arrays-1", about=[])
+    with pytest.raises(FormatError, match="'about' is list, not an object"):
         io.restore(folder, like)
-    (folder / "tree.json").write_text(json.dumps(sidecar))
+    lie(folder, about={}, format=99)
+    with pytest.raises(FormatError, match="is of format 99, and this version of ffnlab reads 2"):
+        io.restore(folder, like)
+
+
+def test_missing_arrays(tmp_path):
+    folder = saved(tmp_path / "a", {"w": jnp.ones(2)})
     shutil.rmtree(folder / "arrays-1")
-    with pytest.raises(FormatError, match=r"arrays-1/\S+ is missing"):
-        io.restore(folder, like)
+    with pytest.raises(DamagedError, match=r"arrays-1/\S+ is missing"):
+        io.restore(folder, {"w": jnp.ones(2)})
 
 
 @pytest.mark.parametrize(
@@ -237,14 +256,29 @@ def test_damaged_checkpoint(tmp_path):
         {"leaves": [{"path": "['w']"}] * 2},
         {"nodes": None},
         {"leaves": []},
+        {"format": 99},
     ],
 )
-def test_lying_sidecar(tmp_path, change):
+def test_lying_description(tmp_path, change):
     folder = saved(tmp_path / "a", {"w": jnp.ones(2)})
-    sidecar = json.loads((folder / "tree.json").read_text())
-    (folder / "tree.json").write_text(json.dumps(sidecar | change))
-    with pytest.raises(FormatError):
+    lie(folder, tree=io.read_sidecar(folder)["tree"] | change)
+    with pytest.raises(FormatError) as found:
         io.restore(folder, {"w": jnp.ones(2)})
+    assert not isinstance(found.value, DamagedError), "its sum is right"
+    lie(folder, tree=None)
+    with pytest.raises(FormatError, match="format 'NoneType' is not 1"):
+        io.restore(folder, {"w": jnp.ones(2)})
+
+
+def test_what_a_tree_is_saved_with_is_that_of_the_moment(tmp_path):
+    about = {"a": [1.5]}
+    end = io.begin_save(tmp_path, {"w": jnp.ones(2)}, about)
+    about["a"].append(2)
+    end()
+    found, told = io.restore_about(tmp_path, {"w": jnp.zeros(2)})
+    assert told == {"a": [1.5]} and (found["w"] == 1).all()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        io.begin_save(tmp_path, {"w": jnp.ones(2)}, {"a": float("nan")})
 
 
 def test_arguments_are_untouched(tmp_path, key):

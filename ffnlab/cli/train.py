@@ -2,10 +2,8 @@
 
 import dataclasses
 import functools
-import importlib.metadata
 import lzma
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import jax
 
 from ffnlab import io, parallel, placing
 from ffnlab.cli.corpus import Corpus, load_corpus
+from ffnlab.cli.identity import identity_of, versions
 from ffnlab.cli.training import (
     RULES,
     WATCHED,
@@ -23,13 +22,12 @@ from ffnlab.cli.training import (
     work_of,
 )
 from ffnlab.data import HeldOut
-from ffnlab.errors import ConfigError
 from ffnlab.models import load, save
 from ffnlab.models.account import parameters
 from ffnlab.parallel import (
     Outcome,
+    Work,
     bytes_per_device,
-    from_table,
     held_out_bits,
     read_config,
     to_table,
@@ -157,32 +155,44 @@ def run(
     if mesh is not None:
         state = parallel.abstract(jax.eval_shape(rule.init, model, key), mesh)
         check_mesh(settings, rule, state, mesh)
-    remember(out, settings, corpus.identity, resume)
-    outcome = parallel.train(
-        from_nothing(rule, settings),
-        None,
-        batches,
-        options.steps + settings.extension.steps,
-        key=key,
-        folder=out,
-        resume=resume,
-        evaluate=functools.partial(_evaluate, rule, windows),
-        options=options.loop(progress=progress, tensorboard=tensorboard, profile=profile),
-        mesh=mesh,
-        work=work_of(settings, model),
-    )
-    if not outcome.finished:
-        steps = options.steps + settings.extension.steps
-        return {"finished": False, "position": outcome.position, "steps": steps}
-    folder = out / "model"
+    work, steps = work_of(settings, model), options.steps + settings.extension.steps
+    with parallel.locked(out):
+        outcome = parallel.train(
+            from_nothing(rule, settings),
+            None,
+            batches,
+            steps,
+            key=key,
+            folder=out,
+            resume=resume,
+            evaluate=functools.partial(_evaluate, rule, windows),
+            options=options.loop(progress=progress, tensorboard=tensorboard, profile=profile),
+            mesh=mesh,
+            work=work,
+            identity=identity_of(settings, corpus.identity),
+        )
+        if not outcome.finished:
+            return {"finished": False, "position": outcome.position, "steps": steps}
+        return written(settings, out / "model", outcome, corpus, windows, work)
+
+
+def written(
+    settings: TrainConfig,
+    folder: Path,
+    outcome: Outcome,
+    corpus: Corpus,
+    windows: HeldOut,
+    work: Work,
+) -> dict[str, object]:
+    """Writes a trained model with its record, and returns the record."""
     whole = placing.gather(outcome.state.model)
     if parallel.is_first():
-        save(whole, folder, dtype=options.dtype)
+        save(whole, folder, dtype=settings.run.dtype)
         corpus.tokenizer.save(folder)
     parallel.meet("the model is written")
     predict = functools.partial(jax.jit(lambda model, tokens: model(tokens)), load(folder))
     bits = held_out_bits(predict, windows)  # of what was written, rounding included
-    record = training_record(settings, outcome, bits / corpus.bytes_per_token, corpus)
+    record = training_record(settings, outcome, bits / corpus.bytes_per_token, corpus, work)
     if parallel.is_first():
         io.write_json(folder / "training.json", record)
     return record
@@ -198,56 +208,20 @@ def from_nothing(rule: Rule, settings: TrainConfig) -> Rule:
     return dataclasses.replace(rule, init=init)
 
 
-# What may differ when a run is resumed: it changes nothing that has been learned so far.
-FREE = ("steps", "mesh", "on_bad", "patience", "log_every", "evaluate_every", "checkpoint_every")
-
-
-def remember(out: Path, settings: TrainConfig, identity: Mapping, resume: bool) -> None:
-    """Writes what the run is, or checks that a resumed run is the same but for `FREE`.
-
-    With a trapezoid schedule, more or fewer steps change nothing before the fall begins. Another
-    mesh, number of threads or version changes the last bits at most, and is warned of.
-    """
-    file = out / "run.json"
-    wanted = {"config": to_table(settings), "text": dict(identity)}
-    place = {"threads": os.cpu_count(), "processes": jax.process_count()}
-    place |= {"versions": versions("jax", "flax", "optax", "numpy")}
-    if resume and file.exists():
-        found = io.read_json(file)
-        place |= {"mesh": settings.run.mesh}
-        found |= {"mesh": found["config"]["run"].get("mesh", "")}
-        found["config"]["run"] |= {name: getattr(settings.run, name) for name in FREE}
-        found["config"] = to_table(from_table(found["config"], TrainConfig, str(file)))
-        different = [key for key in wanted if found.get(key) != wanted[key]]
-        if different:
-            raise ConfigError(
-                f"{out} was started with another {' and '.join(different)}; see {file}, or train "
-                "into another folder"
-            )
-        for key in place:
-            if key in found and found[key] != place[key]:
-                what = f"{out} was started with {key} {found[key]!r}, not {place[key]!r}"
-                warnings.warn(f"{what}: the last bits may differ", stacklevel=2)
-    elif parallel.is_first() and not (out / "checkpoint").exists():  # else the loop refuses
-        io.write_json(file, wanted | place)
-
-
 def _evaluate(rule: Rule, windows: HeldOut, state: object) -> dict[str, float]:
     return {WATCHED: held_out_bits(functools.partial(rule.predict, state), windows)}
 
 
 def training_record(
-    settings: TrainConfig, outcome: Outcome, bits: float, corpus: Corpus
+    settings: TrainConfig, outcome: Outcome, bits: float, corpus: Corpus, work: Work
 ) -> dict[str, object]:
     """What is known of a finished run: recipe, text, figures of the written model, versions."""
-    data, more = settings.data, settings.extension
-    tokens = settings.run.steps * data.batch * data.length + more.steps * more.batch * more.length
     return {
         "finished": True,
         "recipe": to_table(settings),
         "text": dict(corpus.identity),
         "steps": outcome.position,
-        "tokens": tokens,
+        "tokens": sum(work.tokens(position) for position in range(outcome.position)),
         "seconds": round(outcome.seconds, 1),
         "held_out_bits_per_byte": bits,
         "held_out_window": dict(zip(("length", "stride"), window(settings), strict=True)),
@@ -255,11 +229,6 @@ def training_record(
         "versions": versions("jax", "flax", "optax", "numpy"),
         "threads": os.cpu_count(),
     }
-
-
-def versions(*names: str) -> dict[str, str]:
-    """Installed versions of packages by name."""
-    return {name: importlib.metadata.version(name) for name in names}
 
 
 def xz_bits(text: bytes) -> float:

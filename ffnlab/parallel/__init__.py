@@ -7,7 +7,9 @@ this package's business; what is learned is `ffnlab.learning`'s.
 from ffnlab.parallel.config import from_table, read_config, to_table
 from ffnlab.parallel.evaluate import held_out_bits
 from ffnlab.parallel.guard import skip_bad_steps
+from ffnlab.parallel.lock import locked
 from ffnlab.parallel.loop import LoopOptions, Outcome, Parted, mesh_of, train
+from ffnlab.parallel.memory import Identity
 from ffnlab.parallel.mesh import mesh_sizes, on, parse_mesh
 from ffnlab.parallel.processes import agree, is_first, joined, meet
 from ffnlab.parallel.rates import Work
@@ -27,6 +29,7 @@ from ffnlab.parallel.sharding import (
 )
 
 __all__ = [
+    "Identity",
     "LoopOptions",
     "MeshStep",
     "Outcome",
@@ -43,6 +46,7 @@ __all__ = [
     "held_out_bits",
     "is_first",
     "joined",
+    "locked",
     "make_step",
     "meet",
     "mesh_of",

@@ -12,13 +12,15 @@ import jax
 
 from ffnlab import io
 from ffnlab.errors import require
+from ffnlab.files import open_regular
 from ffnlab.parallel.processes import is_first
 
 
 class MetricsFile:
     """`metrics.jsonl` in a folder: one JSON object per line with step, seconds and figures.
 
-    Opened at a position, it first drops what an interrupted run wrote after its checkpoint.
+    A row holds what was measured at its step, and a step has one row at most. Opened at a position,
+    it first drops what an interrupted run wrote after its checkpoint.
     """
 
     def __init__(self, folder: Path | None, position: int):
@@ -46,22 +48,20 @@ class MetricsFile:
                 file.write(json.dumps(row) + "\n")
 
     def _kept(self) -> list[str]:
-        return [json.dumps(row) + "\n" for row in logged(self.path.parent, self.position)]
-
-
-def logged(folder: Path | None, position: int) -> list[dict[str, int | float]]:
-    """The rows of a folder's `metrics.jsonl` up to a position; none without a file."""
-    if folder is None or not (folder / "metrics.jsonl").exists():
-        return []
-    rows = []
-    for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines():
         try:
-            row = json.loads(line)
-            if row["step"] <= position:
-                rows.append(row)
-        except (ValueError, KeyError, TypeError):
-            continue  # a line cut off by a kill
-    return rows
+            with open_regular(self.path) as file:
+                lines = file.read().decode(errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
+        rows = []
+        for line in lines:
+            try:
+                row = json.loads(line)
+                if row["step"] <= self.position:
+                    rows.append(json.dumps(row) + "\n")
+            except (ValueError, KeyError, TypeError):
+                continue  # a line cut off by a kill
+        return rows
 
 
 def since_lowest(values: list[float]) -> int:

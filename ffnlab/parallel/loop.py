@@ -8,6 +8,7 @@ the same bits as without the interruption.
 import contextlib
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -21,7 +22,9 @@ from ffnlab.errors import ConfigError, NumericalError
 from ffnlab.layers.logical import LAYOUT, Layout
 from ffnlab.parallel import checkpoints
 from ffnlab.parallel.guard import Figures, first_bad, skip_bad_steps
-from ffnlab.parallel.log import Journal, Trace, logged, since_lowest
+from ffnlab.parallel.lock import locked
+from ffnlab.parallel.log import Journal, Trace, since_lowest
+from ffnlab.parallel.memory import Identity, Memory, keep_table, memory_of
 from ffnlab.parallel.mesh import on, parse_mesh
 from ffnlab.parallel.rates import Meter, Work
 from ffnlab.parallel.sharding import (
@@ -54,7 +57,7 @@ class LoopOptions:
     """How often the loop does what, all in steps, 0 for never before the end; and what else.
 
     Attributes:
-      log_every: metrics are written.
+      log_every: metrics are written; they also are where `evaluate` runs.
       evaluate_every: `evaluate` runs; it also runs after the last step.
       checkpoint_every: the state is saved; it is also saved after the last step and when stopped.
       progress: a progress bar where standard error is a terminal.
@@ -98,7 +101,7 @@ class Outcome:
       position: steps taken.
       finished: False where a signal stopped the run; True too where it stopped early by itself.
       seconds: wall clock spent in the loop, earlier parts of a resumed run included.
-      metrics: the last logged metrics and evaluation.
+      metrics: of the last step that was logged or saved, and the last evaluation's figures.
     """
 
     state: PyTree
@@ -122,6 +125,7 @@ def train(
     mesh: Mesh | None = None,
     layout: Layout = LAYOUT,
     work: Work | None = None,
+    identity: Identity | None = None,
 ) -> Outcome:
     """Learns for `steps` steps.
 
@@ -133,7 +137,7 @@ def train(
       steps: position to stop at; a resumed run takes the steps that are left.
       key: for the rule's `init`.
       folder: receives `checkpoint/`, `metrics.jsonl` and what the options ask for; nothing is
-        written when None.
+        written when None. It is locked meanwhile.
       resume: continue from the folder's checkpoint, if it has one.
       evaluate: state -> named figures; the mesh and its layout are set (`on`), so that activations
         are cut in it too.
@@ -143,12 +147,15 @@ def train(
         be resumed on another mesh and by another number of processes.
       layout: of the mesh, see `ffnlab.parallel.shardings`.
       work: what a step does; tokens per second and MFU are logged with it.
+      identity: what the run is; kept in its checkpoints and in `run.json`, and checked when it is
+        resumed.
     Returns:
       an `Outcome`. SIGTERM and Ctrl-C end the run after the current step, with a checkpoint and
       finished=False.
     Raises:
-      ConfigError: the folder holds a run and resume is False; the mesh does not divide a parameter
-        or the batch; one of its axes cuts nothing.
+      ConfigError: another run is in the folder, it holds one and resume is False, or what is to be
+        resumed has another identity or stands beyond `steps`; or the mesh does not divide a
+        parameter or the batch, or one of its axes cuts nothing.
       NumericalError: a metric is not finite, where the options do not skip such steps; the message
         names the step and the first bad part of the state, which is saved in `failed/`. The last
         checkpoint is intact.
@@ -161,8 +168,9 @@ def train(
     where = None if mesh is None else (mesh, layout)
     rule = skip_bad_steps(rule) if options.on_bad == "skip" else rule
     path = None if folder is None else Path(folder)
-    run = _Run(rule, steps, path, evaluate, options, where, work)
-    return run.go(batches, *run.start(model, key, resume))
+    run = _Run(rule, steps, path, evaluate, options, where, work, identity)
+    with locked(path):
+        return run.go(batches, run.start(model, key, resume))
 
 
 def mesh_of(text: str, layout: Layout = LAYOUT) -> Mesh | None:
@@ -178,6 +186,17 @@ def mesh_of(text: str, layout: Layout = LAYOUT) -> Mesh | None:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Begun:
+    """Where a run begins, or goes on; `table` is what its checkpoint says that it is."""
+
+    state: PyTree
+    position: int
+    seconds: float
+    memory: Memory
+    table: Mapping[str, object] | None
+
+
+@dataclasses.dataclass(frozen=True)
 class _Run:
     rule: Rule
     steps: int
@@ -186,39 +205,64 @@ class _Run:
     options: LoopOptions
     where: tuple[Mesh, Layout] | None
     work: Work | None
+    identity: Identity | None
 
-    def start(self, model: PyTree, key: Array, resume: bool) -> tuple[PyTree, int, float]:
-        """State, position and seconds at which to begin."""
-        if self.folder is None or not checkpoints.exists(self.folder / "checkpoint"):
-            if self.where is None:
-                return self.rule.init(model, key), 0, 0.0
-            placed = (shard(model, *self.where),)
-            return create(lambda model: self.rule.init(model, key), placed, *self.where), 0, 0.0
-        if not resume:
+    def start(self, model: PyTree, key: Array, resume: bool) -> _Begun:
+        """Restores or initializes; only `run.json` has been written when it returns."""
+        saved = self._in("checkpoint")
+        if saved is not None and saved.exists() and not saved.is_dir():
+            raise ConfigError(f"{saved} is not a folder; remove it or name another folder")
+        there = saved is not None and checkpoints.exists(saved)
+        if there and not resume:
             raise ConfigError(
                 f"{self.folder} holds a run already; resume it or name another folder"
             )
+        if resume and not there and saved is not None and checkpoints.steps(saved):
+            warnings.warn(
+                f"{saved} holds no finished checkpoint: the run begins at step 0", stacklevel=3
+            )
+        begun = self._resumed(model, key) if there else self._new(model, key)
+        if self.identity is not None and self.folder is not None:
+            keep_table(self.folder, self.identity, begun.table)
+        return begun
+
+    def _new(self, model: PyTree, key: Array) -> _Begun:
+        if self.where is None:
+            state = self.rule.init(model, key)
+        else:
+            placed = (shard(model, *self.where),)
+            state = create(lambda model: self.rule.init(model, key), placed, *self.where)
+        return _Begun(state, 0, 0.0, Memory(), None)
+
+    def _resumed(self, model: PyTree, key: Array) -> _Begun:
         state = jax.eval_shape(self.rule.init, model, key)
         state = state if self.where is None else abstract(state, *self.where)
         like = _checkpoint(state, 0, 0.0)
-        saved = checkpoints.restore(self.folder / "checkpoint", like)
-        return saved["state"], saved["position"], saved["seconds"]
+        accept = None if self.identity is None else self.identity.accept
+        saved, about = checkpoints.resume(self._in("checkpoint"), like, accept)
+        if saved["position"] > self.steps:
+            raise ConfigError(
+                f"steps={self.steps}, but {self.folder} has taken {saved['position']} already; "
+                "ask for as many or more, or train into another folder"
+            )
+        memory = memory_of(about.get("loop"))
+        return _Begun(saved["state"], saved["position"], saved["seconds"], memory, about.get("run"))
 
-    def go(
-        self, batches: Callable[[int], PyTree], state: PyTree, position: int, seconds: float
-    ) -> Outcome:
-        metrics, shown, evaluated, stopped = {}, {}, {}, False
+    def go(self, batches: Callable[[int], PyTree], begun: _Begun) -> Outcome:
+        state, position, memory = begun.state, begun.position, begun.memory
+        metrics, rates, stopped = {}, {}, False
         step, batch_at = self.rule.step, _placed(batches, self.where)
         if self.where is not None:
             step = make_step(self.rule, *self.where)
         devices = jax.devices()[:1] if self.where is None else list(self.where[0].devices.flat)
-        history, meter = self._watched(position), Meter(self.work, devices)
-        settled, first, figures = self._settled(history), position, self._figures(position)
-        begin = time.perf_counter() - seconds
+        meter = Meter(self.work, devices)
+        figures = Figures(memory.skipped if self.options.on_bad == "skip" else None)
+        settled = self._settled(memory)
+        begin = time.perf_counter() - begun.seconds
         with (
             self._journal(position) as journal,
             stop_request() as asked_to_stop,
-            checkpoints.Saver(self._in("checkpoint")) as saver,
+            checkpoints.Saver(self._in("checkpoint"), position) as saver,
             Trace(self._in("profile"), position + 2, self.options.profile) as trace,
         ):
             while position < self.steps and not stopped and not settled:
@@ -226,31 +270,42 @@ class _Run:
                 self._read(figures, metrics, state, position)
                 trace.at(position)
                 state, metrics = step(state, batch)
-                meter.count(position) if position > first else meter.restart()  # not compiling
+                # The first step is not counted: it compiles.
+                meter.count(position) if position > begun.position else meter.restart()
                 position += 1
                 stopped = asked_to_stop(position)
-                logs = self._due(self.options.log_every, position) or stopped
-                saves = self._due(self.options.checkpoint_every, position) or stopped
-                if logs or saves:
-                    shown = self._read(figures, metrics, state, position)
-                if logs:
-                    row = shown | evaluated | meter.figures()
+                evaluates = self.evaluate is not None and self._due("evaluate_every", position)
+                writes = evaluates or self._due("log_every", position)
+                saves = stopped or self._due("checkpoint_every", position)
+                if writes or saves:
+                    memory.metrics = self._read(figures, metrics, state, position)
+                if writes:
+                    measured = meter.figures()
+                    rates |= measured
+                    row = memory.metrics | measured
+                    if evaluates:
+                        row |= self._evaluate(state, position, memory)
+                        settled = self._settled(memory)
+                        meter.restart()
                     journal.write(position, time.perf_counter() - begin, row)
-                    journal.show(position, row)
-                if self.evaluate is not None and self._due(self.options.evaluate_every, position):
-                    found = self._evaluate(state, history)
-                    evaluated |= found
-                    journal.write(position, time.perf_counter() - begin, found)
-                    settled = self._settled(history)
-                    meter.restart()
+                    journal.show(position, memory.known() | rates)
                 if saves or settled:
                     spent = time.perf_counter() - begin
-                    saver.save(position, _checkpoint(state, position, spent))
+                    tree = _checkpoint(state, position, spent)
+                    saver.save(position, tree, self._about(begun, memory, figures))
                 journal.show(position)
         done = position >= self.steps or settled
-        return Outcome(state, position, done, time.perf_counter() - begin, shown | evaluated)
+        return Outcome(state, position, done, time.perf_counter() - begin, memory.known())
 
-    def _due(self, every: int, position: int) -> bool:
+    def _about(self, begun: _Begun, memory: Memory, figures: Figures) -> dict[str, object]:
+        """What a checkpoint says of its run beside the state."""
+        if figures.skipped is not None:
+            memory.skipped = figures.skipped
+        table = begun.table if self.identity is None else self.identity.table
+        return {"run": table, "loop": memory.table()}
+
+    def _due(self, what: str, position: int) -> bool:
+        every = getattr(self.options, what)
         return position == self.steps or (every > 0 and position % every == 0)
 
     def _journal(self, position: int) -> Journal:
@@ -261,33 +316,20 @@ class _Run:
     def _in(self, name: str) -> Path | None:
         return None if self.folder is None else self.folder / name
 
-    def _watched(self, position: int) -> list[float]:
-        """The watched figure of the evaluations so far, from what earlier parts of a run logged."""
-        name, every = self.options.watch, self.options.evaluate_every
-        if not self.options.patience:
-            return []
-        rows = logged(self.folder, position)
-        last = {row["step"]: row[name] for row in rows if name in row and row["step"] % every == 0}
-        return list(last.values())
+    def _settled(self, memory: Memory) -> bool:
+        options = self.options
+        if not options.patience:
+            return False
+        history = memory.watched(options.watch, options.evaluate_every)
+        return since_lowest(history) >= options.patience
 
-    def _settled(self, history: list[float]) -> bool:
-        patience = self.options.patience
-        return bool(patience) and since_lowest(history) >= patience
-
-    def _evaluate(self, state: PyTree, history: list[float]) -> dict[str, float]:
+    def _evaluate(self, state: PyTree, position: int, memory: Memory) -> dict[str, float]:
         with contextlib.nullcontext() if self.where is None else on(*self.where):
             found = {name: float(value) for name, value in self.evaluate(state).items()}
-        if self.options.patience:
-            if self.options.watch not in found:
-                raise ConfigError(f"watch={self.options.watch!r} is not one of {sorted(found)}")
-            history.append(found[self.options.watch])
+        if self.options.patience and self.options.watch not in found:
+            raise ConfigError(f"watch={self.options.watch!r} is not one of {sorted(found)}")
+        memory.evaluations[position] = found
         return found
-
-    def _figures(self, position: int) -> Figures:
-        if self.options.on_bad != "skip":
-            return Figures(None)
-        earlier = [row["skipped"] for row in logged(self.folder, position) if "skipped" in row]
-        return Figures(earlier[-1] if earlier else 0.0)
 
     def _read(
         self, figures: Figures, metrics: Mapping[str, Array], state: PyTree, position: int

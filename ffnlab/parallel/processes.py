@@ -20,9 +20,10 @@ import numpy as np
 
 from ffnlab.errors import ConfigError, FFNLabError
 
-__all__ = ["agree", "is_first", "joined", "meet"]
+__all__ = ["agree", "from_first", "is_first", "joined", "meet"]
 
 DIED = 1  # exit status of a process that lost another one
+SAID = 1000  # bytes that process 0 says at once
 SLACK = 10  # seconds that the coordinator's word may take after the heartbeat ran out
 
 
@@ -146,3 +147,18 @@ def agree(what: object, name: str) -> None:
     other = [i for i, row in enumerate(every) if not np.array_equal(row, every[0])]
     if other:
         raise ConfigError(f"{name} of process {other[0]} is not that of process 0")
+
+
+def from_first(text: str) -> str:
+    """What process 0 says, in every process.
+
+    Args:
+      text: of which the first `SAID` bytes arrive; only that of process 0 counts.
+    """
+    if jax.process_count() == 1:
+        return text
+    from jax.experimental import multihost_utils
+
+    content = np.frombuffer(text.encode()[:SAID].ljust(SAID, b"\0"), np.uint8)
+    told = np.asarray(multihost_utils.broadcast_one_to_all(content), np.uint8)
+    return told.tobytes().rstrip(b"\0").decode(errors="ignore")

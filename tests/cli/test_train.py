@@ -227,20 +227,6 @@ def test_the_rows_of_the_extension_are_checked_at_the_start(config, tmp_path, pa
     assert train(config, out=tmp_path / "run", dry_run=True) == 0
 
 
-def test_a_run_of_another_place_or_an_older_version_goes_on(config, tmp_path):
-    settings = read_config(config, TrainConfig)
-    half = dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=4))
-    out = tmp_path / "run"
-    run(half, out)
-    record = json.loads((out / "run.json").read_text())
-    del record["config"]["run"]["microbatches"], record["versions"]  # as they were not yet known
-    record["threads"] += 1
-    (out / "run.json").write_text(json.dumps(record))
-    other = dataclasses.replace(half.run, steps=6, on_bad="skip", log_every=3)
-    with pytest.warns(UserWarning, match=r"with threads \d+, not \d+: the last bits may differ"):
-        assert run(dataclasses.replace(half, run=other), out, resume=True)["steps"] == 6
-
-
 def test_text_of_files(config, tmp_path):
     data = read_config(config, TrainConfig).data
     text, held, identity = load_text(data)

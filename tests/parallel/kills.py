@@ -2,7 +2,8 @@
 
 `python -m tests.parallel.kills CONFIG OUT KILLS SEED SAVING LONGEST`: a run that nothing disturbs,
 in OUT/whole, and one in OUT/cut that is killed KILLS times (SIGKILL), of which at least SAVING
-while a checkpoint is being written, the others within LONGEST milliseconds of their first step.
+while a checkpoint is being written, the others within LONGEST milliseconds of their first step. All
+but the first kill wait until there is a whole checkpoint to fall back to.
 Prints one JSON object per kill, and writes all to OUT/kills.json.
 """
 
@@ -36,17 +37,36 @@ def unfinished(out: Path) -> list[int]:
 
 @dataclasses.dataclass
 class Killed:
-    """One kill: the newest step that was logged, whether a save went on, seconds to the start."""
+    """One kill.
+
+    Attributes:
+      step: the newest that was logged.
+      behind: that of the newest whole checkpoint, 0 without one.
+      saving: whether a save went on.
+      ready: seconds from the start to the first step.
+    """
 
     step: int
+    behind: int
     saving: bool
     ready: float
 
 
+def newest(out: Path) -> int:
+    """The step of the newest whole checkpoint; 0 without one."""
+    folder = out / "checkpoint"
+    return max(
+        (s for s in checkpoints.steps(folder) if checkpoints.is_finished(folder, s)), default=0
+    )
+
+
 def kill_one(
-    config: Path, out: Path, draw: random.Random, in_save: bool, longest: float
+    config: Path, out: Path, draw: random.Random, in_save: bool, longest: float, early: bool
 ) -> Killed | None:
-    """Resumes the run and kills it at a random moment; None where it ended before that."""
+    """Resumes the run and kills it at a random moment; None where it ended before that.
+
+    Unless it is `early`, the moment comes when there is a checkpoint.
+    """
     before, left, start = len(rows(out)), set(unfinished(out)), time.monotonic()
     child = begin(config, out)
     while len(rows(out)) == before or not rows(out):  # resuming drops what came after
@@ -55,6 +75,10 @@ def kill_one(
             return None
         time.sleep(0.005)
     ready = time.monotonic() - start
+    while not early and not newest(out):
+        if is_over(child):
+            return None
+        time.sleep(0.005)
     if in_save:
         while not set(unfinished(out)) - left:
             if is_over(child):
@@ -67,7 +91,7 @@ def kill_one(
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     step = max((row["step"] for row in rows(out)), default=0)
-    return Killed(step, bool(set(unfinished(out)) - left), ready)
+    return Killed(step, newest(out), bool(set(unfinished(out)) - left), ready)
 
 
 def main(config: Path, out: Path, kills: int, seed: int, saving: int, longest: int) -> int:
@@ -80,7 +104,7 @@ def main(config: Path, out: Path, kills: int, seed: int, saving: int, longest: i
         if len(found) >= kills and missing <= 0:
             break
         in_save = missing > 0 and draw.random() < 0.7
-        killed = kill_one(config, out / "cut", draw, in_save, longest / 1000)
+        killed = kill_one(config, out / "cut", draw, in_save, longest / 1000, early=not found)
         if killed is not None:
             found.append(killed)
             print(json.dumps(dataclasses.asdict(killed)), flush=True)

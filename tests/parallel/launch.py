@@ -107,6 +107,12 @@ def rows(out: Path) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
+def measured(out: Path) -> list[dict]:
+    """The rows without what depends on the time."""
+    timed = ("seconds", "tokens_per_second", "mfu")
+    return [{name: row[name] for name in row if name not in timed} for row in rows(out)]
+
+
 def losses(out: Path) -> dict[int, float]:
     """Loss by step."""
     return {row["step"]: row["loss"] for row in rows(out) if "loss" in row}

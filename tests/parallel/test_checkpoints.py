@@ -1,7 +1,9 @@
 """Checkpoints: the newest two are kept, damaged ones are named and passed over, nothing is lost."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,8 @@ import numpy as np
 import pytest
 
 from ffnlab import io
-from ffnlab.errors import DamagedError, FormatError
-from ffnlab.files import verify
+from ffnlab.errors import ConfigError, DamagedError, FormatError
+from ffnlab.files import remove, sealed, verify
 from ffnlab.parallel import checkpoints
 
 LIKE = {"position": 0, "w": jnp.zeros(1000)}
@@ -49,32 +51,163 @@ def flip(file):
     file.write_bytes(content)
 
 
-def files(folder):
-    """Every file of the newest checkpoint, by its path there."""
-    found = [f for f in newest(folder).rglob("*") if f.is_file()]
-    return {f.relative_to(newest(folder)).as_posix(): f for f in found}
+def replace_by(make):
+    def replace(file):
+        remove(file)
+        make(file)
+
+    return replace
 
 
-@pytest.mark.parametrize("damage", [truncate, flip, lambda file: file.unlink()])
-def test_any_damaged_file_is_found_and_the_checkpoint_before_used(folder, damage, tmp_path_factory):
-    names = [name for name, file in files(folder).items() if file.stat().st_size]
-    assert len(names) >= 3 and io.SIDECAR in names
+DAMAGES = {
+    "cut short": truncate,
+    "a bit flipped": flip,
+    "emptied": lambda file: file.write_bytes(b""),
+    "deleted": remove,
+    "a folder": replace_by(os.mkdir),
+    "a FIFO": replace_by(os.mkfifo),
+    "a link to itself": replace_by(lambda file: file.symlink_to(file)),
+    "a device": replace_by(lambda file: file.symlink_to("/dev/zero")),
+}
+
+
+def parts(folder):
+    """Every file and folder of the newest checkpoint by its path there, and "." itself."""
+    found = sorted(newest(folder).rglob("*"))
+    return [".", *(item.relative_to(newest(folder)).as_posix() for item in found)]
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_whatever_is_damaged_the_checkpoint_before_is_used(folder, damage, tmp_path_factory):
     backup = tmp_path_factory.mktemp("backup") / "whole"
     shutil.copytree(newest(folder), backup)
-    for name in names:
-        if name == io.SIDECAR and damage is flip:
-            continue  # a bit of JSON may still be right; what it says of files is checked below
-        damage(files(folder)[name])
+    names, in_place = parts(folder), damage in (truncate, flip, DAMAGES["emptied"])
+    assert len(names) >= 5 and io.SIDECAR in names
+    for name in names[damage is remove :]:  # a whole checkpoint deleted leaves nothing to name
+        item = newest(folder) / name
+        if in_place and (item.is_dir() or not item.stat().st_size):
+            continue
+        damage(item)
         with pytest.warns(UserWarning, match="step-000000008.*the checkpoint before it is tried"):
             assert checkpoints.restore(folder, LIKE)["position"] == 5
-        shutil.rmtree(newest(folder))
+        remove(newest(folder))
         shutil.copytree(backup, newest(folder))
     assert checkpoints.restore(folder, LIKE)["position"] == 8
 
 
+def test_every_byte_of_the_description_is_under_its_sum(folder):
+    """Any third byte changed: the same tree comes back, or the file is named."""
+    file = newest(folder) / io.SIDECAR
+    content, same = file.read_bytes(), []
+    whole = io.read_sidecar(newest(folder))
+    for at in range(0, len(content), 3):
+        changed = bytearray(content)
+        changed[at] ^= 1 << (at % 8)
+        file.write_bytes(changed)
+        try:
+            assert io.read_sidecar(newest(folder)) == whole
+        except DamagedError as error:
+            assert str(file) in str(error)
+        else:
+            same.append(content[at : at + 1])
+    assert all(byte.isspace() for byte in same), "only the layout may change unseen"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda text: text.replace('"value": 8', '"value": 8000'),
+        lambda text: text.replace('"step": 8', '"step": 9'),
+        lambda text: text.replace('"format": 2', '"format": 1', 1),
+        lambda text: text.replace('"sha256"', '"sha257"'),
+        lambda text: "{}",
+        lambda text: "[]",
+        lambda text: json.dumps(json.loads(text) | {"tree": {}}),
+        lambda text: json.dumps(json.loads(text) | {"files": {}}),
+        lambda text: json.dumps(cut_list(json.loads(text))),
+    ],
+)
+def test_a_changed_description_is_never_believed(folder, changed):
+    file = newest(folder) / io.SIDECAR
+    before = file.read_text()
+    file.write_text(changed(before))
+    assert file.read_text() != before
+    with pytest.warns(UserWarning, match=r"step-000000008/tree\.json is not the file"):
+        assert checkpoints.restore(folder, LIKE)["position"] == 5
+
+
+def cut_list(description):
+    description["tree"]["leaves"].pop()
+    return description
+
+
+def test_a_checkpoint_knows_its_step(folder):
+    """Renamed or exchanged, it is not restored as another one."""
+    five, eight, aside = folder / "step-000000005", newest(folder), folder / "aside"
+    five.rename(folder / "step-000000040")
+    with pytest.warns(UserWarning, match="step-000000040 holds the checkpoint of step 5"):
+        assert checkpoints.restore(folder, LIKE)["position"] == 8
+    (folder / "step-000000040").rename(aside)
+    eight.rename(five)
+    aside.rename(eight)
+    with pytest.warns(UserWarning), pytest.raises(DamagedError, match="holds the .* of step 5"):
+        checkpoints.restore(folder, LIKE)
+    io.save(folder / "step-000000041", tree(41))
+    with pytest.warns(UserWarning), pytest.raises(DamagedError, match="of step None"):
+        checkpoints.restore(folder, LIKE)
+
+
+def test_what_a_checkpoint_is_saved_with_comes_back(folder):
+    checkpoints.save(folder, 9, tree(9), {"run": {"rate": 0.1}, 1: np.float32(0.5)})
+    found, about = checkpoints.resume(folder, LIKE)
+    assert found["position"] == 9 and about == {"run": {"rate": 0.1}, "1": 0.5, "step": 9}
+
+    asked = []
+    checkpoints.resume(folder, LIKE, lambda about, name: asked.append((about["step"], name)))
+    assert asked == [(9, str(folder / "step-000000009"))]
+
+    def refuse(about, name):
+        raise ConfigError(f"{name} is another run's")
+
+    with pytest.raises(ConfigError, match="step-000000009 is another run's"):
+        checkpoints.resume(folder, LIKE, refuse)
+
+
+def test_a_checkpoint_of_an_earlier_format_is_refused_by_its_number(folder, fixtures):
+    for step in (5, 8):  # which that version wrote, of the tree {"position": 8, "w": arange(3.0)}
+        old = folder / f"step-{step:09d}" / io.SIDECAR
+        shutil.copy(fixtures / "checkpoints" / "tree-format-1.json", old)
+    with pytest.raises(FormatError, match="is of format 1, and this version of ffnlab reads 2"):
+        checkpoints.restore(folder, {"position": 0, "w": jnp.zeros(3)})
+
+
+def test_what_was_passed_over_is_removed_by_the_next_save(folder):
+    """A damaged checkpoint must not count as one of the newest two, nor be in the way."""
+    flip(newest(folder) / io.SIDECAR)
+    (folder / "step-000000007").mkdir()
+    with checkpoints.Saver(folder, 5) as saver:
+        saver.save(6, tree(6))
+        saver.wait()
+        assert checkpoints.steps(folder) == [6, 5]
+        saver.save(8, tree(8))
+    assert checkpoints.steps(folder) == [8, 6]
+    assert checkpoints.restore(folder, LIKE)["position"] == 8
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda p: p.symlink_to(p)])
+def test_a_save_clears_its_place(folder, make):
+    for place in (folder / "step-000000010", newest(folder) / io.SIDECAR):
+        remove(place)
+        make(place)
+    checkpoints.save(folder, 8, tree(8))
+    checkpoints.save(folder, 10, tree(10))
+    assert checkpoints.restore(folder, LIKE)["position"] == 10
+    assert io.restore(newest(folder), LIKE)["position"] == 8
+
+
 def test_every_flipped_bit_of_the_arrays_is_found(folder):
     """Orbax has no checksum over data: these would be restored silently."""
-    data = max((f for f in files(folder).values()), key=lambda f: f.stat().st_size)
+    data = max(filter(Path.is_file, newest(folder).rglob("*")), key=lambda f: f.stat().st_size)
     content = data.read_bytes()
     for at in np.random.default_rng(0).integers(0, len(content), 12):
         changed = bytearray(content)
@@ -92,9 +225,9 @@ def test_an_added_file_and_a_description_without_sums_are_refused(folder):
     with pytest.raises(DamagedError, match="more is not the file"):
         io.restore(newest(folder), LIKE)
     (arrays / "more").unlink()
-    description = json.loads((newest(folder) / io.SIDECAR).read_text())
+    description = io.read_sidecar(newest(folder))
     del description["files"]
-    (newest(folder) / io.SIDECAR).write_text(json.dumps(description))
+    io.write_json(newest(folder) / io.SIDECAR, sealed(description))
     with pytest.raises(DamagedError, match="has no checksums"):
         io.restore(newest(folder), LIKE)
 

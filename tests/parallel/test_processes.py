@@ -115,6 +115,24 @@ def test_several_processes_pass_over_a_damaged_checkpoint_together(tmp_path):
     assert list(launch.losses(out)) == list(range(1, 61))
 
 
+@pytest.mark.faults
+def test_processes_of_a_second_run_in_the_folder_are_all_told(tmp_path):
+    config, out = launch.write_config(tmp_path, 4000), tmp_path / "out"
+    first = launch.start_all(2, config, out)
+    launch.wait_for_step(first[0], out, 7)
+    second = launch.start_all(2, config, out, "--resume")
+    ended = [process.wait(timeout=launch.PATIENCE) for process in second]
+    for status, process in zip(ended, second, strict=True):
+        said = process.log.read_text()
+        assert status != 0 and f"is in use by process {first[0].pid} on" in said
+        assert "Traceback" not in said
+    assert [process.poll() for process in first] == [None, None]
+    first[1].send_signal(signal.SIGTERM)
+    assert [process.wait(timeout=launch.PATIENCE) for process in first] == [0, 0]
+    steps = [row["step"] for row in launch.rows(out)]
+    assert steps == list(range(1, len(steps) + 1))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
