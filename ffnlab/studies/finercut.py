@@ -250,7 +250,7 @@ def order_claims(found: Comparison) -> list[Claim]:
             "mostly attention; 34 of 80 attention sublayers of Llama3-70B keep 99%",
             f"attention among the first 1 to {REMOVALS} units: " + " ".join(map(str, attention)),
             bool((2 * attention > np.arange(1, len(attention) + 1)).all()),
-            f"more than half of the first k units of the greedy order, for every k up to {REMOVALS}",
+            f"more than half of the first k units of the greedy order, every k up to {REMOVALS}",
         ),
         Claim(
             "attention is removed in the deeper blocks",

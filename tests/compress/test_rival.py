@@ -1,4 +1,4 @@
-"""The dense model of equal files: measured beside the compressed one, and what is recorded of it."""
+"""The dense model of equal files: measured beside a compressed one, and what is recorded of it."""
 
 import dataclasses
 import hashlib
