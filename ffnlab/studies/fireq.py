@@ -271,8 +271,9 @@ def cost_claim(name: str, losses: dict[str, Loss]) -> Claim:
         f"Llama3-8B, WikiText: perplexity 6.13 -> 7.06 per token, {PAPER_COST:+.1%} nats",
         f"{mean:+.2%} ± {error:.2%} nats, "
         f"{losses['dense'].nbytes / losses['FireQ'].nbytes:.1f} times smaller",
-        mean <= PAPER_COST,
-        f"no larger share of the text's nats than in the paper; {rows_said(losses)}",
+        mean + 2 * error <= PAPER_COST,
+        "two standard errors above it still no larger a share of the text's nats than in the "
+        f"paper; {rows_said(losses)}",
     )
 
 
@@ -283,8 +284,9 @@ def scales_claim(name: str, losses: dict[str, Loss]) -> Claim:
         f"e4m3 weight scales lose almost nothing against bf16 scales ({name})",
         f"Llama3-8B, WikiText: perplexity 7.06 against 7.03 per token, {PAPER_SCALES:+.2%} nats",
         f"{mean:+.2%} ± {error:.2%} nats",
-        mean <= PAPER_SCALES,
-        f"no larger share of the text's nats than in the paper; {rows_said(losses)}",
+        mean + 2 * error <= PAPER_SCALES,
+        "two standard errors above it still no larger a share of the text's nats than in the "
+        f"paper; {rows_said(losses)}",
     )
 
 

@@ -143,6 +143,16 @@ def test_cost_is_a_share_of_the_nats_whatever_a_token_is():
             assert holds(study.loss_claims(found), "e4m3 weight scales") == within
 
 
+def test_a_cost_within_its_error_of_the_papers_is_not_shown_to_be_little():
+    spread = np.array([-1, 1, -1, 1, 0.0])
+    for noise, within in ((0.001, True), (0.2, False)):
+        found = with_losses(dense=1.0)
+        found.losses["embedded"]["FireQ"] = Loss(1.05 + noise * spread, 1000)
+        found.losses["embedded"]["FireQ, bf16 scales"] = Loss(np.full(5, 1.05), 1000)
+        claims = study.loss_claims(found)
+        assert holds(claims, "cost little") == holds(claims, "e4m3 weight scales") == within
+
+
 def test_a_missing_second_model_is_said(monkeypatch, tmp_path):
     monkeypatch.delenv("FFNLAB_DATA", raising=False)
     assert study.stories_model() is None
