@@ -11,6 +11,7 @@ def compress(
     *,
     recipe: Path | None = None,
     text: tuple[Path, ...] = (),
+    also: tuple[Path, ...] = (),
     out: Path = Path("compressed"),
     dense: bool = False,
     resume: bool = False,
@@ -20,13 +21,16 @@ def compress(
 
     Writes OUT/model (a Hugging Face directory with ffnlab.json; quantized weights are packed in the
     formats of compressed-tensors), OUT/report.json, OUT/pareto.png and, where the recipe prunes,
-    OUT/removal.png.
+    OUT/removal.png. The embedded model is compared with a dense one of as many bytes of files.
 
     Args:
-      model: a Hugging Face directory; without one, the model that comes with ffnlab.
+      model: a Hugging Face directory, or a model that comes with ffnlab, "embedded" or
+        "embedded_small"; "embedded" without one.
       recipe: TOML file; without one, FinerCut, CHESS and FireQ as in ffnlab/recipes/default.toml.
       text: UTF-8 files; the last tenth of each, from the line break before it, is held out and the
         rest calibrates. Without any, the standard library of this Python.
+      also: UTF-8 files, as a whole, on which the compressed embedded model and the dense one are
+        compared too.
       out: folder for the results.
       dense: write OUT/dense too, where OUT/model has packed weights: the same model as plain
         matrices, which transformers loads without the compressed-tensors package.
@@ -36,22 +40,23 @@ def compress(
     import time
 
     start = time.perf_counter()
-    from functools import partial
-
     import rich
 
     from ffnlab import compress as job
     from ffnlab import recipes
     from ffnlab.errors import ConfigError
-    from ffnlab.models import Tokenizer, load
-    from ffnlab.models.embedded import embedded
+    from ffnlab.models.embedded import open_model, shipped
 
     if resume and restart:
         raise ConfigError("--resume and --restart exclude each other")
+    source = shipped(model) or str(model)
+    has_rival = shipped(model) == "embedded"
+    if also and not has_rival:
+        raise ConfigError(f"--also compares the embedded model with its rival; model is {source}")
     steps = recipes.default() if recipe is None else recipes.read_recipe(recipe)
     words = job.file_text(text) if text else job.standard_text()
-    source = "embedded" if model is None else str(model)
-    decoder, tokenizer = embedded() if model is None else (load(model), Tokenizer.load(model))
+    rival = job.embedded_rival(words, steps, job.second_texts(also)) if has_rival else None
+    decoder, tokenizer = open_model(model)
     rich.print(f"model: {source}; text: {words.source}; recipe: {steps.source}")
     report = job.compress(
         decoder,
@@ -60,7 +65,7 @@ def compress(
         words,
         out,
         source=source,
-        rival=partial(job.embedded_rival, text=words) if model is None and not text else None,
+        rival=rival,
         dense=dense,
         interrupted="resume" if resume else "restart" if restart else "refuse",
         loading=time.perf_counter() - start,

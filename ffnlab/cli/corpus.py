@@ -18,6 +18,7 @@ from ffnlab.data import (
     read_text,
     stdlib_text,
     text_identity,
+    validation_split,
 )
 from ffnlab.data.text import SEPARATOR
 from ffnlab.errors import ConfigError
@@ -120,11 +121,13 @@ def documents_of(text: bytes, tokenizer: Tokenizer) -> list[Integer[np.ndarray, 
 
 def load_text(data: DataConfig) -> tuple[bytes, bytes, dict[str, str | int]]:
     """Training text, held-out text and the record of what they are."""
-    if data.text == "stdlib":
+    if data.text in ("stdlib", "stdlib-validation"):
         text = stdlib_text()
+        text = text if data.text == "stdlib" else validation_split(text)
         return text.train, text.held_out, text.identity
     if isinstance(data.text, str):
-        raise ConfigError(f"text={data.text!r} must be 'stdlib' or a list of files")
+        names = "'stdlib', 'stdlib-validation' or a list of files"
+        raise ConfigError(f"text={data.text!r} must be {names}")
     whole = read_text(data.text)
     if data.held_out:
         train_text, held_out = whole, read_text(data.held_out)

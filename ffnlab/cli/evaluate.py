@@ -17,7 +17,8 @@ def evaluate(
     """Scores every token of a text once, in windows that overlap.
 
     Args:
-      model: a Hugging Face directory; without one, the model that comes with ffnlab.
+      model: a Hugging Face directory, or a model that comes with ffnlab, "embedded" or
+        "embedded_small"; "embedded" without one.
       text: UTF-8 files; without any, the held-out modules of this Python's standard library.
       window: predictions in a window; the model's max_positions, at most 1024, without it.
       stride: tokens between windows; half a window without it.
@@ -27,9 +28,7 @@ def evaluate(
     from ffnlab.data import read_text, stdlib_text
     from ffnlab.models.evaluate import perplexity
 
-    decoder, tokenizer = (
-        models.embedded() if model is None else (models.load(model), models.Tokenizer.load(model))
-    )
+    decoder, tokenizer = models.open_model(model)
     if text:
         content, source = read_text(text), ", ".join(map(str, text))
     else:

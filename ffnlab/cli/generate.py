@@ -20,7 +20,8 @@ def generate(
     """Streams the continuation of a prompt; stops at the model's end-of-text tokens.
 
     Args:
-      model: a Hugging Face directory; without one, the model that comes with ffnlab.
+      model: a Hugging Face directory, or a model that comes with ffnlab, "embedded" or
+        "embedded_small"; "embedded" without one.
       prompt: the text to continue.
       max_tokens: tokens generated at most.
       temperature: 0 takes the most likely token each time.
@@ -37,9 +38,7 @@ def generate(
     if not prompt:
         raise ConfigError("prompt is empty; give at least one character")
     sampling = models.Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    decoder, tokenizer = (
-        models.embedded() if model is None else (models.load(model), models.Tokenizer.load(model))
-    )
+    decoder, tokenizer = models.open_model(model)
     tokens = models.stream_tokens(
         decoder,
         tokenizer.encode(prompt, special=model is not None),

@@ -45,7 +45,8 @@ class DataConfig:
     """The text and how it is cut.
 
     Attributes:
-      text: "stdlib" (the running interpreter's standard library), or files to train on.
+      text: "stdlib" (the running interpreter's standard library), "stdlib-validation" (its training
+        part alone, of which one module in 60 is scored: to choose settings on), or files.
       held_out: files to score on; only with files to train on, whose last tenth serves without.
       batch: rows of a batch.
       length: predictions in a row.

@@ -5,8 +5,8 @@ recipe may say is `ffnlab.recipes`; the methods themselves are in the packages b
 """
 
 from ffnlab.compress.job import compress
-from ffnlab.compress.report import Export, Report, Rival, Row, read_report
-from ffnlab.compress.rival import embedded_rival
+from ffnlab.compress.report import Export, Report, Rival, Row, Verdict, read_report
+from ffnlab.compress.rival import embedded_rival, second_texts
 from ffnlab.compress.text import Text, file_text, standard_text
 
 __all__ = [
@@ -15,9 +15,11 @@ __all__ = [
     "Rival",
     "Row",
     "Text",
+    "Verdict",
     "compress",
     "embedded_rival",
     "file_text",
     "read_report",
+    "second_texts",
     "standard_text",
 ]

@@ -38,7 +38,7 @@ def compress(
     out: StrPath,
     *,
     source: str = "in memory",
-    rival: Callable[[Row], Rival | None] | None = None,
+    rival: Callable[[Decoder, Row], Rival] | None = None,
     dense: bool = False,
     interrupted: Interrupted = "refuse",
     loading: float = 0.0,
@@ -53,7 +53,7 @@ def compress(
       text: what to calibrate and to measure on.
       out: folder for the results; made when missing.
       source: where the model came from, for the report.
-      rival: gives the dense model to compare with, from the last row.
+      rival: measures the dense model to compare with, given the compressed one and its row.
       dense: write OUT/dense too, where OUT/model is packed.
       interrupted: what to do with an interrupted job in `out`: "refuse", "resume" or "restart".
       loading: seconds that loading the model took, for the report.
@@ -82,6 +82,8 @@ def compress(
     with clock.phase("write and check"):
         found = functools.partial(score, job)
         written = export(compressed, tokenizer, out, rows[-1].perplexity, found, dense=dense)
+    with clock.phase("rival"):
+        beside = None if rival is None else rival(compressed, rows[-1])
     report = Report(
         format=FORMAT,
         model=describe(model, source, state.identity["model"]),
@@ -93,7 +95,7 @@ def compress(
         },
         rows=tuple(rows),
         exports=written,
-        rival=None if rival is None else rival(rows[-1]),
+        rival=beside,
         versions=versions(),
         device=measure.device(),
         seconds=clock.seconds,

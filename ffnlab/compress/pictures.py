@@ -28,8 +28,9 @@ def pareto(report: Report, figure: "Figure") -> None:
     left.set_xlabel("stored bytes, MB (less is better)")
     left.set_ylabel("held-out bits per byte (less is better)")
     if rival is not None:
-        left.plot([rival.nbytes / MEGA], [rival.bits_per_byte], "D", color="tab:red")
-        label(left, "dense, equal bytes", rival.nbytes / MEGA, rival.bits_per_byte)
+        place = rival.nbytes / MEGA, rival.verdicts[0].dense
+        left.plot(*place, "D", color="tab:red")
+        label(left, "dense, equal files", *place)
     # Speeds are relative to the original's, which is measured in turns with each stage.
     panel(right, rows, [row.decode / row.decode_original for row in rows])
     right.set_xlabel(f"decode speed, 1 = {rows[0].decode:.0f} tokens/s (more is better)")

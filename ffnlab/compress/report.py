@@ -19,9 +19,9 @@ from rich.text import Text
 from ffnlab.errors import FormatError
 from ffnlab.files import StrPath, read_json, write_json
 
-__all__ = ["FORMAT", "Export", "Report", "Rival", "Row", "read_report"]
+__all__ = ["FORMAT", "Export", "Report", "Rival", "Row", "Verdict", "read_report"]
 
-FORMAT = "ffnlab compress report, version 2"
+FORMAT = "ffnlab compress report, version 3"
 D = TypeVar("D")
 
 
@@ -79,19 +79,40 @@ class Export:
 
 
 @dataclasses.dataclass(frozen=True)
+class Verdict:
+    """The compressed model beside its rival on one text.
+
+    Attributes:
+      text: what both were measured on.
+      sha256: of that text.
+      compressed: bits per byte of the compressed model.
+      dense: those of the dense one.
+      wins: whether the dense model's are fewer.
+      note: when both were measured.
+    """
+
+    text: str
+    sha256: str
+    compressed: float
+    dense: float
+    wins: bool
+    note: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Rival:
-    """A dense model trained as long as the original one, of as many bytes as the compressed one.
+    """A dense model trained on as many tokens as the original one, to be stored instead.
 
     Attributes:
       nbytes: stored bytes of its parameters.
-      bits_per_byte: of the held-out text of this report.
-      wins: whether its bits per byte are fewer than the compressed model's.
-      note: how it was made and measured.
+      file_bytes: of the files that it is loaded from.
+      verdicts: the held-out text of this report first.
+      note: how it was made.
     """
 
     nbytes: int
-    bits_per_byte: float
-    wins: bool
+    file_bytes: int
+    verdicts: tuple[Verdict, ...]
     note: str
 
 
@@ -107,7 +128,7 @@ class Report:
       measured_on: counted held-out tokens, and windows they are in.
       rows: the original model, then each stage.
       exports: the directories that were written, at least one.
-      rival: the dense model of equal bytes, where there is one.
+      rival: the dense model to compare with, where there is one.
       versions: of Python and the packages that decide the figures.
       device: what it ran on.
       seconds: by phase.
@@ -138,7 +159,7 @@ class Report:
     def __rich__(self) -> Group:
         parts: list[object] = [table(self.rows)]
         if self.rival is not None:
-            parts.append(Text(verdict(self.rival, self.rows[-1])))
+            parts.append(Text(versus(self.rival, self.exports[0])))
         parts += [Text(describe(export)) for export in self.exports]
         parts.append(Text(timings(self.seconds, self.peak_memory)))
         return Group(*parts)
@@ -216,14 +237,15 @@ def scaled(value: float | int, units: tuple[str, ...]) -> str:
     return f"{value:.{digits}f}{units[power]}"
 
 
-def verdict(rival: Rival, last: Row) -> str:
-    """Which of the two models of equal bytes is better."""
-    winner = "the dense model" if rival.wins else "the compressed model"
-    return (
-        f"against a dense model of equal bytes ({size(rival.nbytes)}; {rival.note}): "
-        f"{last.bits_per_byte:.3f} bits per byte compressed, {rival.bits_per_byte:.3f} dense: "
-        f"{winner} wins"
-    )
+def versus(rival: Rival, export: Export) -> str:
+    """The compressed model against the dense one, a line for every text."""
+    files = f"{size(rival.file_bytes)} of files, the compressed model {size(export.nbytes)}"
+    lines = [f"against a dense model ({files}; {rival.note}), in bits per byte:"]
+    for v in rival.verdicts:
+        winner = "the dense model" if v.wins else "the compressed model"
+        figures = f"{v.compressed:.3f} compressed, {v.dense:.3f} dense: {winner} wins"
+        lines.append(f"  - {v.text} ({v.note}): {figures}")
+    return "\n".join(lines)
 
 
 def describe(export: Export) -> str:

@@ -1,75 +1,132 @@
-"""The dense model of equal bytes, with which the compressed embedded model is compared.
+"""The dense model that the compressed embedded model is compared with.
 
-It was trained once, on as many tokens (`ffnlab train --preset embedded_small`), and
-measured as the default recipe measures:
+It comes with the package ("embedded_small"): its files are as large as those of the compressed
+model, it was trained on as many tokens of the same text, and its learning rate was chosen on
+training text left aside for it (`training.json` beside it). It is measured in every job. What both
+reach on a second text was recorded once, by the default recipe:
 
-    python -m ffnlab.compress.rival runs/small/model > ffnlab/embedded/equal_bytes.json
+    ffnlab compress --also wikitext2/valid.txt --out out
+    python -m ffnlab.compress.rival out/report.json > ffnlab/embedded/equal_bytes.json
 """
 
-import dataclasses
 import json
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 
-from ffnlab import models, recipes, tree, weights
+from ffnlab import tree, weights
 from ffnlab.compress import measure
-from ffnlab.compress.report import Rival, Row
-from ffnlab.compress.text import Text, held_out, standard_text
+from ffnlab.compress.report import Rival, Row, Verdict, build, read_report
+from ffnlab.compress.text import Samples, Text, held_out
+from ffnlab.data import read_text
 from ffnlab.errors import FormatError
 from ffnlab.files import StrPath, read_json
-from ffnlab.models import Tokenizer
+from ffnlab.models import Decoder, embedded
+from ffnlab.recipes import Recipe
 
-__all__ = ["embedded_rival", "record"]
+__all__ = ["embedded_rival", "record", "second_texts"]
 
-FILE = "equal_bytes.json"
-PYTHON = "measured on the standard library of Python {}"
+NAME = "embedded_small"
+RECORD = "equal_bytes.json"
+NOT_LOADED = ("training.json",)  # of the model's folder
+NOTE = "trained on as many tokens; its rate chosen on training text, one seed"
 
 
-def embedded_rival(row: Row, *, text: Text) -> Rival | None:
-    """The committed figures of the dense model, beside those of the compressed one.
+def embedded_rival(
+    text: Text, recipe: Recipe, also: Sequence[Text] = ()
+) -> Callable[[Decoder, Row], Rival]:
+    """Readies the dense model that comes with the package to be measured beside a compressed one.
 
     Args:
-      row: the compressed model.
-      text: what it was measured on.
+      text: the job's.
+      recipe: of the job; it says how much is measured.
+      also: other texts to measure both on; without any, what the default recipe reached on a second
+        text stands beside, if the job is that one.
     Returns:
-      None where the installation lacks the figures.
+      a function of the compressed model (of bytes, not prepared) and its figures on the job's text.
     Raises:
-      FormatError: the file is damaged.
+      FormatError: the installation lacks the dense model, or the record is damaged.
+      ConfigError: a text is too short to measure on.
     """
-    file = resources.files("ffnlab") / "embedded" / FILE
-    if not file.is_file():
-        return None
+    dense, tokenizer = embedded(NAME)
+    settings = recipe.evaluation
+    texts = [(t, held_out(t, tokenizer, settings, dense.config.vocab)) for t in (text, *also)]
+    known = [] if also else recorded(text, recipe)
+
+    def bits(model: Decoder, samples: Samples) -> float:
+        return measure.quality(model, samples, settings.batch).bits_per_byte
+
+    def beside(model: Decoder, row: Row) -> Rival:
+        large, small, verdicts = weights.prepare(dense), weights.prepare(model), []
+        for words, samples in texts:
+            ours = row.bits_per_byte if words is text else bits(small, samples)
+            verdicts.append(verdict(words, ours, bits(large, samples)))
+        return Rival(tree.nbytes(dense), files_of_rival(), (*verdicts, *known), NOTE)
+
+    return beside
+
+
+def verdict(text: Text, compressed: float, dense: float) -> Verdict:
+    """What was measured on a text."""
+    digest = str(text.as_json()["held_out_sha256"])
+    return Verdict(text.source, digest, compressed, dense, dense < compressed, "measured now")
+
+
+def second_texts(paths: Iterable[StrPath]) -> tuple[Text, ...]:
+    """Texts that nothing was trained on, each to be measured as a whole.
+
+    Args:
+      paths: UTF-8 files; the last two parts of a path name the text.
+    Raises:
+      FFNLabError: a file that cannot be read, is empty or not UTF-8.
+    """
+    return tuple(
+        Text(b"", read_text([path])[1:-1], "/".join(Path(path).parts[-2:]), "the whole file")
+        for path in paths
+    )
+
+
+def files_of_rival() -> int:
+    """Bytes of the files that the dense model is loaded from."""
+    with resources.as_file(resources.files("ffnlab") / NAME) as folder:
+        return sum(f.stat().st_size for f in folder.iterdir() if f.name not in NOT_LOADED)
+
+
+def recorded(text: Text, recipe: Recipe) -> list[Verdict]:
+    """The verdicts of the committed record on second texts, where this job is the recorded one."""
+    file = resources.files("ffnlab") / "embedded" / RECORD
     with resources.as_file(file) as path:
         found = read_json(path)
     try:
-        nbytes, bits = int(found["nbytes"]), float(found["bits_per_byte"])
-        same = found["text"]["held_out_sha256"] == text.as_json()["held_out_sha256"]
-        where = "on the same text" if same else PYTHON.format(found["text"]["python"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"{file}: not the figures of a model: {error!r}") from None
-    note = f"trained on as many tokens; {where}"
-    return Rival(nbytes, bits, bits < row.bits_per_byte, note)
+        same = found["recipe"] == json.loads(json.dumps(recipe.as_json()))
+        same &= found["text"]["split"] == text.split
+        return [build(Verdict, v, f"{file}: verdicts") for v in found["verdicts"][1:] if same]
+    except (KeyError, TypeError) as error:
+        raise FormatError(f"{file}: not a record of `{__name__}`: {error!r}") from None
 
 
-def record(directory: StrPath) -> dict[str, object]:
-    """Measures a model directory as the default recipe does.
+def record(path: StrPath) -> dict[str, object]:
+    """What `equal_bytes.json` holds, from the report of a job with `--also`.
 
     Args:
-      directory: holds the dense model and its tokenizer.
-    Returns:
-      what `equal_bytes.json` holds.
+      path: report.json.
+    Raises:
+      FormatError: not a report, or one without a second text.
     """
-    model, tokenizer, text = models.load(directory), Tokenizer.load(directory), standard_text()
-    settings = recipes.default().evaluation
-    samples = held_out(text, tokenizer, settings, model.config.vocab)
-    found = measure.quality(weights.prepare(model), samples, settings.batch)
+    report = read_report(path)
+    if report.rival is None or len(report.rival.verdicts) < 2:
+        raise FormatError(f"{path}: no second text was measured; run with --also FILE")
+    rival, written = report.rival, report.exports[0]
+    note = f"recorded with Python {report.versions['python']}, jax {report.versions['jax']}"
     return {
-        "nbytes": tree.nbytes(model),
-        "bits_per_byte": found.bits_per_byte,
-        "evaluation": dataclasses.asdict(settings),
-        "text": text.as_json(),
-        "training": read_json(Path(directory) / "training.json"),
+        "recipe": report.recipe,
+        "text": report.text,
+        "compressed": {"nbytes": report.rows[-1].nbytes, "file_bytes": written.nbytes},
+        "dense": {"model": NAME, "nbytes": rival.nbytes, "file_bytes": rival.file_bytes},
+        "verdicts": [vars(v) | {"note": note} for v in rival.verdicts],
+        "versions": report.versions,
+        "device": report.device,
     }
 
 

@@ -11,7 +11,7 @@ from ffnlab.data.images import ImageFolder, read_idx
 from ffnlab.data.mnist import mnist, mnist_folder
 from ffnlab.data.packing import Packed, PackedBatches
 from ffnlab.data.records import RecordBatches
-from ffnlab.data.stdlib_text import StdlibText, stdlib_text, text_identity
+from ffnlab.data.stdlib_text import StdlibText, stdlib_text, text_identity, validation_split
 from ffnlab.data.text import HeldOut, TextBatches, held_out_windows, read_text
 from ffnlab.data.tfds import tfds_records
 
@@ -35,4 +35,5 @@ __all__ = [
     "stdlib_text",
     "text_identity",
     "tfds_records",
+    "validation_split",
 ]

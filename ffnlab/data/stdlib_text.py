@@ -48,6 +48,7 @@ HELD_OUT = (
     "textwrap.py",
 )
 
+EVERY = 60  # of the training modules: one in so many is left to validate on
 MIN_FILES = 50  # a real standard library has over 500 modules; fewer is a stripped install
 
 
@@ -113,6 +114,21 @@ def stdlib_text(root: Path | None = None) -> StdlibText:
             f"at least {MIN_FILES} and 1 are needed. Installations that ship byte code only (zip "
             "or embedded Python) have no sources: use a full Python, or pass --text FILE."
         )
+    return StdlibText(join(train), join(held), _identity(train, held))
+
+
+def validation_split(text: StdlibText) -> StdlibText:
+    """The training text in two parts, to choose settings on: no byte of the held-out modules.
+
+    Args:
+      text: of the standard library.
+    Returns:
+      `StdlibText` whose `held_out` is every 60th module of the training text, in path order from
+      the first, and whose `train` is the others.
+    """
+    modules = text.train[1:-1].split(SEPARATOR)
+    train = {f"{i:06}": data for i, data in enumerate(modules) if i % EVERY}
+    held = {f"{i:06}": data for i, data in enumerate(modules) if not i % EVERY}
     return StdlibText(join(train), join(held), _identity(train, held))
 
 

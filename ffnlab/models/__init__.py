@@ -5,7 +5,7 @@ Layers belong in `ffnlab.layers`; methods that rewrite models in their own packa
 
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.decoder import Cache, Decoder
-from ffnlab.models.embedded import embedded
+from ffnlab.models.embedded import embedded, open_model
 from ffnlab.models.generate import Generated, generate, stream_tokens
 from ffnlab.models.load import load
 from ffnlab.models.remat import remat
@@ -29,6 +29,7 @@ __all__ = [
     "ignored_by_others",
     "is_packable",
     "load",
+    "open_model",
     "remat",
     "remove",
     "removed",

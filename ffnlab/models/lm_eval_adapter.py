@@ -10,7 +10,6 @@ beginning; a rolling text is scored in windows that do not overlap.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -227,10 +226,10 @@ def logp_and_best(
 def padded(n: int) -> int:
     """The padded length of n tokens.
 
-    >>> [padded(n) for n in (1, 32, 33, 200)]
-    [32, 32, 64, 256]
+    >>> [padded(n) for n in (0, 1, 32, 33, 64, 65, 200)]
+    [32, 32, 32, 64, 64, 128, 256]
     """
-    return SHORTEST * 2 ** math.ceil(math.log2(max(n / SHORTEST, 1)))
+    return SHORTEST << (max(n - 1, 0) // SHORTEST).bit_length()
 
 
 def batches(items: Sequence[int], size: int, length: Callable[[int], int]) -> list[list[int]]:

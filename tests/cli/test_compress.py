@@ -93,6 +93,7 @@ class started:
         (["--resume", "--restart"], "--resume and --restart exclude each other"),
         (["--recipe", "none.toml"], "none.toml: No such file or directory"),
         (["--text", "none.txt"], "none.txt cannot be read"),
+        (["--also", "none.txt"], "--also compares the embedded model with its rival; model is "),
     ],
 )
 def test_errors_of_use_are_one_line(inputs, tmp_path, capsys, more, said):

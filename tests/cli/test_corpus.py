@@ -77,3 +77,13 @@ def test_a_run_with_documents_apart(texts, tmp_path, tokenizer, packed):
     assert saved.encode("abcd") == (
         Tokenizer.load(folder) if tokenizer else Tokenizer.bytes()
     ).encode("abcd")
+
+
+def test_the_validation_text_is_part_of_the_training_text():
+    whole, part = (load_corpus(DataConfig(text), 256) for text in ("stdlib", "stdlib-validation"))
+    assert part.text != whole.text and part.train != whole.train
+    assert len(part.train) + len(part.text) == len(whole.train) + 1
+    held = [module for module in whole.text.split(b"\0") if module]
+    assert held and not any(module in part.train + part.text for module in held)
+    with pytest.raises(ConfigError, match="'stdlib', 'stdlib-validation' or a list of files"):
+        load_corpus(DataConfig("stdlib-test"), 256)

@@ -14,6 +14,7 @@ from ffnlab.data.stdlib_text import (
     join,
     stdlib_text,
     text_identity,
+    validation_split,
 )
 from ffnlab.errors import FFNLabError
 
@@ -64,6 +65,20 @@ def test_the_running_interpreter():
     assert not trained & held
     for module in held:  # nor does a trained file contain a held-out one
         assert module not in text.train
+
+
+def test_settings_are_chosen_on_training_modules_only(tmp_path):
+    for i in range(130):
+        (tmp_path / f"m{i:03}.py").write_text(f"x = {i}\n")
+    (tmp_path / "copy.py").write_text("held\n")
+    text = stdlib_text(tmp_path)
+    found = validation_split(text)
+    assert found.held_out == b"\0x = 0\n\0x = 60\n\0x = 120\n\0"
+    rest = [f"x = {i}\n".encode() for i in range(130) if i not in (0, 60, 120)]
+    assert found.train == b"\0" + b"\0".join(rest) + b"\0"
+    assert b"held" not in found.train + found.held_out
+    assert (found.identity["train_files"], found.identity["held_out_files"]) == (127, 3)
+    assert found.identity["held_out_sha256"] == hashlib.sha256(found.held_out).hexdigest()
 
 
 def test_rules_by_name():

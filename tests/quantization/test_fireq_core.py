@@ -4,6 +4,7 @@
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -140,6 +141,24 @@ def test_the_tensor_scale_rescues_weights_that_underflow(key):
     usual = 0.02 / 2e-4 * w
     assert core.search_tensor_scale(usual, group=128) == 1
     assert abs(relative_error(usual, group=128, tensor_scale=True) - 0.119) < 0.003
+
+
+@pytest.mark.parametrize("run", [core.search_tensor_scale, search], ids=["eager", "jit"])
+@pytest.mark.parametrize("power", range(15))
+def test_every_tensor_scale_is_the_power_of_two_itself(power, run):
+    # The smallest c whose groups reach 7 * 2^-9, the least that e4m3 scales can express.
+    w = jnp.full((4, 2), math.ldexp(7 * 2.0**-9, -power), jnp.float32)
+    c = np.asarray(run(w, group=4))
+    assert c.tobytes() == np.float32(math.ldexp(1.0, power)).tobytes()
+
+
+@pytest.mark.parametrize("power", range(15))
+def test_scales_with_the_tensor_scale_folded_in_are_bfloat16(power, key):
+    w = jnp.clip(jax.random.normal(key, (16, 4)), -1, 1).at[0].set(1)
+    w = w * math.ldexp(7 * 2.0**-9, -power)
+    q = quantize(w, group=8, tensor_scale=True)
+    folded = np.asarray(q.scales, np.float32) / np.asarray(q.divisor)
+    np.testing.assert_array_equal(folded.astype(ml_dtypes.bfloat16).astype(np.float32), folded)
 
 
 def test_rounding_products_to_e4m3_adds_under_two_percent(key):

@@ -1,5 +1,7 @@
 """The FinerCut study: what the search buys on trained models, and the study as a whole."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import optax
@@ -11,7 +13,7 @@ from ffnlab.learning import backprop
 from ffnlab.parallel import LoopOptions, train
 from ffnlab.pruning import removal_order
 from ffnlab.studies import finercut, load
-from ffnlab.studies.finercut import compare
+from ffnlab.studies.finercut import Comparison, Score, compare
 
 
 def byte_lm(width: int, layers: int, heads: int) -> models.Decoder:
@@ -91,6 +93,73 @@ def test_acceptance_on_a_six_block_byte_model(data):
     assert (greedy <= one_shot + 0.05).all() and greedy[-1] < one_shot[-1]
     random = np.mean([nats(draw)[1:] for draw in found.random], axis=0)
     assert (greedy[2::2] - greedy[0] < 0.5 * (random - greedy[0])).all()
+
+
+def compared(**changes) -> Comparison:
+    """A comparison in which every claim holds, but for changes."""
+    units = iter([4, 14, 12, 10, 1, 8, 6, 2, 0, 3, 5, 7, 9, 11, 13, 15])  # 2 i: attention of i
+    step = np.zeros(16, np.int64)
+    for place, unit in enumerate(units):
+        step[unit] = place
+    levels = [1.0, 1.01, 1.02, 1.04, 1.08, 1.2, 1.4]
+    scores = [Score(n, 0.8 - 0.01 * k) for k, n in enumerate(levels)]
+    found = {
+        "search": SimpleNamespace(step=step.reshape(8, 2)),
+        "greedy": scores,
+        "one_shot": [*scores[:-1], Score(1.5, 0.7)],
+        "blocks": [Score(n, 0.7) for n in (1.0, 1.1, 1.2, 1.5)],
+        "random": [[Score(n, 0.5) for n in (1.0, 2.0, 3.0, 4.0)] for _ in range(3)],
+        "cut_gap": 1e-7,
+    }
+    return Comparison(**(found | changes))
+
+
+def verdicts(found: Comparison, monkeypatch) -> list[bool]:
+    def order(search, count=None):
+        return np.argsort(search.step.ravel()).tolist()[:count]
+
+    monkeypatch.setattr(finercut, "removal_order", order)
+    return [c.holds for c in (*finercut.quality_claims(found), *finercut.order_claims(found))]
+
+
+def test_claims_hold_only_where_every_setting_does(monkeypatch):
+    whole = compared()
+    assert verdicts(whole, monkeypatch) == [True] * 6
+
+    def changed(name, index, value):
+        scores = list(getattr(whole, name))
+        scores[index] = value
+        return verdicts(compared(**{name: scores}), monkeypatch)
+
+    for index in (1, 2, 3):  # a tie with blocks at 2, 4 or 6 units
+        assert changed("blocks", index, whole.greedy[2 * index]) == [False, *[True] * 5]
+    for index in range(1, 7):  # one-shot a little better anywhere
+        worse = whole.greedy[index]._replace(nats=whole.greedy[index].nats - 0.001)
+        assert changed("one_shot", index, worse) == [True, False, *[True] * 4]
+    assert not changed("one_shot", 6, whole.greedy[6])[1]
+    for index in (1, 2, 3):  # one lucky draw
+        lucky = list(whole.random[0])
+        lucky[index] = whole.greedy[2 * index]
+        assert changed("random", 0, lucky) == [True, True, False, *[True] * 3]
+
+
+def test_what_remains_is_decided_over_accuracy_and_nats(monkeypatch):
+    def at_a_quarter(score):
+        greedy = list(compared().greedy)
+        greedy[4] = score
+        (claim,) = [finercut.remaining_claim(compared(greedy=greedy))]
+        return claim.holds
+
+    assert at_a_quarter(Score(1.0 / 0.91, 0.8 * 0.91))
+    assert not at_a_quarter(Score(1.0 / 0.89, 0.8))  # nats
+    assert not at_a_quarter(Score(1.0, 0.8 * 0.89))  # accuracy
+
+
+def test_attention_goes_first_in_every_prefix(monkeypatch):
+    step = compared().search.step.copy().ravel()
+    step[[1, 4]] = step[[4, 1]]  # an FFN is the very first
+    found = compared(search=SimpleNamespace(step=step.reshape(8, 2)))
+    assert verdicts(found, monkeypatch)[4:] == [False, True]
 
 
 def test_study_writes_its_result_and_pictures(monkeypatch, tmp_path):

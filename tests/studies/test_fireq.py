@@ -91,13 +91,66 @@ def test_claims_rows_and_pictures_follow_the_measurements(models_found):
     found = drawn_measurements(models_found)
     tensor, losses = study.tensor_claims(found), study.loss_claims(found)
     assert all(claim.holds for claim in tensor)
-    assert len(losses) == 2 + 2 * len(models_found)
+    assert len(losses) == 1 + 3 * len(models_found)
     rows = study.rows_of(found)
     assert sum(row["variant"] == "dense" for row in rows) == 1 + len(models_found)
     for draw in (study.draw_losses, study.draw_mechanisms):
         figure = Figure()
         draw(figure, found)
         assert figure.axes
+
+
+def with_losses(**means):
+    """Measured losses of the embedded model, 5 rows all at the means of a few variants."""
+    found = drawn_measurements(("embedded",))
+    fixed = {name.replace("_", " "): Loss(np.full(5, m), 1000) for name, m in means.items()}
+    return found._replace(losses={"embedded": found.losses["embedded"] | fixed})
+
+
+def holds(claims, words):
+    """The verdict of the one claim that says these words."""
+    (claim,) = (c for c in claims if words in c.claim)
+    return claim.holds
+
+
+@pytest.mark.parametrize("kind", ["offset", "wide"])
+def test_protection_is_decided_over_both_kinds_of_outliers(kind):
+    found = drawn_measurements(("embedded",))
+    assert holds(study.tensor_claims(found), "outlier channels")
+    for name, error in (("pre", 0.009), ("both", 0.009), ("post", 0.021)):
+        worse = found._replace(**{kind: getattr(found, kind) | {name: error}})
+        assert not holds(study.tensor_claims(worse), "outlier channels")
+
+
+def test_underflow_is_decided_over_every_spread():
+    found = drawn_measurements(("embedded",))
+    for i in range(len(measure.SPREADS)):
+        worse = list(found.underflow)
+        worse[i] = worse[i]._replace(scaled=0.13)
+        assert not holds(study.tensor_claims(found._replace(underflow=worse)), "per-tensor")
+
+
+def test_cost_is_a_share_of_the_nats_whatever_a_token_is():
+    # The paper: ln 7.06 / ln 6.13, 7.79 % more nats; ln 7.06 / ln 7.03, 0.218 %.
+    for dense in (0.5, 1.0, 4.0):
+        for share, within in ((0.077, True), (0.079, False)):
+            found = with_losses(dense=dense, FireQ=dense * (1 + share))
+            assert holds(study.loss_claims(found), "cost little") == within
+        for share, within in ((0.0021, True), (0.0023, False)):
+            wide = {"FireQ, bf16 scales": Loss(np.full(5, dense), 1000)}
+            found = with_losses(FireQ=dense * (1 + share))
+            found.losses["embedded"].update(wide)
+            assert holds(study.loss_claims(found), "e4m3 weight scales") == within
+
+
+def test_a_cost_within_its_error_of_the_papers_is_not_shown_to_be_little():
+    spread = np.array([-1, 1, -1, 1, 0.0])
+    for noise, within in ((0.001, True), (0.2, False)):
+        found = with_losses(dense=1.0)
+        found.losses["embedded"]["FireQ"] = Loss(1.05 + noise * spread, 1000)
+        found.losses["embedded"]["FireQ, bf16 scales"] = Loss(np.full(5, 1.05), 1000)
+        claims = study.loss_claims(found)
+        assert holds(claims, "cost little") == holds(claims, "e4m3 weight scales") == within
 
 
 def test_a_missing_second_model_is_said(monkeypatch, tmp_path):
