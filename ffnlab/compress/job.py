@@ -24,6 +24,7 @@ from ffnlab.compress.text import Text
 from ffnlab.errors import require
 from ffnlab.files import StrPath, atomic_write
 from ffnlab.models import Decoder, Tokenizer
+from ffnlab.parallel import locked
 from ffnlab.recipes import Recipe
 from ffnlab.studies.result import as_png, versions
 
@@ -62,7 +63,8 @@ def compress(
       the report, as written.
     Raises:
       ConfigError: options that do not fit the model or the text (all at once, before any work), or
-        an interrupted job in `out` that is not to be continued, or is another one.
+        an interrupted job in `out` that is not to be continued, or is another one, or another
+        process at work there.
       NumericalError: a stage broke the model.
       FormatError: what was written is not what was measured, or the state in `out` is damaged.
     """
@@ -71,27 +73,49 @@ def compress(
     clock.seconds["load"] = loading
     with clock.phase("prepare"):
         planned = plan(model, tokenizer, recipe, text)
-        state = begin(out, identity(model, recipe, text), interrupted=interrupted)
-        job = Job(planned, weights.prepare(model), state, clock, progress)
+    with locked(out):
+        with clock.phase("prepare"):
+            state = begin(out, identity(model, recipe, text), interrupted=interrupted)
+            job = Job(planned, weights.prepare(model), state, clock, progress)
+        report = carried_out(job, model, tokenizer, recipe, text, out, source, rival, dense)
+        state.finish()
+    return report
+
+
+def carried_out(
+    job: Job,
+    model: Decoder,
+    tokenizer: Tokenizer,
+    recipe: Recipe,
+    text: Text,
+    out: Path,
+    source: str,
+    rival: Callable[[Decoder, Row], Rival] | None,
+    dense: bool,
+) -> Report:
+    """The report of a job that has begun, as written, once all its stages are done."""
+    clock = job.clock
     rows = [measured(job, "original", job.original, model, 0.0)]
     compressed, drawings = model, {}
-    for number, label in enumerate(planned.labels, 1):
+    for number, label in enumerate(job.plan.labels, 1):
         compressed, drawing, seconds = apply_stage(job, number, compressed)
         drawings |= drawing
         rows.append(measured(job, label, weights.prepare(compressed), compressed, seconds))
     with clock.phase("write and check"):
         found = functools.partial(score, job)
         written = export(compressed, tokenizer, out, rows[-1].perplexity, found, dense=dense)
-    with clock.phase("rival"):
-        beside = None if rival is None else rival(compressed, rows[-1])
+    beside = None
+    if rival is not None:
+        with clock.phase("rival"):
+            beside = rival(compressed, rows[-1])
     report = Report(
         format=FORMAT,
-        model=describe(model, source, state.identity["model"]),
+        model=describe(model, source, job.state.identity["model"]),
         recipe=recipe.as_json(),
         text=text.as_json(),
         measured_on={
-            "tokens": int(planned.samples.counted.sum()),
-            "windows": len(planned.samples.tokens),
+            "tokens": int(job.plan.samples.counted.sum()),
+            "windows": len(job.plan.samples.tokens),
         },
         rows=tuple(rows),
         exports=written,
@@ -107,7 +131,6 @@ def compress(
             with atomic_write(out / f"{name}.png") as file:
                 file.write(as_png(draw))
     report.write(out / "report.json")
-    state.finish()
     return report
 
 

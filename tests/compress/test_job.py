@@ -20,6 +20,7 @@ from ffnlab.quantization import nearest
 from ffnlab.recipes import Stage, parse_recipe
 from ffnlab.transform import Transform
 from tests.compress.conftest import CONFIG, RECIPE
+from tests.holding import holder
 
 TIMED = ("decode", "decode_original", "seconds")
 
@@ -167,6 +168,15 @@ INTERRUPTIONS = {
     "while writing": lambda m: stop_in(export, "checksums", m),
     "while drawing": lambda m: stop_in(job, "as_png", m),
 }
+
+
+def test_a_folder_takes_one_job_at_a_time(model, tokenizer, text, recipe, tmp_path):
+    with (
+        holder(tmp_path) as (process, _),
+        pytest.raises(ConfigError, match=rf"process {process.pid}\b"),
+    ):
+        compress(model, tokenizer, recipe, text, tmp_path, progress=False)
+    assert [file.name for file in tmp_path.iterdir()] == ["run.lock"]
 
 
 @pytest.mark.parametrize("when", INTERRUPTIONS)

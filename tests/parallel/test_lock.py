@@ -1,6 +1,5 @@
 """One run at a time in a folder, also where processes are killed, fork, or race."""
 
-import contextlib
 import errno
 import json
 import os
@@ -10,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,17 +18,8 @@ from ffnlab.errors import ConfigError
 from ffnlab.parallel import lock, train
 from ffnlab.parallel.lock import NAME, locked
 from ffnlab.rule import Rule
+from tests.holding import holder
 
-HOLD = """
-import os, sys, time
-from pathlib import Path
-from ffnlab.parallel.lock import locked
-say = lambda what: os.write(1, f"{{what}}\\n".encode())
-with locked(Path(sys.argv[1])):
-    {inside}
-    say("in")
-    time.sleep(600)
-"""
 FORK = """
     child = os.fork()
     if not child:
@@ -42,19 +31,6 @@ FORK = """
         time.sleep(600)
     say(child)
 """
-
-
-@contextlib.contextmanager
-def holder(folder, inside="pass", lines=1) -> Iterator[tuple[subprocess.Popen, list[str]]]:
-    """A process that holds the lock of a folder, and its first lines; it is killed in the end."""
-    command = [sys.executable, "-W", "ignore", "-c", HOLD.format(inside=inside), str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            said = sorted(process.stdout.readline().strip() for _ in range(lines))
-            assert said[-1] == "in", said
-            yield process, said
-        finally:
-            process.kill()
 
 
 def refused(folder) -> str:
