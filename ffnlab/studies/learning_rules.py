@@ -35,7 +35,7 @@ __all__ = ["Measured", "measure", "run"]
 HIDDEN, BLOCKS, CLASSES, BATCH = (128, 128, 128, 128, 128), 8, 10, 128
 RATES, ADAM_RATES = (0.1, 0.3, 1.0, 3.0), (3e-4, 1e-3, 3e-3, 1e-2)
 EPOCHS, QUICK_EPOCHS = {"digits": 120, "mnist": 3}, {"digits": 40}
-THROUGH, LOCAL, APART = "backprop", "counter-current", "noprop"
+RULES = THROUGH, LOCAL, APART = "backprop", "counter-current", "noprop"
 
 
 class Measured(NamedTuple):

@@ -147,15 +147,23 @@ def through_blocks(setting: Setting) -> Rule:
     return dataclasses.replace(rule, predict=jax.jit(lambda state, x: chained(state.model, x)))
 
 
-def chained(model: NoPropNet, x: Float[Array, "n i"]) -> Float[Array, "n c"]:
-    """Scores of a network whose blocks are run one after another, from zero, without noise."""
+def chained(
+    model: NoPropNet, x: Float[Array, "n i"], start: Float[Array, "n d"] | None = None
+) -> Float[Array, "n c"]:
+    """Scores of a network whose blocks are run one after another without noise.
+
+    Args:
+      model: its blocks are a stack.
+      x: inputs.
+      start: the first latent; zero when None.
+    """
     a, b, _ = core.posterior(NoPropOptions().levels(BLOCKS))
 
     def step(z: Array, at: tuple) -> tuple[Array, None]:
         block, keep, fade = at
         return keep * model.guess(block(x, z)) + fade * z, None
 
-    start = jnp.zeros((len(x), model.table.shape[1]))
+    start = jnp.zeros((len(x), model.table.shape[1])) if start is None else start
     return model.out(jax.lax.scan(step, start, (model.blocks, a, b))[0])
 
 

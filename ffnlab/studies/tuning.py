@@ -122,7 +122,7 @@ class Tuned:
     def size(self) -> str:
         """Its numbers of parameters in words."""
         mirror = f" + {self.mirror:,} of a mirror" if self.mirror else ""
-        return f"{self.parameters:,}{mirror} parameters"
+        return f"{self.parameters:,} parameters{mirror}"
 
 
 Found = Mapping[str, Mapping[str, Tuned]]  # case -> side -> what it reached
