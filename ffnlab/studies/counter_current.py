@@ -29,7 +29,7 @@ from ffnlab.studies.tuning import Found, Setting, Side, Splits
 __all__ = ["run"]
 
 HIDDEN, BATCH = (128, 128, 128), 256
-RATES, QUICK_RATES = (0.1, 0.3, 1.0, 3.0), (0.3, 1.0)
+RATES, QUICK_RATES = (0.3, 1.0, 3.0, 10.0), (1.0, 3.0)
 EPOCHS = {"clusters": 15, "digits": 60}
 ORDER = ("backprop", "counter-current", "feedback frozen", "feedback zero")
 

@@ -28,8 +28,9 @@ from ffnlab.studies.tuning import Found, Setting, Side, Splits
 
 __all__ = ["CASES", "WAYS", "bars", "claims", "measured", "settings"]
 
-BATCH, RATES, CONTRASTS = 64, (1e-3, 3e-3, 1e-2, 3e-2), (0.1, 1.0)
-MATCHED_RATES = (3e-3, 1e-2)  # of ways that choose a contrast too: as many settings in all
+BATCH, CONTRASTS = 64, (0.1, 1.0)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)
+MATCHED_RATES = (1e-3, 3e-3, 1e-2)  # of ways that choose a contrast too: as many settings in all
 WAYS = ("backprop", "counter-current", "feedback frozen", "hidden frozen")
 
 
@@ -109,8 +110,9 @@ def rules(case: Case, steps: int) -> dict[str, Callable[[Setting], Rule]]:
 
 def grids(quick: bool) -> dict[str, list[dict[str, float]]]:
     """The settings of each way, as many for all."""
-    alone = tuning.grid(rate=RATES[1:3] if quick else RATES)
-    both = tuning.grid(contrast=CONTRASTS[1:] if quick else CONTRASTS, rate=MATCHED_RATES)
+    alone, both = tuning.grid(rate=RATES), tuning.grid(contrast=CONTRASTS, rate=MATCHED_RATES)
+    if quick:
+        alone, both = alone[1:3], both[4:]
     return dict(zip(WAYS, (alone, both, both, alone), strict=True))
 
 

@@ -86,7 +86,7 @@ def test_autoencoders_are_judged_by_every_network_and_seed():
 
 
 def test_autoencoders_try_as_many_settings_each():
-    for quick, count in ((False, 4), (True, 2)):
+    for quick, count in ((False, 6), (True, 2)):
         assert {len(tried) for tried in autoencoder.grids(quick).values()} == {count}
     assert "contrast" not in autoencoder.grids(False)["hidden frozen"][0]
 
