@@ -281,7 +281,7 @@ def value_text(setting: Setting) -> str:
 def grid_text(settings: Sequence[Setting]) -> str:
     """Every option with the values it took.
 
-    >>> grid_text(grid(eta=(0.1, 0.3), rate=(1, 3)))
+    >>> grid_text(grid(eta=(0.1, 0.3), rate=(1.0, 3.0)))
     'eta of 0.1, 0.3 and rate of 1, 3'
     """
     values = {name: dict.fromkeys(s[name] for s in settings) for name in settings[0]}
@@ -303,7 +303,7 @@ def evidence(found: Found, *names: str) -> str:
     seeds = ", ".join(map(str, first.seeds))
     parts = [
         f"each side the best of {len(first.tried)} settings on validation rows, chosen with seed "
-        f"{first.seeds[0]}, tested with seeds {seeds}"
+        f"{first.seeds[0]}, tested with seeds {seeds} of networks and order of rows"
     ]
     for name in names:
         mine = {case: sides[name] for case, sides in found.items() if name in sides}

@@ -150,9 +150,9 @@ def test_a_claim_names_parameters_tuning_and_seeds():
     )
     assert claim.evidence == (
         "a rule; each side the best of 2 settings on validation rows, chosen with seed 0, tested "
-        "with seeds 0, 1. ours: 1,234 parameters (a), 99 parameters + 7 of a mirror (b); tried "
-        "rate of 0.1, 0.3; chosen rate 0.3. theirs: 1,234 parameters; tried rate of 0.1, 0.3; "
-        "chosen rate 0.3"
+        "with seeds 0, 1 of networks and order of rows. ours: 1,234 parameters (a), 99 parameters "
+        "+ 7 of a mirror (b); tried rate of 0.1, 0.3; chosen rate 0.3. theirs: 1,234 parameters; "
+        "tried rate of 0.1, 0.3; chosen rate 0.3"
     )
 
 
