@@ -48,15 +48,15 @@ class Optimizer(NamedTuple):
 
 
 OPTIMIZERS = {
-    "LAMB": Optimizer(lambda r: lamb(r, weight_decay=DECAY), (0.003, 0.01, 0.03, 0.1, 0.3)),
+    "LAMB": Optimizer(lambda r: lamb(r, weight_decay=DECAY), (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)),
     "AdamW": Optimizer(
         lambda r: optax.adamw(r, weight_decay=DECAY, mask=matrices),
-        (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+        (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
     ),
     "Nesterov": Optimizer(
-        lambda r: optax.sgd(r, 0.9, nesterov=True), (0.003, 0.01, 0.03, 0.1, 0.3)
+        lambda r: optax.sgd(r, 0.9, nesterov=True), (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
     ),
-    "LARS": Optimizer(lambda r: lars(r, weight_decay=DECAY), (0.01, 0.03, 0.1, 0.3, 1.0)),
+    "LARS": Optimizer(lambda r: lars(r, weight_decay=DECAY), (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)),
 }
 
 
@@ -126,7 +126,7 @@ def side(
     def at(setting: Setting) -> Rule:
         return rule(setting["rate"])
 
-    tried = tuning.grid(rate=rates[1:4:2] if quick else rates)
+    tried = tuning.grid(rate=rates[2::2] if quick else rates)
     return Side(name, tried, at, lambda seed: network(seed, scales), batch, steps)
 
 

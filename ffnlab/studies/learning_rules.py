@@ -33,7 +33,7 @@ from ffnlab.studies.tuning import Found, Side, Splits, Tuned
 __all__ = ["Measured", "measure", "run"]
 
 HIDDEN, BLOCKS, CLASSES, BATCH = (128, 128, 128, 128, 128), 8, 10, 128
-RATES, ADAM_RATES = (0.1, 0.3, 1.0, 3.0), (3e-4, 1e-3, 3e-3, 1e-2)
+RATES, ADAM_RATES = (0.3, 1.0, 3.0, 10.0), (1e-3, 3e-3, 1e-2, 3e-2)
 EPOCHS, QUICK_EPOCHS = {"digits": 120, "mnist": 3}, {"digits": 40}
 RULES = THROUGH, LOCAL, APART = "backprop", "counter-current", "noprop"
 

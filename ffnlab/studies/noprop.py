@@ -39,7 +39,7 @@ from ffnlab.studies.tuning import Found, Setting, Side, Splits
 __all__ = ["run"]
 
 BLOCKS, HIDDEN, BATCH, EPOCHS = 10, 128, 128, 10
-RATES, QUICK_RATES = (3e-4, 1e-3, 3e-3, 1e-2), (1e-3, 3e-3)
+RATES, QUICK_RATES = (1e-3, 3e-3, 1e-2, 3e-2), (1e-3, 3e-3)
 THROUGH = ("backprop, same blocks", "backprop, as many parameters", "backprop, small")
 OURS, NOISY = "noprop", "noprop, noisy inference"
 OTHERS = {

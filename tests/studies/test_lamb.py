@@ -50,7 +50,7 @@ def test_study_writes_its_result_and_picture(result):
 
 
 def test_optimizers_try_as_many_rates():
-    assert {len(optimizer.rates) for optimizer in study.OPTIMIZERS.values()} == {5}
+    assert {len(optimizer.rates) for optimizer in study.OPTIMIZERS.values()} == {6}
     assert all(list(o.rates) == sorted(o.rates) for o in study.OPTIMIZERS.values())
 
 
