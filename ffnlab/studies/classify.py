@@ -1,17 +1,28 @@
 """What the studies on small networks share: data, one run of a rule on them, and bars."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from ffnlab.data import ArrayBatches, Labelled, gaussian_clusters
 from ffnlab.parallel import LoopOptions, train
 from ffnlab.rule import Rule
 
-__all__ = ["CLUSTERS", "accuracy", "clipped_sgd", "clusters", "grouped_bars", "learned"]
+__all__ = [
+    "CLUSTERS",
+    "accuracy",
+    "at_rate",
+    "clipped_sgd",
+    "clusters",
+    "grouped_bars",
+    "learned",
+    "paced",
+]
 
 QUIET = LoopOptions(log_every=0, progress=False)
 CLUSTERS = "30 Gaussian clusters of 10 classes, width 64: 8000 rows, 2000 for validation, 2000 test"
@@ -22,9 +33,31 @@ def clusters(seed: int) -> tuple[Labelled, Labelled]:
     return gaussian_clusters(seed, train=10_000)
 
 
-def clipped_sgd(rate: float) -> optax.GradientTransformation:
-    """SGD on gradients clipped to norm 1, as counter-current learning's authors use it."""
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(rate))
+def paced(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimizer of rate 1 with its rate as a number in its state, for `at_rate` to set."""
+    return optax.chain(optimizer, optax.inject_hyperparams(optax.scale)(step_size=1.0))
+
+
+def at_rate(rule: Rule, rate: float) -> Rule:
+    """A rule of `paced` optimizers at a rate; its step is compiled once for all rates.
+
+    Raises:
+      KeyError: from `init`, where no optimizer is `paced`.
+    """
+
+    def init(model: PyTree, key: Array) -> PyTree:
+        state = rule.init(model, key)
+        name = "optimizers" if hasattr(state, "optimizers") else "optimizer"
+        found = optax.tree.set(getattr(state, name), step_size=jnp.float32(rate))
+        copies = jax.tree.map(jnp.copy, found)  # a step donates each, and two may hold the rate
+        return state._replace(**{name: copies})
+
+    return dataclasses.replace(rule, init=init)
+
+
+def clipped_sgd() -> optax.GradientTransformation:
+    """SGD on gradients clipped to norm 1, as counter-current learning's authors use it; `paced`."""
+    return paced(optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0)))
 
 
 def learned(
@@ -47,7 +80,7 @@ def learned(
 
 def accuracy(rule: Rule, state: PyTree, data: Labelled) -> float:
     """The fraction of inputs whose class has the largest score."""
-    scores = np.asarray(rule.predict(state, jax.numpy.asarray(data.x)))
+    scores = np.asarray(rule.predict(state, jnp.asarray(data.x)))
     return float(np.mean(scores.argmax(-1) == data.y))
 
 

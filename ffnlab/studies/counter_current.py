@@ -7,7 +7,7 @@ layer's loss. Autoencoders are in `counter_current_autoencoder`.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,9 @@ from ffnlab.learning.counter_current import local_losses, mirrored
 from ffnlab.rule import Rule
 from ffnlab.studies import STUDIES, tuning
 from ffnlab.studies import counter_current_autoencoder as autoencoder
-from ffnlab.studies.classify import clipped_sgd, clusters, grouped_bars
+from ffnlab.studies.classify import at_rate, clipped_sgd, clusters, grouped_bars
 from ffnlab.studies.result import Claim, Result
-from ffnlab.studies.tuning import Found, Setting, Side, Splits
+from ffnlab.studies.tuning import Found, Side, Splits
 
 __all__ = ["run"]
 
@@ -34,25 +34,18 @@ EPOCHS = {"clusters": 15, "digits": 60}
 ORDER = ("backprop", "counter-current", "feedback frozen", "feedback zero")
 
 
-def rules() -> dict[str, Callable[[Setting], Rule]]:
-    """What is compared, by name; both networks of a rule learn at one rate."""
+def rules() -> dict[str, Rule]:
+    """What is compared, by name, at rate 1; both networks of a rule learn at one rate."""
     rest = optax.set_to_zero()
 
     def zero(model: MLP, key: jax.Array) -> MLP:
         return jax.tree.map(jnp.zeros_like, mirrored(model, key))
 
-    def against(*mirror_optimizer: optax.GradientTransformation, **options: Callable):
-        return lambda s: counter_current(
-            optimizer=clipped_sgd(s["rate"]),
-            mirror_optimizer=mirror_optimizer[0] if mirror_optimizer else None,
-            **options,
-        )
-
     made = (
-        lambda s: backprop(labelled, clipped_sgd(s["rate"])),
-        against(),
-        against(rest),
-        against(rest, mirror=zero),
+        backprop(labelled, clipped_sgd()),
+        counter_current(optimizer=clipped_sgd()),
+        counter_current(optimizer=clipped_sgd(), mirror_optimizer=rest),
+        counter_current(optimizer=clipped_sgd(), mirror_optimizer=rest, mirror=zero),
     )
     return dict(zip(ORDER, made, strict=True))
 
@@ -62,10 +55,9 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
     begin = time.perf_counter()
     seeds = [seed] if quick else [seed, seed + 1, seed + 2]
     epochs = {name: max(1, n // 3) if quick else n for name, n in EPOCHS.items()}
+    made, rates = rules(), QUICK_RATES if quick else RATES
     found = {
-        name: tuning.compare(
-            sides(data, epochs[name], QUICK_RATES if quick else RATES), data, seeds
-        )
+        name: tuning.compare(sides(made, data, epochs[name], rates), data, seeds)
         for name, data in sets(seed).items()
     }
     lost = autoencoder.measured(seeds, quick)
@@ -98,13 +90,23 @@ def sets(seed: int) -> dict[str, Splits]:
     return {"clusters": tuning.splits(clusters(seed)), "digits": tuning.splits(digits(seed))}
 
 
-def sides(data: Splits, epochs: int, rates: Sequence[float]) -> list[Side]:
-    """What is compared on some data."""
+def sides(
+    made: Mapping[str, Rule], data: Splits, epochs: int, rates: Sequence[float]
+) -> list[Side]:
+    """What is compared on some data: rules, see `rules`, at some rates."""
     sizes = (data.train.x.shape[1], *HIDDEN, 10)
     steps = epochs * len(data.train.x) // BATCH
+    start = lambda seed: network(sizes, seed)  # noqa: E731
     return [
-        Side(name, tuning.grid(rate=rates), rule, lambda seed: network(sizes, seed), BATCH, steps)
-        for name, rule in rules().items()
+        Side(
+            name,
+            tuning.grid(rate=rates),
+            lambda setting, rule=rule: at_rate(rule, setting["rate"]),
+            start,
+            BATCH,
+            steps,
+        )
+        for name, rule in made.items()
     ]
 
 

@@ -7,6 +7,7 @@ way has nothing else to choose, else of rates and contrasts.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -22,7 +23,7 @@ from ffnlab.learning.counter_current import mirrored
 from ffnlab.models.convnet import ConvAutoencoder
 from ffnlab.rule import Rule
 from ffnlab.studies import tuning
-from ffnlab.studies.classify import grouped_bars
+from ffnlab.studies.classify import at_rate, grouped_bars, paced
 from ffnlab.studies.result import Claim
 from ffnlab.studies.tuning import Found, Setting, Side, Splits
 
@@ -84,27 +85,30 @@ def reconstruction(
 
 def rules(case: Case, steps: int) -> dict[str, Callable[[Setting], Rule]]:
     """What is compared, by name: Adam at a rate that falls to 0, everywhere."""
-    rest = optax.set_to_zero()
-
-    def adam(setting: Setting) -> optax.GradientTransformation:
-        return optax.adam(optax.cosine_decay_schedule(setting["rate"], steps))
-
-    def last(setting: Setting) -> optax.GradientTransformation:
-        return optax.multi_transform({True: adam(setting), False: rest}, is_last)
+    adam, rest = optax.adam(optax.cosine_decay_schedule(1.0, steps)), optax.set_to_zero()
 
     def is_last(model: PyTree) -> PyTree:
         return jax.tree_util.tree_map_with_path(
             lambda path, _: case.last in jax.tree_util.keystr(path), model
         )
 
-    def against(up: Callable[[Setting], optax.GradientTransformation], *down):
+    def against(up: optax.GradientTransformation, *down: optax.GradientTransformation):
         # The last map's loss has no contrast, so a way that trains nothing else is given none.
-        return lambda s: counter_current(
-            MapLoss(contrast=s.get("contrast", 0.0)), up(s), *down, mirror=case.mirror
+        made = functools.cache(
+            lambda contrast: counter_current(
+                MapLoss(contrast=contrast), paced(up), *down, mirror=case.mirror
+            )
         )
+        return lambda s: at_rate(made(s.get("contrast", 0.0)), s["rate"])
 
-    through = lambda s: backprop(reconstruction, adam(s))  # noqa: E731
-    made = (through, against(adam), against(adam, rest), against(last, rest))
+    through = backprop(reconstruction, paced(adam))
+    last = optax.multi_transform({True: adam, False: rest}, is_last)
+    made = (
+        lambda s: at_rate(through, s["rate"]),
+        against(adam),
+        against(adam, rest),
+        against(last, rest),
+    )
     return dict(zip(WAYS, made, strict=True))
 
 

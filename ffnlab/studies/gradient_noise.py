@@ -23,7 +23,7 @@ from ffnlab.learning import BackpropState, backprop, gradient_noise, labelled
 from ffnlab.learning.noise import noise_scale
 from ffnlab.rule import Rule
 from ffnlab.studies import STUDIES, tuning
-from ffnlab.studies.classify import CLUSTERS, clusters, grouped_bars
+from ffnlab.studies.classify import CLUSTERS, at_rate, clusters, grouped_bars, paced
 from ffnlab.studies.result import Claim, Result
 from ffnlab.studies.tuning import Found, Side, Splits
 
@@ -96,12 +96,12 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
     ).write(out)
 
 
-def rule_of(eta: float, rate: float) -> Rule:
-    """SGD on clipped gradients with noise; the noise is drawn by the key of the rule's `init`."""
+def rule_of(eta: float) -> Rule:
+    """SGD on clipped gradients with noise, at rate 1; its noise is drawn by the key of `init`."""
     optimizer = optax.chain(
         optax.clip_by_global_norm(CLIP),
         gradient_noise(eta, GAMMA, key=jax.random.key(0)),
-        optax.sgd(rate),
+        paced(optax.sgd(1.0)),
     )
     rule = backprop(labelled, optimizer)
 
@@ -113,9 +113,7 @@ def rule_of(eta: float, rate: float) -> Rule:
     return dataclasses.replace(rule, init=init)
 
 
-def sides(
-    net: Network, rule: Callable[[float, float], Rule], data: Splits, quick: bool
-) -> list[Side]:
+def sides(net: Network, rule: Callable[[float], Rule], data: Splits, quick: bool) -> list[Side]:
     """Without noise, with noise, and with noise that frees zero networks; half of each if quick."""
     sizes = [data.train.x.shape[1], *[WIDTH] * net.depth, 10]
     steps = net.epochs * len(data.train.x) // BATCH
@@ -124,7 +122,7 @@ def sides(
         Side(
             name,
             tried[1:3] if quick else tried,
-            lambda setting: rule(setting["eta"], setting["rate"]),
+            lambda setting: at_rate(rule(setting["eta"]), setting["rate"]),
             start,
             BATCH,
             steps,

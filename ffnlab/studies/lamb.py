@@ -5,7 +5,6 @@ of as many rates, and large batches are few steps: what counts is how much a ste
 network has layers of very unlike scale, which a rate for all may not fit.
 """
 
-import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -22,7 +21,7 @@ from ffnlab.learning import backprop, labelled, lamb, lars
 from ffnlab.learning.trust import matrices
 from ffnlab.rule import Rule
 from ffnlab.studies import STUDIES, tuning
-from ffnlab.studies.classify import CLUSTERS, clusters, grouped_bars
+from ffnlab.studies.classify import CLUSTERS, at_rate, clusters, grouped_bars, paced
 from ffnlab.studies.result import Claim, Result
 from ffnlab.studies.tuning import Found, Setting, Side, Splits
 
@@ -99,22 +98,21 @@ def measured(data: Splits, seeds: Sequence[int], quick: bool) -> Found:
     found = {}
     for batch in (LARGE, SMALL):
         steps = EPOCHS * len(data.train.x) // batch
-        rules = {name: functools.cache(rule_of(name, steps)) for name in names}
+        rules = {name: rule_of(name, steps) for name in names}
         for layers, scales in LAYERS.items():
             sides = [side(name, rule, scales, batch, steps, quick) for name, rule in rules.items()]
             found[case_of(layers, batch)] = tuning.compare(sides, data, seeds)
     return found
 
 
-def rule_of(name: str, steps: int) -> Callable[[float], Rule]:
-    """Rate -> the rule of an optimizer for a run of so many steps."""
-    make = OPTIMIZERS[name].make
-    return lambda rate: backprop(labelled, make(schedule(rate, steps)))
+def rule_of(name: str, steps: int) -> Rule:
+    """The rule of an optimizer for a run of so many steps, its schedule's peak 1: see `at_rate`."""
+    return backprop(labelled, paced(OPTIMIZERS[name].make(schedule(1.0, steps))))
 
 
 def side(
     name: str,
-    rule: Callable[[float], Rule],
+    rule: Rule,
     scales: Sequence[float] | None,
     batch: int,
     steps: int,
@@ -124,7 +122,7 @@ def side(
     rates = OPTIMIZERS[name].rates
 
     def at(setting: Setting) -> Rule:
-        return rule(setting["rate"])
+        return at_rate(rule, setting["rate"])
 
     tried = tuning.grid(rate=rates[2::2] if quick else rates)
     return Side(name, tried, at, lambda seed: network(seed, scales), batch, steps)

@@ -26,7 +26,7 @@ from ffnlab.learning import NoPropNet, NoPropOptions, backprop, counter_current,
 from ffnlab.parallel import LoopOptions, train
 from ffnlab.rule import Rule
 from ffnlab.studies import STUDIES, tuning
-from ffnlab.studies.classify import accuracy, clipped_sgd
+from ffnlab.studies.classify import accuracy, at_rate, clipped_sgd, paced
 from ffnlab.studies.result import Claim, Result
 from ffnlab.studies.tuning import Found, Side, Splits, Tuned
 
@@ -83,18 +83,22 @@ def sides(width: int, steps: int, quick: bool) -> list[Side]:
         width, CLASSES, key=jax.random.key(seed), hidden=hidden, blocks=BLOCKS
     )
     made = {
-        THROUGH: (lambda s: backprop(labelled, clipped_sgd(s["rate"])), start),
-        LOCAL: (lambda s: counter_current(optimizer=clipped_sgd(s["rate"])), start),
-        APART: (
-            lambda s: noprop(NoPropOptions(), optax.adamw(s["rate"], weight_decay=1e-3)),
-            stack,
-        ),
+        THROUGH: (backprop(labelled, clipped_sgd()), start),
+        LOCAL: (counter_current(optimizer=clipped_sgd()), start),
+        APART: (noprop(NoPropOptions(), paced(optax.adamw(1.0, weight_decay=1e-3))), stack),
     }
     rates = {name: ADAM_RATES if name == APART else RATES for name in made}
     cut = slice(1, 3) if quick else slice(None)
     return [
-        Side(name, tuning.grid(rate=rates[name][cut]), *parts, BATCH, steps)
-        for name, parts in made.items()
+        Side(
+            name,
+            tuning.grid(rate=rates[name][cut]),
+            lambda setting, rule=rule: at_rate(rule, setting["rate"]),
+            network,
+            BATCH,
+            steps,
+        )
+        for name, (rule, network) in made.items()
     ]
 
 

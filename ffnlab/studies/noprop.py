@@ -32,9 +32,9 @@ from ffnlab.learning import noprop_core as core
 from ffnlab.learning.noprop import block_losses
 from ffnlab.rule import Rule
 from ffnlab.studies import STUDIES, tuning
-from ffnlab.studies.classify import CLUSTERS, accuracy, clusters, grouped_bars
+from ffnlab.studies.classify import CLUSTERS, accuracy, at_rate, clusters, grouped_bars, paced
 from ffnlab.studies.result import Claim, Result
-from ffnlab.studies.tuning import Found, Setting, Side, Splits
+from ffnlab.studies.tuning import Found, Side, Splits
 
 __all__ = ["run"]
 
@@ -83,9 +83,9 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
     ).write(out)
 
 
-def adamw(setting: Setting) -> optax.GradientTransformation:
-    """The paper's optimizer at a rate."""
-    return optax.adamw(setting["rate"], weight_decay=1e-3)
+def adamw() -> optax.GradientTransformation:
+    """The paper's optimizer, at rate 1: see `at_rate`."""
+    return paced(optax.adamw(1.0, weight_decay=1e-3))
 
 
 def sides(data: Splits, epochs: int, quick: bool) -> list[Side]:
@@ -96,18 +96,21 @@ def sides(data: Splits, epochs: int, quick: bool) -> list[Side]:
     )
     size = tuning.numbers(stack(0))
     wide = min(range(8, 8 * HIDDEN), key=lambda h: abs(mlp_numbers(width, h, h, h, 10) - size))
-    plain = lambda s: backprop(labelled, adamw(s))  # noqa: E731
+    plain = backprop(labelled, adamw())
     made = {
-        THROUGH[0]: (through_blocks, stack),
+        THROUGH[0]: (through_blocks(), stack),
         THROUGH[1]: (plain, mlp(width, wide, wide, wide, 10)),
         THROUGH[2]: (plain, mlp(width, HIDDEN, HIDDEN, 10)),
-        OURS: (lambda s: noprop(NoPropOptions(), adamw(s)), stack),
+        OURS: (noprop(NoPropOptions(), adamw()), stack),
     }
     if not quick:
-        made |= {name: (of_kind(name), denoiser(name, width)) for name in OTHERS}
+        made |= {n: (noprop(OTHERS[n], adamw()), denoiser(n, width)) for n in OTHERS}
     tried = tuning.grid(rate=QUICK_RATES if quick else RATES)
     steps = epochs * len(data.train.x) // BATCH
-    return [Side(name, tried, *parts, BATCH, steps) for name, parts in made.items()]
+    return [
+        Side(name, tried, lambda s, rule=rule: at_rate(rule, s["rate"]), start, BATCH, steps)
+        for name, (rule, start) in made.items()
+    ]
 
 
 def mlp(*sizes: int) -> Callable[[int], MLP]:
@@ -118,11 +121,6 @@ def mlp(*sizes: int) -> Callable[[int], MLP]:
 def mlp_numbers(*sizes: int) -> int:
     """How many parameters a plain network of these widths has."""
     return sum((a + 1) * b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
-
-
-def of_kind(name: str) -> Callable[[Setting], Rule]:
-    """Setting -> the rule of a kind in continuous time."""
-    return lambda setting: noprop(OTHERS[name], adamw(setting))
 
 
 def denoiser(name: str, width: int) -> Callable[[int], NoPropNet]:
@@ -137,11 +135,11 @@ def denoiser(name: str, width: int) -> Callable[[int], NoPropNet]:
     return make
 
 
-def through_blocks(setting: Setting) -> Rule:
+def through_blocks() -> Rule:
     """Backpropagation through the chain of blocks, which NoProp runs at inference only."""
     rule = backprop(
         lambda model, batch: labelled(lambda x: chained(model, x), batch),
-        adamw(setting),
+        adamw(),
         trainable=tree.at("blocks") | tree.at("out"),  # NoProp leaves one-hot classes alone too
     )
     return dataclasses.replace(rule, predict=jax.jit(lambda state, x: chained(state.model, x)))

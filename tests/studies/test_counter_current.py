@@ -61,7 +61,7 @@ def test_study_writes_its_result_and_picture(tmp_path, monkeypatch):
 def test_sides_differ_in_the_rule_alone():
     """All ways start from one network, take as many steps, and try the same rates."""
     data = study.sets(0)["digits"]
-    sides = study.sides(data, 60, study.RATES)
+    sides = study.sides(study.rules(), data, 60, study.RATES)
     assert [side.name for side in sides] == list(study.ORDER)
     assert {(side.batch, side.steps) for side in sides} == {(256, 60 * 1150 // 256)}
     assert all(side.grid == tuning.grid(rate=study.RATES) for side in sides)

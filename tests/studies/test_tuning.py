@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from ffnlab.data import Labelled, gaussian_clusters
 from ffnlab.errors import ConfigError
 from ffnlab.layers import MLP
-from ffnlab.learning import backprop, counter_current, labelled
+from ffnlab.learning import backprop, counter_current, labelled, lamb, lars
 from ffnlab.studies import classify, tuning
 from ffnlab.studies.tuning import Side, compare, deficit, grid, splits
 from tuned import assert_tuned, cases, reached
@@ -21,9 +20,10 @@ RATES = (1e-4, 0.1, 1e4)  # one that learns nothing in time, one that does, one 
 
 def sides(rates=RATES, steps=30) -> list[Side]:
     start = lambda seed: MLP((6, 8, 3), key=jax.random.key(seed), bias=False)  # noqa: E731
+    local = counter_current(optimizer=classify.clipped_sgd())
     rules = {
         "backprop": lambda s: backprop(labelled, optax.sgd(s["rate"])),
-        "counter-current": lambda s: counter_current(optimizer=classify.clipped_sgd(s["rate"])),
+        "counter-current": lambda s: classify.at_rate(local, s["rate"]),
     }
     return [Side(n, grid(rate=rates), rule, start, 20, steps) for n, rule in rules.items()]
 
@@ -173,8 +173,47 @@ def test_tables_hold_what_was_measured():
     assert tuning.values(found) == {("a", "ours"): (0.5, 0.75)}
 
 
-def test_clipped_sgd_moves_by_the_rate():
-    optimizer = classify.clipped_sgd(0.5)
-    gradient = {"w": jnp.array([3.0, 4.0])}
-    moved, _ = optimizer.update(gradient, optimizer.init(gradient))
-    np.testing.assert_allclose(moved["w"], [-0.3, -0.4], rtol=1e-6)
+OPTIMIZERS = {
+    "clipped SGD": (lambda rate: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(rate))),
+    "Nesterov": lambda rate: optax.sgd(optax.linear_schedule(0.0, rate, 2), 0.9, nesterov=True),
+    "AdamW": lambda rate: optax.adamw(rate, weight_decay=0.1),
+    "LAMB": lambda rate: lamb(optax.linear_schedule(0.0, rate, 2), weight_decay=0.1),
+    "LARS": lambda rate: lars(optax.linear_schedule(0.0, rate, 2), weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_rate_in_the_state_is_the_optimizer_s_rate(name, key, data):
+    """Optimizers at rate 1 whose updates are multiplied are those at the rate; one compilation."""
+    batch = tuple(part[:20] for part in data[0])
+    paced = backprop(labelled, classify.paced(OPTIMIZERS[name](1.0)))
+    for rate in (0.02, 0.3):
+        ends = []
+        for rule in (classify.at_rate(paced, rate), backprop(labelled, OPTIMIZERS[name](rate))):
+            state = rule.init(MLP((6, 4, 3), key=key), key)
+            for _ in range(3):
+                state, _ = rule.step(state, batch)
+            ends.append(jax.tree.leaves(state.model))
+        for ours, wanted in zip(*ends, strict=True):
+            np.testing.assert_allclose(ours, wanted, rtol=2e-5, atol=1e-6)  # float32, three steps
+    assert paced.step._cache_size() == 1
+
+
+def test_both_networks_of_a_rule_get_the_rate(key, data):
+    """Steps of counter-current learning are as long as the rate says, up and down."""
+    rule = counter_current(optimizer=classify.clipped_sgd())
+    batch, moved = tuple(part[:20] for part in data[0]), []
+    for rate in (1e-3, 2e-3):
+        state = classify.at_rate(rule, rate).init(MLP((6, 4, 3), key=key, bias=False), key)
+        before = jax.tree.map(np.asarray, (state.model, state.mirror))
+        after, _ = rule.step(state, batch)
+        after = (after.model, after.mirror)
+        moved.append([a - b for a, b in zip(*map(jax.tree.leaves, (after, before)), strict=True)])
+    for one, two in zip(*moved, strict=True):
+        np.testing.assert_allclose(two, 2 * one, rtol=1e-2, atol=1e-6)
+        assert np.any(one != 0)
+
+
+def test_a_rate_needs_an_optimizer_that_takes_it(key):
+    with pytest.raises(KeyError):
+        classify.at_rate(backprop(labelled, optax.sgd(0.1)), 0.1).init(MLP((6, 3), key=key), key)
