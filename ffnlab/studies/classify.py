@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 
 from ffnlab.data import ArrayBatches, Labelled, gaussian_clusters
 from ffnlab.parallel import LoopOptions, train
+from ffnlab.parallel.loop import Evaluate
 from ffnlab.rule import Rule
 
 __all__ = [
@@ -24,7 +25,6 @@ __all__ = [
     "paced",
 ]
 
-QUIET = LoopOptions(log_every=0, progress=False)
 CLUSTERS = "30 Gaussian clusters of 10 classes, width 64: 8000 rows, 2000 for validation, 2000 test"
 
 
@@ -61,7 +61,15 @@ def clipped_sgd() -> optax.GradientTransformation:
 
 
 def learned(
-    rule: Rule, model: PyTree, rows: PyTree, *, batch: int, steps: int, seed: int = 0
+    rule: Rule,
+    model: PyTree,
+    rows: PyTree,
+    *,
+    batch: int,
+    steps: int,
+    seed: int = 0,
+    evaluate: Evaluate | None = None,
+    every: int = 0,
 ) -> PyTree:
     """The state of a rule after training.
 
@@ -71,11 +79,17 @@ def learned(
       rows: arrays with the rows of the training set on their first axis.
       batch, steps: rows of a step, and how many steps.
       seed: of the order of the rows, and of the rule.
+      evaluate, every: what is called with the state, every so many steps and at the end.
     Raises:
       NumericalError: the run diverged.
+      KeyboardInterrupt: a signal stopped it; what it learned so far is no result.
     """
-    batches = ArrayBatches(rows, batch, seed)
-    return train(rule, model, batches, steps, key=jax.random.key(seed), options=QUIET).state
+    batches, key = ArrayBatches(rows, batch, seed), jax.random.key(seed)
+    options = LoopOptions(log_every=0, evaluate_every=every, progress=False)
+    outcome = train(rule, model, batches, steps, key=key, evaluate=evaluate, options=options)
+    if not outcome.finished:
+        raise KeyboardInterrupt(f"stopped at step {outcome.position} of {steps}")
+    return outcome.state
 
 
 def accuracy(rule: Rule, state: PyTree, data: Labelled) -> float:

@@ -23,10 +23,9 @@ from ffnlab.data import ArrayBatches, Labelled, digits, mnist, mnist_folder
 from ffnlab.files import StrPath
 from ffnlab.layers import MLP
 from ffnlab.learning import NoPropNet, NoPropOptions, backprop, counter_current, labelled, noprop
-from ffnlab.parallel import LoopOptions, train
 from ffnlab.rule import Rule
 from ffnlab.studies import STUDIES, tuning
-from ffnlab.studies.classify import accuracy, at_rate, clipped_sgd, paced
+from ffnlab.studies.classify import accuracy, at_rate, clipped_sgd, learned, paced
 from ffnlab.studies.result import Claim, Result
 from ffnlab.studies.tuning import Found, Side, Splits, Tuned
 
@@ -178,9 +177,9 @@ def measure(
         curve[min(len(curve) * every, steps)] = value
         return {"test_accuracy": value}
 
-    options = LoopOptions(log_every=0, evaluate_every=every, progress=False)
     first = direction(rule, rule.init(model, key), batches(0))
-    outcome = train(rule, model, batches, steps, key=key, evaluate=evaluate, options=options)
+    sizes = {"batch": BATCH, "steps": steps, "seed": seed}
+    last = learned(rule, model, data[0], **sizes, evaluate=evaluate, every=every)
     memory, work = compiled.memory_analysis(), compiled.cost_analysis()
     assert memory is not None and work is not None  # all backends that are supported tell
     return Measured(
@@ -188,7 +187,7 @@ def measure(
         memory.temp_size_in_bytes,
         held,
         float(work["flops"]),
-        (first, direction(rule, outcome.state, batches(0))),
+        (first, direction(rule, last, batches(0))),
     )
 
 

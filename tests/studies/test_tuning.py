@@ -1,6 +1,8 @@
 """Comparisons of tuned sides: what chooses, what is reported, and what a claim says of it."""
 
 import dataclasses
+import os
+import signal
 
 import jax
 import numpy as np
@@ -217,3 +219,23 @@ def test_both_networks_of_a_rule_get_the_rate(key, data):
 def test_a_rate_needs_an_optimizer_that_takes_it(key):
     with pytest.raises(KeyError):
         classify.at_rate(backprop(labelled, optax.sgd(0.1)), 0.1).init(MLP((6, 3), key=key), key)
+
+
+def test_a_signal_stops_a_comparison(data):
+    """Half-trained networks are no result: SIGTERM in the middle of a run ends all of them."""
+    calls = []
+
+    def rule_of(setting):
+        rule = backprop(labelled, optax.sgd(setting["rate"]))
+
+        def step(state, batch):
+            calls.append(setting)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return rule.step(state, batch)
+
+        return dataclasses.replace(rule, step=step)
+
+    stopped = dataclasses.replace(sides()[0], rule=rule_of)
+    with pytest.raises(KeyboardInterrupt, match="stopped at step 1 of 30"):
+        compare([stopped], splits(data), [0])
+    assert len(calls) == 1
