@@ -151,7 +151,7 @@ def training_claims(zero: Found, good: Found, deep: Found) -> list[Claim]:
 def freed_claim(found: Found, least: float, claim: str) -> Claim:
     """Whether networks at zero train with noise alone."""
     return tuning.tuned_claim(
-        f"{claim} ({', '.join(found)})",
+        f"{claim} ({'; '.join(found)})",
         "20 layers, all zero, MNIST: 94.5 % instead of 11.4 %, after far more steps",
         f"test accuracy at most .15 without noise and at least {least} with it, for each network "
         "with each seed",
@@ -166,7 +166,7 @@ def cost_claim(found: Found, name: str, which: str) -> Claim:
     """Whether noise costs little where it is not needed."""
     cost = tuning.deficit(found, name, PLAIN)
     return tuning.tuned_claim(
-        f"networks that train anyway ({', '.join(found)}) lose at most .04 by noise; {which}",
+        f"networks that train anyway ({'; '.join(found)}) lose at most .04 by noise; {which}",
         "-",
         f"test accuracy at most .04 lower, for each network with each seed (most: {cost:.3f})",
         cost <= 0.04,
