@@ -73,7 +73,8 @@ rules = {
 # %% [markdown]
 # ## Training
 # `parallel.train` runs any rule: batches by position, evaluation, and (with a folder) checkpoints
-# that resume to the same bits.
+# that resume to the same bits. Rates are not tuned here, so the curves rank nothing:
+# `ffnlab run learning-rules` gives every rule as many rates, chosen on a validation split.
 
 # %%
 from ffnlab import parallel
@@ -97,7 +98,7 @@ def learn(rule, model, steps, every):
 # %%
 steps, every = (40, 20) if FAST else (600, 30)
 curves = {name: learn(rule, model, steps, every) for name, (rule, model) in rules.items()}
-print({name: round(max(curve.values()), 3) for name, curve in curves.items()})
+print({name: round(curve[max(curve)], 3) for name, curve in curves.items()})
 
 # %%
 for name, curve in curves.items():

@@ -64,7 +64,7 @@ def gradient_noise(
 
     def init(params: PyTree) -> NoiseState:
         del params
-        return NoiseState(jnp.int32(0), key)
+        return NoiseState(jnp.int32(0), jnp.copy(key))  # a step donates it; the caller's stays
 
     def update(
         updates: PyTree, state: NoiseState, params: PyTree = None

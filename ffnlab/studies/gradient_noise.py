@@ -1,131 +1,179 @@
-"""Gradient noise: an all-zero network that plain SGD cannot move, and one that needs no help.
+"""Gradient noise: all-zero networks that plain SGD cannot move, and some that need no help.
 
 With every parameter zero the gradient of all but the last bias is zero, and stays so. Noise breaks
-that symmetry. The same noise on a network that trains anyway costs accuracy. The paper's headline,
-twenty layers, is tried at our budget and reported as found.
+that symmetry. The same noise on networks that train anyway costs accuracy. SGD without noise tries
+as many settings as SGD with it. The paper's headline, twenty layers, is tried at our budget and
+reported as found.
 """
 
+import dataclasses
+import functools
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, PyTree
 
-from ffnlab.data import Labelled, gaussian_clusters
-from ffnlab.errors import NumericalError
 from ffnlab.files import StrPath
 from ffnlab.layers import MLP
-from ffnlab.learning import backprop, gradient_noise, labelled
+from ffnlab.learning import BackpropState, backprop, gradient_noise, labelled
 from ffnlab.learning.noise import noise_scale
-from ffnlab.studies import STUDIES
-from ffnlab.studies.classify import fit
+from ffnlab.rule import Rule
+from ffnlab.studies import STUDIES, tuning
+from ffnlab.studies.classify import CLUSTERS, at_rate, clusters, grouped_bars, paced
 from ffnlab.studies.result import Claim, Result
+from ffnlab.studies.tuning import Found, Side, Splits
 
-__all__ = ["Setting", "run"]
+__all__ = ["Network", "run"]
 
-WIDTH, BATCH, RATE, CLIP, GAMMA = 50, 100, 0.1, 10.0, 0.55
+WIDTH, BATCH, CLIP, GAMMA = 50, 100, 10.0, 0.55
 ETA = 0.3
+RATES = (0.01, 0.03, 0.1, 0.3)
+PLAIN, NOISY, STRONG = "no noise", "noise", f"noise, eta {ETA}"
+GRIDS = {
+    PLAIN: tuning.grid(eta=(0.0,), rate=RATES),
+    NOISY: tuning.grid(eta=(0.01, ETA), rate=(0.03, 0.1)),
+    STRONG: tuning.grid(eta=(ETA,), rate=RATES),
+}
+EPOCHS = 15
 
 
-class Setting(NamedTuple):
-    """A network and the noise it is trained with.
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network and for how long it is trained.
 
     Attributes:
       depth: hidden layers.
       std: of the initial entries.
-      eta: variance of the first step's noise.
       epochs: of training.
     """
 
     depth: int
     std: float
-    eta: float
-    epochs: int = 15
+    epochs: int = EPOCHS
+
+    @property
+    def name(self) -> str:
+        """In the results."""
+        return f"{self.depth} layers, {f'std {self.std}' if self.std else 'all zero'}"
 
 
 def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Result:
     """The study; arguments as for `ffnlab.studies.run.run_study`."""
     begin = time.perf_counter()
     seeds = [seed] if quick else [seed, seed + 1, seed + 2]
-    zero = [Setting(d, 0.0, e) for d in ((5,) if quick else (3, 5, 8)) for e in (0.0, ETA)]
-    good = [Setting(d, 0.1, e) for d in ((3,) if quick else (3, 5, 8)) for e in (0.0, ETA)]
-    deep = [] if quick else [Setting(20, 0.0, e, 20) for e in (0.0, 0.01, ETA)]
-    found = {s: [trained(s, n) for n in (seeds[:1] if s in deep else seeds)] for s in zero + good}
-    found |= {s: [trained(s, seed)] for s in deep}
+    data = tuning.splits(clusters(seed))
+    zero = [Network(d, 0.0) for d in ((5,) if quick else (3, 5, 8))]
+    good = [Network(d, 0.1) for d in ((3,) if quick else (3, 5, 8))]
+    deep = [] if quick else [Network(20, 0.0, 20)]
+    rule = functools.cache(rule_of)
+    found = [
+        {net.name: tuning.compare(sides(net, rule, data, quick), data, seeds) for net in nets}
+        for nets in (zero, good, deep)
+    ]
+    every: Found = {name: reached for part in found for name, reached in part.items()}
     return Result(
         slug="gradient-noise",
         title=STUDIES["gradient-noise"].title,
         settings={
-            "data": "gaussian_clusters: 30 centres, 10 classes, width 64, 8000 rows",
+            "data": CLUSTERS,
             "width": WIDTH,
             "batch": BATCH,
-            "optimizer": f"SGD at {RATE}, gradients clipped to {CLIP}",
+            "epochs": {net.name: net.epochs for net in (*zero, *good, *deep)},
+            "optimizer": f"SGD, gradients clipped to {CLIP}, then noise",
             "gamma": GAMMA,
+            "validation": tuning.trials(every),
             "seeds": seeds,
         },
         seed=seed,
         seconds=time.perf_counter() - begin,
-        claims=[*training_claims(found), statistics_claim(seed)],
-        table=rows_of(found),
-        pictures={"accuracy": lambda figure: bars(figure, found)},
+        claims=[*training_claims(*found), statistics_claim(seed)],
+        table=tuning.table(every),
+        pictures={"accuracy": lambda figure: bars(figure, every)},
     ).write(out)
 
 
-def trained(setting: Setting, seed: int) -> float:
-    """Test accuracy after training; 0 where the run diverged."""
-    data: tuple[Labelled, Labelled] = gaussian_clusters(seed)
-    key = jax.random.key(seed)
-    sizes = [data[0].x.shape[1], *[WIDTH] * setting.depth, 10]
+def rule_of(eta: float) -> Rule:
+    """SGD on clipped gradients with noise, at rate 1; its noise is drawn by the key of `init`."""
     optimizer = optax.chain(
         optax.clip_by_global_norm(CLIP),
-        gradient_noise(setting.eta, GAMMA, key=key),
-        optax.sgd(RATE),
+        gradient_noise(eta, GAMMA, key=jax.random.key(0)),
+        paced(optax.sgd(1.0)),
     )
-    steps = setting.epochs * len(data[0].x) // BATCH
-    model = MLP(sizes, key=key, std=setting.std)
-    try:
-        return fit(backprop(labelled, optimizer), model, data, batch=BATCH, steps=steps, seed=seed)
-    except NumericalError:
-        return 0.0
+    rule = backprop(labelled, optimizer)
+
+    def init(model: PyTree, key: Array) -> BackpropState:
+        state = rule.init(model, key)
+        drawn = optax.tree.set(state.optimizer, key=jax.random.fold_in(key, 1))
+        return state._replace(optimizer=drawn)
+
+    return dataclasses.replace(rule, init=init)
 
 
-def training_claims(found: dict[Setting, list[float]]) -> list[Claim]:
-    """Where noise helps, and where it does not."""
-    stuck, freed = found[Setting(5, 0.0, 0.0)], found[Setting(5, 0.0, ETA)]
-    plain, noisy = found[Setting(3, 0.1, 0.0)], found[Setting(3, 0.1, ETA)]
-    cost = float(np.mean(plain) - np.mean(noisy))
-    claims = [
-        Claim(
-            "noise lets a badly initialised deep network train",
-            "20 layers, all zero, MNIST: fails without noise, trains with it",
-            f"5 layers, all zero: {spread(stuck)} without, {spread(freed)} with eta {ETA}",
-            max(stuck) <= 0.15 and min(freed) >= 0.9,
-            f"test accuracy at most .15 without and at least .90 with noise, {len(freed)} seed(s)",
-        ),
-        Claim(
-            "a network that trains anyway loses little",
-            "-",
-            f"3 layers, std .1: {spread(plain)} without, {spread(noisy)} with eta {ETA}",
-            cost <= 0.04,
-            "mean test accuracy at most .04 lower",
-        ),
-    ]
-    deep = {s: a for s, a in found.items() if s.depth == 20 and s.eta}
-    if deep:
-        best = max(max(accuracies) for accuracies in deep.values())
-        claims.append(
-            Claim(
-                "twenty layers at zero train with noise",
-                "MNIST test accuracy 94.5 % instead of 11.4 %",
-                f"best {best:.3f} over eta {', '.join(str(s.eta) for s in deep)}, 20 epochs",
-                best >= 0.5,
-                "test accuracy at least .5; the paper trains far longer",
-            )
+def sides(net: Network, rule: Callable[[float], Rule], data: Splits, quick: bool) -> list[Side]:
+    """Without noise, with noise, and with noise that frees zero networks; half of each if quick."""
+    sizes = [data.train.x.shape[1], *[WIDTH] * net.depth, 10]
+    steps = net.epochs * len(data.train.x) // BATCH
+    start = lambda seed: MLP(sizes, key=jax.random.key(seed), std=net.std)  # noqa: E731
+    return [
+        Side(
+            name,
+            tried[1:3] if quick else tried,
+            lambda setting: at_rate(rule(setting["eta"]), setting["rate"]),
+            start,
+            BATCH,
+            steps,
         )
+        for name, tried in GRIDS.items()
+    ]
+
+
+def training_claims(zero: Found, good: Found, deep: Found) -> list[Claim]:
+    """Where noise helps, and where it does not.
+
+    Args:
+      zero, good: networks that start at zero, and at random; one or more.
+      deep: the deepest, at zero; may be empty.
+    """
+    claims = [
+        freed_claim(zero, 0.9, "noise lets an all-zero network train"),
+        cost_claim(good, NOISY, "the eta chosen on validation rows too"),
+        cost_claim(good, STRONG, f"eta {ETA}, by which networks at zero are freed"),
+    ]
+    if deep:
+        claims.append(freed_claim(deep, 0.5, "noise lets twenty layers at zero train"))
     return claims
+
+
+def freed_claim(found: Found, least: float, claim: str) -> Claim:
+    """Whether networks at zero train with noise alone."""
+    return tuning.tuned_claim(
+        f"{claim} ({'; '.join(found)})",
+        "20 layers, all zero, MNIST: 94.5 % instead of 11.4 %, after far more steps",
+        f"test accuracy at most .15 without noise and at least {least} with it, for each network "
+        "with each seed",
+        max(tuning.scores(found, PLAIN)) <= 0.15 and min(tuning.scores(found, NOISY)) >= least,
+        found,
+        PLAIN,
+        NOISY,
+    )
+
+
+def cost_claim(found: Found, name: str, which: str) -> Claim:
+    """Whether noise costs little where it is not needed."""
+    cost = tuning.deficit(found, name, PLAIN)
+    return tuning.tuned_claim(
+        f"networks that train anyway ({'; '.join(found)}) lose at most .04 by noise; {which}",
+        "-",
+        f"test accuracy at most .04 lower, for each network with each seed (most: {cost:.3f})",
+        cost <= 0.04,
+        found,
+        PLAIN,
+        name,
+    )
 
 
 def statistics_claim(seed: int) -> Claim:
@@ -147,48 +195,11 @@ def statistics_claim(seed: int) -> Claim:
     )
 
 
-def spread(values: Sequence[float]) -> str:
-    """Accuracies in words: one, or the range."""
-    low, high = min(values), max(values)
-    return f"{low:.3f}" if len(values) == 1 else f"{low:.3f} to {high:.3f}"
-
-
-def rows_of(found: dict[Setting, list[float]]) -> list[dict[str, object]]:
-    """Mean and range of accuracies by setting."""
-    return [
-        {
-            "hidden layers": s.depth,
-            "initial std": s.std,
-            "eta": s.eta,
-            "epochs": s.epochs,
-            "accuracy": float(np.mean(values)),
-            "lowest": min(values),
-            "highest": max(values),
-        }
-        for s, values in found.items()
-    ]
-
-
-def bars(figure, found: dict[Setting, list[float]]) -> None:
+def bars(figure, found: Found) -> None:
     """Accuracy without and with noise, by network."""
     axes = figure.subplots()
-    groups = list(dict.fromkeys((s.depth, s.std) for s in found))
-    etas = sorted({s.eta for s in found})
-    width = 0.8 / len(etas)
-    for i, eta in enumerate(etas):
-        chosen = {(s.depth, s.std): v for s, v in found.items() if s.eta == eta}
-        shift = (i - (len(etas) - 1) / 2) * width
-        places = [g + shift for g, at in enumerate(groups) if at in chosen]
-        values = [np.mean(v) for v in chosen.values()]
-        label = "without noise" if not eta else f"eta {eta}"
-        color = "0.6" if not eta else f"C{i - 1}"
-        drawn = axes.bar(places, values, 0.95 * width, label=label, color=color)
-        axes.bar_label(drawn, fmt="%.2f", fontsize=8)
-    names = [f"{d} layers\n{'all zero' if not std else f'std {std}'}" for d, std in groups]
-    axes.set_xticks(range(len(groups)), names)
+    grouped_bars(axes, tuning.values(found))
     axes.axhline(0.1, color="0.8", linewidth=1, zorder=0)
-    axes.set_ylim(0, 1.15)
+    axes.set_ylim(0, 1.2)
     axes.set_ylabel("test accuracy")
-    axes.set_title("Noise frees networks that start at zero, and costs the others a little")
-    axes.legend(frameon=False, loc="upper right", ncols=len(etas))
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title("SGD without and with noise, each at its best setting by validation")

@@ -1,14 +1,16 @@
-"""Learning rules side by side on digits: accuracy, memory, work and direction of their steps.
+"""Learning rules side by side: accuracy, memory, work and direction of their steps.
 
 The data are scikit-learn's digits and, but in the quick form, MNIST where it is present.
 
 Backpropagation and counter-current learning train one MLP, NoProp its own network of as many
-parameters as comes near. Memory and work are read from the compiled step, the direction is the
-cosine between what a step does to the MLP and the gradient of its cross-entropy.
+parameters as comes near, each at the best of as many rates. Memory and work are read from the
+compiled step, the direction is the cosine between what a step does to the MLP and the gradient of
+its cross-entropy.
 """
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,80 +22,134 @@ from jaxtyping import PyTree
 from ffnlab.data import ArrayBatches, Labelled, digits, mnist, mnist_folder
 from ffnlab.files import StrPath
 from ffnlab.layers import MLP
-from ffnlab.learning import NoPropNet, backprop, counter_current, labelled, noprop
-from ffnlab.parallel import LoopOptions, train
+from ffnlab.learning import NoPropNet, NoPropOptions, backprop, counter_current, labelled, noprop
 from ffnlab.rule import Rule
-from ffnlab.studies import STUDIES
-from ffnlab.studies.classify import accuracy
+from ffnlab.studies import STUDIES, tuning
+from ffnlab.studies.classify import accuracy, at_rate, clipped_sgd, learned, paced
 from ffnlab.studies.result import Claim, Result
+from ffnlab.studies.tuning import Found, Side, Splits, Tuned
 
 __all__ = ["Measured", "measure", "run"]
 
-HIDDEN, BATCH = (128, 128, 128, 128, 128), 128
-MNIST_EPOCHS = 20
+HIDDEN, BLOCKS, CLASSES, BATCH = (128, 128, 128, 128, 128), 8, 10, 128
+RATES, ADAM_RATES = (0.3, 1.0, 3.0, 10.0), (1e-3, 3e-3, 1e-2, 3e-2)
+EPOCHS, QUICK_EPOCHS = {"digits": 120, "mnist": 3}, {"digits": 40}
+RULES = THROUGH, LOCAL, APART = "backprop", "counter-current", "noprop"
 
 
 class Measured(NamedTuple):
-    """What is known of a rule.
+    """What is known of a rule's step and of how it learned.
 
     Attributes:
-      parameters: of the network that predicts.
       curve: test accuracy by step.
       temporary: bytes the compiled step keeps besides its arguments and results.
+      state: bytes of the rule's state: parameters, a mirror, what an optimizer remembers.
       flops: of one step, as the compiler counts them.
       cosines: between a step and the gradient, before and after training; NaN without an MLP.
     """
 
-    parameters: int
     curve: dict[int, float]
     temporary: int
+    state: int
     flops: float
     cosines: tuple[float, float]
 
     @property
-    def accuracy(self) -> float:
-        """The last of the curve."""
-        return self.curve[max(self.curve)]
+    def text(self) -> str:
+        """Memory and work in words."""
+        kib = f"{self.temporary / 1024:.0f} KiB temporary, {self.state / 1024:.0f} KiB state"
+        return f"{kib}, {self.flops / 1e6:.1f} MFLOP"
 
 
-def cases(seed: int, width: int, classes: int = 10) -> dict[str, tuple[Rule, PyTree]]:
-    """The rules with the networks they start from, for inputs of some width."""
-    key = jax.random.key(seed)
-    model = MLP((width, *HIDDEN, classes), key=key, activation="elu", bias=False)
-    return {
-        "backprop": (backprop(labelled, optax.sgd(0.1)), model),
-        "counter-current": (counter_current(), model),
-        "noprop": (noprop(), NoPropNet(width, classes, key=key, hidden=48, blocks=8)),
-    }
+Steps = Mapping[str, Mapping[str, Measured]]  # data -> rule -> what was measured
 
 
-def sets(seed: int, quick: bool) -> dict[str, tuple[tuple[Labelled, Labelled], int]]:
-    """(train, test) and epochs by name of the data."""
-    found = {"digits": (digits(seed), 40 if quick else 120)}
+def sets(seed: int, quick: bool) -> dict[str, Splits]:
+    """The data by name."""
+    found = {"digits": tuning.splits(digits(seed))}
     if not quick and mnist_folder() is not None:
-        found["mnist"] = (mnist(), MNIST_EPOCHS)
+        found["mnist"] = tuning.splits(mnist())
     return found
+
+
+def sides(width: int, steps: int, quick: bool) -> list[Side]:
+    """The rules with the networks they start from, for inputs of some width."""
+    sizes = (width, *HIDDEN, CLASSES)
+    size = tuning.numbers(mlp(sizes, 0))
+    hidden = min(range(2, 1024), key=lambda h: abs(noprop_numbers(width, h) - size))
+    start = lambda seed: mlp(sizes, seed)  # noqa: E731
+    stack = lambda seed: NoPropNet(  # noqa: E731
+        width, CLASSES, key=jax.random.key(seed), hidden=hidden, blocks=BLOCKS
+    )
+    made = {
+        THROUGH: (backprop(labelled, clipped_sgd()), start),
+        LOCAL: (counter_current(optimizer=clipped_sgd()), start),
+        APART: (noprop(NoPropOptions(), paced(optax.adamw(1.0, weight_decay=1e-3))), stack),
+    }
+    rates = {name: ADAM_RATES if name == APART else RATES for name in made}
+    cut = slice(1, 3) if quick else slice(None)
+    return [
+        Side(
+            name,
+            tuning.grid(rate=rates[name][cut]),
+            lambda setting, rule=rule: at_rate(rule, setting["rate"]),
+            network,
+            BATCH,
+            steps,
+        )
+        for name, (rule, network) in made.items()
+    ]
+
+
+def mlp(sizes: Sequence[int], seed: int) -> MLP:
+    """The network of backpropagation and of counter-current learning."""
+    return MLP(sizes, key=jax.random.key(seed), activation="elu", bias=False)
+
+
+def noprop_numbers(width: int, hidden: int) -> int:
+    """How many parameters NoProp's network has, the fixed table of classes included."""
+    classes = CLASSES
+    branches = (width + 1) * hidden + (classes + 1) * hidden
+    block = branches + (2 * hidden + 1) * hidden + (hidden + 1) * classes
+    return BLOCKS * block + classes**2 + (classes + 1) * classes
 
 
 def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Result:
     """The study; arguments as for `ffnlab.studies.run.run_study`."""
     begin = time.perf_counter()
-    found, epochs = {}, {}
-    for data, (pair, epochs[data]) in sets(seed, quick).items():
-        steps = epochs[data] * len(pair[0].x) // BATCH
-        found[data] = {
-            name: measure(rule, model, pair, steps, seed)
-            for name, (rule, model) in cases(seed, pair[0].x.shape[1]).items()
+    seeds = [seed] if quick else [seed, seed + 1, seed + 2]
+    epochs = QUICK_EPOCHS if quick else EPOCHS
+    found, steps = {}, {}
+    for name, data in sets(seed, quick).items():
+        count = epochs[name] * len(data.train.x) // BATCH
+        compared = sides(data.train.x.shape[1], count, quick)
+        found[name] = tuning.compare(compared, data, seeds)
+        steps[name] = {
+            side.name: measure(
+                found[name][side.name].rule,
+                side.model(seed),
+                (data.train, data.test),
+                count,
+                seed,
+            )
+            for side in compared
         }
     return Result(
         slug="learning-rules",
         title=STUDIES["learning-rules"].title,
-        settings={"hidden": list(HIDDEN), "batch": BATCH, "epochs": epochs},
+        settings={
+            "hidden": list(HIDDEN),
+            "batch": BATCH,
+            "epochs": {name: epochs[name] for name in found},
+            "optimizers": "SGD on gradients clipped to norm 1 (noprop: AdamW, decay 1e-3)",
+            "validation": tuning.trials(found),
+            "seeds": seeds,
+        },
         seed=seed,
         seconds=time.perf_counter() - begin,
-        claims=[claim for data, measured in found.items() for claim in claims_of(data, measured)],
-        table=[row(data, *item) for data, measured in found.items() for item in measured.items()],
-        pictures={"learning_curves": lambda figure: curves(figure, found)},
+        claims=[*accuracy_claims(found), *step_claims(found, steps)],
+        table=rows_of(found, steps),
+        pictures={"learning_curves": lambda figure: curves(figure, steps)},
     ).write(out)
 
 
@@ -105,32 +161,33 @@ def measure(
     Args:
       rule: takes batches of `Labelled`.
       model: where it starts.
-      data: (train, test).
+      data: rows to train on, and rows that the curve is drawn by.
       steps: how many.
       seed: of the order of rows, and of the rule.
     """
     batches, key = ArrayBatches(data[0], BATCH, seed), jax.random.key(seed)
     start = rule.init(model, key)
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(start))
     compiled = jax.jit(rule.step).lower(start, batches(0)).compile()
     curve: dict[int, float] = {0: accuracy(rule, start, data[1])}
     every = max(1, steps // 20)
 
     def evaluate(state: PyTree) -> dict[str, float]:
         value = accuracy(rule, state, data[1])
-        curve[len(curve) * every] = value
+        curve[min(len(curve) * every, steps)] = value
         return {"test_accuracy": value}
 
-    options = LoopOptions(log_every=0, evaluate_every=every, progress=False)
     first = direction(rule, rule.init(model, key), batches(0))
-    outcome = train(rule, model, batches, steps, key=key, evaluate=evaluate, options=options)
+    sizes = {"batch": BATCH, "steps": steps, "seed": seed}
+    last = learned(rule, model, data[0], **sizes, evaluate=evaluate, every=every)
     memory, work = compiled.memory_analysis(), compiled.cost_analysis()
     assert memory is not None and work is not None  # all backends that are supported tell
     return Measured(
-        sum(leaf.size for leaf in jax.tree.leaves(model)),
         curve,
         memory.temp_size_in_bytes,
+        held,
         float(work["flops"]),
-        (first, direction(rule, outcome.state, batches(0))),
+        (first, direction(rule, last, batches(0))),
     )
 
 
@@ -145,53 +202,101 @@ def direction(rule: Rule, state: PyTree, batch: Labelled) -> float:
     return float(a @ b / (jnp.linalg.norm(a) * jnp.linalg.norm(b)))
 
 
-def row(data: str, name: str, m: Measured) -> dict[str, object]:
-    """A line of the table."""
-    cosines = {} if math.isnan(m.cosines[0]) else {"cosine, first": m.cosines[0]}
-    cosines |= {"cosine, last": m.cosines[1]} if cosines else {}
-    return {
-        "data": data,
-        "rule": name,
-        "parameters": m.parameters,
-        "accuracy": m.accuracy,
-        "temporary KiB": m.temporary / 1024,
-        "MFLOP a step": m.flops / 1e6,
-        **cosines,
-    }
+def rows_of(found: Found, steps: Steps) -> list[dict[str, object]]:
+    """Lines of the table."""
+    rows = tuning.table(found)
+    for row in rows:
+        m = steps[row["case"]][row["side"]]
+        row |= {"temporary KiB": m.temporary / 1024, "state KiB": m.state / 1024}
+        row["MFLOP a step"] = m.flops / 1e6
+        if not math.isnan(m.cosines[0]):
+            row |= {"cosine, first": m.cosines[0], "cosine, last": m.cosines[1]}
+    return rows
 
 
-def claims_of(data: str, found: dict[str, Measured]) -> list[Claim]:
-    """What the side by side shows on some data."""
-    through, local, apart = (found[n] for n in ("backprop", "counter-current", "noprop"))
+def accuracy_claims(found: Found) -> list[Claim]:
+    """Whether rules without a backward pass through depth learn as well, on all data."""
+    return [
+        tuning.tuned_claim(
+            f"{name}: accuracy at most {tuning.CLOSE} below backpropagation's",
+            "comparable accuracy (no figures in the abstract)",
+            f"test accuracy at most {tuning.CLOSE} lower on each data set with each seed",
+            tuning.deficit(found, name, THROUGH) <= tuning.CLOSE,
+            found,
+            name,
+            THROUGH,
+        )
+        for name in (LOCAL, APART)
+    ]
+
+
+def step_claims(found: Found, steps: Steps) -> list[Claim]:
+    """What a step costs and where it goes, on all data."""
+    through = {data: m[THROUGH] for data, m in steps.items()}
+    rivals = {name: {data: m[name] for data, m in steps.items()} for name in (LOCAL, APART)}
+    cosines = {data: m.cosines for data, m in rivals[LOCAL].items()}
+    dearer = [
+        m.temporary + m.state > through[data].temporary + through[data].state
+        or m.flops > through[data].flops
+        for each in rivals.values()
+        for data, m in each.items()
+    ]
     return [
         Claim(
-            f"rules without a backward pass through depth learn {data}",
-            "comparable accuracy (counter-current, NoProp)",
-            ", ".join(f"{name} {m.accuracy:.3f}" for name, m in found.items()),
-            min(local.accuracy, apart.accuracy) >= through.accuracy - 0.03,
-            "test accuracy at most .03 below backpropagation's",
-        ),
-        Claim(
-            f"a local rule goes downhill in another direction than the gradient, {data}",
+            "counter-current goes downhill in another direction than the gradient",
             "-",
-            f"cosine {local.cosines[0]:.2f} at first, {local.cosines[1]:.2f} at last",
-            0 < local.cosines[0] < 0.99,
-            "counter-current's first step against the gradient of the cross-entropy: in (0, .99)",
+            "; ".join(
+                f"{d}: cosine {a:.2f} at first, {b:.2f} at last" for d, (a, b) in cosines.items()
+            ),
+            all(0 < c < 0.99 for pair in cosines.values() for c in pair),
+            "a step against the gradient of the cross-entropy, before training and after it, on "
+            f"each data set: in (0, .99); {of_step(found, LOCAL)}",
+        ),
+        *(
+            Claim(
+                f"{name} need not store activations for a backward pass",
+                "no storage through depth",
+                costs(steps, name),
+                all(m.temporary <= through[data].temporary for data, m in each.items()),
+                "temporary memory of the compiled step at most backpropagation's on each data set; "
+                + of_step(found, name, THROUGH),
+            )
+            for name, each in rivals.items()
         ),
         Claim(
-            f"a local rule need not store activations for a backward pass, {data}",
-            "no storage through depth",
-            f"{local.temporary / 1024:.0f} KiB, backprop {through.temporary / 1024:.0f} KiB",
-            local.temporary <= through.temporary,
-            "temporary memory of the compiled step at most backpropagation's",
+            "a step of these rules is no dearer than backpropagation's",
+            "-",
+            costs(steps, LOCAL, APART),
+            not any(dearer),
+            "neither temporary memory and state together nor FLOPs are more, for both rules on "
+            f"each data set; {of_step(found, LOCAL, APART, THROUGH)}",
         ),
     ]
 
 
-def curves(figure, found: dict[str, dict[str, Measured]]) -> None:
+def costs(steps: Steps, *names: str) -> str:
+    """Memory and work of steps in words, backpropagation's last."""
+    return "; ".join(
+        f"{data}: " + ", ".join(f"{name} {measured[name].text}" for name in (*names, THROUGH))
+        for data, measured in steps.items()
+    )
+
+
+def of_step(found: Found, *names: str) -> str:
+    """The sizes of what a step was measured on, which no rate changes; and the seed."""
+
+    def sizes(sides: Mapping[str, Tuned]) -> str:
+        return ", ".join(f"{name} {sides[name].size}" for name in names)
+
+    first = next(iter(next(iter(found.values())).values()))
+    each = "; ".join(f"{data}: {sizes(of)}" for data, of in found.items())
+    return f"batch {BATCH}, seed {first.seeds[0]}, at the tuned rate; {each}"
+
+
+def curves(figure, steps: Steps) -> None:
     """Test accuracy by step, one picture per data."""
     for axes, (data, measured) in zip(
-        figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True
+        figure.subplots(1, len(steps), squeeze=False)[0], steps.items(), strict=True
     ):
         for name, m in measured.items():
             axes.plot(list(m.curve), list(m.curve.values()), "o-", markersize=3, label=name)

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ffnlab import io
 from ffnlab.compat import make_mesh
 from ffnlab.errors import ConfigError
-from ffnlab.learning import OptimizerConfig, gradient_noise, make_optimizer, noise_scale
+from ffnlab.learning import OptimizerConfig, backprop, gradient_noise, make_optimizer, noise_scale
 
 ETA, GAMMA = 0.3, 0.55
 
@@ -102,3 +102,19 @@ def test_refusals(key):
         gradient_noise(1.0, key=None)
     with pytest.raises(ValueError, match="dtype int32"):
         run(gradient_noise(1.0, key=key), {"a": jnp.zeros(2, jnp.int32)}, 1)
+
+
+def test_a_rule_with_noise_runs_twice(key):
+    """A step donates its state: the caller's key must not be in it."""
+    rule = backprop(
+        lambda model, x: (jnp.sum(model["w"] * x), {}),
+        optax.chain(gradient_noise(ETA, key=key), optax.sgd(0.1)),
+    )
+    ends = []
+    for _ in range(2):
+        state = rule.init({"w": jnp.ones(3)}, key)
+        for _ in range(2):
+            state, _ = rule.step(state, jnp.ones(3))
+        ends.append(state.model["w"])
+    np.testing.assert_array_equal(*ends)
+    assert jax.random.key_data(key).shape == (2,)
