@@ -25,8 +25,9 @@ def compress(
     Args:
       model: a Hugging Face directory; without one, the model that comes with ffnlab.
       recipe: TOML file; without one, FinerCut, CHESS and FireQ as in ffnlab/recipes/default.toml.
-      text: UTF-8 files; the last tenth of each, from the line break before it, is held out and the
-        rest calibrates. Without any, the standard library of this Python.
+      text: UTF-8 files; the last tenth of every document, from the line break before it, is held
+        out as in training, and the rest calibrates. Without any, the standard library of this
+        Python.
       out: folder for the results.
       dense: write OUT/dense too, where OUT/model has packed weights: the same model as plain
         matrices, which transformers loads without the compressed-tensors package.
@@ -42,6 +43,8 @@ def compress(
 
     from ffnlab import compress as job
     from ffnlab import recipes
+    from ffnlab.cli.trained import provenance, warn_of_seen
+    from ffnlab.data.documents import documents_of, read_documents, split
     from ffnlab.errors import ConfigError
     from ffnlab.models import Tokenizer, load
     from ffnlab.models.embedded import embedded
@@ -52,6 +55,10 @@ def compress(
     words = job.file_text(text) if text else job.standard_text()
     source = "embedded" if model is None else str(model)
     decoder, tokenizer = embedded() if model is None else (load(model), Tokenizer.load(model))
+    whole = read_documents(text) if text else documents_of(words.held_out)
+    parts = [split(document)[1] for document in whole] if text else whole
+    origin = provenance(model)
+    warn_of_seen("compress", origin, zip(parts, whole, strict=True))
     rich.print(f"model: {source}; text: {words.source}; recipe: {steps.source}")
     report = job.compress(
         decoder,
@@ -64,6 +71,7 @@ def compress(
         dense=dense,
         interrupted="resume" if resume else "restart" if restart else "refuse",
         loading=time.perf_counter() - start,
+        origin=origin,
     )
     rich.print(report)
     rich.print(f"{out}: model, report.json, pictures")

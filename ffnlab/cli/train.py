@@ -173,7 +173,7 @@ def run(
     parallel.meet("the model is written")
     predict = functools.partial(jax.jit(lambda model, tokens: model(tokens)), load(folder))
     bits = held_out_bits(predict, windows)  # of what was written, rounding included
-    record = training_record(settings, outcome, bits / corpus.bytes_per_token, corpus)
+    record = training_record(settings, outcome, bits / corpus.held_out.bytes_per_token, corpus)
     if parallel.is_first():
         io.write_json(folder / "training.json", record)
     return record
@@ -237,6 +237,7 @@ def training_record(
         "finished": True,
         "recipe": to_table(settings),
         "text": dict(corpus.identity),
+        "documents": corpus.digests,
         "steps": outcome.position,
         "tokens": tokens,
         "seconds": round(outcome.seconds, 1),

@@ -10,8 +10,9 @@ OUT/.resume/     only while the job is not finished (`ffnlab.compress.state`)
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from ffnlab import weights
 from ffnlab.compress import measure, pictures
@@ -42,6 +43,7 @@ def compress(
     dense: bool = False,
     interrupted: Interrupted = "refuse",
     loading: float = 0.0,
+    origin: Mapping[str, object] = MappingProxyType({}),
     progress: bool = True,
 ) -> Report:
     """Applies a recipe to a model and writes the result with its report; see the module.
@@ -57,6 +59,8 @@ def compress(
       dense: write OUT/dense too, where OUT/model is packed.
       interrupted: what to do with an interrupted job in `out`: "refuse", "resume" or "restart".
       loading: seconds that loading the model took, for the report.
+      origin: what the model was trained on, written beside the compressed ones as training.json, so
+        that scoring them can warn of it too.
       progress: show bars on a terminal.
     Returns:
       the report, as written.
@@ -81,7 +85,8 @@ def compress(
         rows.append(measured(job, label, weights.prepare(compressed), compressed, seconds))
     with clock.phase("write and check"):
         found = functools.partial(score, job)
-        written = export(compressed, tokenizer, out, rows[-1].perplexity, found, dense=dense)
+        perplexity = rows[-1].perplexity
+        written = export(compressed, tokenizer, out, perplexity, found, dense=dense, origin=origin)
     report = Report(
         format=FORMAT,
         model=describe(model, source, state.identity["model"]),

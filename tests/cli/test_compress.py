@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 from ffnlab import models
 from ffnlab.cli.main import main
 from ffnlab.compress import read_report
+from ffnlab.data.documents import digest, split
+from ffnlab.errors import ConfigError
 from ffnlab.models import Decoder, Tokenizer
 from tests.compress.conftest import CONFIG, RECIPE, WORDS
 
@@ -24,6 +27,9 @@ def inputs(tmp_path_factory):
     models.save(Decoder(CONFIG, key=jax.random.key(3)), folder / "model")
     Tokenizer.bytes().save(folder / "model")
     (folder / "text.txt").write_bytes(WORDS)
+    trained = [[digest(part)] for part in split(WORDS)]
+    record = {"steps": 3, "documents": dict(zip(("train", "held_out"), trained, strict=True))}
+    (folder / "model" / "training.json").write_text(json.dumps(record))
     (folder / "recipe.toml").write_text(RECIPE)
     return folder
 
@@ -36,7 +42,8 @@ def arguments(inputs, out, *more: str) -> list[str]:
 
 def test_a_model_directory_is_compressed(inputs, tmp_path, capsys):
     assert main(arguments(inputs, tmp_path / "out", "--dense")) == 0
-    said = capsys.readouterr().out
+    said, warned = capsys.readouterr()
+    assert "warning" not in warned  # it is measured on what training held out
     assert "held-out quality, size and speed after each stage" in said
     assert "recipe: recipe.toml" in said
     report = read_report(tmp_path / "out" / "report.json")
@@ -47,6 +54,25 @@ def test_a_model_directory_is_compressed(inputs, tmp_path, capsys):
     for written in report.exports:
         again = models.load(tmp_path / "out" / written.folder)
         assert models.removed(again) and again.config.layers == CONFIG.layers
+        origin = json.loads((tmp_path / "out" / written.folder / "training.json").read_text())
+        assert origin["documents"]["train"] == [digest(split(WORDS)[0])] and "steps" not in origin
+
+
+def test_a_text_that_was_trained_on_is_warned_of(inputs, tmp_path, capsys, monkeypatch):
+    def stop(*_, origin, **__):
+        raise ConfigError(f"enough; {len(origin['documents']['train'])} known")
+
+    monkeypatch.setattr("ffnlab.compress.compress", stop)
+    model = shutil.copytree(inputs / "model", tmp_path / "model")
+    record = {"documents": {"train": [digest(WORDS)], "held_out": []}}
+    (model / "training.json").write_text(json.dumps(record))
+    files = ["--text", str(inputs / "text.txt"), "--recipe", str(inputs / "recipe.toml")]
+    assert main(["compress", str(model), *files, "--out", str(tmp_path / "out")]) == 2
+    warning, error = capsys.readouterr().err.splitlines()
+    assert warning.startswith(
+        "ffnlab compress: warning: the model was trained on 1 of the 1 documents"
+    )
+    assert error.endswith("enough; 1 known")
 
 
 def test_killed_and_stopped_and_resumed(inputs, tmp_path):
