@@ -19,6 +19,13 @@ from ffnlab.errors import ConfigError
 from ffnlab.models import Decoder, Tokenizer
 from tests.compress.conftest import CONFIG, RECIPE, WORDS
 
+# What the makers of a model put beside its weights.
+BESIDE = {
+    "chat_template.jinja": "{{ messages[0].content }}",
+    "generation_config.json": '{"do_sample": true, "top_p": 0.9, "eos_token_id": 0}',
+    "special_tokens_map.json": '{"eos_token": "\\u0000"}',
+}
+
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
@@ -28,6 +35,8 @@ def inputs(tmp_path_factory):
     Tokenizer.bytes().save(folder / "model")
     (folder / "text.txt").write_bytes(WORDS)
     trained = [[digest(part)] for part in split(WORDS)]
+    for name, content in BESIDE.items():
+        (folder / "model" / name).write_text(content)
     record = {"steps": 3, "documents": dict(zip(("train", "held_out"), trained, strict=True))}
     (folder / "model" / "training.json").write_text(json.dumps(record))
     (folder / "recipe.toml").write_text(RECIPE)
@@ -55,6 +64,9 @@ def test_a_model_directory_is_compressed(inputs, tmp_path, capsys):
         again = models.load(tmp_path / "out" / written.folder)
         assert models.removed(again) and again.config.layers == CONFIG.layers
         origin = json.loads((tmp_path / "out" / written.folder / "training.json").read_text())
+        for name, content in BESIDE.items():
+            found = (tmp_path / "out" / written.folder / name).read_text()
+            assert found == content or json.loads(found) == json.loads(content)
         assert origin["documents"]["train"] == [digest(split(WORDS)[0])] and "steps" not in origin
 
 

@@ -133,9 +133,11 @@ def test_the_embedded_model_knows_its_text(tmp_path, capsys):
     assert len(record["documents"]["train"]) == record["text"]["train_files"]
     text = stdlib_text()
     same = text.identity["train_sha256"] == record["text"]["train_sha256"]
-    document = documents_of(text.train)[0]
-    warn_of_seen("eval", record, [(document, document)])
-    assert ("1 of the 1" in capsys.readouterr().err) == same
+    known = [d for d in documents_of(text.train) if digest(d) in record["documents"]["train"]]
+    assert (len(known) == record["text"]["train_files"]) == same
+    for document, warned in ((known[-1], True), (b"never seen", False)):
+        warn_of_seen("eval", record, [(document, document)])
+        assert ("trained on 1 of the 1 documents" in capsys.readouterr().err) == warned
     held = [(d, d) for d in documents_of(text.held_out)]
     warn_of_seen("eval", record, held)
     assert capsys.readouterr().err == ""
