@@ -45,7 +45,15 @@ OPTIONAL = {
         "jax_triton",
         "lm_eval",
     ),
-    *("matplotlib", "qwix", "sklearn", "tensorboardX", "tensorflow", "tensorflow_datasets"),
+    *(
+        "jinja2",
+        "matplotlib",
+        "qwix",
+        "sklearn",
+        "tensorboardX",
+        "tensorflow",
+        "tensorflow_datasets",
+    ),
     *("tokenizers", "torch", "transformers", "triton", "tyro"),
 }
 MAX_FILE, MAX_FUNCTION = 400, 60  # lines; a function's docstring is not counted

@@ -27,8 +27,9 @@ def compress(
       model: a Hugging Face directory, or a model that comes with ffnlab, "embedded" or
         "embedded_small"; "embedded" without one.
       recipe: TOML file; without one, FinerCut, CHESS and FireQ as in ffnlab/recipes/default.toml.
-      text: UTF-8 files; the last tenth of each, from the line break before it, is held out and the
-        rest calibrates. Without any, the standard library of this Python.
+      text: UTF-8 files; the last tenth of every document, from the line break before it, is held
+        out as in training, and the rest calibrates. Without any, the standard library of this
+        Python.
       also: UTF-8 files, as a whole, on which the compressed embedded model and the dense one are
         compared too.
       out: folder for the results.
@@ -44,6 +45,8 @@ def compress(
 
     from ffnlab import compress as job
     from ffnlab import recipes
+    from ffnlab.cli.trained import provenance, warn_of_seen
+    from ffnlab.data.documents import documents_of, read_documents, split
     from ffnlab.errors import ConfigError
     from ffnlab.models.embedded import open_model, shipped
 
@@ -55,8 +58,12 @@ def compress(
         raise ConfigError(f"--also compares the embedded model with its rival; model is {source}")
     steps = recipes.default() if recipe is None else recipes.read_recipe(recipe)
     words = job.file_text(text) if text else job.standard_text()
+    whole = read_documents(text) if text else documents_of(words.held_out)
+    parts = [split(document)[1] for document in whole] if text else whole
     rival = job.embedded_rival(words, steps, job.second_texts(also)) if has_rival else None
     decoder, tokenizer = open_model(model)
+    origin = provenance(model)
+    warn_of_seen("compress", origin, zip(parts, whole, strict=True))
     rich.print(f"model: {source}; text: {words.source}; recipe: {steps.source}")
     report = job.compress(
         decoder,
@@ -69,6 +76,7 @@ def compress(
         dense=dense,
         interrupted="resume" if resume else "restart" if restart else "refuse",
         loading=time.perf_counter() - start,
+        origin=origin,
     )
     rich.print(report)
     rich.print(f"{out}: model, report.json, pictures")

@@ -9,25 +9,31 @@ import numpy as np
 from jaxtyping import Integer
 
 from ffnlab.cli.training import DataConfig, Extended, TrainConfig, window
-from ffnlab.compress.text import check_ids
 from ffnlab.data import (
     HeldOut,
     PackedBatches,
     TextBatches,
     held_out_windows,
-    read_text,
     stdlib_text,
     text_identity,
     validation_split,
 )
-from ffnlab.data.text import SEPARATOR
+from ffnlab.data.documents import (
+    SEPARATOR,
+    Scored,
+    check_ids,
+    digest,
+    documents_of,
+    joined,
+    read_documents,
+    scored,
+    split_all,
+)
 from ffnlab.errors import ConfigError
 from ffnlab.models import Tokenizer
 from ffnlab.models.tokenizer import TOKENIZER_FILE
 
 __all__ = ["Corpus", "load_corpus"]
-
-Tokens = bytes | Integer[np.ndarray, "n"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,27 +43,24 @@ class Corpus:
     Attributes:
       train: documents to train on, [n] token ids each; one stream of bytes where bytes are tokens
         and nothing is packed.
-      held_out: the held-out text as one stream of tokens.
+      held_out: the held-out text as tokens.
       text: the held-out text.
       tokenizer: that made the tokens.
       identity: Python version, SHA-256 and size of both texts, and of the tokenizer's file.
+      digests: of the documents trained on and of those held out, by "train" and "held_out".
     """
 
     train: bytes | Sequence[Integer[np.ndarray, "_"]]
-    held_out: Tokens
+    held_out: Scored
     text: bytes
     tokenizer: Tokenizer
     identity: dict[str, str | int]
-
-    @property
-    def bytes_per_token(self) -> float:
-        """Bytes of held-out text that a token stands for, on average."""
-        size = len(self.text.replace(SEPARATOR, b""))
-        return 1.0 if isinstance(self.held_out, bytes) else size / len(self.held_out)
+    digests: dict[str, list[str]]
 
     def windows(self, settings: TrainConfig) -> HeldOut:
         """The held-out windows of a run."""
-        return held_out_windows(self.held_out, *window(settings), "the held-out text")
+        tokens, counted, _ = self.held_out
+        return held_out_windows(tokens, *window(settings), "the held-out text", counted)
 
     def batches(self, settings: TrainConfig) -> Callable[[int], object]:
         """Batches by position: those of `data`, then those of the extension."""
@@ -87,32 +90,29 @@ def load_corpus(data: DataConfig, vocab: int) -> Corpus:
       ConfigError: the tokenizer has ids that the model does not.
     """
     train, held_out, identity = load_text(data)
-    if not data.tokenizer:
-        tokenizer = Tokenizer.bytes()
-        documents = documents_of(train, tokenizer) if data.packed else train
-        return Corpus(documents, held_out, held_out, tokenizer, identity)
-    tokenizer = Tokenizer.load(data.tokenizer)
-    file = Path(data.tokenizer) / TOKENIZER_FILE
-    identity = identity | {"tokenizer_sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-    documents = documents_of(train, tokenizer)
-    scored = np.concatenate(documents_of(held_out, tokenizer))
-    for ids in (*documents, scored):
+    tokenizer = Tokenizer.load(data.tokenizer) if data.tokenizer else Tokenizer.bytes()
+    if data.tokenizer:
+        file = Path(data.tokenizer) / TOKENIZER_FILE
+        identity = identity | {"tokenizer_sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    whole = {"train": documents_of(train), "held_out": documents_of(held_out)}
+    digests = {name: [digest(d) for d in documents] for name, documents in whole.items()}
+    is_stream = not data.tokenizer and not data.packed
+    documents = train if is_stream else with_ends(whole["train"], tokenizer)
+    measured = scored(held_out, tokenizer)
+    for ids in (*([np.frombuffer(train, np.uint8)] if is_stream else documents), measured.tokens):
         check_ids(ids, vocab)
-    return Corpus(documents, scored, held_out, tokenizer, identity)
+    return Corpus(documents, measured, held_out, tokenizer, identity, digests)
 
 
-def documents_of(text: bytes, tokenizer: Tokenizer) -> list[Integer[np.ndarray, "_"]]:
-    """The documents between NULs as token ids, each with what its model expects around it.
+def with_ends(documents: Sequence[bytes], tokenizer: Tokenizer) -> list[Integer[np.ndarray, "_"]]:
+    """Documents as token ids, each with what its model expects around it.
 
     Of bytes that is a NUL on both sides; of other tokenizers their special tokens, and the first
     end-of-text id where they set none.
     """
-    pieces = [piece for piece in text.split(SEPARATOR) if piece]
-    if not pieces:
-        raise ConfigError("the text holds no documents")
     encoded = []
-    for piece in pieces:
-        ids = tokenizer.encode(piece.decode(errors="replace"), special=True)
+    for document in documents:
+        ids = tokenizer.encode(document.decode(errors="replace"), special=True)
         if tokenizer.eos and ids[-1:] != [tokenizer.eos[0]]:
             ids = [*ids, tokenizer.eos[0]]
         encoded.append(np.asarray(ids, np.int32))
@@ -128,10 +128,10 @@ def load_text(data: DataConfig) -> tuple[bytes, bytes, dict[str, str | int]]:
     if isinstance(data.text, str):
         names = "'stdlib', 'stdlib-validation' or a list of files"
         raise ConfigError(f"text={data.text!r} must be {names}")
-    whole = read_text(data.text)
+    train = read_documents(data.text)
     if data.held_out:
-        train_text, held_out = whole, read_text(data.held_out)
+        held_out = read_documents(data.held_out)
     else:
-        cut = len(whole) - len(whole) // 10
-        train_text, held_out = whole[:cut], whole[cut:]
-    return train_text, held_out, text_identity(train_text, held_out)
+        train, held_out = split_all(train, f"text={list(data.text)}")
+    text = joined(train) + SEPARATOR
+    return text, joined(held_out), text_identity(text, joined(held_out))

@@ -13,8 +13,12 @@ def evaluate(
     window: int | None = None,
     stride: int | None = None,
     limit: int | None = None,
+    held_out: bool = False,
 ) -> None:
     """Scores every token of a text once, in windows that overlap.
+
+    Documents (files, and what NUL separates in them) are kept apart by what the model was trained
+    with; what stands before the first is not scored.
 
     Args:
       model: a Hugging Face directory, or a model that comes with ffnlab, "embedded" or
@@ -23,24 +27,39 @@ def evaluate(
       window: predictions in a window; the model's max_positions, at most 1024, without it.
       stride: tokens between windows; half a window without it.
       limit: bytes of text to score at most.
+      held_out: score only the last tenth of every document of `text`, which training holds out.
     """
     from ffnlab import models
-    from ffnlab.data import read_text, stdlib_text
+    from ffnlab.cli.trained import provenance, warn_of_seen
+    from ffnlab.data import stdlib_text
+    from ffnlab.data.documents import documents_of, joined, read_documents, scored, split
+    from ffnlab.errors import ConfigError
     from ffnlab.models.evaluate import perplexity
 
+    if held_out and not text:
+        raise ConfigError("--held-out is of --text; without files the text is held out already")
     decoder, tokenizer = models.open_model(model)
     if text:
-        content, source = read_text(text), ", ".join(map(str, text))
+        whole = read_documents(text)
+        parts = [split(document)[1] for document in whole] if held_out else whole
+        content, source = joined(parts), ", ".join(map(str, text))
     else:
         standard = stdlib_text()
         content = standard.held_out
+        parts = whole = documents_of(content)
         source = f"held-out standard library of Python {standard.identity['python']}"
-    content = content[:limit]
-    # A cut may fall inside a character.
-    words = content.decode("utf-8", errors="ignore" if limit is not None else "strict")
-    ids = tokenizer.encode(words, special=True)
+    advice = "" if held_out else "; --held-out scores the tenth that training held out"
+    warn_of_seen("eval", provenance(model), zip(parts, whole, strict=True), advice)
+    # The text begins with a NUL, which is not scored.
+    words = scored(content if limit is None else content[: limit + 1], tokenizer)
     report = perplexity(
-        decoder, ids, window=window, stride=stride, nbytes=len(words.encode()), progress=True
+        decoder,
+        words.tokens,
+        window=window,
+        stride=stride,
+        counted=words.counted,
+        nbytes=words.nbytes,
+        progress=True,
     )
     print(f"text: {source}")
     print(report)

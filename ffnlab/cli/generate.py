@@ -1,5 +1,6 @@
 """`ffnlab generate`: continues a prompt, token by token."""
 
+import sys
 from pathlib import Path
 
 __all__ = ["generate"]
@@ -10,23 +11,31 @@ def generate(
     /,
     *,
     prompt: str,
+    chat: bool = False,
     max_tokens: int = 200,
-    temperature: float = 0.0,
+    temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
+    model_sampling: bool = False,
     kv: str | None = None,
     seed: int = 0,
 ) -> None:
     """Streams the continuation of a prompt; stops at the model's end-of-text tokens.
 
+    Those are what generation_config.json lists, else config.json, else the tokenizer's files.
+
     Args:
       model: a Hugging Face directory, or a model that comes with ffnlab, "embedded" or
         "embedded_small"; "embedded" without one.
       prompt: the text to continue.
+      chat: the prompt is what a user says, put into the model's chat template; only the answer is
+        printed.
       max_tokens: tokens generated at most.
-      temperature: 0 takes the most likely token each time.
+      temperature: 0 takes the most likely token each time, and is what is done without it.
       top_k: draw among this many most likely tokens.
       top_p: draw among the fewest most likely tokens that reach this probability.
+      model_sampling: draw as the model's generation_config.json advises, where nothing is given
+        here.
       kv: cache format "dense", "float8" or "int4"; the model's own without it.
       seed: of the draw.
     """
@@ -34,22 +43,49 @@ def generate(
 
     from ffnlab import models
     from ffnlab.errors import ConfigError
+    from ffnlab.models.generation_config import advised_sampling, stop_ids
 
     if not prompt:
         raise ConfigError("prompt is empty; give at least one character")
-    sampling = models.Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     decoder, tokenizer = models.open_model(model)
+    advised, unused = models.Sampling(), []
+    if model_sampling:
+        advised, unused = advised_sampling(tokenizer.beside.generation)
+    if unused:
+        warn(f"generation_config.json has {', '.join(unused)}, which are not used")
+    sampling = models.Sampling(
+        advised.temperature if temperature is None else temperature,
+        advised.top_k if top_k is None else top_k,
+        advised.top_p if top_p is None else top_p,
+    )
+    if sampling.is_greedy and (top_k, top_p) != (None, None):
+        raise ConfigError("top_k and top_p draw at random; give a temperature above 0 with them")
+    if chat:
+        ids = tokenizer.encode(tokenizer.chat([{"role": "user", "content": prompt}]))
+    else:
+        ids = tokenizer.encode(prompt, special=model is not None)
+    if tokenizer.begins_twice(ids):
+        warn("the prompt begins with the beginning-of-text token, which is put before it once more")
     tokens = models.stream_tokens(
         decoder,
-        tokenizer.encode(prompt, special=model is not None),
+        ids,
         max_tokens=max_tokens,
         sampling=sampling,
         key=None if sampling.is_greedy else jax.random.key(seed),
-        stop=decoder.config.eos,
+        stop=stop_ids(decoder.config, tokenizer),
         kv=kv,
     )
-    text = tokenizer.stream()
-    print(prompt, end="", flush=True)
-    for token in tokens:
-        print(text.push(token), end="", flush=True)
+    text = tokenizer.stream(after=ids)
+    print("" if chat else prompt, end="", flush=True)
+    try:
+        for token in tokens:
+            print(text.push(token), end="", flush=True)
+    except Exception:
+        print(flush=True)  # what went wrong is said on a line of its own
+        raise
     print(text.finish())
+
+
+def warn(message: str) -> None:
+    """One line on standard error."""
+    print(f"ffnlab generate: warning: {message}", file=sys.stderr)

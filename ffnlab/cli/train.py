@@ -192,7 +192,8 @@ def written(
     parallel.meet("the model is written")
     predict = functools.partial(jax.jit(lambda model, tokens: model(tokens)), load(folder))
     bits = held_out_bits(predict, windows)  # of what was written, rounding included
-    record = training_record(settings, outcome, bits / corpus.bytes_per_token, corpus, work)
+    bits = bits / corpus.held_out.bytes_per_token
+    record = training_record(settings, outcome, bits, corpus, work)
     if parallel.is_first():
         io.write_json(folder / "training.json", record)
     return record
@@ -220,6 +221,7 @@ def training_record(
         "finished": True,
         "recipe": to_table(settings),
         "text": dict(corpus.identity),
+        "documents": corpus.digests,
         "steps": outcome.position,
         "tokens": sum(work.tokens(position) for position in range(outcome.position)),
         "seconds": round(outcome.seconds, 1),

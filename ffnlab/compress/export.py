@@ -1,8 +1,9 @@
 """Writing the compressed model, and proving that what was written is what was measured."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import jax
@@ -12,7 +13,7 @@ from flax import nnx
 from ffnlab import models, tree, weights
 from ffnlab.compress.report import Export
 from ffnlab.errors import FormatError
-from ffnlab.files import sha256
+from ffnlab.files import sha256, write_json
 from ffnlab.models import Decoder, Tokenizer
 
 __all__ = ["checksums", "export"]
@@ -32,6 +33,7 @@ def export(
     measure: Callable[[Decoder, str], float],
     *,
     dense: bool = False,
+    origin: Mapping[str, object] = MappingProxyType({}),
 ) -> tuple[Export, ...]:
     """Writes the model directories, loads each again, and measures both ways of reading it.
 
@@ -44,6 +46,7 @@ def export(
       perplexity: of the model in memory.
       measure: (prepared model, label) -> perplexity on the same text.
       dense: write OUT/dense too, if OUT/model is packed.
+      origin: what the original model was trained on, for training.json; empty for none.
     Returns:
       what was written, OUT/model first.
     Raises:
@@ -54,7 +57,7 @@ def export(
     if dense and packed:
         formats["dense"] = "dense"
     return tuple(
-        write(model, tokenizer, out / name, format, perplexity, measure)
+        write(model, tokenizer, out / name, format, perplexity, measure, origin)
         for name, format in formats.items()
     )
 
@@ -66,10 +69,14 @@ def write(
     format: Format,
     perplexity: float,
     measure: Callable[[Decoder, str], float],
+    origin: Mapping[str, object],
 ) -> Export:
     """Writes one directory in one format and checks it; see `export`."""
     ignored = models.save(model, folder, format=format)
     tokenizer.save(folder)
+    (folder / "training.json").unlink(missing_ok=True)  # of what stood here before
+    if origin:
+        write_json(folder / "training.json", dict(origin))
     files = checksums(folder)
     loaded = models.load(folder)
     check_values(folder, model, loaded)

@@ -10,8 +10,9 @@ OUT/.resume/     only while the job is not finished (`ffnlab.compress.state`)
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from ffnlab import weights
 from ffnlab.compress import measure, pictures
@@ -43,6 +44,7 @@ def compress(
     dense: bool = False,
     interrupted: Interrupted = "refuse",
     loading: float = 0.0,
+    origin: Mapping[str, object] = MappingProxyType({}),
     progress: bool = True,
 ) -> Report:
     """Applies a recipe to a model and writes the result with its report; see the module.
@@ -58,6 +60,8 @@ def compress(
       dense: write OUT/dense too, where OUT/model is packed.
       interrupted: what to do with an interrupted job in `out`: "refuse", "resume" or "restart".
       loading: seconds that loading the model took, for the report.
+      origin: what the model was trained on, written beside the compressed ones as training.json, so
+        that scoring them can warn of it too.
       progress: show bars on a terminal.
     Returns:
       the report, as written.
@@ -77,61 +81,52 @@ def compress(
         with clock.phase("prepare"):
             state = begin(out, identity(model, recipe, text), interrupted=interrupted)
             job = Job(planned, weights.prepare(model), state, clock, progress)
-        report = carried_out(job, model, tokenizer, recipe, text, out, source, rival, dense)
+        rows = [measured(job, "original", job.original, model, 0.0)]
+        compressed, drawings = model, {}
+        for number, label in enumerate(planned.labels, 1):
+            compressed, drawing, seconds = apply_stage(job, number, compressed)
+            drawings |= drawing
+            rows.append(measured(job, label, weights.prepare(compressed), compressed, seconds))
+        with clock.phase("write and check"):
+            found = functools.partial(score, job)
+            options = {"dense": dense, "origin": origin}
+            written = export(compressed, tokenizer, out, rows[-1].perplexity, found, **options)
+        beside = None
+        if rival is not None:
+            with clock.phase("rival"):
+                beside = rival(compressed, rows[-1])
+        report = Report(
+            format=FORMAT,
+            model=describe(model, source, state.identity["model"]),
+            recipe=recipe.as_json(),
+            text=text.as_json(),
+            measured_on={
+                "tokens": int(planned.samples.counted.sum()),
+                "windows": len(planned.samples.tokens),
+            },
+            rows=tuple(rows),
+            exports=written,
+            rival=beside,
+            versions=versions(),
+            device=measure.device(),
+            seconds=clock.seconds,
+            peak_memory=measure.peak_memory(),
+        )
+        publish(report, out, drawings, clock)
         state.finish()
     return report
 
 
-def carried_out(
-    job: Job,
-    model: Decoder,
-    tokenizer: Tokenizer,
-    recipe: Recipe,
-    text: Text,
-    out: Path,
-    source: str,
-    rival: Callable[[Decoder, Row], Rival] | None,
-    dense: bool,
-) -> Report:
-    """The report of a job that has begun, as written, once all its stages are done."""
-    clock = job.clock
-    rows = [measured(job, "original", job.original, model, 0.0)]
-    compressed, drawings = model, {}
-    for number, label in enumerate(job.plan.labels, 1):
-        compressed, drawing, seconds = apply_stage(job, number, compressed)
-        drawings |= drawing
-        rows.append(measured(job, label, weights.prepare(compressed), compressed, seconds))
-    with clock.phase("write and check"):
-        found = functools.partial(score, job)
-        written = export(compressed, tokenizer, out, rows[-1].perplexity, found, dense=dense)
-    beside = None
-    if rival is not None:
-        with clock.phase("rival"):
-            beside = rival(compressed, rows[-1])
-    report = Report(
-        format=FORMAT,
-        model=describe(model, source, job.state.identity["model"]),
-        recipe=recipe.as_json(),
-        text=text.as_json(),
-        measured_on={
-            "tokens": int(job.plan.samples.counted.sum()),
-            "windows": len(job.plan.samples.tokens),
-        },
-        rows=tuple(rows),
-        exports=written,
-        rival=beside,
-        versions=versions(),
-        device=measure.device(),
-        seconds=clock.seconds,
-        peak_memory=measure.peak_memory(),
-    )
+def publish(report: Report, out: Path, drawings: dict[str, Callable], clock: Clock) -> None:
+    """Writes the pictures of a finished job, and then its report."""
     with clock.phase("pictures"):
-        drawings["pareto"] = functools.partial(pictures.pareto, report)
-        for name, draw in drawings.items():
+        for name, draw in {
+            "pareto": functools.partial(pictures.pareto, report),
+            **drawings,
+        }.items():
             with atomic_write(out / f"{name}.png") as file:
                 file.write(as_png(draw))
     report.write(out / "report.json")
-    return report
 
 
 def describe(model: Decoder, source: str, sha256: str) -> dict[str, object]:

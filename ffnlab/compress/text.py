@@ -1,40 +1,39 @@
 """The text of a job: what calibrates, what is held out, and how both become windows of tokens.
 
 Without files it is the standard library of the running interpreter (`ffnlab.data.stdlib_text`),
-whose held-out modules are fixed by name. Of every file of one's own the first nine tenths
-calibrate and the rest, from the line break before it, is held out.
+whose held-out modules are fixed by name. Files of one's own are split as training splits them
+(`ffnlab.data.documents`): the first nine tenths of every document calibrate, the rest is held out.
 """
 
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from ffnlab.data import read_text, stdlib_text, text_identity
+from ffnlab.data import stdlib_text, text_identity
+from ffnlab.data.documents import (
+    SEPARATOR,
+    SPLIT,
+    Encoder,
+    Scored,
+    check_ids,
+    joined,
+    read_documents,
+    scored,
+    split_all,
+    starts_with,
+)
 from ffnlab.errors import ConfigError
 from ffnlab.files import StrPath
 from ffnlab.recipes import Calibration, Evaluation
 
-__all__ = ["Encoder", "Samples", "Text", "calibration", "file_text", "held_out", "standard_text"]
+__all__ = ["Samples", "Text", "calibration", "file_text", "held_out", "standard_text"]
 
-SEPARATOR = b"\0"
-HELD_OUT = 0.1  # of every file
 PIECE = 1 << 16  # bytes; a long text is sampled in pieces of this size
 BYTES_PER_TOKEN = 16  # more than any tokenizer needs on average
-PROBE = "\0A\xe9"
 LEAST_SAMPLE = 1 << 20  # bytes; a shorter text is encoded as a whole
-
-
-@runtime_checkable
-class Encoder(Protocol):
-    """The part of `ffnlab.models.Tokenizer` that is used here."""
-
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Ids of a text, with the special ones that its model expects if `special`."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Text:
     """Text to calibrate on and text to measure on.
 
     Attributes:
-      train: UTF-8 bytes; NUL separates files.
+      train: UTF-8 bytes; NUL separates documents.
       held_out: the same.
       source: what it is, in a few words.
       split: the rule by which it was divided, as a sentence.
@@ -75,7 +74,7 @@ def standard_text() -> Text:
 
 
 def file_text(paths: Sequence[StrPath]) -> Text:
-    """Files of one's own, split as the module docstring says.
+    """Files of one's own, read and split as those to train on are.
 
     Args:
       paths: UTF-8 files; NUL within one separates documents, which are split one by one.
@@ -83,34 +82,9 @@ def file_text(paths: Sequence[StrPath]) -> Text:
       FFNLabError: files that cannot be read, are empty or not UTF-8; all are listed.
       ConfigError: nothing is left to hold out.
     """
-    documents = [d for d in read_text([str(p) for p in paths]).split(SEPARATOR) if d]
-    parts = [split(document) for document in documents]
-    train = SEPARATOR.join(first for first, _ in parts if first)
-    rest = SEPARATOR.join(second for _, second in parts if second)
-    if not train or not rest:
-        raise ConfigError(
-            f"text={[str(p) for p in paths]} is too short to hold a tenth of it out; give more text"
-        )
-    return Text(
-        train,
-        rest,
-        ", ".join(str(path) for path in paths),
-        "the last tenth of every file, from the line break before it, is held out",
-    )
-
-
-def split(document: bytes) -> tuple[bytes, bytes]:
-    """(first nine tenths, rest), cut behind a line break, or between characters without one.
-
-    >>> split(b"a\\nb\\nc\\nd\\ne\\nf\\n")
-    (b'a\\nb\\nc\\nd\\ne\\n', b'f\\n')
-    """
-    cut = len(document) - math.ceil(HELD_OUT * len(document))
-    at_line = document.rfind(b"\n", 0, cut) + 1
-    if at_line == 0:
-        while cut and document[cut] & 0xC0 == 0x80:  # inside a character
-            cut -= 1
-    return document[: at_line or cut], document[at_line or cut :]
+    names = [str(path) for path in paths]
+    train, rest = split_all(read_documents(names), f"text={names}")
+    return Text(joined(train), joined(rest), ", ".join(names), SPLIT)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,7 +109,7 @@ class Samples:
             yield np.pad(group[0], missing), np.pad(group[1], missing)
 
 
-def encode(text: bytes, tokenizer: Encoder, tokens: int) -> tuple[np.ndarray, list[int], float]:
+def encode(text: bytes, tokenizer: Encoder, tokens: int) -> tuple[Scored, list[int]]:
     """A text, or evenly spaced pieces of a long one, as ids.
 
     Args:
@@ -143,20 +117,14 @@ def encode(text: bytes, tokenizer: Encoder, tokens: int) -> tuple[np.ndarray, li
       tokenizer: of the model.
       tokens: how many will be needed; 0: all.
     Returns:
-      ids [n] int32; what the tokenizer wants before a text, and has between documents here; text
-      bytes per id.
+      the text behind what the tokenizer puts before it, and that.
     """
     enough = max(LEAST_SAMPLE, BYTES_PER_TOKEN * tokens)
     if tokens and len(text) > enough:
         text = SEPARATOR.join(pieces(text, enough // PIECE))
-    if tokenizer.encode(PROBE) == list(PROBE.encode()):  # ids are bytes, NUL among them
-        return np.frombuffer(text, np.uint8).astype(np.int32), [], 1.0
-    prefix = tokenizer.encode("", special=True)
-    documents = [d.decode(errors="ignore") for d in text.split(SEPARATOR) if d]
-    found = [tokenizer.encode(document) for document in documents]
-    ids = np.concatenate([np.asarray(prefix + ids, np.int32) for ids in found])
-    size = sum(len(document.encode()) for document in documents)
-    return ids[len(prefix) :], prefix, size / max(1, sum(map(len, found)))
+    prefix, found = starts_with(tokenizer), scored(text, tokenizer)
+    skipped = len(prefix)
+    return found._replace(tokens=found.tokens[skipped:], counted=found.counted[skipped:]), prefix
 
 
 def pieces(text: bytes, count: int) -> list[bytes]:
@@ -181,7 +149,7 @@ def calibration(
     Raises:
       ConfigError: too little text for one batch, or a tokenizer of another model.
     """
-    ids, prefix, _ = encode(text.train, tokenizer, settings.tokens)
+    (ids, _, _), prefix = encode(text.train, tokenizer, settings.tokens)
     check_ids(ids, vocab)
     fresh = settings.window - len(prefix)
     count = min(settings.tokens // settings.window, len(ids) // max(1, fresh))
@@ -209,7 +177,8 @@ def held_out(text: Text, tokenizer: Encoder, settings: Evaluation, vocab: int) -
     Raises:
       ConfigError: too little text for one window, or a tokenizer of another model.
     """
-    ids, prefix, bytes_per_token = encode(text.held_out, tokenizer, settings.tokens)
+    measured, prefix = encode(text.held_out, tokenizer, settings.tokens)
+    ids = measured.tokens
     check_ids(ids, vocab)
     width = settings.window + 1 - len(prefix)
     if width < 2 or len(ids) < width:
@@ -218,22 +187,14 @@ def held_out(text: Text, tokenizer: Encoder, settings: Evaluation, vocab: int) -
             "more: give more text, or lower [evaluation]"
         )
     step = width if prefix else width - 1  # the last token of a row is the context of the next
-    starts = np.arange(0, len(ids) - 1 + len(prefix), step)
+    starts = np.arange(0, len(ids) if prefix else len(ids) - 1, step)
     wanted = math.ceil(settings.tokens / settings.window)
     if 0 < wanted < len(starts):
         starts = np.linspace(0, len(ids) - width, wanted).astype(int)
     places = starts[:, None] + np.arange(width)
-    inside = places < len(ids)
-    rows = np.where(inside, ids[np.minimum(places, len(ids) - 1)], 0)
+    inside, places = places < len(ids), np.minimum(places, len(ids) - 1)
+    rows = np.where(inside, ids[places], 0)
     begin = np.broadcast_to(np.asarray(prefix, np.int32), (len(rows), len(prefix)))
-    counted = np.concatenate([np.ones_like(begin, bool), inside], axis=1)[:, 1:]
-    return Samples(np.concatenate([begin, rows], axis=1), counted, bytes_per_token)
-
-
-def check_ids(ids: Int[np.ndarray, "n"], vocab: int) -> None:
-    """Raises ConfigError where the tokenizer makes ids that the model does not have."""
-    if len(ids) and int(ids.max()) >= vocab:
-        raise ConfigError(
-            f"the tokenizer makes id {int(ids.max())}, the model has ids 0..{vocab - 1}: they do "
-            "not belong together"
-        )
+    of_text = [np.zeros_like(begin, bool), inside & measured.counted[places]]
+    counted = np.concatenate(of_text, axis=1)[:, 1:]
+    return Samples(np.concatenate([begin, rows], axis=1), counted, measured.bytes_per_token)

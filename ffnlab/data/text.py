@@ -13,38 +13,22 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, Integer
 
+from ffnlab.data.documents import SEPARATOR, joined, read_documents
 from ffnlab.data.packing import rows_of_part
 from ffnlab.errors import FFNLabError
 
-SEPARATOR = b"\0"
-
 
 def read_text(paths: Iterable[str | Path]) -> bytes:
-    """Reads UTF-8 text files, a NUL before each and one at the end.
+    """Reads UTF-8 text files (`read_documents`), a NUL before each document and one at the end.
 
     Args:
-      paths: files, kept in the given order; "\\r\\n" becomes "\\n".
+      paths: files, kept in the given order.
     Returns:
       the bytes of all of them.
     Raises:
       FFNLabError: a file is missing, a folder, empty, or not UTF-8; all such files are listed.
     """
-    texts, problems = [], []
-    for path in map(Path, paths):
-        try:
-            data = path.read_bytes().replace(b"\r\n", b"\n")
-            data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            problems.append(f"{path} is not UTF-8 text (byte {error.start})")
-        except OSError as error:
-            problems.append(f"{path} cannot be read: {error.strerror}")
-        else:
-            texts.append(data)
-            if not data:
-                problems.append(f"{path} is empty")
-    if problems or not texts:
-        raise FFNLabError("; ".join(problems) or "no text files were given")
-    return SEPARATOR + b"".join(text + SEPARATOR for text in texts)
+    return joined(read_documents(paths)) + SEPARATOR
 
 
 def as_tokens(text: bytes | Integer[np.ndarray, "n"]) -> Integer[np.ndarray, "n"]:
@@ -136,7 +120,11 @@ class HeldOut(NamedTuple):
 
 
 def held_out_windows(
-    text: bytes | Integer[np.ndarray, "n"], length: int, stride: int, source: str = "the text"
+    text: bytes | Integer[np.ndarray, "n"],
+    length: int,
+    stride: int,
+    source: str = "the text",
+    scored: Bool[np.ndarray, "n"] | None = None,
 ) -> HeldOut:
     """Cuts a text into windows that start every `stride` tokens.
 
@@ -147,8 +135,9 @@ def held_out_windows(
         count, in later ones the last `stride`: those have at least length - stride tokens before
         them.
       source: what the text is called in errors.
+      scored: which tokens count; all when None. The first never does.
     Returns:
-      `HeldOut`; n - 1 predictions are counted in all.
+      `HeldOut`; n - 1 predictions are counted in all, or those of the tokens that count.
     Raises:
       FFNLabError: the text has fewer than two tokens, or the stride is out of range.
 
@@ -167,4 +156,7 @@ def held_out_windows(
     inside = places < len(tokens)
     rows = np.where(inside, tokens[np.minimum(places, predictions)], 0).astype(np.int32)
     fresh = (np.arange(length) >= length - stride) | (np.arange(windows)[:, None] == 0)
-    return HeldOut(rows, inside[:, 1:] & fresh)
+    counted = inside[:, 1:] & fresh
+    if scored is not None:
+        counted &= scored[np.minimum(places[:, 1:], predictions)]
+    return HeldOut(rows, counted)

@@ -12,7 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from ffnlab import weights
 from ffnlab.data import held_out_windows
@@ -72,6 +72,7 @@ def perplexity(
     window: int | None = None,
     stride: int | None = None,
     batch: int | None = None,
+    counted: Bool[np.ndarray, "n"] | None = None,
     nbytes: int | None = None,
     progress: bool = False,
 ) -> Perplexity:
@@ -85,12 +86,13 @@ def perplexity(
       stride: tokens between windows, 1 <= stride <= window; half a window when None. The smaller,
         the more context each token has, and the more work.
       batch: windows scored at once; 1 on a CPU, where more is not faster, else 8, when None.
+      counted: which tokens to score; all when None. The first never is.
       nbytes: bytes of text that the scored tokens stand for; gives bits per byte.
       progress: show a bar.
     Returns:
       the report.
     Raises:
-      ConfigError: too few tokens, ids outside the vocabulary, options out of range.
+      ConfigError: too few tokens, none to score, ids outside the vocabulary, options out of range.
       NumericalError: the model's logits are NaN.
     Source:
       strided evaluation as in the `transformers` guide on perplexity of fixed-length models.
@@ -103,7 +105,9 @@ def perplexity(
     """
     ids = np.frombuffer(tokens, np.uint8) if isinstance(tokens, bytes) else np.asarray(tokens)
     window, stride, batch = options(model, ids, window, stride, batch)
-    windows = held_out_windows(ids, window, stride, "tokens")
+    windows = held_out_windows(ids, window, stride, "tokens", counted)
+    if not windows.counted.any():
+        raise ConfigError("counted leaves no token to score")
     prepared = weights.prepare(model)
     nats = 0.0
     for part in track(list(windows.batches(batch)), "perplexity", enabled=progress):

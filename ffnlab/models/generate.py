@@ -113,7 +113,7 @@ def generate(
       ConfigError: an empty prompt, an id outside the vocabulary, an unknown kind, no key, or
         prompt and new tokens exceed the model's max_positions.
     """
-    rows = check(model, prompts, max_tokens, sampling, key)
+    rows = check(model, prompts, max_tokens, sampling, key, kv)
     prepared, state, advance = begin(model, rows, max_tokens, sampling, key, stop, kv)
     state = advance(prepared, state, max_tokens)
     tokens = np.asarray(state.tokens)[:, :max_tokens]
@@ -137,7 +137,7 @@ def stream_tokens(
     compiled loop runs a few steps between looks, 1, 2, 4, … up to 16, so streaming is nearly as
     fast.
     """
-    rows = check(model, [prompt], max_tokens, sampling, key)
+    rows = check(model, [prompt], max_tokens, sampling, key, kv)
 
     def tokens() -> Iterator[int]:
         prepared, state, advance = begin(model, rows, max_tokens, sampling, key, stop, kv)
@@ -158,7 +158,12 @@ def stream_tokens(
 
 
 def check(
-    model: Decoder, prompts: Prompts, max_tokens: int, sampling: Sampling, key: Array | None
+    model: Decoder,
+    prompts: Prompts,
+    max_tokens: int,
+    sampling: Sampling,
+    key: Array | None,
+    kv: str | None,
 ) -> list[list[int]]:
     """The prompts as lists, after all checks that need no compute."""
     if max_tokens < 1:
@@ -184,6 +189,7 @@ def check(
                 f"prompt {i} has {len(row)} tokens; with max_tokens={max_tokens} it exceeds the "
                 f"model's max_positions={limit}; shorten either"
             )
+    jax.eval_shape(lambda: model.init_cache(1, CACHE_STEP, kind=kv))  # refuses unknown kinds
     return rows
 
 

@@ -26,7 +26,8 @@ from ffnlab.models.config import DecoderConfig
 from ffnlab.models.decoder import Decoder
 from ffnlab.models.plan import is_variable, variables
 from ffnlab.models.stream import is_finite
-from ffnlab.models.tokenizer import LibraryBackend, Tokenizer
+from ffnlab.models.tokenizer import Tokenizer
+from ffnlab.models.tokenizer_backends import LibraryBackend
 from ffnlab.models.untrusted import file_size
 from ffnlab.weights import Dense
 

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ffnlab import weights
+from ffnlab.data.documents import check_ids
 from ffnlab.errors import ConfigError, require
 from ffnlab.models.decoder import Decoder
 from ffnlab.models.generate import begin
@@ -84,18 +85,15 @@ class Requests:
         """Prepares the model.
 
         Raises:
-          ConfigError: the tokenizer has no id to put before an empty context, or ids that the
-            model does not have.
+          ConfigError: the tokenizer has no id to put before an empty context, or one that the
+            model does not have. Other such ids are refused where a text has them.
         """
         special = [i for i in (tokenizer.bos, *tokenizer.eos) if i is not None]
         self.before_texts = tokenizer.encode("", special=True)
         self.before_nothing = self.before_texts or special[:1]
         if not self.before_nothing:
             raise ConfigError("the tokenizer has no bos or eos id to put before an empty context")
-        if tokenizer.size > model.config.vocab:
-            raise ConfigError(
-                f"the tokenizer has {tokenizer.size} ids, the model {model.config.vocab}"
-            )
+        check_ids(np.asarray(self.before_nothing), model.config.vocab)
         self.model = weights.prepare(model)
         self.tokenizer = tokenizer
         self.batch, self.max_tokens = batch, max_tokens
@@ -119,7 +117,7 @@ class Requests:
         rows, owners, sums = [], [], []
         for i, text in enumerate(texts):
             sums.append(0.0)
-            ids = self.before_nothing[-1:] + self.tokenizer.encode(text)
+            ids = self.before_nothing[-1:] + self.encode(text)
             for start in range(0, len(ids) - 1, limit):
                 rows.append(Row(ids[start : start + limit + 1], 1))
                 owners.append(i)
@@ -149,7 +147,13 @@ class Requests:
     def context(self, text: str, more: str = "") -> list[int]:
         """Ids of text + more with what the model expects before them."""
         before = self.before_texts if text else self.before_nothing
-        return before + self.tokenizer.encode(text + more)
+        return before + self.encode(text + more)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, all of which the model has."""
+        ids = self.tokenizer.encode(text)
+        check_ids(np.asarray(ids, np.int64), self.model.config.vocab)
+        return ids
 
     def score(self, rows: Sequence[Row]) -> list[tuple[float, bool]]:
         """(sum of ln p, all most likely) of each row's scored tokens."""

@@ -5,53 +5,26 @@ begins and ends a text. Everything else is read by `tokenizers` (extra `run`). B
 `tokenizers` and `transformers` load.
 """
 
-import json
+import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
-import numpy as np
-
-from ffnlab.errors import FormatError, require
+from ffnlab.errors import ConfigError, FormatError
 from ffnlab.files import StrPath, write_json
-from ffnlab.models.untrusted import file_size, inside, quoted, read_json
+from ffnlab.models import tokenizer_files as files
+from ffnlab.models.chat import Message, render
+from ffnlab.models.tokenizer_backends import Backend, ByteBackend, LibraryBackend, byte_content
+from ffnlab.models.tokenizer_files import Beside
+from ffnlab.models.untrusted import inside, read_json
 
 TOKENIZER_FILE = "tokenizer.json"
-CONFIG_FILE = "tokenizer_config.json"
-GENERATION_FILE = "generation_config.json"
-FILE_LIMIT = 256 * 1024 * 1024
+FILE_LIMIT = 64 * 1024 * 1024
+LAST_ID = 2**31 - 1
 REPLACEMENT = "\ufffd"
 # Of a UTF-8 character at most three bytes can be there without it being whole; some decoders show
 # each of them as a replacement character, and with them all bytes before, for so many ids at most.
 UNSURE = 3
 WAIT = 8
-
-
-@runtime_checkable
-class Backend(Protocol):
-    """What turns text into ids; `tokenizers.Tokenizer` seen from here, or `ByteBackend`."""
-
-    size: int
-
-    def encode(self, text: str, special: bool) -> list[int]:
-        """Ids of a text, with the special tokens around it that its model expects if `special`."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens included."""
-        ...
-
-    def id(self, token: str) -> int | None:
-        """The id of a token, or None."""
-        ...
-
-    def token(self, index: int) -> str | None:
-        """The token of an id, or None."""
-        ...
-
-    def content(self) -> object:
-        """What tokenizer.json holds."""
-        ...
 
 
 class Tokenizer:
@@ -62,7 +35,7 @@ class Tokenizer:
       bos: id that begins a text, or None.
       eos: ids that end one; may be empty.
       pad: id for padding, or None.
-      config: content of tokenizer_config.json; kept when saved.
+      beside: what stood in the files beside tokenizer.json; kept when saved.
     """
 
     def __init__(
@@ -72,19 +45,22 @@ class Tokenizer:
         bos: int | None = None,
         eos: Sequence[int] = (),
         pad: int | None = None,
-        config: dict[str, object] | None = None,
+        beside: Beside | None = None,
     ):
         """Wraps a backend.
 
+        Special ids may lie beyond those of the backend: a model may have more rows than its
+        tokenizer has tokens.
+
         Raises:
-          FormatError: a special id is not one of the backend's.
+          FormatError: a special id is negative or larger than any id can be.
         """
         for name, index in [("bos", bos), ("pad", pad), *(("eos", i) for i in eos)]:
-            if index is not None and not 0 <= index < backend.size:
-                raise FormatError(f"{name}={index} is not an id in 0..{backend.size - 1}")
+            if index is not None and not 0 <= index <= LAST_ID:
+                raise FormatError(f"{name}={index} is no token id, 0..{LAST_ID}")
         self.backend = backend
         self.bos, self.eos, self.pad = bos, tuple(eos), pad
-        self.config = {} if config is None else config
+        self.beside = Beside() if beside is None else beside
 
     @classmethod
     def bytes(cls) -> "Tokenizer":
@@ -97,31 +73,41 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: StrPath) -> "Tokenizer":
-        """Reads tokenizer.json, and the special ids from the files beside it.
+        """Reads tokenizer.json, and what the files beside it say of it.
+
+        These are tokenizer_config.json, special_tokens_map.json, generation_config.json and
+        chat_template.jinja. Truncation and padding, which fine-tuning leaves in tokenizer.json, are
+        switched off; `split_special_tokens` is honoured.
 
         Raises:
-          FormatError: no tokenizer.json, a damaged one, or ids it does not have.
+          FormatError: no tokenizer.json, a damaged one or one that would need far more memory than
+            its size, or special tokens it does not have.
           MissingExtraError: `tokenizers` is not installed (the byte-level one does not need it).
         """
         directory = Path(directory)
         if not (directory / TOKENIZER_FILE).exists():
             raise FormatError(f"{directory}: there is no {TOKENIZER_FILE}")
         file = inside(directory, TOKENIZER_FILE)
-        if file_size(file) > FILE_LIMIT:
-            raise FormatError(f"{file}: more than {FILE_LIMIT} bytes")
-        config = _optional(directory, CONFIG_FILE)
-        if file_size(file) < 2**16 and read_json(file) == byte_content():
-            return cls(ByteBackend(), bos=0, eos=(0,), pad=0, config=config)
-        backend = LibraryBackend.read(file)
-        generation = _optional(directory, GENERATION_FILE)
-        found = {name: _ids(backend, config, generation, name) for name in ("bos", "eos", "pad")}
-        first = {name: next(iter(ids), None) for name, ids in found.items()}
-        return cls(backend, bos=first["bos"], eos=found["eos"], pad=first["pad"], config=config)
+        content = read_json(file, limit=FILE_LIMIT)
+        beside = files.read(directory)
+        if content == byte_content():
+            return cls(ByteBackend(), bos=0, eos=(0,), pad=0, beside=beside)
+        backend = LibraryBackend.read(file, content, split_special=beside.split_special)
+        ids = {name: beside.ids(name, backend.id) for name in ("bos", "eos", "pad")}
+        first = {name: next(iter(found), None) for name, found in ids.items()}
+        return cls(backend, bos=first["bos"], eos=ids["eos"], pad=first["pad"], beside=beside)
 
     @property
     def size(self) -> int:
-        """Number of ids."""
+        """All ids of the tokenizer are below it."""
         return self.backend.size
+
+    @functools.cached_property
+    def special(self) -> frozenset[int]:
+        """Ids of all special tokens."""
+        named = {self.backend.id(token) for token in self.beside.special_tokens()}
+        known = {self.bos, self.pad, *self.eos, *named}
+        return self.backend.special | {index for index in known if index is not None}
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Ids of a text.
@@ -131,6 +117,7 @@ class Tokenizer:
           special: put around it what the model expects, such as the beginning-of-text id.
         Raises:
           ValueError: a lone surrogate, which UTF-8 does not have.
+          FormatError: the tokenizer's file is damaged in a way that shows at this text only.
         """
         try:
             text.encode()
@@ -138,60 +125,91 @@ class Tokenizer:
             raise ValueError(f"text cannot be encoded: {error}") from None
         return self.backend.encode(text, special)
 
+    def begins_twice(self, ids: Sequence[int]) -> bool:
+        """Whether ids begin with two beginning-of-text ids: one was in the text itself."""
+        return self.bos is not None and list(ids[:2]) == [self.bos] * 2
+
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """Text of ids; bytes that are no UTF-8 become U+FFFD.
 
         Args:
-          ids: token ids.
-          skip_special: leave out bos, eos and pad.
+          ids: token ids; those beyond the tokenizer's, which a model with more rows may make, are
+            no text.
+          skip_special: leave out all special tokens.
         Raises:
-          ValueError: an id out of range.
+          ValueError: a negative id.
+          FormatError: the tokenizer's file is damaged in a way that shows at these ids only.
         """
         ids = [int(i) for i in ids]
-        wrong = [i for i in ids if not 0 <= i < self.size]
-        if wrong:
-            raise ValueError(f"ids holds {wrong[0]}, outside 0..{self.size - 1}")
-        skipped = {self.bos, self.pad, *self.eos} if skip_special else set()
-        return self.backend.decode([i for i in ids if i not in skipped])
+        negative = [i for i in ids if i < 0]
+        if negative:
+            raise ValueError(f"ids holds {negative[0]}; ids are 0 or more")
+        skipped = self.special if skip_special else frozenset()
+        return self.backend.decode([i for i in ids if i < self.size and i not in skipped])
 
-    def stream(self) -> "Stream":
-        """A decoder that takes ids one by one as they are generated."""
-        return Stream(self)
+    def stream(self, after: Iterable[int] = ()) -> "Stream":
+        """A decoder that takes ids one by one as they are generated.
+
+        Args:
+          after: ids that stand before them; their text is not given out again, but some tokenizers
+            write no space before the very first word of a text.
+        """
+        return Stream(self, after)
+
+    def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """A conversation as text, by the chat template of the model (`ffnlab.models.chat`).
+
+        Args:
+          messages: such as {"role": "user", "content": "Hello"}.
+          add_generation_prompt: end with what begins the model's answer.
+        Returns:
+          text with its special tokens in it; `encode` it without `special`.
+        Raises:
+          ConfigError: the model has no chat template.
+          FormatError: the template fails, or refuses the conversation.
+        """
+        template = self.beside.chat_template
+        if template is None:
+            raise ConfigError("the model has no chat template, in a file or in its tokenizer's")
+        tokens = self._tokens() | self.beside.tokens()
+        return render(
+            template, [messages], tokens=tokens, add_generation_prompt=add_generation_prompt
+        )[0]
+
+    def _tokens(self) -> dict[str, str]:
+        """The tokens of bos, eos and pad, where they have one."""
+        ids = {"bos": self.bos, "eos": next(iter(self.eos), None), "pad": self.pad}
+        found = {role: self.backend.token(i) for role, i in ids.items() if i is not None}
+        return {f"{role}_token": token for role, token in found.items() if token is not None}
 
     def save(self, directory: StrPath) -> None:
         """Writes the files that `load`, `tokenizers` and `transformers` read.
 
         Args:
-          directory: made when missing; gets tokenizer.json, tokenizer_config.json and, where there
-            are several eos ids, generation_config.json.
+          directory: made when missing; gets tokenizer.json, tokenizer_config.json, and those of
+            generation_config.json (also where there are several eos ids),
+            special_tokens_map.json and chat_template.jinja that the tokenizer came with. Those that
+            it did not come with are removed, as they are of another tokenizer.
         """
         directory = Path(directory)
         write_json(directory / TOKENIZER_FILE, self.backend.content())
-        names = {"bos_token": self.bos, "eos_token": next(iter(self.eos), None)}
-        names["pad_token"] = self.pad
-        usual = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "clean_up_tokenization_spaces": False,
-        }
-        tokens = {name: self.backend.token(i) for name, i in names.items() if i is not None}
-        write_json(directory / CONFIG_FILE, usual | self.config | tokens)
-        if len(self.eos) > 1:
-            ids = {"bos_token_id": self.bos, "eos_token_id": list(self.eos)}
-            write_json(directory / GENERATION_FILE, ids | {"pad_token_id": self.pad})
+        ids = {"bos_token_id": self.bos, "eos_token_id": list(self.eos), "pad_token_id": self.pad}
+        files.write(directory, self.beside, self._tokens(), ids if len(self.eos) > 1 else {})
 
 
 class Stream:
     """Decodes ids one by one; never gives half a character.
 
-    The pieces joined are `decode` of all ids, where these are the ids of a text.
+    The pieces joined are what `decode` of all ids, those before the stream included, adds to the
+    text of those before it, where the ids are those of a text.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
-        """An empty stream."""
+    def __init__(self, tokenizer: Tokenizer, after: Iterable[int] = ()):
+        """An empty stream, behind the text of some ids."""
         self._tokenizer = tokenizer
-        self._ids: list[int] = []  # those shown last, as context, and those after them
-        self._context = 0  # how many of them are context
-        self._given = ""  # what was given out of their text
+        self._ids = [int(i) for i in after]  # those shown last, as context, and those after them
+        self._context = len(self._ids)  # how many of them are context
+        self._given = tokenizer.decode(self._ids)  # what was given out of their text
 
     def push(self, index: int) -> str:
         """Takes one id; returns the text that is now certain, possibly empty."""
@@ -212,152 +230,3 @@ class Stream:
         new = self._tokenizer.decode(self._ids)[len(self._given) :]
         self._given += new
         return new
-
-
-class LibraryBackend:
-    """A `tokenizers.Tokenizer`.
-
-    Attributes:
-      inner: it.
-      size: number of ids, added tokens included.
-    """
-
-    def __init__(self, inner: object):
-        """Wraps a `tokenizers.Tokenizer`."""
-        self.inner = inner
-        self.size: int = inner.get_vocab_size(with_added_tokens=True)  # type: ignore[attr-defined]
-
-    @classmethod
-    def read(cls, file: Path) -> "LibraryBackend":
-        """Reads a tokenizer.json.
-
-        Raises:
-          FormatError: `tokenizers` cannot read it.
-        """
-        library = require("tokenizers", extra="run")
-        try:
-            return cls(library.Tokenizer.from_file(str(file)))
-        except Exception as error:  # noqa: BLE001 (the library raises bare Exception)
-            raise FormatError(f"{file}: not a tokenizer: {str(error)[:200]}") from None
-
-    def encode(self, text: str, special: bool) -> list[int]:
-        """See `Backend`."""
-        return self.inner.encode(text, add_special_tokens=special).ids  # type: ignore
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """See `Backend`."""
-        return self.inner.decode(list(ids), skip_special_tokens=False)  # type: ignore
-
-    def id(self, token: str) -> int | None:
-        """See `Backend`."""
-        return self.inner.token_to_id(token)  # type: ignore
-
-    def token(self, index: int) -> str | None:
-        """See `Backend`."""
-        return self.inner.id_to_token(index)  # type: ignore
-
-    def content(self) -> object:
-        """See `Backend`."""
-        return json.loads(self.inner.to_str())  # type: ignore
-
-
-def _optional(directory: Path, name: str) -> dict[str, object]:
-    if not (directory / name).exists():
-        return {}
-    found = read_json(inside(directory, name))
-    if not isinstance(found, dict):
-        raise FormatError(f"{directory / name}: must hold a JSON object")
-    return found
-
-
-def _ids(
-    backend: Backend, config: dict[str, object], generation: dict[str, object], name: str
-) -> tuple[int, ...]:
-    """Special ids: those generation_config.json lists, else that of tokenizer_config.json."""
-    listed = generation.get(f"{name}_token_id")
-    if listed is not None:
-        found = listed if isinstance(listed, list) else [listed]
-        if not all(isinstance(i, int) and not isinstance(i, bool) for i in found):
-            raise FormatError(f"{GENERATION_FILE}: {name}_token_id={quoted(listed)}: no token id")
-        return tuple(found)
-    token = config.get(f"{name}_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    if token is None:
-        return ()
-    index = backend.id(token) if isinstance(token, str) else None
-    if index is None:
-        raise FormatError(f"{CONFIG_FILE}: {name}_token={quoted(token)} is not a token")
-    return (index,)
-
-
-class ByteBackend:
-    """Ids are the bytes of the UTF-8 text."""
-
-    size = 256
-
-    def encode(self, text: str, special: bool) -> list[int]:
-        """The bytes, after a NUL if `special`."""
-        return [0] * special + list(text.encode())
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of the bytes."""
-        return np.asarray(ids, np.uint8).tobytes().decode(errors="replace")
-
-    def id(self, token: str) -> int | None:
-        """The byte that a token of `byte_content` stands for."""
-        return byte_tokens().get(token)
-
-    def token(self, index: int) -> str | None:
-        """The token of `byte_content` that stands for a byte."""
-        return next((token for token, i in byte_tokens().items() if i == index), None)
-
-    def content(self) -> object:
-        """See `byte_content`."""
-        return byte_content()
-
-
-def byte_tokens() -> dict[str, int]:
-    """Byte values by the printable character that byte-level tokenizers write for them.
-
-    Printable Latin-1 stands for itself, the other bytes for U+0100 and up, in order. NUL is itself:
-    it is a special token, which is matched with the text as it is.
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in printable]
-    names = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
-    return {names[b] if b else "\0": b for b in range(256)}
-
-
-def byte_content() -> dict[str, object]:
-    """The tokenizer.json of the byte-level tokenizer: BPE without merges over 256 tokens."""
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    nul = {"id": 0, "content": "\0", "single_word": False, "lstrip": False, "rstrip": False}
-    bos = {"SpecialToken": {"id": "\0", "type_id": 0}}
-    texts = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [nul | {"normalized": False, "special": True}],
-        "normalizer": None,
-        "pre_tokenizer": level | {"use_regex": False},
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [bos, texts[0]],
-            "pair": [bos, texts[0], bos, texts[1]],
-            "special_tokens": {"\0": {"id": "\0", "ids": [0], "tokens": ["\0"]}},
-        },
-        "decoder": level | {"use_regex": False},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": byte_tokens(),
-            "merges": [],
-        },
-    }

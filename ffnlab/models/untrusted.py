@@ -16,15 +16,18 @@ def quoted(name: object) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def read_json(file: Path) -> object:
+def read_json(file: Path, *, limit: int = JSON_LIMIT) -> object:
     """Strict JSON (`ffnlab.files.parse_json`) of a regular file, its size checked before reading.
 
+    Args:
+      file: where it is.
+      limit: bytes that are read at most.
     Raises:
       FormatError: the file is missing, is not a regular file, is too large, or is not JSON.
     """
     size = file_size(file)
-    if size > JSON_LIMIT:
-        raise FormatError(f"{file}: {size} bytes of JSON; at most {JSON_LIMIT} are read")
+    if size > limit:
+        raise FormatError(f"{file}: {size} bytes of JSON; at most {limit} are read")
     return parse_json(file.read_bytes(), str(file))
 
 

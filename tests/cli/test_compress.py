@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,17 @@ import pytest
 from ffnlab import models
 from ffnlab.cli.main import main
 from ffnlab.compress import read_report
+from ffnlab.data.documents import digest, split
+from ffnlab.errors import ConfigError
 from ffnlab.models import Decoder, Tokenizer
 from tests.compress.conftest import CONFIG, RECIPE, WORDS
+
+# What the makers of a model put beside its weights.
+BESIDE = {
+    "chat_template.jinja": "{{ messages[0].content }}",
+    "generation_config.json": '{"do_sample": true, "top_p": 0.9, "eos_token_id": 0}',
+    "special_tokens_map.json": '{"eos_token": "\\u0000"}',
+}
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +34,11 @@ def inputs(tmp_path_factory):
     models.save(Decoder(CONFIG, key=jax.random.key(3)), folder / "model")
     Tokenizer.bytes().save(folder / "model")
     (folder / "text.txt").write_bytes(WORDS)
+    trained = [[digest(part)] for part in split(WORDS)]
+    for name, content in BESIDE.items():
+        (folder / "model" / name).write_text(content)
+    record = {"steps": 3, "documents": dict(zip(("train", "held_out"), trained, strict=True))}
+    (folder / "model" / "training.json").write_text(json.dumps(record))
     (folder / "recipe.toml").write_text(RECIPE)
     return folder
 
@@ -36,7 +51,8 @@ def arguments(inputs, out, *more: str) -> list[str]:
 
 def test_a_model_directory_is_compressed(inputs, tmp_path, capsys):
     assert main(arguments(inputs, tmp_path / "out", "--dense")) == 0
-    said = capsys.readouterr().out
+    said, warned = capsys.readouterr()
+    assert "warning" not in warned  # it is measured on what training held out
     assert "held-out quality, size and speed after each stage" in said
     assert "recipe: recipe.toml" in said
     report = read_report(tmp_path / "out" / "report.json")
@@ -47,6 +63,28 @@ def test_a_model_directory_is_compressed(inputs, tmp_path, capsys):
     for written in report.exports:
         again = models.load(tmp_path / "out" / written.folder)
         assert models.removed(again) and again.config.layers == CONFIG.layers
+        origin = json.loads((tmp_path / "out" / written.folder / "training.json").read_text())
+        for name, content in BESIDE.items():
+            found = (tmp_path / "out" / written.folder / name).read_text()
+            assert found == content or json.loads(found) == json.loads(content)
+        assert origin["documents"]["train"] == [digest(split(WORDS)[0])] and "steps" not in origin
+
+
+def test_a_text_that_was_trained_on_is_warned_of(inputs, tmp_path, capsys, monkeypatch):
+    def stop(*_, origin, **__):
+        raise ConfigError(f"enough; {len(origin['documents']['train'])} known")
+
+    monkeypatch.setattr("ffnlab.compress.compress", stop)
+    model = shutil.copytree(inputs / "model", tmp_path / "model")
+    record = {"documents": {"train": [digest(WORDS)], "held_out": []}}
+    (model / "training.json").write_text(json.dumps(record))
+    files = ["--text", str(inputs / "text.txt"), "--recipe", str(inputs / "recipe.toml")]
+    assert main(["compress", str(model), *files, "--out", str(tmp_path / "out")]) == 2
+    warning, error = capsys.readouterr().err.splitlines()
+    assert warning.startswith(
+        "ffnlab compress: warning: the model was trained on 1 of the 1 documents"
+    )
+    assert error.endswith("enough; 1 known")
 
 
 def test_killed_and_stopped_and_resumed(inputs, tmp_path):

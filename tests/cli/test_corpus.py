@@ -5,9 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ffnlab.cli.corpus import documents_of, load_corpus
+from ffnlab.cli.corpus import load_corpus, with_ends
 from ffnlab.cli.train import TrainConfig, run
 from ffnlab.cli.training import DataConfig
+from ffnlab.compress import file_text
+from ffnlab.data.documents import digest, documents_of, read_documents, split
 from ffnlab.errors import ConfigError
 from ffnlab.models import Tokenizer, load
 from ffnlab.parallel import from_table, held_out_bits
@@ -29,26 +31,45 @@ def texts(tmp_path):
 
 def test_documents_have_their_special_tokens(tmp_path):
     tokenizer = Tokenizer.load(bpe(tmp_path / "bpe"))
-    one, two = documents_of(b"\0abcd\0\0cab\0", tokenizer)
+    one, two = with_ends([b"abcd", b"cab"], tokenizer)
     assert one[0] == two[0] == tokenizer.bos and one[-1] == two[-1] == tokenizer.eos[0]
     assert tokenizer.decode(one.tolist(), skip_special=True) == "abcd" and len(one) == 3
-    assert [d.tolist() for d in documents_of(b"\0ab\0c\0", Tokenizer.bytes())] == [
+    assert [d.tolist() for d in with_ends([b"ab", b"c"], Tokenizer.bytes())] == [
         [0, 97, 98, 0],
         [0, 99, 0],
     ]
-    with pytest.raises(ConfigError, match="holds no documents"):
-        documents_of(b"\0", tokenizer)
 
 
 def test_bytes_per_token_and_identity(texts, tmp_path):
     folder = bpe(tmp_path / "bpe")
     data = DataConfig(tuple(texts[:2]), (texts[2],), tokenizer=str(folder))
     corpus = load_corpus(data, 512)
-    assert len(corpus.held_out) * corpus.bytes_per_token == pytest.approx(11 * 60)
-    assert corpus.bytes_per_token < 1.5 and "tokenizer_sha256" in corpus.identity
-    assert load_corpus(dataclasses.replace(data, tokenizer=""), 256).bytes_per_token == 1
+    assert corpus.held_out.nbytes == 11 * 60
+    assert corpus.held_out.bytes_per_token < 1.5 and "tokenizer_sha256" in corpus.identity
+    as_bytes = load_corpus(dataclasses.replace(data, tokenizer=""), 256)
+    assert as_bytes.held_out.bytes_per_token == 1 and as_bytes.held_out.nbytes == 11 * 60
     with pytest.raises(ConfigError, match=r"the model has ids 0..255: they do not belong together"):
         load_corpus(data, 256)
+    with pytest.raises(ConfigError, match=r"id 104, the model has ids 0..103: they do not belong"):
+        load_corpus(dataclasses.replace(data, tokenizer=""), 104)
+
+
+def test_training_holds_out_what_compressing_holds_out(tmp_path):
+    paths = []
+    for name, line in (("a", "Satz {} für Anfänger\n"), ("b", "zwei {}\n"), ("c", "дрей{}")):
+        paths.append(str(tmp_path / name))
+        words = "".join(map(line.format, range(50)))
+        (tmp_path / name).write_text(words, encoding="utf-8")
+    corpus = load_corpus(DataConfig(text=tuple(paths)), 256)
+    text = file_text(paths)
+    assert corpus.text == text.held_out and corpus.train == text.train + b"\0"
+    whole = read_documents(paths)
+    assert documents_of(corpus.text) == [split(document)[1] for document in whole]
+    for document in documents_of(corpus.text):
+        document.decode()
+        assert digest(document) in corpus.digests["held_out"] and document not in corpus.train
+    assert corpus.digests["train"] == [digest(split(document)[0]) for document in whole]
+    assert corpus.held_out.counted.sum() == len(corpus.text) - 1
 
 
 @pytest.mark.parametrize("tokenizer", [True, False])
@@ -71,7 +92,7 @@ def test_a_run_with_documents_apart(texts, tmp_path, tokenizer, packed):
     bits = held_out_bits(load(tmp_path / "run" / "model"), corpus.windows(settings))
     assert record["steps"] == 8
     np.testing.assert_allclose(
-        record["held_out_bits_per_byte"], bits / corpus.bytes_per_token, rtol=1e-5
+        record["held_out_bits_per_byte"], bits / corpus.held_out.bytes_per_token, rtol=1e-5
     )
     saved = Tokenizer.load(tmp_path / "run" / "model")
     assert saved.encode("abcd") == (

@@ -230,11 +230,12 @@ def test_the_rows_of_the_extension_are_checked_at_the_start(config, tmp_path, pa
 def test_text_of_files(config, tmp_path):
     data = read_config(config, TrainConfig).data
     text, held, identity = load_text(data)
-    assert len(held) == (len(text) + len(held)) // 10 and identity["train_bytes"] == len(text)
+    assert len(held) == 1 + 480 and len(text) == 1 + 4320 + 1  # NULs around
+    assert identity["train_bytes"] == len(text)
     (tmp_path / "held.txt").write_text("held out")
     given = dataclasses.replace(data, held_out=(str(tmp_path / "held.txt"),))
     whole, held, _ = load_text(given)
-    assert held == b"\0held out\0" and len(whole) > len(text)
+    assert held == b"\0held out" and len(whole) == 1 + 4800 + 1
     with pytest.raises(ConfigError, match="must be 'stdlib' or a list of files"):
         load_text(dataclasses.replace(data, text="wikipedia"))
 

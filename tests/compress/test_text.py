@@ -4,11 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ffnlab.compress import Text, file_text, standard_text
-from ffnlab.compress.text import calibration, encode, held_out, split
+from ffnlab.compress.text import calibration, encode, held_out
 from ffnlab.errors import ConfigError, FFNLabError
 from ffnlab.models import Tokenizer
 from ffnlab.recipes import Calibration, Evaluation
@@ -21,37 +19,23 @@ TEXT = Text(LONG, LONG, "a test", "both the same")
 class Words:
     """A tokenizer whose ids are words, with 1 before every text and 0 for all it does not know."""
 
+    eos = ()
+
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Ids 2 and up."""
         return [1] * special + [2 + int(w) if w.isdigit() else 0 for w in text.split()]
-
-
-@given(st.text(min_size=1, max_size=300))
-def test_a_split_loses_nothing_and_cuts_no_character(words):
-    document = words.encode()
-    first, rest = split(document)
-    assert first + rest == document
-    first.decode(), rest.decode()
-    # At most a character less than nine tenths, unless a line break moves the cut.
-    assert b"\n" in document or len(first) > 0.9 * len(document) - 5
-
-
-def test_a_split_prefers_a_line_break():
-    document = b"a line\n" * 100 + b"end"
-    first, rest = split(document)
-    assert first.endswith(b"\n") and len(first) == 7 * 90
 
 
 def test_files_are_split_one_by_one(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).write_text(f"{name}\n" * 50)
     text = file_text([tmp_path / "a", tmp_path / "b"])
-    assert text.train == b"a\n" * 45 + b"\0" + b"b\n" * 45
-    assert text.held_out == b"a\n" * 5 + b"\0" + b"b\n" * 5
+    assert text.train == b"\0" + b"a\n" * 45 + b"\0" + b"b\n" * 45
+    assert text.held_out == b"\0" + b"a\n" * 5 + b"\0" + b"b\n" * 5
     assert text.source == f"{tmp_path}/a, {tmp_path}/b"
     said = text.as_json()
-    assert said["split"].startswith("the last tenth of every file")
-    assert said["held_out_bytes"] == 21 and len(said["train_sha256"]) == 64
+    assert said["split"].startswith("the last tenth of every document")
+    assert said["held_out_bytes"] == 22 and len(said["train_sha256"]) == 64
 
 
 def test_files_that_will_not_do(tmp_path):
@@ -139,8 +123,16 @@ def test_a_tokenizer_of_another_model():
 
 def test_a_long_text_is_sampled_before_it_is_encoded():
     words = b"".join(b"%d one two three\n" % i for i in range(300_000))
-    ids, prefix, _ = encode(words, Words(), 1000)
+    (ids, _, _), prefix = encode(words, Words(), 1000)
     assert prefix == [1]
     numbers = ids[ids > 1] - 2
     assert numbers[0] < 100 and numbers[-1] > 290_000 and len(ids) < 400_000
     assert (np.diff(numbers[numbers >= 2]) > 0).mean() > 0.99
+
+
+def test_what_stands_between_documents_does_not_count():
+    text = Text(b"\0" + b"1 2 3 " * 9, b"\0" + b"1 2 3\0" + b"4 5 6 7 8", "numbers", "-")
+    samples = held_out(text, Words(), Evaluation(tokens=0, window=4), 300)
+    scored = samples.tokens[:, 1:][samples.counted]
+    assert scored.tolist() == [3, 4, 5, 6, 7, 8, 9, 10]
+    assert samples.bytes_per_token == 14 / 8

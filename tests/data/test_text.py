@@ -9,6 +9,13 @@ from ffnlab.data import TextBatches, held_out_windows, read_text
 from ffnlab.errors import FFNLabError
 
 
+def test_windows_count_the_tokens_that_are_scored():
+    scored = np.arange(40) % 5 != 0
+    windows = held_out_windows(np.arange(40), 8, 3, scored=scored)
+    targets = windows.tokens[:, 1:][windows.counted]
+    np.testing.assert_array_equal(np.sort(targets), np.flatnonzero(scored))
+
+
 def test_files_are_joined_in_order(tmp_path):
     (tmp_path / "b.txt").write_bytes(b"one\r\ntwo\n")
     (tmp_path / "a.txt").write_bytes(b"three")

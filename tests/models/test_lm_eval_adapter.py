@@ -125,8 +125,19 @@ def test_bad_requests_are_named(model, requests):
     with pytest.raises(ConfigError, match="max_gen_toks=48"):
         requests.generate([("a", {"max_gen_toks": 48})])
     small = Decoder(DecoderConfig(**{**vars(CONFIG), "vocab": 100}), key=jax.random.key(0))
-    with pytest.raises(ConfigError, match="256 ids, the model 100"):
-        Requests(small, Tokenizer.bytes())
+    few = Requests(small, Tokenizer.bytes(), batch=1, max_tokens=2)  # more ids than rows
+    assert few.loglikelihood([("ab", "c")])[0][0] < 0
+    for ask in (lambda: few.loglikelihood([("ab", "d")]), lambda: few.rolling(["abd"])):
+        with pytest.raises(ConfigError, match=r"id 100, the model has ids 0\.\.99"):
+            ask()
+
+
+def test_rows_beyond_the_tokenizer_are_no_text(model):
+    large = Decoder(DecoderConfig(**{**vars(CONFIG), "vocab": 4096}), key=jax.random.key(0))
+    answers = Requests(large, Tokenizer.bytes(), batch=2, max_tokens=6)
+    ids = generate(large, [[0, *b"ab"]], max_tokens=6, stop=(0,)).lists()[0]
+    assert max(ids) > 255  # else the test shows nothing
+    assert answers.generate([("ab", {})]) == [Tokenizer.bytes().decode([i for i in ids if i < 256])]
 
 
 class StubHook:

@@ -9,6 +9,7 @@ from hypothesis import strategies as hs
 
 from ffnlab.errors import FormatError
 from ffnlab.models.tokenizer import Tokenizer
+from ffnlab.models.tokenizer_backends import LibraryBackend
 
 # Characters of every length in UTF-8, and those that look like special tokens.
 TEXT = hs.text(
@@ -105,7 +106,7 @@ def test_files_round_trip(tmp_path):
     assert loaded.decode([1, 271, 2], skip_special=True) == "abcd"
     loaded.save(tmp_path / "c")
     again = Tokenizer.load(tmp_path / "c")
-    assert again.config["chat_template"] == "kept"
+    assert again.beside.config["chat_template"] == "kept"
     assert again.encode("a é") == loaded.encode("a é")
 
 
@@ -118,14 +119,177 @@ def test_generation_config_lists_several_ends(tmp_path):
     assert Tokenizer.load(tmp_path / "c").eos == (2, 5)
 
 
+def test_truncation_and_padding_are_switched_off(tmp_path):
+    folder = bpe(tmp_path / "b")
+    inner = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    inner.enable_truncation(max_length=8)
+    inner.enable_padding(pad_token="<unk>", length=16)
+    inner.save(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer.load(folder)
+    assert len(tokenizer.encode("abcd. " * 50)) == 3 * 50
+    assert tokenizer.encode("ab", special=True) == [1, 269]
+    tokenizer.save(tmp_path / "c")
+    content = json.loads((tmp_path / "c" / "tokenizer.json").read_text())
+    assert content["truncation"] is None and content["padding"] is None
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+def test_ids_beyond_the_tokenizer_are_no_text(tmp_path, kind):
+    tokenizer = Tokenizer.bytes() if kind == "bytes" else Tokenizer.load(bpe(tmp_path / "b"))
+    ids = tokenizer.encode("ab cd")
+    beyond = [tokenizer.size, *ids[:1], 511, *ids[1:], 2**31 - 1, 2**40]
+    assert tokenizer.decode(beyond) == "ab cd" == tokenizer.decode(beyond, skip_special=True)
+    stream = tokenizer.stream()
+    assert "".join([*map(stream.push, beyond), stream.finish()]) == "ab cd"
+    with pytest.raises(ValueError, match="ids holds -1"):
+        tokenizer.decode([5, -1])
+
+
+def test_ids_with_gaps_are_all_there(tmp_path):
+    folder = bpe(tmp_path / "b")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"]["abcd"] = 500
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = Tokenizer.load(folder)
+    assert tokenizer.size == 501
+    assert tokenizer.encode("abcd") == [500] and tokenizer.decode([500, 400]) == "abcd"
+
+
+def test_an_end_beyond_the_tokenizer_is_kept(tmp_path):
+    folder = bpe(tmp_path / "b")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 500]}')
+    tokenizer = Tokenizer.load(folder)
+    assert tokenizer.eos == (2, 500)
+    tokenizer.save(tmp_path / "c")
+    assert Tokenizer.load(tmp_path / "c").eos == (2, 500)
+
+
+def spaced(name: str) -> Tokenizer:
+    """A tokenizer of words whose decoder treats the first word of a text in its own way."""
+    words = ["<unk>", "hello", "world", "!", "\u2581hello", "\u2581world", "\u2581", "hello</w>"]
+    words += ["world</w>", "##lo", "##!", "\u2581\u2581"]
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>")
+    )
+    strip = tokenizers.decoders.Strip(" ", 1, 0)
+    replace = tokenizers.decoders.Replace("\u2581", " ")
+    inner.decoder = {
+        "metaspace": tokenizers.decoders.Metaspace(),
+        "llama": tokenizers.decoders.Sequence([replace, tokenizers.decoders.Fuse(), strip]),
+        "wordpiece": tokenizers.decoders.WordPiece(),
+        "suffix": tokenizers.decoders.BPEDecoder(),
+        "fuse": tokenizers.decoders.Fuse(),
+    }[name]
+    return Tokenizer(LibraryBackend(inner))
+
+
+def test_the_space_before_the_first_streamed_word_is_there():
+    tokenizer = spaced("metaspace")
+    prompt, new = [4], [5, 3, 20, 4, 6, 11, 5]
+    stream = tokenizer.stream(after=prompt)
+    assert [stream.push(i) for i in new] == [" world", "!", "", " hello", " ", "  ", " world"]
+    assert [tokenizer.stream().push(i) for i in (5, 2)] == ["world", "world"]
+
+
+@pytest.mark.parametrize("name", ["metaspace", "llama", "wordpiece", "suffix", "fuse"])
+@settings(max_examples=150, deadline=None)
+@given(ids=hs.lists(hs.integers(0, 15), min_size=1, max_size=10), data=hs.data())
+def test_a_stream_goes_on_where_the_text_stands(name, ids, data):
+    tokenizer = spaced(name)
+    cut = data.draw(hs.integers(0, len(ids)))
+    before, whole = tokenizer.decode(ids[:cut]), tokenizer.decode(ids)
+    stream = tokenizer.stream(after=ids[:cut])
+    pieces = [*map(stream.push, ids[cut:]), stream.finish()]
+    if whole.startswith(before):  # a suffix of the last word is no space
+        assert before + "".join(pieces) == whole
+
+
+def test_all_special_tokens_are_skipped(tmp_path):
+    folder = bpe(tmp_path / "b")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    usual = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    for index, name, special in (
+        (300, "<tool>", True),
+        (301, "<plain>", False),
+        (302, "<m>", False),
+    ):
+        content["added_tokens"].append(usual | {"id": index, "content": name, "special": special})
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    (folder / "special_tokens_map.json").write_text('{"mask_token": {"content": "<m>"}}')
+    tokenizer = Tokenizer.load(folder)
+    tools = [tokenizer.encode(t)[0] for t in ("<tool>", "<plain>", "<m>")]
+    ids = [1, *tools[:2], 271, tools[2], 2]
+    assert tokenizer.decode(ids) == "<s><tool><plain>abcd<m></s>"
+    assert tokenizer.decode(ids, skip_special=True) == "<plain>abcd"
+    assert Tokenizer.bytes().decode([0, 65, 0], skip_special=True) == "A"
+
+
+def test_special_tokens_in_a_text_are_split_where_the_file_says_so(tmp_path):
+    folder = bpe(tmp_path / "b")
+    assert Tokenizer.load(folder).encode("<s>a") == [1, 259]
+    config = {"split_special_tokens": True, "bos_token": "<s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer.load(folder)
+    assert tokenizer.encode("<s>a") == [3 + ord("<"), 3 + ord("s"), 3 + ord(">"), 259]
+    assert tokenizer.encode("a", special=True) == [1, 259]
+    (folder / "tokenizer_config.json").write_text('{"split_special_tokens": "yes"}')
+    with pytest.raises(FormatError, match="split_special_tokens='yes': no boolean"):
+        Tokenizer.load(folder)
+
+
+def test_minus_one_is_no_id(tmp_path):
+    folder = bpe(tmp_path / "b")
+    table = {"pad_token_id": -1, "eos_token_id": [2, -1], "bos_token_id": -1}
+    (folder / "generation_config.json").write_text(json.dumps(table))
+    tokenizer = Tokenizer.load(folder)
+    assert (tokenizer.pad, tokenizer.eos) == (None, (2,))
+    assert tokenizer.bos == 1  # of tokenizer_config.json
+    (folder / "generation_config.json").write_text('{"pad_token_id": -2}')
+    with pytest.raises(FormatError, match="pad=-2 is no token id"):
+        Tokenizer.load(folder)
+
+
+def test_the_files_beside_are_written_again(tmp_path):
+    folder = bpe(tmp_path / "b")
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 77}')
+    tables = {
+        "special_tokens_map.json": {"bos_token": "<s>", "eos_token": {"content": "</s>"}},
+        "generation_config.json": {"do_sample": True, "temperature": 0.6, "eos_token_id": [2, 5]},
+    }
+    for name, table in tables.items():
+        (folder / name).write_text(json.dumps(table))
+    template = "{{ bos_token }}\r\n{{ messages[0].content }} é"
+    (folder / "chat_template.jinja").write_bytes(template.encode())
+    tokenizer = Tokenizer.load(folder)
+    assert (tokenizer.bos, tokenizer.eos) == (1, (2, 5))
+    tokenizer.save(tmp_path / "c")
+    again = Tokenizer.load(tmp_path / "c")
+    assert (again.bos, again.eos, again.beside.chat_template) == (1, (2, 5), template)
+    assert (tmp_path / "c" / "chat_template.jinja").read_bytes() == template.encode()
+    for name, table in tables.items():
+        found = json.loads((tmp_path / "c" / name).read_text())
+        assert found | table == found, name
+    assert again.beside.config["model_max_length"] == 77
+    Tokenizer.bytes().save(tmp_path / "c")  # another tokenizer, which has none of these
+    left = {file.name for file in (tmp_path / "c").iterdir()}
+    assert left == {"tokenizer.json", "tokenizer_config.json"}
+
+
+def test_a_text_that_begins_twice(tmp_path):
+    tokenizer = Tokenizer.load(bpe(tmp_path / "b"))
+    assert tokenizer.begins_twice(tokenizer.encode("<s>ab", special=True))
+    assert not tokenizer.begins_twice(tokenizer.encode("<s>ab"))
+    assert not tokenizer.begins_twice(tokenizer.encode("ab", special=True))
+
+
 def test_bad_input_is_named(tmp_path):
     ours = Tokenizer.bytes()
     with pytest.raises(ValueError, match="surrogate"):
         ours.encode("\ud800")
-    with pytest.raises(ValueError, match=r"256.*0\.\.255"):
-        ours.decode([256])
-    with pytest.raises(FormatError, match="eos=300"):
-        Tokenizer(ours.backend, eos=(300,))
+    with pytest.raises(FormatError, match="eos=-3"):
+        Tokenizer(ours.backend, eos=(-3,))
+    with pytest.raises(FormatError, match=f"pad={2**31}"):
+        Tokenizer(ours.backend, pad=2**31)
     with pytest.raises(FormatError, match=r"no tokenizer\.json"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "model": 3}')

@@ -1,0 +1,95 @@
+"""Chat templates: transformers' texts (recorded, and live), and templates that mean no good."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ffnlab.errors import ConfigError, FormatError
+from ffnlab.models import Tokenizer, chat
+from ffnlab.models.chat import render
+from tests.fixtures.chat.record import CONVERSATIONS, TEMPLATES, TOKENS, cases
+from tests.models.test_tokenizer import bpe
+
+RECORDED = Path(__file__).parents[1] / "fixtures" / "chat" / "expected.json"
+USER = [{"role": "user", "content": "hi"}]
+
+
+def compare(expected: list[dict]) -> None:
+    """Every case: the same text, or refused by both."""
+    assert len(expected) == 2 * len(TEMPLATES) * len(CONVERSATIONS)
+    for name, template in TEMPLATES.items():
+        for prompt in (True, False):
+            mine = [c for c in expected if c["template"] == name and c["prompt"] == prompt]
+            allowed = [c for c in mine if c["text"] is not None]
+            talks = [CONVERSATIONS[c["conversation"]] for c in allowed]
+            found = render(template, talks, tokens=TOKENS, add_generation_prompt=prompt)
+            assert found == [c["text"] for c in allowed], name
+
+
+def test_texts_are_those_of_transformers():
+    recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
+    compare(recorded)
+    refused = [c for c in recorded if c["text"] is None]
+    assert {(c["template"], c["conversation"]) for c in refused} == {
+        *((name, "tool") for name in ("llama3", "gemma", "mistral", "zephyr")),
+        *((name, "system") for name in ("gemma", "mistral")),
+    } - {(c["template"], c["conversation"]) for c in recorded if c["text"] is not None}
+    for case in refused[::2]:
+        talk = CONVERSATIONS[case["conversation"]]
+        with pytest.raises(FormatError, match="the chat template fails"):
+            render(TEMPLATES[case["template"]], [talk], tokens=TOKENS)
+
+
+@pytest.mark.parity
+def test_texts_are_those_of_transformers_live():
+    compare(cases())
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{% if %}", "TemplateSyntaxError"),
+        ("{{ ''.__class__.__mro__ }}", "SecurityError"),
+        ("{% set ns = namespace(__class__=1) %}", "SecurityError"),
+        ("{{ messages.append(1) }}", "SecurityError"),
+        ("{{ raise_exception('no system here') }}", "no system here"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{{ 'a' * 10 ** 10 }}", "MemoryError"),
+        ("{% for i in range(9999) %}{{ 'a' * 1000 }}{% endfor %}", "more than 4194304 characters"),
+        ("{% include '/etc/passwd' %}", "TypeError"),
+    ],
+)
+def test_hostile_templates_end_in_an_error(template, said):
+    with pytest.raises(FormatError, match=f"the chat template fails: .*{said}"):
+        render(template, [USER], tokens={})
+
+
+def test_a_template_that_never_ends(monkeypatch):
+    monkeypatch.setattr(chat, "SECONDS", 1)
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(FormatError, match="takes more than 1 seconds or 1024 MiB"):
+        render(loop, [USER], tokens={})
+
+
+def test_a_tokenizer_renders_by_its_files(tmp_path):
+    folder = bpe(tmp_path / "b")
+    template = "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}{{ pad_token }}"
+    config = {"bos_token": {"content": "<s>"}, "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
+    text = Tokenizer.load(folder).chat(USER)
+    assert text == "<s>hi</s>"  # no pad token: nothing is written for it
+    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "named"}]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": named}))
+    assert Tokenizer.load(folder).chat(USER) == "named"
+    named.pop()
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": named}))
+    with pytest.raises(FormatError, match=r"has \['tool_use'\], and no 'default'"):
+        Tokenizer.load(folder).chat(USER)
+    (folder / "chat_template.jinja").write_text("{{ add_generation_prompt }}")
+    assert Tokenizer.load(folder).chat(USER, add_generation_prompt=False) == "False"
+    with pytest.raises(ConfigError, match="no chat template"):
+        Tokenizer.bytes().chat(USER)
+    (folder / "chat_template.jinja").write_bytes(b"a\xff")
+    with pytest.raises(FormatError, match=r"chat_template\.jinja: not UTF-8 \(byte 1\)"):
+        Tokenizer.load(folder)
