@@ -49,9 +49,9 @@ def train(
 ) -> int:
     """Trains a language model and writes it as a model directory.
 
-    Ctrl-C, SIGTERM or a terminal that closes saves a checkpoint and stops; --resume goes on with the
-    same bits. Ctrl-C again, a second or more later, interrupts at once. Of several processes all run
-    this command, on a file system that they share, and the first one writes.
+    Ctrl-C, SIGTERM or a terminal that closes saves a checkpoint and stops; --resume goes on with
+    the same bits. Ctrl-C again, a second or more later, interrupts at once. Of several processes
+    all run this command, on a file system that they share, and the first one writes.
 
     Args:
       config: a TOML file (see ffnlab/presets); instead of a preset.

@@ -87,7 +87,7 @@ def _gather(server: socket.socket, came: list[Caller], count: int, seconds: floa
         except OSError:
             continue
         finally:
-            came[:] = [earlier for earlier in came if not _has_gone(earlier[1])]
+            _forget_the_gone(came)
         caller.settimeout(TURN)
         found = HELLO.fullmatch(_line(caller))
         if found is None:  # somebody else
@@ -143,6 +143,13 @@ def _line(connection: socket.socket) -> bytes:
             return file.readline(LONGEST)
     except OSError:
         return b""
+
+
+def _forget_the_gone(came: list[Caller]) -> None:
+    """Takes callers out who have died while they waited."""
+    for caller in [caller for caller in came if _has_gone(caller[1])]:
+        came.remove(caller)
+        caller[1].close()
 
 
 def _has_gone(connection: socket.socket) -> bool:
