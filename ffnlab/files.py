@@ -21,6 +21,7 @@ __all__ = [
     "atomic_dir",
     "atomic_write",
     "checksums",
+    "naming",
     "parse_json",
     "read_json",
     "sha256",
@@ -31,6 +32,30 @@ __all__ = [
 StrPath = str | os.PathLike[str]
 
 JSON_LIMIT = 64 << 20  # bytes of JSON read at most; a sidecar of 10,000 leaves has about 1 MB
+
+
+@contextlib.contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Makes a system error within it name the file that was to be written.
+
+    Python's own say only "No space left on device" where `write`, `flush` or `fsync` failed.
+
+    Args:
+      path: what an error without a name gets.
+      temporary: a file or folder that `path` stands for where an error names it or what is in it.
+    """
+    try:
+        yield
+    except OSError as error:
+        names = (error.filename2, error.filename)
+        paths = [Path(name) for name in names if isinstance(name, str | os.PathLike)]
+        inside = [p for p in paths if temporary is not None and p.is_relative_to(temporary)]
+        if inside:
+            error.filename = str(path / inside[0].relative_to(temporary))
+            error.filename2 = None
+        elif error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextlib.contextmanager
@@ -54,11 +79,12 @@ def atomic_write(path: StrPath, mode: str = "wb") -> Iterator[IO[Any]]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, mode, encoding="utf-8" if mode == "w" else None) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        with naming(target, temporary):
+            with open(temporary, mode, encoding="utf-8" if mode == "w" else None) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -86,16 +112,18 @@ def atomic_dir(path: StrPath) -> Iterator[Path]:
     mark = secrets.token_hex(4)
     temporary = target.with_name(f".{target.name}.{mark}.tmp")
     aside = target.with_name(f".{target.name}.{mark}.old")
-    temporary.mkdir()
     try:
-        yield temporary
-        if target.exists():
-            os.replace(target, aside)
-        os.replace(temporary, target)
+        with naming(target, temporary):
+            temporary.mkdir()
+            yield temporary
+            if target.exists():
+                os.replace(target, aside)
+            os.replace(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         if aside.exists() and not target.exists():
             os.replace(aside, target)
+        shutil.rmtree(aside, ignore_errors=True)
         raise
     shutil.rmtree(aside, ignore_errors=True)
     sync_folder(target.parent)
