@@ -1,6 +1,9 @@
 """Where a disk is full, at whatever call, files are as they were, and the error names the file."""
 
 import functools
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -16,6 +19,7 @@ from ffnlab.parallel.log import MetricsFile, logged
 from ffnlab.studies import result
 from ffnlab.studies.result import Claim, Result
 from tests.full_disk import every_call, filling, small_files
+from tests.parallel import launch
 
 CONFIG = DecoderConfig(vocab=16, width=4, hidden=8, layers=1, heads=1, kv_heads=1, head_dim=4)
 
@@ -182,3 +186,34 @@ def test_the_disk_of_these_tests_fails_when_it_says(tmp_path):
     with pytest.raises(OSError), filling(2) as disk, open(path, "w") as file:
         file.write("1234")
     assert path.read_text() == "12" and disk.calls == ["open", "write"]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("size", [32, 160, 224])  # KiB: in the first save, the second, the export
+def test_a_run_on_a_small_disk_ends_in_a_line_and_goes_on_with_more_room(tmp_path, size):
+    place, config = tmp_path / "disk", launch.write_config(tmp_path, 30)
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    try:
+        command = [sys.executable, "-m", "ffnlab", "train", "--config", str(config), "--resume"]
+        command += ["--out", str(place / "run")]
+        environment = os.environ | {"XLA_FLAGS": launch.FLAGS}
+        run = functools.partial(
+            subprocess.run, command, env=environment, capture_output=True, text=True, check=False
+        )
+        done = run()
+        assert done.returncode == 2, done.stderr
+        lines = [line for line in done.stderr.splitlines() if "Warning" not in line]
+        assert len(lines) == 1 and lines[0].startswith("ffnlab train: error: "), done.stderr
+        assert "No space left on device" in lines[0] and str(place) in lines[0]
+        assert not list(place.rglob("*.tmp"))
+        mount[4] = "remount,size=64m"
+        subprocess.run(mount, check=True)
+        done = run()
+        assert done.returncode == 0 and "bits per byte" in done.stdout, done.stderr
+        steps = [row["step"] for row in launch.rows(place / "run") if "loss" in row]
+        assert steps == list(range(1, 31))
+    finally:
+        subprocess.run(["umount", str(place)], check=True)

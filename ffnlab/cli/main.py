@@ -130,7 +130,6 @@ def dispatch(arguments: list[str]) -> int:
 
 def guarded(name: str, command: Command, arguments: list[str]) -> int:
     """Calls a command; errors of use and interruptions end in a line and an exit status."""
-    streams.log_no_errors_of_orbax()
     try:
         return call(name, command, arguments)
     except KeyboardInterrupt:

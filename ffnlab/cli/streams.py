@@ -52,7 +52,9 @@ def complain(message: str) -> None:
 
 def log_no_errors_of_orbax() -> None:
     """Keeps off standard error the tracebacks that orbax logs of errors that it also raises."""
-    logging.getLogger("absl").addFilter(_is_not_of_orbax)
+    from absl.logging import get_absl_logger  # what orbax logs with
+
+    get_absl_logger().addFilter(_is_not_of_orbax)
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
