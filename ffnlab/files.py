@@ -47,12 +47,11 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        names = (error.filename2, error.filename)
-        paths = [Path(name) for name in names if isinstance(name, str | os.PathLike)]
-        inside = [p for p in paths if temporary is not None and p.is_relative_to(temporary)]
+        names = [n for n in (error.filename2, error.filename) if isinstance(n, str | os.PathLike)]
+        stand_in = path if temporary is None else temporary
+        inside = [Path(n).relative_to(stand_in) for n in names if Path(n).is_relative_to(stand_in)]
         if inside:
-            error.filename = str(path / inside[0].relative_to(temporary))
-            error.filename2 = None
+            error.filename, error.filename2 = str(path / inside[0]), None
         elif error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,7 +36,7 @@ def console() -> "Console":
     """Where bars are drawn: standard error, as long as somebody watches."""
     from rich.console import Console
 
-    return Console(file=Lossy(sys.stderr))
+    return Console(file=cast("IO[str]", Lossy(sys.stderr)))
 
 
 def track(items: Iterable[T], label: str, *, enabled: bool = True) -> Iterator[T]:

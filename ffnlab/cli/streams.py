@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 
-__all__ = ["complain", "log_no_errors_of_orbax", "open_missing", "output_fails", "silence_output"]
+__all__ = ["complain", "mute_orbax", "open_missing", "output_fails", "silence_output"]
 
 STREAMS = (("stdin", os.O_RDONLY, "r"), ("stdout", os.O_WRONLY, "w"), ("stderr", os.O_WRONLY, "w"))
 
@@ -50,12 +50,28 @@ def complain(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
-def log_no_errors_of_orbax() -> None:
-    """Keeps off standard error the tracebacks that orbax logs of errors that it also raises."""
+def mute_orbax() -> None:
+    """Keeps off standard error what orbax and its store print of errors that they also raise.
+
+    They log each with its traceback, once per thread; writes that end after the first error report
+    to an event loop that has been closed meanwhile, or to nobody.
+    """
     from absl.logging import get_absl_logger  # what orbax logs with
 
     get_absl_logger().addFilter(_is_not_of_orbax)
+    logging.getLogger("asyncio").addFilter(_is_retrieved)
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _unraisable
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
     return record.levelno < logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def _is_retrieved(record: logging.LogRecord) -> bool:
+    return "exception was never retrieved" not in record.getMessage()
+
+
+def _unraisable(found: "sys.UnraisableHookArgs") -> None:
+    if not (isinstance(found.exc_value, RuntimeError) and "loop is closed" in str(found.exc_value)):
+        sys.__unraisablehook__(found)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ffnlab import io, parallel, placing
 from ffnlab.cli.corpus import Corpus, load_corpus
-from ffnlab.cli.streams import log_no_errors_of_orbax
+from ffnlab.cli.streams import mute_orbax
 from ffnlab.cli.training import RULES, WATCHED, TrainConfig, fresh, window, work_of
 from ffnlab.data import HeldOut
 from ffnlab.errors import ConfigError
@@ -75,7 +75,7 @@ def train(
     Raises:
       ConfigError: a bad configuration, or `out` holds another run.
     """
-    log_no_errors_of_orbax()
+    mute_orbax()
     settings = read_config(preset if config is None else config, TrainConfig)
     if steps is not None:
         settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=steps))

@@ -104,3 +104,27 @@ def test_a_run_without_streams_is_a_run(tmp_path, streams, status):
     again = shell(f"{line} --resume", env=os.environ | {"XLA_FLAGS": launch.FLAGS})
     assert again.returncode == 0 and "bits per byte" in again.stdout, again.stderr
     assert "tried" not in again.stderr, "its checkpoints are whole"
+
+
+def test_what_orbax_prints_of_errors_that_it_raises_is_left_out():
+    script = """
+import asyncio, logging, sys, types
+from ffnlab.cli import streams
+streams.mute_orbax()
+for path in ("/lib/orbax/future.py", "/lib/other/future.py"):
+    record = ("absl", logging.ERROR, path, 1, "of " + path, (), None)
+    logging.getLogger("absl").handle(logging.LogRecord(*record))
+logging.getLogger("asyncio").error("Future exception was never retrieved")
+logging.getLogger("asyncio").error("slow")
+for error in (RuntimeError("Event loop is closed"), RuntimeError("another")):
+    found = (type(error), error, None, None, None)
+    sys.unraisablehook(types.SimpleNamespace(**dict(zip(
+        ("exc_type", "exc_value", "exc_traceback", "err_msg", "object"), found))))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    said = [line for line in done.stderr.splitlines() if line]
+    assert done.returncode == 0, done.stderr
+    assert "orbax" not in done.stderr and "retrieved" not in done.stderr
+    assert "closed" not in done.stderr
+    assert any("other" in line for line in said) and any("slow" in line for line in said)
+    assert any("another" in line for line in said)
