@@ -24,6 +24,7 @@ __all__ = [
     "atomic_dir",
     "atomic_write",
     "checksums",
+    "naming",
     "open_regular",
     "parse_json",
     "read_json",
@@ -38,6 +39,29 @@ __all__ = [
 StrPath = str | os.PathLike[str]
 
 JSON_LIMIT = 64 << 20  # bytes of JSON read at most; a sidecar of 10,000 leaves has about 1 MB
+
+
+@contextlib.contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Makes a system error within it name the file that was to be written.
+
+    Python's own say only "No space left on device" where `write`, `flush` or `fsync` failed.
+
+    Args:
+      path: what an error without a name gets.
+      temporary: a file or folder that `path` stands for where an error names it or what is in it.
+    """
+    try:
+        yield
+    except OSError as error:
+        names = [n for n in (error.filename2, error.filename) if isinstance(n, str | os.PathLike)]
+        stand_in = path if temporary is None else temporary
+        inside = [Path(n).relative_to(stand_in) for n in names if Path(n).is_relative_to(stand_in)]
+        if inside:
+            error.filename, error.filename2 = str(path / inside[0]), None
+        elif error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextlib.contextmanager
@@ -61,11 +85,12 @@ def atomic_write(path: StrPath, mode: str = "wb") -> Iterator[IO[Any]]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, mode, encoding="utf-8" if mode == "w" else None) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        with naming(target, temporary):
+            with open(temporary, mode, encoding="utf-8" if mode == "w" else None) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -93,16 +118,18 @@ def atomic_dir(path: StrPath) -> Iterator[Path]:
     mark = secrets.token_hex(4)
     temporary = target.with_name(f".{target.name}.{mark}.tmp")
     aside = target.with_name(f".{target.name}.{mark}.old")
-    temporary.mkdir()
     try:
-        yield temporary
-        if target.exists():
-            os.replace(target, aside)
-        os.replace(temporary, target)
+        with naming(target, temporary):
+            temporary.mkdir()
+            yield temporary
+            if target.exists():
+                os.replace(target, aside)
+            os.replace(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         if aside.exists() and not target.exists():
             os.replace(aside, target)
+        shutil.rmtree(aside, ignore_errors=True)
         raise
     shutil.rmtree(aside, ignore_errors=True)
     sync_folder(target.parent)

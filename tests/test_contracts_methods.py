@@ -2,7 +2,10 @@
 
 import importlib
 import inspect
+import json
 import pkgutil
+import subprocess
+import sys
 import typing
 
 import jax
@@ -14,7 +17,9 @@ import ffnlab
 from ffnlab import io, models, transform
 from ffnlab.rule import Rule
 from ffnlab.transform import Transform
+from tests import calibrating
 from tests.compiles import counted
+from tests.conftest import ROOT
 from tests.contracts import batches, tiny
 from tests.contracts_methods import RULES, TRANSFORMS
 from tests.test_contracts import equal
@@ -68,6 +73,36 @@ def test_second_pass_over_the_data_compiles_nothing(name):
     with counted() as count:
         t.observe(t.init(model), other, calibration[1])
     assert count.programs == 0
+
+
+@transform_cases
+def test_calibration_holds_no_more_of_four_times_the_tokens(name):
+    """Live arrays and stats at a batch; `tests/calibrating.py` sees the rest of the memory."""
+    t, model, calibration = TRANSFORMS[name](), tiny(), batches()
+
+    def held(times: int) -> tuple[int, int]:
+        live, stats = [], t.init(model)
+        for _ in range(times if t.observe is not None else 0):
+            for batch in calibration:
+                stats = jax.block_until_ready(t.observe(stats, model, batch))
+                live.append(sum(array.nbytes for array in jax.live_arrays()))
+        return max(live, default=0), sum(np.asarray(x).nbytes for x in jax.tree.leaves(stats))
+
+    once = held(1)
+    assert held(4) == once
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the resident memory from /proc")
+def test_calibration_takes_no_more_memory_for_four_times_the_tokens():
+    command = [sys.executable, "-m", "tests.calibrating"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    grown = {name: four - one for name, (one, four) in json.loads(done.stdout).items()}
+    # Half of what keeping one activation of each further batch would take.
+    bound = 3 * calibrating.BATCHES * calibrating.ACTIVATION / 2
+    assert grown.pop("holding") > bound, "the measure sees what is held"
+    assert max(grown.values()) < bound, grown
 
 
 @transform_cases

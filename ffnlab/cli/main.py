@@ -2,9 +2,10 @@
 
 Only the module of the command asked for is imported, so that help and errors of spelling are quick.
 
-Exit status: 0, or what the command returns; 2 for an error of use (one line on standard error;
-FFNLAB_TRACEBACK=1 gives the traceback); 130 when interrupted. Anything else is a bug and shows its
-traceback.
+Exit status: 0, or what the command returns; 2 for an error of use, a full disk among them (one line
+on standard error; FFNLAB_TRACEBACK=1 gives the traceback); 130 when interrupted; 141 where the
+reader of the output has gone, as when SIGPIPE ends a program. Anything else is a bug and shows its
+traceback. A standard stream that was closed is the null device.
 """
 
 import difflib
@@ -16,14 +17,15 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import ffnlab
+from ffnlab.cli import streams
 from ffnlab.errors import FFNLabError, MissingExtraError, require
 
 __all__ = ["COMMANDS", "main"]
 
-USAGE_ERROR, INTERRUPTED = 2, 130
+USAGE_ERROR, INTERRUPTED, UNREAD = 2, 130, 141
 OURS = tuple(
     str(Path(ffnlab.__file__).resolve().parent.with_name(name)) + os.sep
     for name in ("ffnlab", "pallas_kernels")
@@ -88,9 +90,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
       the exit status.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(overview(), file=sys.stdout if arguments else sys.stderr)
-        return 0 if arguments else USAGE_ERROR
+    streams.open_missing()
+    try:
+        try:
+            return dispatch(arguments)
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        return failed("ffnlab", error)
+    except SystemExit as done:
+        if isinstance(done.__context__, BrokenPipeError):  # so rich ends where its reader has gone
+            return UNREAD
+        raise
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Finds the command and calls it; arguments and result as `main`."""
+    if not arguments:
+        streams.complain(overview())
+        return USAGE_ERROR
+    if arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
     if arguments[0] in ("-V", "--version"):
         print(f"ffnlab {ffnlab.__version__}")
         return 0
@@ -111,18 +132,28 @@ def guarded(name: str, command: Command, arguments: list[str]) -> int:
     """Calls a command; errors of use and interruptions end in a line and an exit status."""
     try:
         return call(name, command, arguments)
-    except BrokenPipeError:  # the reader of our output has gone
-        silence(sys.stdout)
-        return 0
     except KeyboardInterrupt:
-        hint = how_to_resume(name, command, arguments)
-        print(f"\nffnlab {name}: interrupted{hint}", file=sys.stderr)
+        streams.complain(f"\nffnlab {name}: interrupted{how_to_resume(name, command, arguments)}")
         return INTERRUPTED
     except (ValueError, OSError, MissingExtraError) as error:
-        if os.environ.get("FFNLAB_TRACEBACK") or not is_error_of_use(error):
+        if not is_error_of_use(error):
             raise
-        complain(f"ffnlab {name}", message_of(error))
-        return USAGE_ERROR
+        return failed(f"ffnlab {name}", error)
+
+
+def failed(prefix: str, error: Exception) -> int:
+    """The exit status after an error that is the user's to mend, which it says in one line."""
+    if os.environ.get("FFNLAB_TRACEBACK"):
+        raise error
+    message = message_of(error)
+    nameless = isinstance(error, OSError) and error.errno and error.filename is None
+    if nameless and streams.output_fails():  # an error of writing to a file names the file
+        streams.silence_output()
+        if isinstance(error, BrokenPipeError):
+            return UNREAD
+        message = f"standard output: {message}"
+    complain(prefix, message)
+    return USAGE_ERROR
 
 
 def call(name: str, command: Command, arguments: list[str]) -> int:
@@ -135,7 +166,6 @@ def call(name: str, command: Command, arguments: list[str]) -> int:
         prog=f"ffnlab {name}",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    sys.stdout.flush()
     return status if isinstance(status, int) else 0
 
 
@@ -160,13 +190,15 @@ def message_of(error: Exception) -> str:
     """What an error says; of a system error the file and the reason, without its number."""
     if isinstance(error, OSError) and error.strerror:
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
-        return ": ".join([*names, error.strerror])
-    return str(error) or type(error).__name__
+        said = ": ".join([*names, error.strerror])
+    else:
+        said = str(error) or type(error).__name__
+    return "; ".join([said, *getattr(error, "__notes__", ())])
 
 
 def complain(prefix: str, message: str) -> None:
     """Prints an error to standard error, its first line behind the command's name."""
-    print(f"{prefix}: error: {message}", file=sys.stderr)
+    streams.complain(f"{prefix}: error: {message}")
 
 
 def how_to_resume(name: str, command: Command, arguments: list[str]) -> str:
@@ -180,11 +212,6 @@ def how_to_resume(name: str, command: Command, arguments: list[str]) -> str:
     kept = [a for a in arguments if a not in ("--resume", "--restart")]
     again = shlex.join(["ffnlab", *name.split(), *kept, "--resume"])
     return f"; what was finished is kept. Go on with:\n  {again}"
-
-
-def silence(stream: TextIO) -> None:
-    """Sends what is still buffered nowhere, so that the interpreter's last flush does not fail."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def overview() -> str:

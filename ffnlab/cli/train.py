@@ -12,6 +12,7 @@ import jax
 from ffnlab import io, parallel, placing
 from ffnlab.cli.corpus import Corpus, load_corpus
 from ffnlab.cli.identity import identity_of, versions
+from ffnlab.cli.streams import mute_orbax
 from ffnlab.cli.training import (
     RULES,
     WATCHED,
@@ -50,11 +51,13 @@ def train(
     num_processes: int | None = None,
     process_id: int | None = None,
     heartbeat: int = 100,
+    join: int = 300,
 ) -> int:
     """Trains a language model and writes it as a model directory.
 
-    Ctrl-C or SIGTERM saves a checkpoint and stops; --resume goes on with the same bits. Of several
-    processes all run this command, on a file system that they share, and the first one writes.
+    Ctrl-C, SIGTERM or a terminal that closes saves a checkpoint and stops; --resume goes on with
+    the same bits. Ctrl-C again, a second or more later, interrupts at once. Of several processes
+    all run this command, on a file system that they share, and the first one writes.
 
     Args:
       config: a TOML file (see ffnlab/presets); instead of a preset.
@@ -71,15 +74,17 @@ def train(
       num_processes: how many there are, with HOST:PORT.
       process_id: which one this is, from 0, with HOST:PORT.
       heartbeat: seconds without a sign of life after which a process is dead and the run ends.
+      join: seconds that all processes have to come at the start.
     Returns:
       0, also when a signal stopped the run and its checkpoint is saved.
     Raises:
       ConfigError: a bad configuration, or `out` holds another run.
     """
+    mute_orbax()
     settings = read_config(preset if config is None else config, TrainConfig)
     if steps is not None:
         settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=steps))
-    with parallel.joined(coordinator, num_processes, process_id, heartbeat):
+    with parallel.joined(coordinator, num_processes, process_id, heartbeat, join):
         if dry_run:
             if parallel.is_first():
                 announce(settings, Path(out))

@@ -151,10 +151,17 @@ def _keep_others(source: Path, target: Path) -> None:
     for item in source.iterdir():
         if MODEL_FILES.fullmatch(item.name) or item.name in ("config.json", sidecar.FILE):
             continue
-        if item.is_dir() and not item.is_symlink():
-            shutil.copytree(item, target / item.name, symlinks=True, copy_function=_link)
-        else:
-            _link(item, target / item.name)
+        _keep(item, target / item.name)
+
+
+def _keep(item: Path, target: Path) -> None:
+    if item.is_dir() and not item.is_symlink():
+        target.mkdir()
+        for inside in item.iterdir():
+            _keep(inside, target / inside.name)
+        shutil.copystat(item, target)
+    else:
+        _link(item, target)
 
 
 def _link(source: StrPath, target: StrPath) -> None:

@@ -11,9 +11,10 @@ from types import TracebackType
 import jax
 
 from ffnlab import io
-from ffnlab.errors import require
-from ffnlab.files import open_regular
+from ffnlab.files import naming, open_regular
+from ffnlab.parallel.events import Events
 from ffnlab.parallel.processes import is_first
+from ffnlab.progress import console
 
 
 class MetricsFile:
@@ -44,7 +45,7 @@ class MetricsFile:
         """Appends one line."""
         if self.path is not None:
             row = {"step": step, "seconds": round(seconds, 3), **figures}
-            with self.path.open("a", encoding="utf-8") as file:
+            with naming(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
     def _kept(self) -> list[str]:
@@ -74,34 +75,6 @@ def since_lowest(values: list[float]) -> int:
     return len(values) - 1 - comparable.index(min(comparable)) if values else 0
 
 
-class Events:
-    """TensorBoard event files in a folder; needs the extra "log".
-
-    What an interrupted run wrote after its checkpoint is hidden from the viewer.
-    """
-
-    def __init__(self, folder: Path | None, position: int):
-        self.writer = None
-        if folder is not None:
-            module = require("tensorboardX", extra="log")
-            self.writer = module.SummaryWriter(str(folder), purge_step=position + 1)
-
-    def __enter__(self) -> "Events":
-        return self
-
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.writer is not None:
-            self.writer.close()
-
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Adds the figures of one step."""
-        if self.writer is not None:
-            for name, value in figures.items():
-                self.writer.add_scalar(name, value, step)
-
-
 class Display:
     """A progress bar with the latest figures; nothing where nobody watches."""
 
@@ -109,7 +82,6 @@ class Display:
         self.bar = None
         if enabled and sys.stderr.isatty():
             from rich import progress
-            from rich.console import Console
 
             self.bar = progress.Progress(
                 progress.TextColumn("{task.completed}/{task.total}"),
@@ -117,7 +89,7 @@ class Display:
                 progress.TimeElapsedColumn(),
                 progress.TimeRemainingColumn(),
                 progress.TextColumn("{task.description}"),
-                console=Console(stderr=True),
+                console=console(),
             )
             self.task = self.bar.add_task("", total=steps, completed=position)
 
@@ -162,7 +134,7 @@ class Journal:
 
     def __enter__(self) -> "Journal":
         with contextlib.ExitStack() as stack:
-            for part in (self.file, self.events, self.display):
+            for part in (self.file, self.display):
                 stack.enter_context(part)
             self.parts = stack.pop_all()
         return self

@@ -9,6 +9,7 @@ others. So a process whose collective failed waits for that word.
 import hashlib
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -19,10 +20,11 @@ import jax
 import numpy as np
 
 from ffnlab.errors import ConfigError, FFNLabError
+from ffnlab.parallel.rollcall import roll_call
 
 __all__ = ["agree", "from_first", "is_first", "joined", "meet"]
 
-DIED = 1  # exit status of a process that lost another one
+DIED, INTERRUPTED = 1, 130  # exit statuses: it lost another one, or Ctrl-C ended it at once
 SAID = 1000  # bytes that process 0 says at once
 SLACK = 10  # seconds that the coordinator's word may take after the heartbeat ran out
 
@@ -34,13 +36,18 @@ def is_first() -> bool:
 
 @contextmanager
 def joined(
-    coordinator: str | None, count: int | None, index: int | None, heartbeat: int
+    coordinator: str | None,
+    count: int | None,
+    index: int | None,
+    heartbeat: int,
+    join: int = 300,
 ) -> Iterator[None]:
     """Within it, this process is one of several; on the way out it waits for the others.
 
     An error of ours is raised in every process alike and passes. Any other one may be this
     process's own, or what it felt of another's death: its traceback is printed, and the process
-    ends without a word to the others, who find out by its heartbeat.
+    ends without a word to the others, who find out by its heartbeat. So it does when Ctrl-C
+    interrupts it (in the training loop the first one stops all processes, see `stop_request`).
 
     Args:
       coordinator: "HOST:PORT" of process 0; "auto" where `jax.distributed` detects the cluster
@@ -48,19 +55,24 @@ def joined(
       count: of processes; with HOST:PORT only.
       index: of this one, 0 <= index < count; with HOST:PORT only.
       heartbeat: seconds without a sign of life after which a process counts as dead, >= 1.
+      join: seconds to wait for all to come, >= 1.
     Raises:
-      ConfigError: arguments that do not fit together, or no cluster is detected.
+      ConfigError: arguments that do not fit together, or no cluster is detected; with HOST:PORT, in
+        all that came, not all did, or the port is taken (`ffnlab.parallel.rollcall`).
     """
-    check_arguments(coordinator, count, index, heartbeat)
+    check_arguments(coordinator, count, index, heartbeat, join)
     if coordinator is None:
         yield
         return
-    connect(coordinator, count, index, heartbeat)
+    connect(coordinator, count, index, heartbeat, join)
     try:
         yield
     except FFNLabError:
         jax.distributed.shutdown()
         raise
+    except KeyboardInterrupt:
+        say(f"interrupted; the others end within {heartbeat} s")
+        os._exit(INTERRUPTED)
     except Exception as error:  # noqa: BLE001 the process ends here
         leave(error, heartbeat)
     else:
@@ -68,11 +80,12 @@ def joined(
 
 
 def check_arguments(
-    coordinator: str | None, count: int | None, index: int | None, heartbeat: int
+    coordinator: str | None, count: int | None, index: int | None, heartbeat: int, join: int
 ) -> None:
     """Raises ConfigError unless the arguments of `joined` fit together."""
-    if heartbeat < 1:
-        raise ConfigError(f"heartbeat={heartbeat} must be at least 1 second")
+    for name, seconds in {"heartbeat": heartbeat, "join": join}.items():
+        if seconds < 1:
+            raise ConfigError(f"{name}={seconds} must be at least 1 second")
     given = f"coordinator={coordinator!r}, num_processes={count}, process_id={index}"
     by_hand = coordinator not in (None, "auto")
     if (count is None or index is None) if by_hand else (count is not None or index is not None):
@@ -82,14 +95,19 @@ def check_arguments(
         )
     if by_hand and not (0 <= index < count):
         raise ConfigError(f"{given}: process_id must lie between 0 and num_processes - 1")
-    if by_hand and not coordinator.rpartition(":")[2].isdigit():
+    host, _, port = (coordinator or "").rpartition(":")
+    if by_hand and not (host and re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 2**16):
         raise ConfigError(f"coordinator={coordinator!r} is not HOST:PORT")
 
 
-def connect(coordinator: str, count: int | None, index: int | None, heartbeat: int) -> None:
+def connect(
+    coordinator: str, count: int | None, index: int | None, heartbeat: int, join: int
+) -> None:
     """Connects to the other processes; arguments as `joined`."""
     times = {"heartbeat_timeout_seconds": heartbeat, "shutdown_timeout_seconds": heartbeat}
+    times["initialization_timeout"] = join
     if coordinator != "auto":
+        roll_call(coordinator, count, index, join)
         jax.distributed.initialize(coordinator, count, index, **times)
         return
     try:
@@ -104,18 +122,18 @@ def connect(coordinator: str, count: int | None, index: int | None, heartbeat: i
 def leave(error: Exception, heartbeat: int) -> None:
     """Ends the process after an error; after that of a collective, once the dead one is named."""
     traceback.print_exception(error)
+    what = "another process may have died; the coordinator names it within"
     if isinstance(error, jax.errors.JaxRuntimeError | OSError):
-        print(
-            f"process {jax.process_index()} of {jax.process_count()}: another process may have "
-            f"died; the coordinator names it within {heartbeat} s, and process 0, which hosts the "
-            "coordinator, as the leader",
-            file=sys.stderr,
-            flush=True,
-        )
+        say(f"{what} {heartbeat} s, and process 0, which hosts the coordinator, as the leader")
         time.sleep(heartbeat + SLACK)
     sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(DIED)
+
+
+def say(what: str) -> None:
+    """Prints a line about this process to standard error."""
+    line = f"process {jax.process_index()} of {jax.process_count()}: {what}"
+    print(line, file=sys.stderr, flush=True)
 
 
 def meet(name: str) -> None:

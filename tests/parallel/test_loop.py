@@ -17,7 +17,6 @@ from ffnlab.data import held_out_windows
 from ffnlab.errors import ConfigError, FormatError, MissingExtraError, NumericalError
 from ffnlab.learning import backprop
 from ffnlab.parallel import LoopOptions, checkpoints, held_out_bits, parse_mesh, rates, train
-from ffnlab.parallel.signals import stop_request
 from ffnlab.rule import Rule
 
 
@@ -200,14 +199,6 @@ def test_outside_the_main_thread_signals_are_left_alone(key):
     thread.start()
     thread.join()
     assert found == [True]
-
-
-def test_a_second_signal_acts_as_before():
-    with stop_request() as stop:
-        signal.raise_signal(signal.SIGINT)
-        assert stop(1)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
 
 
 def test_negative_intervals_are_refused():

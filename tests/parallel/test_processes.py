@@ -133,6 +133,44 @@ def test_processes_of_a_second_run_in_the_folder_are_all_told(tmp_path):
     assert steps == list(range(1, len(steps) + 1))
 
 
+@pytest.mark.faults
+def test_a_process_that_never_comes_ends_the_others(tmp_path):
+    config, port = launch.write_config(tmp_path, STEPS), launch.free_port()
+    where = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "3", "--join", "8"]
+    came = [
+        launch.start(config, tmp_path / f"out-{i}", *where, "--process-id", str(i)) for i in (0, 2)
+    ]
+    assert [process.wait(timeout=30) for process in came] == [2, 2]
+    said = f"coordinator='127.0.0.1:{port}': 2 of 3 processes came in 8 s; missing: process_id 1\n"
+    assert [process.log.read_text() for process in came] == [f"ffnlab train: error: {said}"] * 2
+    assert not list(tmp_path.glob("out-*/*")), "nothing was begun"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_every_signal_to_one_process_stops_all(tmp_path, number):
+    config, out = launch.write_config(tmp_path, 4000), tmp_path / "out"
+    processes = launch.start_all(2, config, out)
+    launch.wait_for_step(processes[0], out, 7)
+    for _ in range(2):  # as a wrapper passes it on
+        processes[1].send_signal(number)
+    assert [process.wait(timeout=launch.PATIENCE) for process in processes] == [0, 0]
+    assert "--resume goes on" in processes[0].log.read_text()
+
+
+@pytest.mark.faults
+def test_an_interruption_before_the_first_step_ends_all(tmp_path):
+    config, out = launch.write_config(tmp_path, 4000), tmp_path / "out"
+    processes = launch.start_all(2, config, out, "--heartbeat", str(HEARTBEAT))
+    while not (out / "run.json").exists():
+        assert all(process.poll() is None for process in processes)
+    processes[1].send_signal(signal.SIGINT)
+    assert processes[1].wait(timeout=launch.PATIENCE) in (0, 130), "0: the loop had begun"
+    if processes[1].returncode:
+        assert "process 1 of 2: interrupted" in processes[1].log.read_text()
+        assert processes[0].wait(timeout=HEARTBEAT + 10) != 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -142,12 +180,17 @@ def test_processes_of_a_second_run_in_the_folder_are_all_told(tmp_path):
         ((None, 2, 0), "a process that is alone has none"),
         (("host:1", 2, 2), "must lie between"),
         (("host", 2, 0), "is not HOST:PORT"),
+        ((":1234", 2, 0), "is not HOST:PORT"),
+        (("host:99999", 2, 0), "is not HOST:PORT"),
+        (("host:0", 2, 0), "is not HOST:PORT"),
     ],
 )
 def test_arguments_that_do_not_fit_together(arguments, message):
     with pytest.raises(ConfigError, match=message), joined(*arguments, 100):
         pass
     with pytest.raises(ConfigError, match="heartbeat=0"), joined(None, None, None, 0):
+        pass
+    with pytest.raises(ConfigError, match="join=0"), joined(None, None, None, 100, 0):
         pass
 
 

@@ -1,0 +1,76 @@
+"""Memory of this process while transforms calibrate, on few batches and on four times as many.
+
+`python -m tests.calibrating`: prints a JSON object, transform -> [highest resident bytes seen at a
+batch with BATCHES, the same with 4 BATCHES]; see `test_contracts_methods.py`. "holding" is one that
+keeps an activation of every batch, to show that it would be seen.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+
+from ffnlab import transform
+from ffnlab.models import Decoder, DecoderConfig
+from ffnlab.transform import Transform
+from tests.contracts_methods import TRANSFORMS
+
+BATCHES, SHAPE = 3, (4, 512)
+CONFIG = DecoderConfig(
+    vocab=256,
+    width=128,
+    hidden=256,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    head_dim=64,
+    max_positions=SHAPE[1],
+)
+# What a transform would hold at the least that kept something of every batch: one activation.
+ACTIVATION = 4 * SHAPE[0] * SHAPE[1] * CONFIG.width  # bytes
+
+
+class Batches:
+    """Random tokens, made when they are asked for."""
+
+    def __init__(self, count: int):
+        self.count = count
+        self.highest = 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for seed in range(self.count):
+            self.highest = max(self.highest, resident())
+            yield np.random.default_rng(seed).integers(0, CONFIG.vocab, SHAPE, np.int32)
+        self.highest = max(self.highest, resident())
+
+
+def resident() -> int:
+    """Bytes of memory that this process has now (not the highest so far)."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def holding() -> Transform:
+    """A transform that keeps an activation of every batch."""
+
+    def observe(stats: tuple, model: Decoder, batch: np.ndarray) -> tuple:
+        return (*stats, jax.block_until_ready(model.embed(batch)))
+
+    return Transform("holding", lambda model: (), observe, lambda model, stats: model)
+
+
+def highest(make: Callable[[], Transform], model: Decoder, count: int) -> int:
+    """The most seen while a transform calibrates on so many batches."""
+    batches = Batches(count)
+    transform.calibrate(make(), model, batches, progress=False)
+    return batches.highest
+
+
+if __name__ == "__main__":
+    model, found = Decoder(CONFIG, key=jax.random.key(0)), {}
+    for name, make in (TRANSFORMS | {"holding": holding}).items():
+        highest(make, model, 2 * BATCHES)  # compiles, and fills what the allocator keeps
+        found[name] = [highest(make, model, count) for count in (BATCHES, 4 * BATCHES)]
+    print(json.dumps(found))
