@@ -39,7 +39,7 @@ from ffnlab.studies.tuning import Found, Side, Splits
 __all__ = ["run"]
 
 BLOCKS, HIDDEN, BATCH, EPOCHS = 10, 128, 128, 10
-RATES, QUICK_RATES = (1e-3, 3e-3, 1e-2, 3e-2), (1e-3, 3e-3)
+RATES, QUICK_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (1e-3, 3e-3)
 THROUGH = ("backprop, same blocks", "backprop, as many parameters", "backprop, small")
 OURS, NOISY = "noprop", "noprop, noisy inference"
 OTHERS = {
@@ -276,6 +276,8 @@ def bars(figure, found: Found) -> None:
     """Test accuracy by side."""
     axes = figure.subplots()
     grouped_bars(axes, {(name, "test"): t.scores for name, t in found["clusters"].items()})
+    for patch, name in zip(axes.patches, found["clusters"], strict=True):
+        patch.set_facecolor("0.6" if name in THROUGH else "C0")
     axes.get_legend().remove()
     axes.tick_params(axis="x", labelsize=7)
     axes.set_ylim(0, 1.1)

@@ -59,7 +59,7 @@ def test_networks_are_of_equal_size():
 
 
 def test_rules_try_as_many_rates():
-    for quick, count in ((False, 4), (True, 2)):
+    for quick, count in ((False, 6), (True, 2)):
         assert {len(side.grid) for side in study.sides(64, 1, quick)} == {count}
 
 

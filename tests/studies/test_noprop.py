@@ -50,7 +50,7 @@ def test_rivals_have_as_many_parameters():
     assert sizes[study.OURS] == sizes[study.THROUGH[0]] == 439_350
     assert abs(sizes[study.THROUGH[1]] / 439_350 - 1) < 0.005
     assert sizes[study.THROUGH[2]] == 26_122 and study.mlp_numbers(64, 128, 128, 10) == 26_122
-    assert {len(side.grid) for side in sides.values()} == {4}
+    assert {len(side.grid) for side in sides.values()} == {5}
 
 
 def test_the_chain_trained_through_is_the_one_that_noprop_runs(key):
