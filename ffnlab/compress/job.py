@@ -82,8 +82,10 @@ def compress(
     with clock.phase("write and check"):
         found = functools.partial(score, job)
         written = export(compressed, tokenizer, out, rows[-1].perplexity, found, dense=dense)
-    with clock.phase("rival"):
-        beside = None if rival is None else rival(compressed, rows[-1])
+    beside = None
+    if rival is not None:
+        with clock.phase("rival"):
+            beside = rival(compressed, rows[-1])
     report = Report(
         format=FORMAT,
         model=describe(model, source, state.identity["model"]),
