@@ -6,6 +6,7 @@ values read, parameter by parameter, into their dtype and sharding. `[out, in]` 
 in `ffnlab.models.stream` and nowhere else.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -15,12 +16,13 @@ import numpy as np
 from ffnlab.errors import ConfigError, FormatError
 from ffnlab.files import StrPath
 from ffnlab.models import sidecar
+from ffnlab.models.config import DecoderConfig
 from ffnlab.models.decoder import Decoder
 from ffnlab.models.families import read_config
-from ffnlab.models.names import text_names
+from ffnlab.models.names import EMBED, HEAD, text_names
 from ffnlab.models.plan import Decode, Packed, Plan, Task, is_variable, make_plan, variables
 from ffnlab.models.safetensors import Checkpoint, open_directory
-from ffnlab.models.stream import place, reader
+from ffnlab.models.stream import equal, place, reader
 from ffnlab.models.untrusted import inside, quoted, read_json
 from ffnlab.progress import track
 from ffnlab.weights import AxisNames, Dense, Weight
@@ -41,6 +43,8 @@ def load(
     progress: bool = True,
 ) -> Decoder:
     """Loads a model directory: Llama, Mistral, Qwen 2/3, Gemma 2/3 (text), Phi-3, or one of ours.
+
+    A stored head that differs from the embedding is used, whatever `tie_word_embeddings` says.
 
     Args:
       directory: holds config.json and model.safetensors, or shards with their index; an
@@ -65,16 +69,27 @@ def load(
     config = read_config(raw, where=str(directory / "config.json"))
     checkpoint = open_directory(directory)
     extra = sidecar.read(directory, config) if extras else None
-    names = text_names(
-        checkpoint.tensors,
-        wrapped=_entry(raw, "model_type") == "gemma3",
-        tied=config.tie_embeddings,
-    )
+    names = text_names(checkpoint.tensors, wrapped=_entry(raw, "model_type") == "gemma3")
+    if config.tie_embeddings and HEAD in names:
+        config = _settle_head(config, checkpoint, names)
     decode = _decode(_entry(raw, "quantization_config"), directory)
     plan = make_plan(config, checkpoint, names, decode)
     tasks = track(plan.tasks, f"loading {directory.name}", enabled=progress)
     model = _read(plan, tasks, checkpoint, _dtype(dtype, plan), sharding, check_finite)
     return model if extra is None else sidecar.apply(model, extra)
+
+
+def _settle_head(
+    config: DecoderConfig, checkpoint: Checkpoint, names: dict[str, str]
+) -> DecoderConfig:
+    """The config of a tied model with a stored head: untied, as transformers does, if it differs.
+
+    A copy of the embedding is taken out of `names`.
+    """
+    if EMBED in names and equal(checkpoint, names[EMBED], names[HEAD]):
+        del names[HEAD]
+        return config
+    return dataclasses.replace(config, tie_embeddings=False)
 
 
 def _entry(raw: object, name: str) -> object:

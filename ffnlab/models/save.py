@@ -25,7 +25,7 @@ from ffnlab.layers import GatedFFN, SparseGatedFFN
 from ffnlab.models import sidecar
 from ffnlab.models.compressed_export import Encoded, Encoder, scheme_of
 from ffnlab.models.config import DecoderConfig
-from ffnlab.models.decoder import Decoder
+from ffnlab.models.decoder import Decoder, abstract
 from ffnlab.models.families import write_config
 from ffnlab.models.names import Names, Place
 from ffnlab.models.plan import variables
@@ -176,8 +176,7 @@ class _Writer:
     ):
         self.config, self.held = config, held
         self.names = Names(config.family)
-        abstract = jax.eval_shape(lambda key: Decoder(config, key=key), jax.random.key(0))
-        self.wanted = variables(abstract)
+        self.wanted = variables(abstract(config))
         unknown = [p for p in held if p not in self.wanted and not p.endswith(IN_SIDECAR)]
         if unknown:
             raise FormatError(f"{unknown[0]} has no place in a {config.family} directory")
