@@ -11,7 +11,15 @@ from collections.abc import Callable, Mapping
 from ffnlab.errors import ConfigError
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.fields import Fields
-from ffnlab.models.ropes import read_rope, read_ropes_by_layer, write_rope
+from ffnlab.models.ropes import (
+    FIXED_FORMS,
+    FORMS,
+    ORIGINAL,
+    PHI_FORMS,
+    read_rope,
+    read_ropes_by_layer,
+    write_rope,
+)
 from ffnlab.models.untrusted import quoted
 
 ACTIVATIONS = {
@@ -41,6 +49,7 @@ _GEMMA: dict[str, object] = _COMMON | {
     "eos_token_id": 1,
     "pad_token_id": 0,
 }
+SMALLEST = 1e-20  # of numbers that are divided by: float32 squares and inverts it
 Windows = Callable[[Fields, int], list[bool]]
 
 
@@ -57,6 +66,8 @@ class Family:
       gemma: norm offset, sandwich norms, scaled embeddings, query scale and soft caps.
       local_rope: windowed layers have a rotary embedding of their own (Gemma 3).
       fused: q, k, v are one tensor and so are gate and up (Phi-3).
+      ropes: what each `rope_type` that it may have stands for.
+      partial: a share of a head's channels may rotate alone (Phi-3); the others rotate all.
     """
 
     architecture: str
@@ -67,6 +78,8 @@ class Family:
     gemma: bool = False
     local_rope: bool = False
     fused: bool = False
+    ropes: Mapping[str, str] = dataclasses.field(default_factory=lambda: FORMS)
+    partial: bool = False
 
 
 def _none(fields: Fields, layers: int) -> list[bool]:
@@ -173,13 +186,16 @@ FAMILIES: dict[str, Family] = {
         qk_norm=True,
         gemma=True,
         local_rope=True,
+        ropes=FIXED_FORMS,
     ),
     "phi3": Family(
         "Phi3ForCausalLM",
-        _COMMON | {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
+        _COMMON | {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, ORIGINAL: 4096},
         _all,
         _no_bias,
         fused=True,
+        ropes=PHI_FORMS,
+        partial=True,
     ),
 }
 
@@ -269,7 +285,7 @@ def _switches(fields: Fields, kind: Family) -> dict[str, object]:
     qkv, o, mlp = kind.biases(fields)
     act = "hidden_activation" if kind.gemma else "hidden_act"
     options: dict[str, object] = {
-        "eps": fields.number("rms_norm_eps", high=1.0),
+        "eps": fields.number("rms_norm_eps", low=SMALLEST, high=1.0),
         "activation": fields.choice(act, ACTIVATIONS),
         "windows": _windows(fields, kind),
         "qkv_bias": qkv,
@@ -279,18 +295,18 @@ def _switches(fields: Fields, kind: Family) -> dict[str, object]:
         "tie_embeddings": fields.flag("tie_word_embeddings"),
     }
     if kind.local_rope:
-        options["rope"], options["local_rope"] = read_ropes_by_layer(fields)
+        options["rope"], options["local_rope"] = read_ropes_by_layer(fields, kind.ropes)
     else:
-        options["rope"] = read_rope(fields)
+        options["rope"] = read_rope(fields, kind.ropes, partial=kind.partial)
     if kind.gemma:
-        scalar = fields.number("query_pre_attn_scalar", high=1e6)
+        scalar = fields.number("query_pre_attn_scalar", low=SMALLEST, high=1e6)
         options |= {
             "norm_offset": 1.0,
             "sandwich_norms": True,
             "embed_scale": fields.size("hidden_size") ** 0.5,
             "query_scale": scalar**-0.5,
-            "attn_softcap": fields.optional_number("attn_logit_softcapping"),
-            "logit_softcap": fields.optional_number("final_logit_softcapping"),
+            "attn_softcap": fields.optional_number("attn_logit_softcapping", low=SMALLEST),
+            "logit_softcap": fields.optional_number("final_logit_softcapping", low=SMALLEST),
         }
     return options
 
@@ -323,7 +339,9 @@ def write_config(config: DecoderConfig) -> dict[str, object]:
     kind = family(config.family)
     written = _written(config, kind)
     canonical = dataclasses.replace(
-        config, windows=config.windows if any(config.windows or ()) else None
+        config,
+        windows=config.windows if any(config.windows or ()) else None,
+        max_positions=_positions(config),
     )
     back = read_config(written, where=f"config of family {config.family!r}")
     lost = [
@@ -349,7 +367,7 @@ def _written(config: DecoderConfig, kind: Family) -> dict[str, object]:
         "num_attention_heads": config.heads,
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_positions,
+        "max_position_embeddings": _positions(config),
         "rms_norm_eps": config.eps,
         act: _ACTIVATION_NAMES[config.activation],
         "attention_bias": config.qkv_bias and config.o_bias,
@@ -362,7 +380,7 @@ def _written(config: DecoderConfig, kind: Family) -> dict[str, object]:
         **_written_windows(config, kind),
     }
     if config.family == "phi3":
-        written["original_max_position_embeddings"] = config.max_positions
+        written[ORIGINAL] = config.rope.original or config.max_positions
     if kind.gemma:
         scalar = (config.query_scale or config.head_dim**-0.5) ** -2
         written |= {
@@ -373,6 +391,11 @@ def _written(config: DecoderConfig, kind: Family) -> dict[str, object]:
             "final_logit_softcapping": config.logit_softcap,
         }
     return written
+
+
+def _positions(config: DecoderConfig) -> int:
+    """`max_position_embeddings`: what a dynamic rope stretches, not what it was stretched to."""
+    return config.rope.original if config.rope.scaling == "dynamic" else config.max_positions
 
 
 def _written_windows(config: DecoderConfig, kind: Family) -> dict[str, object]:

@@ -38,6 +38,7 @@ def load(
     *,
     dtype: jax.typing.DTypeLike | None = None,
     sharding: Placement = None,
+    max_positions: int | None = None,
     check_finite: bool = True,
     extras: bool = True,
     progress: bool = True,
@@ -52,6 +53,9 @@ def load(
       dtype: of the dense parameters, a float type; that of the stored embedding when None.
       sharding: where parameters go: one sharding for all, or a function of (path, logical axes,
         shape) that returns one; the default device when None.
+      max_positions: longest context of the model, tokens: up to what a yarn, longrope or dynamic
+        rotary embedding was stretched to (`DecoderConfig.reach`), where that is more than
+        `max_position_embeddings`; the latter when None.
       check_finite: refuse NaN and infinity among the values.
       extras: honour `ffnlab.json`; False gives the model that tools see which do not know it.
       progress: draw a bar where someone watches.
@@ -60,13 +64,16 @@ def load(
     Raises:
       FormatError: files are missing, damaged or hostile, or tensors are missing, unknown, or of
         another shape or dtype than the config says; all such tensors are named at once.
-      ConfigError: config.json is absurd, contradicts itself, or names an unknown architecture.
+      ConfigError: config.json is absurd, contradicts itself, or names an unknown architecture, or
+        max_positions is beyond what the rotary embedding allows.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise FormatError(f"{directory}: not a directory")
     raw = read_json(inside(directory, "config.json"))
     config = read_config(raw, where=str(directory / "config.json"))
+    if max_positions is not None:
+        config = _with_positions(config, max_positions)
     checkpoint = open_directory(directory)
     extra = sidecar.read(directory, config) if extras else None
     names = text_names(checkpoint.tensors, wrapped=_entry(raw, "model_type") == "gemma3")
@@ -77,6 +84,16 @@ def load(
     tasks = track(plan.tasks, f"loading {directory.name}", enabled=progress)
     model = _read(plan, tasks, checkpoint, _dtype(dtype, plan), sharding, check_finite)
     return model if extra is None else sidecar.apply(model, extra)
+
+
+def _with_positions(config: DecoderConfig, positions: int) -> DecoderConfig:
+    if not isinstance(positions, int) or not 1 <= positions <= config.reach:
+        rope = config.rope
+        raise ConfigError(
+            f"max_positions={positions!r} must lie in 1..{config.reach}, what the rotary embedding "
+            f"allows (scaling {rope.scaling!r}, factor {rope.factor:g} of {rope.original} tokens)"
+        )
+    return dataclasses.replace(config, max_positions=positions)
 
 
 def _settle_head(

@@ -371,6 +371,26 @@ def test_removed_sublayers(tmp_path, name, units):
     assert difference < 1e-5  # sums in another order
 
 
+@pytest.mark.parametrize("scaling", ["yarn", "dynamic"])
+def test_a_context_may_be_lifted_to_what_the_rope_allows(tmp_path, scaling):
+    rope = Rope(scaling=scaling, factor=4.0, original=16)
+    if scaling == "yarn":
+        rope = dataclasses.replace(rope, low=1.0, high=32.0)
+    config = dataclasses.replace(LLAMA, max_positions=16, rope=rope)
+    folder = tmp_path / "m"
+    save(Decoder(config, key=jax.random.key(0)), folder)
+    assert load(folder).config.max_positions == 16
+    lifted = load(folder, max_positions=64)
+    assert lifted.config == dataclasses.replace(config, max_positions=64)
+    for value in (65, 0, 2.0):
+        with pytest.raises(ConfigError, match=rf"max_positions={value} must lie in 1\.\.64"):
+            load(folder, max_positions=value)
+    save(lifted, tmp_path / "n")
+    # A dynamic rope stretches what the entry says, so that it cannot say how far.
+    again = load(tmp_path / "n").config
+    assert again.rope == rope and again.max_positions == (64 if scaling == "yarn" else 16)
+
+
 def test_what_a_family_cannot_say(tmp_path):
     config = dataclasses.replace(LLAMA, qk_norm=True)
     with pytest.raises(ConfigError, match="'llama' cannot say qk_norm=True"):
