@@ -21,6 +21,15 @@ from ffnlab.models.ropes import (
     write_rope,
 )
 from ffnlab.models.untrusted import quoted
+from ffnlab.models.windows import (
+    Windows,
+    by_type,
+    every,
+    everywhere,
+    if_used,
+    late_layers,
+    nowhere,
+)
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -30,7 +39,6 @@ ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
 }
 _ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
-LAYER_TYPES = ("full_attention", "sliding_attention")
 _COMMON: dict[str, object] = {
     "rms_norm_eps": 1e-6,
     "hidden_act": "silu",
@@ -50,7 +58,6 @@ _GEMMA: dict[str, object] = _COMMON | {
     "pad_token_id": 0,
 }
 SMALLEST = 1e-20  # of numbers that are divided by: float32 squares and inverts it
-Windows = Callable[[Fields, int], list[bool]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,54 +89,6 @@ class Family:
     partial: bool = False
 
 
-def _none(fields: Fields, layers: int) -> list[bool]:
-    return [False] * layers
-
-
-def _all(fields: Fields, layers: int) -> list[bool]:
-    return [fields.get("sliding_window") is not None] * layers
-
-
-def _by_type(fallback: Windows) -> Windows:
-    """Windows where `layer_types` says so, else as older configs imply."""
-
-    def windowed(fields: Fields, layers: int) -> list[bool]:
-        types = fields.strings("layer_types", LAYER_TYPES, layers)
-        if types is None:
-            return fallback(fields, layers)
-        return [kind == "sliding_attention" for kind in types]
-
-    return windowed
-
-
-def _late_layers(fields: Fields, layers: int) -> list[bool]:
-    first = fields.get("max_window_layers")
-    if not isinstance(first, int) or isinstance(first, bool) or first < 0:
-        fields.wrong("max_window_layers", "a number of layers")
-        return [False] * layers
-    return [i >= first for i in range(layers)]
-
-
-def _if_used(windowed: Windows) -> Windows:
-    return lambda fields, layers: (
-        windowed(fields, layers) if fields.flag("use_sliding_window") else [False] * layers
-    )
-
-
-def _every(name: str, fallback: int) -> Windows:
-    """All layers but each n-th, n from the key `name`."""
-
-    def windowed(fields: Fields, layers: int) -> list[bool]:
-        period = fields.get(name)
-        period = fallback if period is None else period
-        if not isinstance(period, int) or isinstance(period, bool) or period < 1:
-            fields.wrong(name, "a number of layers")
-            period = fallback
-        return [bool((i + 1) % period) for i in range(layers)]
-
-    return windowed
-
-
 def _no_bias(fields: Fields) -> tuple[bool, bool, bool]:
     return False, False, False
 
@@ -143,26 +102,26 @@ FAMILIES: dict[str, Family] = {
     "llama": Family(
         "LlamaForCausalLM",
         _COMMON | {"bos_token_id": 1, "eos_token_id": 2},
-        _none,
+        nowhere,
         lambda fields: (*_attention_bias(fields)[:2], fields.flag("mlp_bias")),
     ),
     "mistral": Family(
         "MistralForCausalLM",
         _COMMON
         | {"num_key_value_heads": 8, "sliding_window": 4096, "bos_token_id": 1, "eos_token_id": 2},
-        _all,
+        everywhere,
         _no_bias,
     ),
     "qwen2": Family(
         "Qwen2ForCausalLM",
         _COMMON | {"max_window_layers": 28, "sliding_window": 4096},
-        _if_used(_by_type(_late_layers)),
+        if_used(by_type(late_layers)),
         lambda fields: (True, False, False),
     ),
     "qwen3": Family(
         "Qwen3ForCausalLM",
         _COMMON | {"head_dim": 128, "max_window_layers": 28, "sliding_window": 4096},
-        _if_used(_by_type(_late_layers)),
+        if_used(by_type(late_layers)),
         _attention_bias,
         qk_norm=True,
     ),
@@ -174,14 +133,14 @@ FAMILIES: dict[str, Family] = {
             "final_logit_softcapping": 30.0,
             "max_position_embeddings": 8192,
         },
-        _by_type(_every("sliding_window_pattern", 2)),
+        by_type(every("sliding_window_pattern", 2)),
         _attention_bias,
         gemma=True,
     ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
         _GEMMA | {"vocab_size": 262208, "max_position_embeddings": 131072},
-        _by_type(_every("sliding_window_pattern", 6)),
+        by_type(every("sliding_window_pattern", 6)),
         _attention_bias,
         qk_norm=True,
         gemma=True,
@@ -191,7 +150,7 @@ FAMILIES: dict[str, Family] = {
     "phi3": Family(
         "Phi3ForCausalLM",
         _COMMON | {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, ORIGINAL: 4096},
-        _all,
+        everywhere,
         _no_bias,
         fused=True,
         ropes=PHI_FORMS,
@@ -401,8 +360,8 @@ def _positions(config: DecoderConfig) -> int:
 def _written_windows(config: DecoderConfig, kind: Family) -> dict[str, object]:
     windows = config.windows or (None,) * config.layers
     size = next((w for w in windows if w is not None), None)
-    if kind.windowed in (_none, _all):
-        return {"sliding_window": size} if kind.windowed is _all else {}
+    if kind.windowed in (nowhere, everywhere):
+        return {"sliding_window": size} if kind.windowed is everywhere else {}
     types = ["full_attention" if w is None else "sliding_attention" for w in windows]
     written: dict[str, object] = {"sliding_window": size, "layer_types": types}
     if not kind.gemma:

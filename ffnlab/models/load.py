@@ -19,6 +19,7 @@ from ffnlab.models import sidecar
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.decoder import Decoder
 from ffnlab.models.families import read_config
+from ffnlab.models.finite import not_finite
 from ffnlab.models.names import EMBED, HEAD, text_names
 from ffnlab.models.plan import Decode, Packed, Plan, Task, is_variable, make_plan, variables
 from ffnlab.models.safetensors import Checkpoint, open_directory
@@ -56,7 +57,8 @@ def load(
       max_positions: longest context of the model, tokens: up to what a yarn, longrope or dynamic
         rotary embedding was stretched to (`DecoderConfig.reach`), where that is more than
         `max_position_embeddings`; the latter when None.
-      check_finite: refuse NaN and infinity among the values.
+      check_finite: refuse NaN and infinity among the values, and a model that gives them for one
+        token, which is tried where no `sharding` is given.
       extras: honour `ffnlab.json`; False gives the model that tools see which do not know it.
       progress: draw a bar where someone watches.
     Returns:
@@ -83,7 +85,11 @@ def load(
     plan = make_plan(config, checkpoint, names, decode)
     tasks = track(plan.tasks, f"loading {directory.name}", enabled=progress)
     model = _read(plan, tasks, checkpoint, _dtype(dtype, plan), sharding, check_finite)
-    return model if extra is None else sidecar.apply(model, extra)
+    model = model if extra is None else sidecar.apply(model, extra)
+    where = not_finite(model) if check_finite and sharding is None else None
+    if where is not None:
+        raise FormatError(f"{directory}: {where} gives NaN or infinity for one token")
+    return model
 
 
 def _with_positions(config: DecoderConfig, positions: int) -> DecoderConfig:
