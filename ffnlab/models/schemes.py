@@ -28,6 +28,7 @@ FORMATS = {  # format -> types of weights that it stores
 CLASSES = ("Linear", "Module")
 GROUP_LIMIT = 2**20
 NAMES_LIMIT = 100_000
+GROUPS_LIMIT = 256  # every linear map is looked up in each
 # Ways to match a name, summed over all patterns: a name takes 1 ms at most (measured).
 PATTERN_COST = 2**16
 NAME = 64  # characters; the names of our families have fewer
@@ -201,8 +202,8 @@ class _Reader:
             if value and not is_dense:
                 self.note(key, value, "none")
         groups = raw.get("config_groups")
-        if not isinstance(groups, dict) or not groups:
-            self.note("config_groups", groups, "an object with at least one group")
+        if not isinstance(groups, dict) or not 1 <= len(groups) <= GROUPS_LIMIT:
+            self.note("config_groups", groups, f"an object with 1 to {GROUPS_LIMIT} groups")
             groups = {}
         found = [self.group(key, value, raw.get("format")) for key, value in groups.items()]
         ignore = raw.get("ignore")
@@ -310,10 +311,10 @@ def cost(pattern: str) -> int:
 
     k loops share the characters of a name in C(n + k, k) ways at most; one over digits has at most
     four of them, the number of a layer or an expert. Each `|` and `?` doubles the ways. A last
-    `.*` always matches, in one way.
+    `.*` always matches, in one way. Every pattern counts for `NAME` at least.
 
     >>> cost(r".*self_attn\\.(q|k|v)_proj$"), cost(".?" * 25) > PATTERN_COST
-    (260, True)
+    (324, True)
     """
     if re.search(r"\)[*+{]|\(\?(?!:)|\\[1-9]", pattern) or len(pattern) > 1000:
         return PATTERN_COST + 1
@@ -322,7 +323,7 @@ def cost(pattern: str) -> int:
     loops, forks = len(re.findall(r"[*+{]", pattern)), len(re.findall(r"[|?]", pattern))
     if loops + forks + numbers > 40:
         return PATTERN_COST + 1
-    return math.comb(NAME + loops, loops) * 5**numbers * 2**forks
+    return NAME + math.comb(NAME + loops, loops) * 5**numbers * 2**forks
 
 
 def _is_count(value: object, limit: int) -> bool:
