@@ -382,7 +382,7 @@ def test_a_context_may_be_lifted_to_what_the_rope_allows(tmp_path, scaling):
     assert load(folder).config.max_positions == 16
     lifted = load(folder, max_positions=64)
     assert lifted.config == dataclasses.replace(config, max_positions=64)
-    for value in (65, 0, 2.0):
+    for value in (65, 0, -1):
         with pytest.raises(ConfigError, match=rf"max_positions={value} must lie in 1\.\.64"):
             load(folder, max_positions=value)
     save(lifted, tmp_path / "n")
