@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Int, PyTree
 
+from ffnlab.data.packing import checked_position
 from ffnlab.errors import FFNLabError
 
 __all__ = ["ArrayBatches"]
@@ -48,7 +49,7 @@ class ArrayBatches:
 
     def __call__(self, position: int) -> PyTree:
         """Batch number `position` (>= 0): the same tree with [batch, …] arrays."""
-        epoch, index = divmod(position, self.per_epoch)
+        epoch, index = divmod(checked_position(position), self.per_epoch)
         order = _order(self.seed, epoch, self.rows)
         chosen = order[index * self.batch : (index + 1) * self.batch]
         return jax.tree.map(lambda leaf: leaf[chosen], self.arrays)

@@ -1,6 +1,7 @@
 """Images: folders with one subfolder per class, and the IDX files of MNIST and its relatives."""
 
 import gzip
+import io
 import math
 import zlib
 from pathlib import Path
@@ -13,6 +14,9 @@ from ffnlab.errors import FFNLabError, FormatError, require
 __all__ = ["ImageFolder", "read_idx"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+MOST_PIXELS = 2**26  # of an image file, 8192 x 8192: a small file may unpack to gigabytes
+MOST_UNPACKED = 2**32  # bytes of a gzipped IDX file
+MOST_AXES = 8
 IDX_DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
@@ -56,20 +60,31 @@ class ImageFolder:
         """{"image": [h, w, 3 or 1] uint8, "label": [] int32}.
 
         Raises:
-          FormatError: the file is damaged or no image; it is named.
+          FormatError: the file is damaged, no image or no regular file, or has more than
+            `MOST_PIXELS` pixels; it is named.
         """
         pil = require("PIL.Image", extra="data")
+        bombs = pil.DecompressionBombError, pil.DecompressionBombWarning
         path, label = self.files[index]
+        check_regular(path)
         try:
             with pil.open(path) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    raise OSError(f"{image.width} x {image.height} pixels; {MOST_PIXELS} are read")
                 height, width = self.size
                 pixels = image.convert(self.mode)
                 if pixels.size != (width, height):
                     pixels = pixels.resize((width, height), pil.Resampling.BILINEAR)
                 array = np.asarray(pixels).reshape(height, width, -1)
-        except (OSError, SyntaxError, pil.DecompressionBombError) as error:
+        except (OSError, SyntaxError, *bombs) as error:
             raise FormatError(f"{path}: {error}") from error
         return {"image": array, "label": np.int32(label)}
+
+
+def check_regular(path: Path) -> None:
+    """Raises FormatError unless a path is a regular file: a pipe or a device may never end."""
+    if not path.is_file():
+        raise FormatError(f"{path}: there is no such regular file")
 
 
 def read_idx(path: str | Path) -> Shaped[np.ndarray, "..."]:
@@ -80,23 +95,41 @@ def read_idx(path: str | Path) -> Shaped[np.ndarray, "..."]:
     Returns:
       the array, of its own shape, in native byte order.
     Raises:
-      FormatError: not an IDX file, damaged, or of another length than it says.
+      FormatError: not a regular file, not an IDX file, damaged, of another length than it says, of
+        more than `MOST_AXES` axes, or gzipped and of more than `MOST_UNPACKED` bytes.
     """
-    raw = Path(path).read_bytes()
-    try:
-        data = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except (OSError, EOFError, zlib.error) as error:
-        raise FormatError(f"{path}: damaged gzip file: {error}") from error
-    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in IDX_DTYPES:
-        raise FormatError(f"{path} is no IDX file: it begins with {data[:4].hex() or 'nothing'}")
-    dtype, rank = np.dtype(IDX_DTYPES[data[2]]), data[3]
-    if len(data) < 4 + 4 * rank:
+    path = Path(path)
+    check_regular(path)
+    with open(path, "rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        if not packed:
+            return _idx(path, raw, path.stat().st_size)
+        try:
+            with gzip.open(raw) as unpacked:
+                return _idx(path, unpacked, MOST_UNPACKED)
+        except (OSError, EOFError, zlib.error) as error:
+            raise FormatError(f"{path}: damaged gzip file: {error}") from error
+
+
+def _idx(path: Path, file: io.BufferedIOBase, limit: int) -> Shaped[np.ndarray, "..."]:
+    """The array in an open file of which at most `limit` bytes are read."""
+    head = file.read(4)
+    if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in IDX_DTYPES:
+        raise FormatError(f"{path} is no IDX file: it begins with {head.hex() or 'nothing'}")
+    dtype, rank = np.dtype(IDX_DTYPES[head[2]]), head[3]
+    if rank > MOST_AXES:
+        raise FormatError(f"{path} has {rank} axes; at most {MOST_AXES} are read")
+    sides = file.read(4 * rank)
+    if len(sides) < 4 * rank:
         raise FormatError(f"{path} ends within its header")
-    shape = tuple(int(n) for n in np.frombuffer(data, ">u4", rank, 4))
-    body = len(data) - 4 - 4 * rank
-    if body != math.prod(shape) * dtype.itemsize:
+    shape = tuple(int(n) for n in np.frombuffer(sides, ">u4"))
+    said = math.prod(shape) * dtype.itemsize
+    most = limit - 4 - 4 * rank
+    body = file.read(min(said, most) + 1)
+    if len(body) != said:
+        held = f"more than {min(said, most)}" if len(body) > min(said, most) else len(body)
         raise FormatError(
-            f"{path} says {shape} of {dtype.itemsize} bytes each and holds {body} bytes"
+            f"{path} says {shape} of {dtype.itemsize} bytes each and holds {held} bytes"
         )
-    array = np.frombuffer(data, dtype, offset=4 + 4 * rank).reshape(shape)
-    return array.astype(dtype.newbyteorder("="))
+    return np.frombuffer(body, dtype).reshape(shape).astype(dtype.newbyteorder("="))

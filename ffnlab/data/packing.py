@@ -7,6 +7,7 @@ a model neither attends nor predicts across a border.
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -82,7 +83,7 @@ class PackedBatches:
         return lambda position: self._rows(position, first, size)
 
     def _rows(self, position: int, first: int, size: int) -> Packed:
-        epoch, index = divmod(position, self.per_epoch)
+        epoch, index = divmod(checked_position(position), self.per_epoch)
         order, ends = self._epoch(epoch)
         rows = index * self.batch + first + np.arange(size)
         places = rows[:, None] * self.length + np.arange(self.length + 1)
@@ -115,6 +116,21 @@ class PackedBatches:
             return order, np.cumsum(self._sizes[order])
 
         return order_and_ends
+
+
+def checked_position(position: object) -> int:
+    """The number of a batch.
+
+    Raises:
+      FFNLabError: it is no integer, or negative.
+    """
+    try:
+        found = operator.index(position)  # type: ignore[arg-type]  # that is what is tried
+    except TypeError:
+        found = -1
+    if found < 0:
+        raise FFNLabError(f"position={position!r} must be an integer of at least 0")
+    return found
 
 
 def rows_of_part(batch: int, index: int, count: int) -> tuple[int, int]:

@@ -14,12 +14,12 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ffnlab.data.packing import rows_of_part
+from ffnlab.data.packing import checked_position, rows_of_part
 from ffnlab.errors import FFNLabError, require
 
 __all__ = ["RecordBatches", "Source"]
 
-AHEAD = 2  # batches read before they are asked for
+AHEAD = 2  # batches read before they are asked for, at least; one per thread
 
 
 @runtime_checkable
@@ -102,11 +102,13 @@ class Reader:
         """Wraps a `grain.MapDataset`; with no threads it is asked directly."""
         self.dataset, self.next, self.elements = dataset, 0, None
         if threads:
-            options = require("grain", extra="data").ReadOptions(threads, AHEAD)
+            # Grain warns of a buffer that does not hold a batch for every thread.
+            options = require("grain", extra="data").ReadOptions(threads, max(AHEAD, threads))
             self.elements = iter(dataset.to_iter_dataset(options))
 
     def __call__(self, position: int) -> PyTree:
         """Element `position`."""
+        position = checked_position(position)
         if self.elements is None:
             return self.dataset[position]
         if position != self.next:
@@ -129,24 +131,31 @@ class Checked:
         return len(self.source)
 
     def __getitem__(self, index: int) -> PyTree:
-        record = self._read(index)
-        found, wanted = described(record), self._like
-        if found != wanted:
+        record, found = self._read(index)
+        if found != self._like:
             raise FFNLabError(
-                f"record {index} of {self.name} is {found}, unlike record 0, which is {wanted}"
+                f"record {index} of {self.name} is {found}, unlike record 0, which is {self._like}"
             )
         return record
 
     @functools.cached_property
     def _like(self) -> str:
-        return described(self._read(0))
+        return self._read(0)[1]
 
-    def _read(self, index: int) -> PyTree:
+    def _read(self, index: int) -> tuple[PyTree, str]:
+        """A record and what it is; one that holds nothing would make Grain look for the next."""
         try:
             record = self.source[index]
-            return record if self.transform is None else self.transform(record)
+            record = record if self.transform is None else self.transform(record)
+            found = described(record)
         except Exception as error:
             raise FFNLabError(f"record {index} of {self.name} cannot be read: {error}") from error
+        if not found or " object[" in f" {found}":
+            raise FFNLabError(
+                f"record {index} of {self.name} is {record!r:.80}; a tree of arrays and numbers is "
+                "accepted"
+            )
+        return record, found
 
 
 def described(record: PyTree) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Integer
 
 from ffnlab.data.documents import SEPARATOR, joined, read_documents
-from ffnlab.data.packing import rows_of_part
+from ffnlab.data.packing import checked_position, rows_of_part
 from ffnlab.errors import FFNLabError
 
 
@@ -87,7 +87,7 @@ class TextBatches:
         return lambda position: self._rows(position, first, size)
 
     def _rows(self, position: int, first: int, size: int) -> Int[np.ndarray, "r t"]:
-        epoch, index = divmod(position, self.per_epoch)
+        epoch, index = divmod(checked_position(position), self.per_epoch)
         offset, order = _epoch(self.seed, epoch, self.length, self.per_epoch * self.batch)
         rows = order[index * self.batch + first :][:size]
         starts = offset + rows * self.length

@@ -30,7 +30,7 @@ def tfds_records(
     tfds = require("tensorflow_datasets", extra="data")
     folder = Path(dataset)
     if isinstance(dataset, Path) or folder.is_dir():
-        if not (folder / INFO).exists():
+        if not (folder / INFO).is_file():
             raise FFNLabError(f"{folder} is no prepared TFDS dataset: there is no {INFO}")
         builder = tfds.builder_from_directory(folder)
     else:

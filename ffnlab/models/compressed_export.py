@@ -138,7 +138,9 @@ def scheme_of(weight: Weight) -> Scheme | str | None:
     group = math.gcd(rows, weight.group)
     if group == weight.group or group >= SMALLEST_GROUP:
         return Scheme(PACKED, "int", bits, "group", group, weight.act)
-    return f"groups of {weight.group} do not divide {rows} rows"
+    fitting = [size for size in range(2, weight.group, 2) if rows % size == 0]
+    remedy = f"groups of {fitting[-1]}, or with whole columns" if fitting else "whole columns"
+    return f"groups of {weight.group} do not divide {rows} rows; quantize with {remedy}"
 
 
 class Encoder:
@@ -189,13 +191,17 @@ class Encoder:
             )
         return write_schemes(self._schemes)
 
+    def dense(self) -> list[str]:
+        """Why quantized linear maps are written dense, one sentence each."""
+        return [f"{_maps(count)} written dense: {why}" for why, count in self._dense.items()]
+
     def notes(self, dtype: np.dtype) -> list[str]:
         """What readers of the directory should know, one sentence each.
 
         Args:
           dtype: of the model's dense tensors.
         """
-        found = [f"{_maps(count)} written dense: {why}" for why, count in self._dense.items()]
+        found = self.dense()
         wide = sum(item.scale_dtype(dtype) != dtype for item in self._encoded)
         if wide:
             found.append(f"float32 scales, which {dtype} does not hold: in {_maps(wide)}")

@@ -4,7 +4,7 @@ import dataclasses
 
 from ffnlab.errors import ConfigError
 from ffnlab.layers.ffn import check_activation
-from ffnlab.layers.rope import Rope
+from ffnlab.layers.rope import Rope, check_rope
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +85,9 @@ class DecoderConfig:
             raise ConfigError(
                 f"head_dim={self.head_dim} must be even: RoPE rotates pairs of channels"
             )
+        for rope in (self.rope, self.local_rope):
+            if rope is not None:
+                check_rope(rope, self.head_dim)
         check_activation(self.activation)
         if self.windows is not None and len(self.windows) != self.layers:
             raise ConfigError(
@@ -92,6 +95,11 @@ class DecoderConfig:
             )
         if any(w is not None and w < 1 for w in self.windows or ()):
             raise ConfigError(f"windows={self.windows} must hold None or positive integers")
+
+    @property
+    def reach(self) -> int:
+        """Longest context that the rotary embedding allows, tokens; at least `max_positions`."""
+        return max(self.max_positions, self.rope.reach)
 
     def window(self, layer: int) -> int | None:
         """Sliding window of one layer, tokens, or None."""

@@ -234,6 +234,23 @@ class Decoder(nnx.Module):
         return h, None if caches is None else tuple(new)
 
 
+def abstract(config: DecoderConfig) -> Decoder:
+    """A decoder without arrays, float32: each kind of block is traced once, however many it has."""
+    key = jax.random.key(0)
+    windows = None if config.windows is None else config.windows[:1]
+    outer = dataclasses.replace(config, layers=1, windows=windows)
+    model = jax.eval_shape(lambda key: Decoder(outer, key=key), key)
+    kinds = {}
+    for i in range(config.layers):
+        kind = config.window(i), config.layer_rope(i)
+        if kind not in kinds:
+            kinds[kind] = jax.eval_shape(functools.partial(make_block, config, i), key=key)
+    order = [kinds[config.window(i), config.layer_rope(i)] for i in range(config.layers)]
+    model.layers = nnx.List([jax.tree.map(lambda leaf: leaf, block) for block in order])
+    model.config = config
+    return model
+
+
 def _norm(config: DecoderConfig, dtype: DTypeLike) -> RMSNorm:
     return RMSNorm(config.width, eps=config.eps, offset=config.norm_offset, dtype=dtype)
 

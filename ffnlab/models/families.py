@@ -11,8 +11,25 @@ from collections.abc import Callable, Mapping
 from ffnlab.errors import ConfigError
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.fields import Fields
-from ffnlab.models.ropes import read_rope, read_ropes_by_layer, write_rope
+from ffnlab.models.ropes import (
+    FIXED_FORMS,
+    FORMS,
+    ORIGINAL,
+    PHI_FORMS,
+    read_rope,
+    read_ropes_by_layer,
+    write_rope,
+)
 from ffnlab.models.untrusted import quoted
+from ffnlab.models.windows import (
+    Windows,
+    by_type,
+    every,
+    everywhere,
+    if_used,
+    late_layers,
+    nowhere,
+)
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -22,7 +39,6 @@ ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
 }
 _ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
-LAYER_TYPES = ("full_attention", "sliding_attention")
 _COMMON: dict[str, object] = {
     "rms_norm_eps": 1e-6,
     "hidden_act": "silu",
@@ -41,7 +57,7 @@ _GEMMA: dict[str, object] = _COMMON | {
     "eos_token_id": 1,
     "pad_token_id": 0,
 }
-Windows = Callable[[Fields, int], list[bool]]
+SMALLEST = 1e-20  # of numbers that are divided by: float32 squares and inverts it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +73,8 @@ class Family:
       gemma: norm offset, sandwich norms, scaled embeddings, query scale and soft caps.
       local_rope: windowed layers have a rotary embedding of their own (Gemma 3).
       fused: q, k, v are one tensor and so are gate and up (Phi-3).
+      ropes: what each `rope_type` that it may have stands for.
+      partial: a share of a head's channels may rotate alone (Phi-3); the others rotate all.
     """
 
     architecture: str
@@ -67,54 +85,8 @@ class Family:
     gemma: bool = False
     local_rope: bool = False
     fused: bool = False
-
-
-def _none(fields: Fields, layers: int) -> list[bool]:
-    return [False] * layers
-
-
-def _all(fields: Fields, layers: int) -> list[bool]:
-    return [fields.get("sliding_window") is not None] * layers
-
-
-def _by_type(fallback: Windows) -> Windows:
-    """Windows where `layer_types` says so, else as older configs imply."""
-
-    def windowed(fields: Fields, layers: int) -> list[bool]:
-        types = fields.strings("layer_types", LAYER_TYPES, layers)
-        if types is None:
-            return fallback(fields, layers)
-        return [kind == "sliding_attention" for kind in types]
-
-    return windowed
-
-
-def _late_layers(fields: Fields, layers: int) -> list[bool]:
-    first = fields.get("max_window_layers")
-    if not isinstance(first, int) or isinstance(first, bool) or first < 0:
-        fields.wrong("max_window_layers", "a number of layers")
-        return [False] * layers
-    return [i >= first for i in range(layers)]
-
-
-def _if_used(windowed: Windows) -> Windows:
-    return lambda fields, layers: (
-        windowed(fields, layers) if fields.flag("use_sliding_window") else [False] * layers
-    )
-
-
-def _every(name: str, fallback: int) -> Windows:
-    """All layers but each n-th, n from the key `name`."""
-
-    def windowed(fields: Fields, layers: int) -> list[bool]:
-        period = fields.get(name)
-        period = fallback if period is None else period
-        if not isinstance(period, int) or isinstance(period, bool) or period < 1:
-            fields.wrong(name, "a number of layers")
-            period = fallback
-        return [bool((i + 1) % period) for i in range(layers)]
-
-    return windowed
+    ropes: Mapping[str, str] = dataclasses.field(default_factory=lambda: FORMS)
+    partial: bool = False
 
 
 def _no_bias(fields: Fields) -> tuple[bool, bool, bool]:
@@ -130,26 +102,26 @@ FAMILIES: dict[str, Family] = {
     "llama": Family(
         "LlamaForCausalLM",
         _COMMON | {"bos_token_id": 1, "eos_token_id": 2},
-        _none,
+        nowhere,
         lambda fields: (*_attention_bias(fields)[:2], fields.flag("mlp_bias")),
     ),
     "mistral": Family(
         "MistralForCausalLM",
         _COMMON
         | {"num_key_value_heads": 8, "sliding_window": 4096, "bos_token_id": 1, "eos_token_id": 2},
-        _all,
+        everywhere,
         _no_bias,
     ),
     "qwen2": Family(
         "Qwen2ForCausalLM",
         _COMMON | {"max_window_layers": 28, "sliding_window": 4096},
-        _if_used(_by_type(_late_layers)),
+        if_used(by_type(late_layers)),
         lambda fields: (True, False, False),
     ),
     "qwen3": Family(
         "Qwen3ForCausalLM",
         _COMMON | {"head_dim": 128, "max_window_layers": 28, "sliding_window": 4096},
-        _if_used(_by_type(_late_layers)),
+        if_used(by_type(late_layers)),
         _attention_bias,
         qk_norm=True,
     ),
@@ -161,25 +133,28 @@ FAMILIES: dict[str, Family] = {
             "final_logit_softcapping": 30.0,
             "max_position_embeddings": 8192,
         },
-        _by_type(_every("sliding_window_pattern", 2)),
+        by_type(every("sliding_window_pattern", 2)),
         _attention_bias,
         gemma=True,
     ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
         _GEMMA | {"vocab_size": 262208, "max_position_embeddings": 131072},
-        _by_type(_every("sliding_window_pattern", 6)),
+        by_type(every("sliding_window_pattern", 6)),
         _attention_bias,
         qk_norm=True,
         gemma=True,
         local_rope=True,
+        ropes=FIXED_FORMS,
     ),
     "phi3": Family(
         "Phi3ForCausalLM",
-        _COMMON | {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
-        _all,
+        _COMMON | {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, ORIGINAL: 4096},
+        everywhere,
         _no_bias,
         fused=True,
+        ropes=PHI_FORMS,
+        partial=True,
     ),
 }
 
@@ -269,7 +244,7 @@ def _switches(fields: Fields, kind: Family) -> dict[str, object]:
     qkv, o, mlp = kind.biases(fields)
     act = "hidden_activation" if kind.gemma else "hidden_act"
     options: dict[str, object] = {
-        "eps": fields.number("rms_norm_eps", high=1.0),
+        "eps": fields.number("rms_norm_eps", low=SMALLEST, high=1.0),
         "activation": fields.choice(act, ACTIVATIONS),
         "windows": _windows(fields, kind),
         "qkv_bias": qkv,
@@ -279,18 +254,18 @@ def _switches(fields: Fields, kind: Family) -> dict[str, object]:
         "tie_embeddings": fields.flag("tie_word_embeddings"),
     }
     if kind.local_rope:
-        options["rope"], options["local_rope"] = read_ropes_by_layer(fields)
+        options["rope"], options["local_rope"] = read_ropes_by_layer(fields, kind.ropes)
     else:
-        options["rope"] = read_rope(fields)
+        options["rope"] = read_rope(fields, kind.ropes, partial=kind.partial)
     if kind.gemma:
-        scalar = fields.number("query_pre_attn_scalar", high=1e6)
+        scalar = fields.number("query_pre_attn_scalar", low=SMALLEST, high=1e6)
         options |= {
             "norm_offset": 1.0,
             "sandwich_norms": True,
             "embed_scale": fields.size("hidden_size") ** 0.5,
             "query_scale": scalar**-0.5,
-            "attn_softcap": fields.optional_number("attn_logit_softcapping"),
-            "logit_softcap": fields.optional_number("final_logit_softcapping"),
+            "attn_softcap": fields.optional_number("attn_logit_softcapping", low=SMALLEST),
+            "logit_softcap": fields.optional_number("final_logit_softcapping", low=SMALLEST),
         }
     return options
 
@@ -323,7 +298,9 @@ def write_config(config: DecoderConfig) -> dict[str, object]:
     kind = family(config.family)
     written = _written(config, kind)
     canonical = dataclasses.replace(
-        config, windows=config.windows if any(config.windows or ()) else None
+        config,
+        windows=config.windows if any(config.windows or ()) else None,
+        max_positions=_positions(config),
     )
     back = read_config(written, where=f"config of family {config.family!r}")
     lost = [
@@ -349,7 +326,7 @@ def _written(config: DecoderConfig, kind: Family) -> dict[str, object]:
         "num_attention_heads": config.heads,
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_positions,
+        "max_position_embeddings": _positions(config),
         "rms_norm_eps": config.eps,
         act: _ACTIVATION_NAMES[config.activation],
         "attention_bias": config.qkv_bias and config.o_bias,
@@ -362,7 +339,7 @@ def _written(config: DecoderConfig, kind: Family) -> dict[str, object]:
         **_written_windows(config, kind),
     }
     if config.family == "phi3":
-        written["original_max_position_embeddings"] = config.max_positions
+        written[ORIGINAL] = config.rope.original or config.max_positions
     if kind.gemma:
         scalar = (config.query_scale or config.head_dim**-0.5) ** -2
         written |= {
@@ -375,11 +352,16 @@ def _written(config: DecoderConfig, kind: Family) -> dict[str, object]:
     return written
 
 
+def _positions(config: DecoderConfig) -> int:
+    """`max_position_embeddings`: what a dynamic rope stretches, not what it was stretched to."""
+    return config.rope.original if config.rope.scaling == "dynamic" else config.max_positions
+
+
 def _written_windows(config: DecoderConfig, kind: Family) -> dict[str, object]:
     windows = config.windows or (None,) * config.layers
     size = next((w for w in windows if w is not None), None)
-    if kind.windowed in (_none, _all):
-        return {"sliding_window": size} if kind.windowed is _all else {}
+    if kind.windowed in (nowhere, everywhere):
+        return {"sliding_window": size} if kind.windowed is everywhere else {}
     types = ["full_attention" if w is None else "sliding_attention" for w in windows]
     written: dict[str, object] = {"sliding_window": size, "layer_types": types}
     if not kind.gemma:

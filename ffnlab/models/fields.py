@@ -72,11 +72,23 @@ class Fields:
             self.wrong(name, f"a number in ({low:g}, {high:g}]")
         else:
             return float(value)
-        return 1.0
+        return min(low + 1.0, high)
 
     def optional_number(self, name: str, *, low: float = 0.0, high: float = 1e12) -> float | None:
         """As `number`; None where the entry is absent or null."""
         return None if self.get(name) is None else self.number(name, low=low, high=high)
+
+    def numbers(self, name: str, *, low: float, high: float) -> tuple[float, ...]:
+        """A list of finite numbers in (low, high], no longer than a head has channels."""
+        value = self.get(name)
+        if not isinstance(value, list) or len(value) > SIZE_LIMITS["head_dim"]:
+            self.wrong(name, "a list of numbers, one per rotating pair,")
+            return ()
+        plain = all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+        if not plain or not all(low < v <= high for v in value):
+            self.wrong(name, f"a list of numbers in ({low:g}, {high:g}]")
+            return ()
+        return tuple(float(v) for v in value)
 
     def flag(self, name: str) -> bool:
         """True or false; null and absent count as false."""

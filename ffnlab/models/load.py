@@ -6,6 +6,7 @@ values read, parameter by parameter, into their dtype and sharding. `[out, in]` 
 in `ffnlab.models.stream` and nowhere else.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -15,12 +16,14 @@ import numpy as np
 from ffnlab.errors import ConfigError, FormatError
 from ffnlab.files import StrPath
 from ffnlab.models import sidecar
+from ffnlab.models.config import DecoderConfig
 from ffnlab.models.decoder import Decoder
 from ffnlab.models.families import read_config
-from ffnlab.models.names import text_names
+from ffnlab.models.finite import not_finite
+from ffnlab.models.names import EMBED, HEAD, text_names
 from ffnlab.models.plan import Decode, Packed, Plan, Task, is_variable, make_plan, variables
 from ffnlab.models.safetensors import Checkpoint, open_directory
-from ffnlab.models.stream import place, reader
+from ffnlab.models.stream import equal, place, reader
 from ffnlab.models.untrusted import inside, quoted, read_json
 from ffnlab.progress import track
 from ffnlab.weights import AxisNames, Dense, Weight
@@ -36,11 +39,14 @@ def load(
     *,
     dtype: jax.typing.DTypeLike | None = None,
     sharding: Placement = None,
+    max_positions: int | None = None,
     check_finite: bool = True,
     extras: bool = True,
     progress: bool = True,
 ) -> Decoder:
     """Loads a model directory: Llama, Mistral, Qwen 2/3, Gemma 2/3 (text), Phi-3, or one of ours.
+
+    A stored head that differs from the embedding is used, whatever `tie_word_embeddings` says.
 
     Args:
       directory: holds config.json and model.safetensors, or shards with their index; an
@@ -48,7 +54,11 @@ def load(
       dtype: of the dense parameters, a float type; that of the stored embedding when None.
       sharding: where parameters go: one sharding for all, or a function of (path, logical axes,
         shape) that returns one; the default device when None.
-      check_finite: refuse NaN and infinity among the values.
+      max_positions: longest context of the model, tokens: up to what a yarn, longrope or dynamic
+        rotary embedding was stretched to (`DecoderConfig.reach`), where that is more than
+        `max_position_embeddings`; the latter when None.
+      check_finite: refuse NaN and infinity among the values, and a model that gives them for one
+        token, which is tried where no `sharding` is given.
       extras: honour `ffnlab.json`; False gives the model that tools see which do not know it.
       progress: draw a bar where someone watches.
     Returns:
@@ -56,25 +66,53 @@ def load(
     Raises:
       FormatError: files are missing, damaged or hostile, or tensors are missing, unknown, or of
         another shape or dtype than the config says; all such tensors are named at once.
-      ConfigError: config.json is absurd, contradicts itself, or names an unknown architecture.
+      ConfigError: config.json is absurd, contradicts itself, or names an unknown architecture, or
+        max_positions is beyond what the rotary embedding allows.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise FormatError(f"{directory}: not a directory")
     raw = read_json(inside(directory, "config.json"))
     config = read_config(raw, where=str(directory / "config.json"))
+    if max_positions is not None:
+        config = _with_positions(config, max_positions)
     checkpoint = open_directory(directory)
     extra = sidecar.read(directory, config) if extras else None
-    names = text_names(
-        checkpoint.tensors,
-        wrapped=_entry(raw, "model_type") == "gemma3",
-        tied=config.tie_embeddings,
-    )
+    names = text_names(checkpoint.tensors, wrapped=_entry(raw, "model_type") == "gemma3")
+    if config.tie_embeddings and HEAD in names:
+        config = _settle_head(config, checkpoint, names)
     decode = _decode(_entry(raw, "quantization_config"), directory)
     plan = make_plan(config, checkpoint, names, decode)
     tasks = track(plan.tasks, f"loading {directory.name}", enabled=progress)
     model = _read(plan, tasks, checkpoint, _dtype(dtype, plan), sharding, check_finite)
-    return model if extra is None else sidecar.apply(model, extra)
+    model = model if extra is None else sidecar.apply(model, extra)
+    where = not_finite(model) if check_finite and sharding is None else None
+    if where is not None:
+        raise FormatError(f"{directory}: {where} gives NaN or infinity for one token")
+    return model
+
+
+def _with_positions(config: DecoderConfig, positions: int) -> DecoderConfig:
+    if not isinstance(positions, int) or not 1 <= positions <= config.reach:
+        rope = config.rope
+        raise ConfigError(
+            f"max_positions={positions!r} must lie in 1..{config.reach}, what the rotary embedding "
+            f"allows (scaling {rope.scaling!r}, factor {rope.factor:g} of {rope.original} tokens)"
+        )
+    return dataclasses.replace(config, max_positions=positions)
+
+
+def _settle_head(
+    config: DecoderConfig, checkpoint: Checkpoint, names: dict[str, str]
+) -> DecoderConfig:
+    """The config of a tied model with a stored head: untied, as transformers does, if it differs.
+
+    A copy of the embedding is taken out of `names`.
+    """
+    if EMBED in names and equal(checkpoint, names[EMBED], names[HEAD]):
+        del names[HEAD]
+        return config
+    return dataclasses.replace(config, tie_embeddings=False)
 
 
 def _entry(raw: object, name: str) -> object:

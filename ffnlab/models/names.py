@@ -43,11 +43,8 @@ _SANDWICH = [
     ("self_attn.q_norm", "attn.q_norm"),
     ("self_attn.k_norm", "attn.k_norm"),
 ]
-_OUTER = [
-    ("model.embed_tokens.weight", "embed.w"),
-    ("model.norm.weight", "norm.scale"),
-    ("lm_head.weight", "head.w"),
-]
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_OUTER = [(EMBED, "embed.w"), ("model.norm.weight", "norm.scale"), (HEAD, "head.w")]
 # Buffers that old checkpoints carry and that follow from the config.
 _DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 _TEXT_PREFIXES = (("language_model.model.", "model."), ("model.language_model.", "model."))
@@ -136,20 +133,19 @@ class Names:
         return ()
 
 
-def text_names(names: Iterable[str], *, wrapped: bool, tied: bool) -> dict[str, str]:
+def text_names(names: Iterable[str], *, wrapped: bool) -> dict[str, str]:
     """What a checkpoint calls each tensor, by its name in a text-only one.
 
     Args:
       names: tensor names found in a checkpoint.
       wrapped: the text model is part of a multimodal one, whose other tensors are left out.
-      tied: the head is the embedding, so that a stored `lm_head.weight` is a copy and left out.
     Raises:
       FormatError: two tensors are the same one of the text model.
     """
     found: dict[str, str] = {}
     for name in names:
         plain = _text_name(name) if wrapped else name
-        if plain is None or _DERIVED.fullmatch(plain) or (tied and plain == "lm_head.weight"):
+        if plain is None or _DERIVED.fullmatch(plain):
             continue
         if plain in found:
             raise FormatError(f"{quoted(found[plain])} and {quoted(name)} are the same tensor")

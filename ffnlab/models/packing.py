@@ -78,9 +78,10 @@ def _words(data: UInt8[np.ndarray, "out bytes"], last: int) -> Int32[np.ndarray,
 
 
 def folded_scales(weight: Int4 | Int8Weight) -> Float[np.ndarray, "groups out"]:
-    """scales / divisor, [groups, out] float32, correctly rounded."""
+    """scales / divisor, [groups, out] float32, correctly rounded; infinite past its range."""
     scales = np.asarray(weight.scales).astype(np.float32)
-    return scales / np.float32(weight.divisor) if isinstance(weight, Int4) else scales
+    with np.errstate(over="ignore"):
+        return scales / np.float32(weight.divisor) if isinstance(weight, Int4) else scales
 
 
 def holds(dtype: np.dtype, values: Float[np.ndarray, "..."]) -> bool:

@@ -12,7 +12,7 @@ from flax import nnx
 
 from ffnlab.errors import FormatError
 from ffnlab.models.config import DecoderConfig
-from ffnlab.models.decoder import Decoder
+from ffnlab.models.decoder import Decoder, abstract
 from ffnlab.models.names import Names, Place
 from ffnlab.models.safetensors import Checkpoint
 from ffnlab.models.stream import Stored
@@ -116,7 +116,7 @@ def make_plan(
             f"{checkpoint.origin}: config.json says num_hidden_layers={config.layers}, but there "
             f"are only {len(found)} tensors"
         )
-    model = jax.eval_shape(lambda key: Decoder(config, key=key), jax.random.key(0))
+    model = abstract(config)
     matcher = _Matcher(config, checkpoint, found, decode, variables(model))
     tasks = tuple(matcher.tasks())
     matcher.finish()
@@ -136,6 +136,11 @@ class _Matcher:
         self.checkpoint, self.found, self.decode, self.wanted = checkpoint, found, decode, wanted
         self.problems: list[str] = []
         self.used: set[str] = set()
+        # What the checkpoint calls a linear map, whose tensors end in ".weight…".
+        self.originals: dict[str, str] = {}
+        for plain, original in found.items():
+            stem, end, rest = plain.rpartition(".weight")
+            self.originals.setdefault(stem, original.removesuffix(f"{end}{rest}"))
 
     def tasks(self) -> Iterator[Task]:
         """One per tensor; notes problems on the way."""
@@ -177,20 +182,13 @@ class _Matcher:
 
     def _packed(self, decode: Decode, where: Place, shapes: list[tuple[int, ...]]) -> Packed | None:
         plain = where.name.removesuffix(".weight")
-        name = self._original(plain)
+        name = self.originals.get(plain, plain)
         columns = tuple(shape[-1] for shape in shapes)
         packed = decode(self.checkpoint, name, math.prod(shapes[0][:-1]), columns)
         if packed is not None:
             self.used |= packed.names
             self.problems += [f"{quoted(name)}: {problem}" for problem in packed.problems]
         return packed
-
-    def _original(self, plain: str) -> str:
-        """What the checkpoint calls a linear map: its tensors end in ".weight…"."""
-        for name, original in self.found.items():
-            if name.startswith(f"{plain}.weight"):
-                return original[: len(original) - len(name) + len(plain)]
-        return plain
 
     def finish(self) -> None:
         """Raises FormatError with everything noted."""

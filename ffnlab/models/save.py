@@ -25,13 +25,15 @@ from ffnlab.layers import GatedFFN, SparseGatedFFN
 from ffnlab.models import sidecar
 from ffnlab.models.compressed_export import Encoded, Encoder, scheme_of
 from ffnlab.models.config import DecoderConfig
-from ffnlab.models.decoder import Decoder
-from ffnlab.models.families import write_config
+from ffnlab.models.decoder import Decoder, abstract
+from ffnlab.models.families import read_config, write_config
+from ffnlab.models.finite import not_finite
 from ffnlab.models.names import Names, Place
 from ffnlab.models.plan import variables
 from ffnlab.models.safetensors import MODEL_FILES, Entry, write_directory
 from ffnlab.models.schemes import Scheme
 from ffnlab.models.stack import unstack
+from ffnlab.models.stream import is_finite
 from ffnlab.weights import Int4, SparseInput, Weight
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -67,17 +69,20 @@ def save(
     Raises:
       ConfigError: the config's family has no words for the model, dtype is none of the three, the
         format is unknown, or there is nothing to pack.
-      FormatError: the model holds a part that is neither a matrix nor in `ffnlab.json`.
+      FormatError: the model holds a part that is neither a matrix nor in `ffnlab.json`, a number
+        that is not finite in the dtype it is written in, or gives such numbers for one token.
     """
     if format not in FORMATS:
         raise ConfigError(f"format={format!r}; accepted: {', '.join(map(repr, FORMATS))}")
     encoder = Encoder() if format == "compressed-tensors" else None
     extra, writer = _writer(model, dtype, encoder)
-    entries = dict(writer.entries())
+    entries = {name: _checked(name, item) for name, item in writer.entries()}
     written = write_config(writer.config)
     written |= {"dtype": writer.dtype.name, "torch_dtype": writer.dtype.name}
-    notes: list[str] = []
-    if encoder is not None:
+    if encoder is None:
+        _writer(model, dtype, asked := Encoder())
+        notes = [f"{note} (as {writer.dtype})" for note in asked.dense()]
+    else:
         extra = _without_packed(extra, writer)
         written["quantization_config"] = encoder.quantization_config
         notes = encoder.notes(writer.dtype)
@@ -87,7 +92,29 @@ def save(
         write_json(temporary / "config.json", written)
         if extra.is_needed:
             sidecar.write(temporary, extra)
+            sidecar.read(temporary, read_config(written))
+        _check_logits(model)
     return (*sidecar.sentences(extra), *notes)
+
+
+def _checked(name: str, item: Entry) -> Entry:
+    """The same tensor, refused when it is made if it holds what `load` refuses."""
+
+    def make() -> np.ndarray:
+        array = item.make()
+        if jnp.issubdtype(array.dtype, jnp.floating) and not is_finite(array):
+            raise FormatError(f"tensor {name} holds NaN or infinity as {array.dtype}")
+        return array
+
+    return dataclasses.replace(item, make=make)
+
+
+def _check_logits(model: Decoder) -> None:
+    """Raises FormatError for a model, on one device, that gives no number for one token."""
+    leaves = [leaf for leaf in jax.tree.leaves(model) if isinstance(leaf, jax.Array)]
+    where = not_finite(unstack(model)) if all(len(x.devices()) == 1 for x in leaves) else None
+    if where is not None:
+        raise FormatError(f"model: {where} gives NaN or infinity for one token")
 
 
 def is_packable(model: Decoder) -> bool:
@@ -183,8 +210,7 @@ class _Writer:
     ):
         self.config, self.held = config, held
         self.names = Names(config.family)
-        abstract = jax.eval_shape(lambda key: Decoder(config, key=key), jax.random.key(0))
-        self.wanted = variables(abstract)
+        self.wanted = variables(abstract(config))
         unknown = [p for p in held if p not in self.wanted and not p.endswith(IN_SIDECAR)]
         if unknown:
             raise FormatError(f"{unknown[0]} has no place in a {config.family} directory")
@@ -267,5 +293,6 @@ def _zeros(weight: Weight) -> Weight:
 
 
 def _stored(array: np.ndarray | jax.Array, dtype: np.dtype, transposed: bool) -> np.ndarray:
-    values = np.asarray(array).astype(dtype, copy=False)
+    with np.errstate(over="ignore"):  # told by `_checked`
+        values = np.asarray(array).astype(dtype, copy=False)
     return values.T if transposed else values

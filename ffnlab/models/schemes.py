@@ -9,6 +9,7 @@ What differs from the package: a pattern that could take a backtracking matcher 
 """
 
 import dataclasses
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +28,10 @@ FORMATS = {  # format -> types of weights that it stores
 CLASSES = ("Linear", "Module")
 GROUP_LIMIT = 2**20
 NAMES_LIMIT = 100_000
-PATTERN_COST = 2**25  # ways to match, summed over all patterns; names have at most 64 characters
+GROUPS_LIMIT = 256  # every linear map is looked up in each
+# Ways to match a name, summed over all patterns: a name takes 1 ms at most (measured).
+PATTERN_COST = 2**16
+NAME = 64  # characters; the names of our families have fewer
 ARGS = frozenset(
     "num_bits type symmetric group_size strategy block_structure dynamic actorder scale_dtype "
     "zp_dtype observer observer_kwargs".split()
@@ -198,8 +202,8 @@ class _Reader:
             if value and not is_dense:
                 self.note(key, value, "none")
         groups = raw.get("config_groups")
-        if not isinstance(groups, dict) or not groups:
-            self.note("config_groups", groups, "an object with at least one group")
+        if not isinstance(groups, dict) or not 1 <= len(groups) <= GROUPS_LIMIT:
+            self.note("config_groups", groups, f"an object with 1 to {GROUPS_LIMIT} groups")
             groups = {}
         found = [self.group(key, value, raw.get("format")) for key, value in groups.items()]
         ignore = raw.get("ignore")
@@ -303,15 +307,23 @@ class _Reader:
 
 
 def cost(pattern: str) -> int:
-    """An upper bound on the ways a backtracking matcher may try on a name of 64 characters.
+    """An upper bound on the ways a backtracking matcher may try on a name of `NAME` characters.
 
-    >>> cost(r".*self_attn\\.(q|k|v)_proj$"), cost("(a+)+$") > PATTERN_COST
-    (256, True)
+    k loops share the characters of a name in C(n + k, k) ways at most; one over digits has at most
+    four of them, the number of a layer or an expert. Each `|` and `?` doubles the ways. A last
+    `.*` always matches, in one way. Every pattern counts for `NAME` at least.
+
+    >>> cost(r".*self_attn\\.(q|k|v)_proj$"), cost(".?" * 25) > PATTERN_COST
+    (324, True)
     """
     if re.search(r"\)[*+{]|\(\?(?!:)|\\[1-9]", pattern) or len(pattern) > 1000:
         return PATTERN_COST + 1
+    pattern = re.sub(r"\.\*\$?$", "", pattern)
+    pattern, numbers = re.subn(r"(\\d|\[0-9\])[*+]", "", pattern)
     loops, forks = len(re.findall(r"[*+{]", pattern)), len(re.findall(r"[|?]", pattern))
-    return PATTERN_COST + 1 if loops + forks > 40 else 64**loops * 2**forks
+    if loops + forks + numbers > 40:
+        return PATTERN_COST + 1
+    return NAME + math.comb(NAME + loops, loops) * 5**numbers * 2**forks
 
 
 def _is_count(value: object, limit: int) -> bool:

@@ -13,6 +13,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ffnlab.errors import ConfigError
 from ffnlab.layers import Block, Context
 from ffnlab.layers.stacking import stack_modules, with_axes
 from ffnlab.models.remat import run_block
@@ -86,7 +87,13 @@ def stack(model: Decoder) -> Decoder:
 
 
 def unstack(model: Decoder) -> Decoder:
-    """The same decoder with its blocks in a list; one that is not stacked is copied."""
+    """The same decoder with its blocks in a list; one that is not stacked is copied.
+
+    Raises:
+      ConfigError: it is no decoder.
+    """
+    if not hasattr(model, "layers"):
+        raise ConfigError(f"model is a {type(model).__name__}; a Decoder is accepted")
     if not isinstance(model.layers, Stacked):
         return jax.tree.map(lambda leaf: leaf, model)
     layers = model.layers

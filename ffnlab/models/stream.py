@@ -20,6 +20,7 @@ from ffnlab.models.untrusted import quoted
 PIECE = 4 * 1024 * 1024
 TILE = 16  # columns written at a time when turning: 64 bytes of float32, one cache line
 ALIGNMENT = 64  # what the CPU backend asks of a buffer to take it over
+NOT_FINITE = "NaN or infinity"
 Index = tuple[slice, ...]
 
 
@@ -68,7 +69,7 @@ def reader(
       checkpoint: where it is.
       stored: what it is.
       dtype: of the result.
-      check_finite: whether NaN and infinity are errors.
+      check_finite: whether NaN and infinity are errors, in the file or made by the cast.
     Returns:
       index -> array; it raises FormatError, naming file and tensor, for a value that is not finite.
     """
@@ -83,14 +84,36 @@ def reader(
         for start in range(*rows, step):
             stop = min(start + step, rows[1])
             piece = checkpoint.read(stored.info.name, (stored.first + start, stored.first + stop))
-            if check_finite and not is_finite(piece):
+            with np.errstate(over="ignore", invalid="ignore"):  # told below
+                cast = piece.astype(dtype, copy=False)
+            if check_finite and not is_finite(cast):
+                what = f"numbers that {dtype} cannot hold" if is_finite(piece) else NOT_FINITE
                 raise FormatError(
-                    f"{stored.info.file}: tensor {quoted(stored.info.name)} holds NaN or infinity"
+                    f"{stored.info.file}: tensor {quoted(stored.info.name)} holds {what}"
                 )
-            _store(out, piece, start - rows[0], columns, stored)
+            _store(out, cast, start - rows[0], columns, stored)
         return out
 
     return read
+
+
+def equal(checkpoint: Checkpoint, one: str, other: str) -> bool:
+    """Whether two matrices hold the same values (NaN equals NaN), read in pieces.
+
+    Args:
+      checkpoint: where they are.
+      one, other: their names there.
+    """
+    a, b = checkpoint.tensors[one], checkpoint.tensors[other]
+    if a.shape != b.shape or not a.shape:
+        return False
+    step = max(PIECE // max(math.prod(a.shape[1:]) * a.dtype.itemsize, 1), 1)
+    for start in range(0, a.shape[0], step):
+        rows = (start, min(start + step, a.shape[0]))
+        x, y = (checkpoint.read(name, rows).astype(np.float64) for name in (one, other))
+        if not np.array_equal(x, y, equal_nan=True):
+            return False
+    return True
 
 
 def _store(

@@ -31,6 +31,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ffnlab import models
 from ffnlab.errors import ConfigError, NumericalError
 from ffnlab.models import Decoder
+from ffnlab.models.calibration import check_tokens
 from ffnlab.pruning.finercut_core import DISTANCES, Distance
 from ffnlab.pruning.finercut_search import (
     Search,
@@ -100,7 +101,7 @@ def finercut(
     chunk_sums = summing(metric)
 
     def init(model: Decoder) -> Search:
-        present = sublayers(model)
+        present = sublayers(models.unstack(model))
         goal(candidates(present, units, protect), remove, rate, one_shot=one_shot)
         return start(present)
 
@@ -208,22 +209,6 @@ def check_options(
         raise ConfigError(f"protect={protect!r} with units='block': whole blocks are not protected")
     if memory is not None and not memory >= 0:
         raise ConfigError(f"memory={memory!r} bytes; it is at least 0")
-
-
-def check_tokens(batch: object, vocab: int, *, least: int) -> Int[np.ndarray, "b t"]:
-    """The batch as int32 [b, t] with ids in the vocabulary."""
-    tokens = np.asarray(batch)
-    is_tokens = tokens.ndim == 2 and np.issubdtype(tokens.dtype, np.integer)
-    if not is_tokens or tokens.shape[0] < 1 or tokens.shape[1] < least:
-        raise ConfigError(
-            f"a batch of {tokens.dtype} {tokens.shape}; finercut takes integer tokens [b, t] "
-            f"with b >= 1 and t >= {least}"
-        )
-    if tokens.min() < 0 or tokens.max() >= vocab:
-        raise ConfigError(
-            f"token ids from {tokens.min()} to {tokens.max()}; the vocabulary is 0..{vocab - 1}"
-        )
-    return tokens.astype(np.int32)
 
 
 def check_finite(

@@ -23,6 +23,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ffnlab import models, tree
@@ -30,6 +31,7 @@ from ffnlab.errors import ConfigError, NumericalError
 from ffnlab.layers import Attention, Block, Context
 from ffnlab.layers.rope import rotate, rotated
 from ffnlab.models import Decoder
+from ffnlab.models.calibration import check_tokens
 from ffnlab.quantization import fireq_core as core
 from ffnlab.quantization.fireq_blocks import scaled_block
 from ffnlab.quantization.fireq_options import ChannelKind, FireQStats, Options, Scales
@@ -141,9 +143,18 @@ def attentions(model: Decoder) -> dict[str, Attention]:
     return {path: node for path, node in tree.walk(model) if isinstance(node, Attention)}
 
 
+def observe(stats: FireQStats, model: Decoder, batch: Int[Array | np.ndarray, "b t"]) -> FireQStats:
+    """Raises the maxima by one batch of tokens.
+
+    Raises:
+      ConfigError: the batch is no tokens of the model.
+    """
+    return raised(stats, model, check_tokens(batch, model.config.vocab))
+
+
 @jax.jit
-def observe(stats: FireQStats, model: Decoder, batch: Int[Array, "b t"]) -> FireQStats:
-    """Raises the maxima by one batch of tokens."""
+def raised(stats: FireQStats, model: Decoder, batch: Int[Array | np.ndarray, "b t"]) -> FireQStats:
+    """`observe` without its checks."""
     model = models.unstack(model)
     layers = attentions(model)
     tokens = stats.tokens + batch.size

@@ -31,6 +31,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from ffnlab import models, tree
 from ffnlab.errors import ConfigError, NumericalError
 from ffnlab.models import Decoder
+from ffnlab.models.calibration import check_tokens
 from ffnlab.sparsity import chess_core as core
 from ffnlab.sparsity.chess_core import Importance
 from ffnlab.sparsity.sites import FFNS, SITES, activations, sparsified
@@ -150,6 +151,7 @@ def _transform(name: str, options: Options) -> Transform[Decoder, ChessStats]:
     def observe(
         stats: ChessStats, model: Decoder, batch: Int[Array | np.ndarray, "b t"]
     ) -> ChessStats:
+        batch = check_tokens(batch, model.config.vocab)
         if options.pooling == "all":
             ranks = {}
         else:

@@ -1,19 +1,26 @@
 """Records by position: Grain over lists, TFDS datasets, folders of images, IDX files."""
 
 import gzip
+import os
 import struct
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
 
 from ffnlab.data import (
+    ArrayBatches,
     ImageFolder,
+    PackedBatches,
     RecordBatches,
+    TextBatches,
     mnist,
     mnist_folder,
     read_idx,
     tfds_records,
 )
+from ffnlab.data.packing import checked_position
 from ffnlab.errors import FFNLabError, FormatError
 
 RECORDS = [{"x": np.full(3, i, np.float32), "y": np.int32(i)} for i in range(20)]
@@ -60,6 +67,58 @@ def test_bad_records_are_named(threads):
     odd = [*RECORDS[:7], {"x": np.zeros(4, np.float32), "y": np.int32(1)}]
     with pytest.raises(FFNLabError, match=r"record 7 of .* float32\[4\].*, unlike record 0"):
         RecordBatches(odd, 8, threads=threads)(0)
+
+
+@pytest.mark.parametrize("threads", [0, 4])
+@pytest.mark.parametrize("record", [None, {}, object(), {"x": object()}], ids=str)
+def test_records_that_hold_nothing_are_named(threads, record):
+    """Grain takes None for a record that was filtered out, and looks for the next for ever."""
+    for records in ([record] * 8, [*RECORDS[:7], record]):
+        with pytest.raises(FFNLabError, match=r"record \d of the list is .*a tree of arrays"):
+            RecordBatches(records, 8, threads=threads, name="the list")(0)
+    emptied = RecordBatches(RECORDS, 4, threads=threads, transform=lambda record: None)
+    with pytest.raises(FFNLabError, match="record .* is None; a tree of arrays"):
+        emptied(0)
+
+
+class Bomb:
+    """No array can be made of it."""
+
+    def __array__(self, *args, **options):
+        raise RuntimeError("no array")
+
+
+def test_what_numpy_cannot_take_is_named():
+    with pytest.raises(FFNLabError, match=r"record \d of .* cannot be read: no array"):
+        RecordBatches([*RECORDS[:7], Bomb()], 8)(0)
+
+
+@pytest.mark.parametrize("position", [1.5, "1", None])
+def test_positions_are_integers(position):
+    with pytest.raises(FFNLabError, match="position=.* must be an integer of at least 0"):
+        checked_position(position)
+    assert checked_position(np.int64(7)) == 7
+
+
+@pytest.mark.parametrize("position", [-1, -(2**70)])
+def test_positions_are_not_negative(position):
+    tokens = np.arange(100)
+    for batches in (
+        RecordBatches(RECORDS, 4),
+        RecordBatches(RECORDS, 4, threads=0),
+        ArrayBatches(np.arange(20), 4),
+        TextBatches(tokens, 4, 8),
+        PackedBatches([tokens], 4, 8),
+    ):
+        for call in (batches, *([batches.part(0, 2)] if hasattr(batches, "part") else [])):
+            with pytest.raises(FFNLabError, match="position=.* must be an integer of at least 0"):
+                call(position)
+
+
+def test_grain_has_nothing_to_warn_of(caplog):
+    for threads in (1, 4, 9):
+        RecordBatches(RECORDS, 4, threads=threads)(0)
+    assert not caplog.records
 
 
 def test_transforms_and_bad_arguments():
@@ -172,6 +231,57 @@ def test_bad_images_are_named(pictures):
         ImageFolder(pictures / "dog", (6, 4))
     with pytest.raises(FFNLabError, match="mode='CMYK'"):
         ImageFolder(pictures, (6, 4), mode="CMYK")
+
+
+def png(width, height):
+    """The smallest PNG file that says this size; its pixels are missing."""
+    chunks = [(b"IHDR", struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)), (b"IEND", b"")]
+    parts = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("size", [(50_000, 50_000), (10_000, 10_000), (8193, 8192)])
+def test_images_of_absurd_size_are_named(pictures, size):
+    (pictures / "cat" / "a.png").write_bytes(png(*size))
+    with pytest.raises(FormatError, match=r"a\.png: .*pixels"):
+        ImageFolder(pictures, (6, 4))[0]
+
+
+def test_pipes_and_devices_are_no_files(pictures):
+    os.mkfifo(pictures / "dog" / "pipe.png")
+    (pictures / "dog" / "zero.png").symlink_to("/dev/zero")
+    folder = ImageFolder(pictures, (6, 4))
+    names = [path.name for path, _ in folder.files]
+    for name in ("pipe.png", "zero.png"):
+        with pytest.raises(FormatError, match=f"{name}: there is no such regular file"):
+            folder[names.index(name)]
+        with pytest.raises(FormatError, match=f"{name}: there is no such regular file"):
+            read_idx(pictures / "dog" / name)
+    os.mkfifo(pictures / "dataset_info.json")
+    pytest.importorskip("tensorflow_datasets", reason="needs the extra 'data'")
+    with pytest.raises(FFNLabError, match="is no prepared TFDS dataset"):
+        tfds_records(pictures)
+
+
+def test_idx_files_that_unpack_without_end(tmp_path):
+    file = tmp_path / "bomb"
+    head = b"\0\0\x08\x01" + struct.pack(">I", 10)
+    file.write_bytes(gzip.compress(head + bytes(200 << 20), 1))
+    tracemalloc.start()
+    with pytest.raises(FormatError, match=r"says \(10,\) of 1 bytes each and holds more than 10"):
+        read_idx(file)
+    assert tracemalloc.get_traced_memory()[1] < 5 << 20
+    tracemalloc.stop()
+    sides = struct.pack(">2I", 2**31, 2**31)
+    file.write_bytes(gzip.compress(b"\0\0\x08\x02" + sides + bytes(100)))
+    with pytest.raises(FormatError, match="holds 100 bytes"):
+        read_idx(file)
+    file.write_bytes(b"\0\0\x08\x46" + bytes(4 * 70))
+    with pytest.raises(FormatError, match="has 70 axes; at most 8"):
+        read_idx(file)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -100,6 +100,53 @@ def test_rope_scalings_follow_their_formulas():
         np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("truncate", [True, False])
+def test_yarn_follows_its_formula(truncate):
+    """arXiv 2309.00071, section 3.2, pair by pair; `truncate` widens the band to whole pairs."""
+    rope = Rope(scaling="yarn", factor=4.0, original=4096, low=1.0, high=32.0, truncate=truncate)
+    plain = frequencies(Rope(), 64).astype(np.float64)
+
+    def pair(turns):
+        return 32 * np.log(4096 / (2 * np.pi * turns)) / np.log(1e4)
+
+    low, high = pair(32.0), pair(1.0)
+    low, high = (np.floor(low), np.ceil(high)) if truncate else (low, high)
+    for i, found in enumerate(frequencies(rope, 64)):
+        share = min(max((i - low) / (high - low), 0.0), 1.0)
+        np.testing.assert_allclose(found, plain[i] * (1 - share + share / 4), rtol=1e-6)
+    np.testing.assert_allclose(rope.magnitude, 0.1 * np.log(4) + 1)
+
+
+LONG = Rope(scaling="longrope", factor=4.0, original=8, short=(1.0, 1.5), long=(2.0, 8.0))
+DYNAMIC = Rope(scaling="dynamic", factor=3.0, original=8)
+
+
+@pytest.mark.parametrize("rope", [LONG, DYNAMIC])
+@pytest.mark.parametrize("length", [1, 8, 9, 20])
+def test_frequencies_that_depend_on_the_length(rope, length):
+    """The length is that of the longest row of the call."""
+    positions = jnp.stack([jnp.arange(length), jnp.arange(length) // 2])
+    theta = 1e4
+    if rope is DYNAMIC and length > 8:
+        theta *= (3.0 * length / 8 - 2.0) ** (4 / 2)
+    expected = theta ** -np.array([0.0, 0.5])
+    if rope is LONG:
+        expected = expected / (rope.long if length > 8 else rope.short)
+    cos, sin = (np.asarray(x)[:, :, 0] / rope.magnitude for x in tables(rope, 4, positions))
+    angles = np.asarray(positions)[..., None] * expected
+    np.testing.assert_allclose(cos, np.cos(angles), atol=1e-5)
+    np.testing.assert_allclose(sin, np.sin(angles), atol=1e-5)
+
+
+def test_an_odd_share_of_channels_is_rounded_up():
+    rope = Rope(fraction=0.75)
+    np.testing.assert_allclose(frequencies(rope, 4), [1.0, 1e4 ** (-2 / 3)], rtol=1e-6)
+    x = input_of((1, 3, 2, 12))
+    turned = rotate(x, *tables(Rope(fraction=0.25), 12, jnp.arange(3)[None]))  # 3 of 12, so 4
+    np.testing.assert_array_equal(turned[..., 4:], x[..., 4:])
+    assert not np.allclose(turned[0, 1:, :, 3], x[0, 1:, :, 3])
+
+
 def test_rms_norm_formula_and_offset():
     x = input_of((3, 16)) * 5
     gain = jnp.linspace(-1, 1, 16)

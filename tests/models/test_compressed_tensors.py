@@ -226,14 +226,37 @@ def unchecked(function):
     return getattr(function, "__wrapped__", function)
 
 
+def test_a_width_that_the_group_does_not_divide_has_a_remedy(tmp_path):
+    """Dense tensors of quantized values are float32, twice a source in bfloat16; groups that fit
+    are packed and smaller than it."""
+    config = DecoderConfig(vocab=8, width=84, hidden=84, layers=2, heads=2, kv_heads=1, head_dim=42)
+    source = Decoder(config, key=jax.random.key(0), dtype=jnp.bfloat16)
+
+    def written(name, model, **options):
+        notes = save(model, tmp_path / name, **options)
+        return (tmp_path / name / "model.safetensors").stat().st_size, notes
+
+    plain, notes = written("plain", source)
+    assert notes == ()
+    large, notes = written("large", quantized(source, lambda w: int8(w, group=32)))
+    remedy = "groups of 32 do not divide 84 rows; quantize with groups of 28, or with whole columns"
+    assert f"14 linear maps written dense: {remedy} (as float32)" in notes and large > plain
+    for group in (28, None):
+        fitting = quantized(source, lambda w, group=group: int8(w, group=group))
+        small, _ = written(f"small{group}", fitting, format="compressed-tensors")
+        assert small < 0.75 * plain
+
+
 def test_what_does_not_fit_is_written_dense_and_said(tmp_path, model):
     small = quantized(model, lambda w: int4(w, group=56, dtype=np.float32, divisor=1.0))
     with pytest.raises(ConfigError, match="groups of 56 do not divide 64 rows"):
         save(small, tmp_path / "m", format="compressed-tensors")
     small = quantized(small, FORMS["whole columns"], "layers[0].attn.q")
     notes = save(small, tmp_path / "m", format="compressed-tensors")
-    assert "11 linear maps written dense: groups of 56 do not divide 64 rows" in notes
-    assert "2 linear maps written dense: groups of 56 do not divide 96 rows" in notes
+    remedy = "; quantize with groups of 32, or with whole columns"
+    assert f"11 linear maps written dense: groups of 56 do not divide 64 rows{remedy}" in notes
+    remedy = "; quantize with groups of 48, or with whole columns"
+    assert f"2 linear maps written dense: groups of 56 do not divide 96 rows{remedy}" in notes
     back = load(tmp_path / "m")
     assert same(back.layers[0].attn.q, small.layers[0].attn.q)
     assert np.array_equal(back.layers[0].ffn.up.weight.w, small.layers[0].ffn.up.weight.dense())

@@ -70,7 +70,55 @@ def test_yarn_with_two_magnitudes():
     assert rope.magnitude == pytest.approx(1.0857263992561355)
 
 
+def test_what_the_families_make_of_rotary_entries():
+    """As transformers 5.23 does; `tests/fixtures/models` has the logits."""
+
+    def rope(**changes):
+        return read_config(LLAMA | changes).rope
+
+    top = {"original_max_position_embeddings": 512}
+    assert rope(rope_scaling=YARN | {"original_max_position_embeddings": 64}, **top).original == 512
+    assert rope(rope_scaling=YARN).original == 2048
+    assert rope(rope_scaling=DYNAMIC, **top).original == 2048
+    assert rope(partial_rotary_factor=0.5) == Rope()
+    # An older entry stands for all of the newer one.
+    assert rope(rope_scaling=YARN, rope_parameters={"beta_fast": 8.0}).high == 32.0
+    long = Rope(scaling="longrope", factor=16.0, original=256, short=(1.0, 1.5), long=(2.0, 4.0))
+    sizes = {"max_position_embeddings": 4096, "original_max_position_embeddings": 256}
+    for name in ("longrope", "su", "yarn"):
+        assert rope(rope_scaling=LONG | {"type": name}, **PHI, **sizes) == long
+    assert long.magnitude == pytest.approx(1.224744871391589)  # sqrt(1 + log 16 / log 256)
+    assert rope(rope_scaling=LONG, **PHI).original == 4096  # the family's default
+    assert rope(rope_scaling=LONG | {"factor": 3.0}, **sizes).factor == 3.0
+
+
+def test_phi_is_written_as_both_versions_of_transformers_read_it():
+    sizes = {"max_position_embeddings": 4096, "original_max_position_embeddings": 256}
+    config = read_config(LLAMA | PHI | sizes | {"rope_scaling": LONG})
+    written = write_config(config)
+    assert written["rope_scaling"] == LONG
+    assert written["original_max_position_embeddings"] == 256
+    other = read_config(LLAMA | PHI | sizes | {"rope_scaling": LONG | {"attention_factor": 1.5}})
+    assert write_config(other)["rope_scaling"]["attention_factor"] == 1.5
+    assert read_config(write_config(other)) == other
+
+
+def test_the_reach_of_a_stretched_context():
+    def reach(**changes):
+        return read_config(LLAMA | changes).reach
+
+    assert reach() == 2048 and reach(rope_scaling={"type": "linear", "factor": 4.0}) == 2048
+    original = {"original_max_position_embeddings": 2048}
+    assert reach(rope_scaling=YARN | original | {"factor": 4.0}) == 8192
+    assert reach(rope_scaling=YARN | original, max_position_embeddings=9000) == 9000
+    assert reach(rope_scaling=DYNAMIC) == 4096
+
+
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"type": "yarn", "factor": 2.0}
+DYNAMIC = {"type": "dynamic", "factor": 2.0}
+LONG = {"type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 4.0]}
+PHI = {"model_type": "phi3"}
 BAD = {
     "unknown architecture": ({"model_type": "gpt_neox"}, "unknown architecture.*'gpt_neox'"),
     "no architecture": ({"model_type": None}, "unknown architecture"),
@@ -91,7 +139,40 @@ BAD = {
     "tie": ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
     "theta": ({"rope_theta": 0}, "rope_theta"),
     "scaling no object": ({"rope_scaling": "linear"}, "rope_scaling"),
-    "scaling unknown": ({"rope_scaling": {"rope_type": "longrope"}}, "rope_type='longrope'"),
+    "scaling unknown": ({"rope_scaling": {"rope_type": "ntk"}}, "rope_type='ntk'.*dynamic"),
+    "scaling a list": ({"rope_scaling": {"rope_type": ["yarn"]}}, "rope_type="),
+    "scaling of others": (PHI | {"rope_scaling": {"type": "linear", "factor": 2}}, "'linear'"),
+    "theta 1": ({"rope_theta": 1}, r"rope_theta=1: a number in \(1"),
+    "theta tiny": ({"rope_theta": 1e-300}, "rope_theta=1e-300"),
+    "factor tiny": ({"rope_scaling": {"type": "linear", "factor": 1e-300}}, "factor=1e-300"),
+    "beta tiny": ({"rope_scaling": YARN | {"beta_slow": 5e-324}}, "beta_slow=5e-324"),
+    "mscale": ({"rope_scaling": YARN | {"mscale": 1e300, "mscale_all_dim": 1}}, "mscale=1e"),
+    "magnitude": ({"rope_scaling": YARN | {"attention_factor": 1e30}}, "attention_factor=1e"),
+    "eps tiny": ({"rms_norm_eps": 1e-300}, "rms_norm_eps=1e-300"),
+    "cap tiny": ({"model_type": "gemma2", "attn_logit_softcapping": 1e-300}, "softcapping=1e-300"),
+    "scalar tiny": ({"model_type": "gemma2", "query_pre_attn_scalar": 1e-300}, "scalar=1e-300"),
+    "no long factors": ({"rope_scaling": LONG | {"long_factor": None}}, "long_factor=None"),
+    "long factor": ({"rope_scaling": LONG | {"long_factor": [1, 1e-300]}}, "long_factor="),
+    "long factor text": ({"rope_scaling": LONG | {"long_factor": ["a", 1]}}, "long_factor="),
+    "few factors": ({"rope_scaling": LONG | {"short_factor": [1.0]}}, "1 short and 2 long"),
+    "long odd": (PHI | {"rope_scaling": LONG, "partial_rotary_factor": 0.75}, "even number"),
+    "nothing turns": (PHI | {"partial_rotary_factor": 0.1}, "nothing"),
+    "partial scaled": (
+        {"rope_scaling": YARN, "partial_rotary_factor": 0.5},
+        "partial_rotary_factor=0.5: this family rotates all",
+    ),
+    "original 1": (
+        {"rope_scaling": YARN, "original_max_position_embeddings": 1},
+        "original_max_position_embeddings=1",
+    ),
+    "dynamic pair": ({"rope_scaling": DYNAMIC, "head_dim": 2}, "at least 4 rotating"),
+    "gemma untruncated": (
+        {
+            "model_type": "gemma3_text",
+            "rope_parameters": {"full_attention": YARN | {"truncate": False}},
+        },
+        "truncate=false",
+    ),
     "factor missing": ({"rope_scaling": {"type": "linear"}}, "factor=None"),
     "factor NaN": ({"rope_scaling": {"type": "linear", "factor": float("nan")}}, "factor=nan"),
     "llama3 bands": ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "less than"),
@@ -100,10 +181,7 @@ BAD = {
         "original_max_position_embeddings",
     ),
     "nested": ({"rope_parameters": {"full_attention": {}}}, "one rotary embedding"),
-    "yarn untruncated": (
-        {"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}},
-        "truncate",
-    ),
+    "yarn untruncated": ({"rope_scaling": YARN | {"truncate": "no"}}, "truncate='no'"),
     "eos": ({"eos_token_id": "</s>"}, "eos_token_id"),
     "window": ({"model_type": "mistral", "sliding_window": 0}, "sliding_window=0"),
     "layer types": (

@@ -25,6 +25,15 @@ VARIANTS = [
     "gemma3_wrapped",
     "phi3",
     "phi3_v4",
+    "llama_head",
+    "llama_partial",
+    "llama_dynamic",
+    "llama_original",
+    "llama_longrope",
+    "qwen3_untruncated",
+    "phi3_longrope",
+    "phi3_longrope_v4",
+    "phi3_odd",
 ]
 # Both sides compute in float32 on other kernels; logits are of order 10.
 TOLERANCE = 1e-4

@@ -1,6 +1,7 @@
 """Live comparison with `transformers`, which runs in a process of its own (`peer_scripts`)."""
 
 import json
+import shutil
 
 import pytest
 
@@ -10,6 +11,7 @@ from peer_scripts import difference, ours, read, runner
 pytestmark = pytest.mark.parity
 # Both sides compute in float32 on other kernels; logits are of order 10.
 TOLERANCE = 1e-4
+WHO = ("theirs", "ours")
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +28,17 @@ def variants(fixtures):
 
 def test_what_we_save_has_the_recorded_logits(tmp_path, fixtures, transformers, variants):
     for name in variants:
-        save(load(fixtures / "models" / name), tmp_path / name, max_shard_bytes=20_000)
-    transformers("logits.py", *(tmp_path / name for name in variants))
+        shutil.copytree(fixtures / "models" / name, tmp_path / "theirs" / name)
+        save(load(fixtures / "models" / name), tmp_path / "ours" / name, max_shard_bytes=20_000)
+    transformers("logits.py", *(tmp_path / who / name for who in WHO for name in variants))
     for name in variants:
-        want, found = (
-            read(fixtures / "models" / name / "expected.npz"),
-            read(tmp_path / name / "theirs.npz"),
-        )
-        # The same program on the same weights: not a bit of them may have changed.
-        assert difference(found["full"], want["full"], want["mask"]) == 0.0, name
-        assert difference(found["cached"], want["cached"], want["mask"]) == 0.0, name
+        recorded = read(fixtures / "models" / name / "expected.npz")
+        want, found = (read(tmp_path / who / name / "theirs.npz") for who in WHO)
+        for kind in ("full", "cached"):
+            # Torch's kernels differ from one processor to another in the last bits.
+            assert difference(want[kind], recorded[kind], want["mask"]) < TOLERANCE, name
+            # The same program on the same weights: not a bit of them may have changed.
+            assert difference(found[kind], want[kind], want["mask"]) == 0.0, name
 
 
 def test_other_random_models(tmp_path, transformers, variants):

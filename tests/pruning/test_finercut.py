@@ -360,8 +360,8 @@ def test_empty_calibration_set():
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        (np.zeros((0, 4), np.int32), "takes integer tokens"),
-        (np.zeros((2, 0), np.int32), "takes integer tokens"),
+        (np.zeros((0, 4), np.int32), "integer tokens .* are accepted"),
+        (np.zeros((2, 0), np.int32), "integer tokens .* are accepted"),
         (np.full((1, 4), 64, np.int32), r"0\.\.63"),
         (np.full((1, 4), -1, np.int32), r"0\.\.63"),
     ],
