@@ -11,6 +11,7 @@ from ffnlab.layers.ffn import ACTIVATIONS, GatedFFN, JoinedGatedFFN, SparseGated
 from ffnlab.layers.linear import Embedding, Linear, RMSNorm
 from ffnlab.layers.mlp import MLP
 from ffnlab.layers.rope import Rope
+from ffnlab.layers.stacking import Statistic
 
 __all__ = [
     "ACTIVATIONS",
@@ -27,4 +28,5 @@ __all__ = [
     "RMSNorm",
     "Rope",
     "SparseGatedFFN",
+    "Statistic",
 ]

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from ffnlab.errors import ConfigError
 from ffnlab.layers.linear import Linear
+from ffnlab.layers.stacking import Statistic
 from ffnlab.weights import Dense, JoinedInt4, Transposed, Weight, map_weights
 from pallas_kernels import sparse
 
@@ -107,7 +108,7 @@ class SparseGatedFFN(nnx.Module):
     Attributes:
       gate, up, down: as in GatedFFN; a dense up is stored transposed, one contiguous row per
         channel, and `prepare` makes it so of other formats.
-      threshold: Param [hidden] float32; inf drops a channel always, -1 keeps it always.
+      threshold: Statistic [hidden] float32; inf drops a channel always, -1 keeps it always.
       activation: name of the gate's non-linearity (static).
       strict: keep where |a| > threshold (True) or >= (False) (static).
     """
@@ -128,7 +129,7 @@ class SparseGatedFFN(nnx.Module):
                 f"threshold has shape {threshold.shape}, expected {(gate.weight.shape[1],)}"
             )
         self.gate, self.up, self.down = gate, up, down
-        self.threshold = nnx.Param(threshold.astype(jnp.float32), axes=("mlp",))
+        self.threshold = Statistic(threshold.astype(jnp.float32), axes=("mlp",))
         self.activation = activation
         self.strict = strict
 

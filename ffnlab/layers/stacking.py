@@ -7,9 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-__all__ = ["stack_modules", "with_axes"]
+__all__ = ["Statistic", "stack_modules", "with_axes"]
 
 M = TypeVar("M", bound=nnx.Module)
+
+
+class Statistic(nnx.Variable):
+    """What a layer holds that was measured: saved and sharded, never trained and never decayed."""
 
 
 def stack_modules(modules: Sequence[M]) -> M:
@@ -19,12 +23,12 @@ def stack_modules(modules: Sequence[M]) -> M:
 
 
 def with_axes(module: M, change: Callable[[tuple[str, ...]], tuple[str, ...]]) -> M:
-    """A copy of a module whose parameters carry other logical axes."""
+    """A copy of a module whose parameters and statistics carry other logical axes."""
 
-    def is_param(node: object) -> bool:
-        return isinstance(node, nnx.Param)
+    def is_named(node: object) -> bool:
+        return isinstance(node, nnx.Param | Statistic)
 
     def convert(node: object) -> object:
-        return nnx.Param(node.get_value(), axes=change(node.axes)) if is_param(node) else node
+        return type(node)(node.get_value(), axes=change(node.axes)) if is_named(node) else node
 
-    return jax.tree.map(convert, module, is_leaf=is_param)
+    return jax.tree.map(convert, module, is_leaf=is_named)

@@ -24,7 +24,6 @@ from ffnlab.errors import ConfigError
 from ffnlab.learning.accumulate import accumulated
 from ffnlab.learning.masters import in_float32
 from ffnlab.rule import Rule
-from ffnlab.weights.quantized import Quantized
 
 Metrics = Mapping[str, Array]
 Loss = Callable[[PyTree, PyTree], tuple[Array, Metrics]]
@@ -82,7 +81,8 @@ def computed_in(dtype: DTypeLike, loss: Loss) -> Loss:
 
     The trained parameters, the optimizer's state and the gradients stay as they are (float32
     masters); activations follow the rounded parameters, but on CPUs, where they are float32.
-    Norms, softmax and losses are float32 in any case. Quantized weights are left whole.
+    Norms, softmax and losses are float32 in any case. What `ffnlab.tree.trained` leaves out stays
+    as it is: quantized weights, thresholds, the base of a LoRA, which follows the activations.
 
     Args:
       dtype: of the computation, "bfloat16" for instance.
@@ -91,13 +91,14 @@ def computed_in(dtype: DTypeLike, loss: Loss) -> Loss:
       the loss of the rounded model.
     """
 
-    is_quantized = lambda node: isinstance(node, Quantized)  # noqa: E731
+    def rounded(leaf: Array) -> Array:
+        return leaf.astype(dtype) if leaf.dtype.itemsize > jnp.dtype(dtype).itemsize else leaf
 
-    def rounded(node: PyTree) -> PyTree:
-        is_wide = tree.floating("", node) and node.dtype.itemsize > jnp.dtype(dtype).itemsize
-        return node.astype(dtype) if is_wide else node
+    def of_rounded(model: PyTree, batch: PyTree) -> tuple[Array, Metrics]:
+        trained, fixed = tree.trained(model)
+        return loss(tree.combine(jax.tree.map(rounded, trained), fixed), batch)
 
-    return lambda model, batch: loss(jax.tree.map(rounded, model, is_leaf=is_quantized), batch)
+    return of_rounded
 
 
 def backprop(
@@ -140,7 +141,7 @@ def backprop(
         of_trained = lambda trained, part: loss(tree.combine(trained, fixed), part)  # noqa: E731
         evaluate = functools.partial(jax.value_and_grad(of_trained, has_aux=True), trained)
         (value, extra), gradient = accumulated(evaluate, batch, microbatches)
-        updates, memory = optimizer.update(gradient, state.optimizer, trained)
+        updates, memory = optimizer.update(gradient, state.optimizer, trained, value=value)
         model = tree.combine(optax.apply_updates(trained, updates), fixed)
         return (
             BackpropState(model, memory, state.step + 1),

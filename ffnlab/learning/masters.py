@@ -38,7 +38,7 @@ def in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransfo
     Returns:
       one whose state is that of `optimizer` where all parameters are at least float32, else a
       `MastersState`. `optax.apply_updates` then makes of the parameters the rounded masters;
-      `update` needs the parameters.
+      `update` needs the parameters. The state shares no array with the parameters.
     Raises:
       ValueError: from `update`, without parameters where there are masters.
     """
@@ -46,9 +46,9 @@ def in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransfo
 
     def init(params: PyTree) -> PyTree:
         masters = jax.tree.map(lambda leaf: widened(leaf) if is_narrow(leaf) else None, params)
-        if not jax.tree.leaves(masters):
-            return optimizer.init(params)
-        return MastersState(masters, optimizer.init(tree.combine(masters, params)))
+        wide = tree.combine(masters, params)
+        inner = own(optimizer.init(wide), wide)
+        return MastersState(masters, inner) if jax.tree.leaves(masters) else inner
 
     def update(
         gradient: PyTree, state: PyTree, params: PyTree = None, **extra: object
@@ -75,6 +75,22 @@ def in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransfo
         return change, MastersState(masters, inner)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def own(state: PyTree, params: PyTree) -> PyTree:
+    """A state none of whose arrays is another's or a parameter's: a step that donates takes all.
+
+    Some optimizers begin with the parameters themselves, as what they measure distances from.
+    """
+    seen = {id(leaf) for leaf in jax.tree.leaves(params)}
+
+    def fresh(leaf: Array) -> Array:
+        if id(leaf) in seen:
+            return jnp.copy(leaf)
+        seen.add(id(leaf))
+        return leaf
+
+    return jax.tree.map(fresh, state)
 
 
 def widened(leaf: Array) -> Array:

@@ -14,7 +14,7 @@ from flax import nnx
 
 from ffnlab import tree
 from ffnlab.errors import SelectionError
-from ffnlab.layers import Block, Linear, SparseGatedFFN
+from ffnlab.layers import Block, Linear, SparseGatedFFN, Statistic
 from ffnlab.models.decoder import Decoder
 from ffnlab.models.stack import Stacked, unstack
 from ffnlab.weights import LoRA, LowRank, Masked, SparseInput, Transposed, Weight, is_weight
@@ -34,7 +34,8 @@ def parameters(model: nnx.Module) -> int:
     Returns:
       the count; a tied head counts once.
     """
-    values = [node.get_value() for _, node in tree.walk(model) if isinstance(node, nnx.Param)]
+    held = nnx.Param | Statistic
+    values = [node.get_value() for _, node in tree.walk(model) if isinstance(node, held)]
     return sum(
         weight_parameters(v) if is_weight(v) else sum(x.size for x in jax.tree.leaves(v))
         for v in values

@@ -16,6 +16,9 @@ __all__ = ["Figures", "first_bad", "skip_bad_steps"]
 def skip_bad_steps(rule: Rule) -> Rule:
     """The same rule, but a step whose metrics or state are not finite changes nothing.
 
+    An infinity that stood in the state before the step is no fault of it: the threshold of a
+    channel that is always dropped, the best value that a schedule has seen so far.
+
     Args:
       rule: any.
     Returns:
@@ -26,7 +29,7 @@ def skip_bad_steps(rule: Rule) -> Rule:
 
     def step(state: PyTree, batch: PyTree) -> tuple[PyTree, Mapping[str, Array]]:
         after, metrics = rule.step(state, batch)
-        fine = jnp.stack([*finite(after).values(), *finite(metrics).values(), True]).all()
+        fine = jnp.stack([*finite(after, state).values(), *finite(metrics).values(), True]).all()
         kept = jax.tree.map(lambda new, old: jnp.where(fine, new, old), after, state)
         return kept, {**metrics, "skipped": jnp.where(fine, 0.0, 1.0)}
 
@@ -65,11 +68,14 @@ def first_bad(state: PyTree) -> str | None:
     return next((path for path, fine in found.items() if not fine), None)
 
 
-def finite(tree: PyTree) -> dict[str, Bool[Array, ""]]:
-    """Whether every value is finite, by the path of each floating array."""
+def finite(tree: PyTree, before: PyTree | None = None) -> dict[str, Bool[Array, ""]]:
+    """Whether every value is finite or what it was before, by the path of each floating array."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
+    earlier = [None] * len(leaves) if before is None else jax.tree.leaves(before)
     return {
-        jax.tree_util.keystr(path).lstrip("."): jnp.isfinite(leaf).all()
-        for path, leaf in leaves
+        jax.tree_util.keystr(path).lstrip("."): (
+            jnp.isfinite(leaf) if old is None else jnp.isfinite(leaf) | (leaf == old)
+        ).all()
+        for (path, leaf), old in zip(leaves, earlier, strict=True)
         if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
     }

@@ -73,8 +73,10 @@ def take(folder: Path) -> int:
     """Takes the lock of a folder; an open file that holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
+    flags |= getattr(os, "O_NOFOLLOW", 0)  # what a link leads to is not ours to write
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o644)
+        descriptor = os.open(path, flags, 0o644)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise ConfigError(f"{path} is not a regular file; remove it")

@@ -167,7 +167,7 @@ def train(
     mesh = mesh_of("", layout) if mesh is None else mesh
     where = None if mesh is None else (mesh, layout)
     rule = skip_bad_steps(rule) if options.on_bad == "skip" else rule
-    path = None if folder is None else Path(folder)
+    path = None if folder is None else Path(folder).absolute()  # whoever changes the directory
     run = _Run(rule, steps, path, evaluate, options, where, work, identity)
     with locked(path):
         return run.go(batches, run.start(model, key, resume))

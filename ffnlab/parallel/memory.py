@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ffnlab import io
-from ffnlab.errors import FormatError
+from ffnlab.errors import ConfigError, FormatError
 from ffnlab.parallel.processes import is_first
 
 __all__ = ["Identity", "Memory", "keep_table"]
@@ -108,9 +108,11 @@ def keep_table(folder: Path, identity: Identity, resumed: Mapping[str, Any] | No
       identity: what the run is.
       resumed: the table in the checkpoint that it goes on from; None for a new run.
     Raises:
-      ConfigError: the file is of another run than the checkpoint.
+      ConfigError: the file is of another run than the checkpoint, or a folder is in its place.
     """
     file, table = folder / RUN_FILE, identity.table if resumed is None else resumed
+    if file.is_dir():
+        raise ConfigError(f"{file} is a folder; remove it")
     if resumed is not None:
         try:
             identity.check(io.read_json(file), str(file), None)

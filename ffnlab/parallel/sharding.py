@@ -58,10 +58,15 @@ def shardings(state: PyTree, mesh: Mesh, layout: Layout = LAYOUT) -> PyTree:
             return treedef.unflatten([whole] * len(leaves))
         value, where = node.get_value(), jax.tree_util.keystr(path).lstrip(".")
         axes = value.leaf_axes(names) if weights.is_weight(value) else AxisNames(names)
-        each = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, AxisNames))
+        # Of a state over what is trained, a weight lacks its other arrays.
+        each = jax.tree.leaves(axes, is_leaf=lambda x: x is None or isinstance(x, AxisNames))
+        held = jax.tree.leaves(value, is_leaf=lambda x: x is None)
         return treedef.unflatten(
             NamedSharding(mesh, partition(a, np.shape(x), mesh.shape, layout, path=where))
-            for a, x in zip(each, leaves, strict=True)
+            if len(a) == np.ndim(x) and np.size(x) != 1
+            else whole  # what an optimizer keeps of rows or columns alone, or in place of nothing
+            for a, x in zip(each, held, strict=True)
+            if x is not None
         )
 
     def is_variable(node: object) -> bool:

@@ -172,3 +172,17 @@ def test_a_checkpoint_of_narrow_moments_is_refused_by_their_dtype(key, tmp_path)
     io.save(tmp_path / "before", state._replace(optimizer=optax.adamw(1e-3).init(model)))
     with pytest.raises(FormatError, match="optimizer"):
         io.restore(tmp_path / "before", state)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", ["cocob", "dog", "prodigy", "mechanize", "momo"])
+def test_optimizers_that_keep_the_first_parameters_or_ask_for_the_loss_step(name, dtype, key):
+    """Their state begins with the parameters themselves, and the step donates both."""
+    make = getattr(optax.contrib, name)
+    args = {"dog": (1.0,), "momo": (0.1,), "mechanize": (optax.sgd(0.1),)}.get(name, ())
+    loss = lambda model, x: (jnp.mean((model["w"] - x) ** 2), {})  # noqa: E731
+    rule = backprop(loss, make(*args))
+    state = rule.init({"w": jnp.zeros(4, dtype)}, key)
+    for _ in range(2):
+        state, metrics = rule.step(state, jnp.ones(4, dtype))
+    assert np.isfinite(metrics["loss"]) and state.model["w"].dtype == dtype

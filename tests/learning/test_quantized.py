@@ -8,11 +8,12 @@ import pytest
 
 from ffnlab import quantization, transform, tree
 from ffnlab.errors import SelectionError
-from ffnlab.layers import MLP, Linear, RMSNorm
+from ffnlab.layers import MLP, Linear, RMSNorm, Statistic
 from ffnlab.learning import backprop, computed_in, counter_current, next_token
+from ffnlab.parallel import skip_bad_steps
 from ffnlab.weights import LoRA, SparseInput, is_weight
 from ffnlab.weights.quantized import Quantized
-from tests.contracts import WEIGHTS, batches, tiny
+from tests.contracts import LAYERS, WEIGHTS, batches, tiny
 
 FORMATS = {
     "int4": lambda: quantization.nearest(format="int4", group=8),
@@ -149,3 +150,34 @@ def test_thresholds_of_inputs_do_not_decay(key):
     state, _ = rule.step(state, jnp.ones((3, dense.shape[0])))
     assert state.model["w"].threshold == jnp.float32(0.4)
     assert is_weight(state.model["w"]) and (state.model["w"].w.w != dense.w).any()
+
+
+def thresholded(key):
+    """A gated FFN of which one channel is always dropped."""
+    layer = LAYERS["SparseGatedFFN"][0](key)
+    layer.threshold = Statistic(jnp.array([jnp.inf, *[0.1234567] * 15]), axes=("mlp",))
+    return layer
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_thresholds_of_channels_neither_decay_nor_round_nor_stop_a_step(compute, key):
+    model, seen = thresholded(key), []
+
+    def loss(model, x):
+        seen.append((model.threshold.get_value().dtype, model.gate.weight.w.dtype))
+        return jnp.mean(model(x).astype(jnp.float32) ** 2), {}
+
+    rule = backprop(computed_in(compute, loss), optax.adamw(1e-2, weight_decay=0.5))
+    rule = skip_bad_steps(rule)
+    state, metrics = rule.step(rule.init(model, key), jnp.ones((3, 24)))
+    assert metrics["skipped"] == 0
+    assert seen[0] == (jnp.float32, jnp.dtype(compute))
+    np.testing.assert_array_equal(state.model.threshold, model.threshold)
+    assert (np.asarray(state.model.gate.weight.w) != model.gate.weight.w).any()
+
+
+def test_thresholds_of_inputs_are_not_rounded(key):
+    model = {"w": SparseInput(WEIGHTS["Dense"](key), jnp.float32(0.1234567))}
+    found = lambda model, _: (model["w"].threshold, {"w": model["w"].w.w})  # noqa: E731
+    threshold, seen = computed_in("bfloat16", found)(model, None)
+    assert threshold == jnp.float32(0.1234567) and seen["w"].dtype == jnp.bfloat16

@@ -176,6 +176,13 @@ def test_what_is_no_file_is_refused(tmp_path, make):
     assert NAME in refused(tmp_path)
 
 
+def test_what_a_link_leads_to_is_not_written(tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / NAME).symlink_to(tmp_path / "mine")
+    assert NAME in refused(tmp_path)
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     assert "cannot be used for a run" in refused(tmp_path / "file" / "run")

@@ -179,6 +179,21 @@ def test_a_log_that_is_no_file_is_refused_before_anything(tmp_path, key, make):
         run(tmp_path, key)
 
 
+def test_a_change_of_the_working_directory_moves_no_run(tmp_path, key, monkeypatch):
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def evaluate(state):
+        os.chdir(tmp_path / "other")
+        return {"total": 10 * int(state)}
+
+    run("run", key, steps=4, evaluate=evaluate)
+    assert measured(tmp_path / "run") == expected(4)
+    assert checkpoints.exists(tmp_path / "run" / "checkpoint")
+    assert not (tmp_path / "run" / "run.lock").exists()
+    assert not list((tmp_path / "other").iterdir())
+
+
 def test_the_log_decides_nothing(tmp_path, key):
     """Early stopping and the count of skipped steps go on from the checkpoint."""
     costs = {2: 3.0, 4: 1.0, 6: 2.0, 8: 1.5}

@@ -67,6 +67,14 @@ def test_a_table_that_is_lost_or_damaged_comes_back_from_the_checkpoint(tmp_path
     keep_table(tmp_path, identity(2), saved)
 
 
+@pytest.mark.parametrize("resumed", [None, {"rate": 2}])
+def test_a_folder_in_place_of_the_table_is_refused_and_left(tmp_path, resumed):
+    (tmp_path / RUN_FILE / "mine").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"run\.json is a folder; remove it"):
+        keep_table(tmp_path, identity(2), resumed)
+    assert [item.name for item in tmp_path.rglob("*")] == [RUN_FILE, "mine"]
+
+
 def test_a_table_of_another_run_than_the_checkpoint_is_refused(tmp_path):
     (tmp_path / RUN_FILE).write_text('{"rate": 1}')
     with pytest.raises(ConfigError, match="another rate"):

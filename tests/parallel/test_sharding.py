@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 
 from ffnlab import models, quantization, transform, tree
 from ffnlab.errors import ConfigError
+from ffnlab.layers import Linear
 from ffnlab.layers.logical import LAYOUT, constrain, partition
 from ffnlab.learning import backprop
 from ffnlab.models import Decoder, DecoderConfig
@@ -27,6 +28,7 @@ from ffnlab.parallel import (
     shardings,
     train,
 )
+from ffnlab.weights import Dense, Int8, LoRA, Masked, SparseInput
 from tests.contracts_methods import RULES
 
 CONFIG = DecoderConfig(vocab=64, width=16, hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8)
@@ -227,3 +229,61 @@ def test_microbatches_are_the_whole_batch(mesh_text, alone):
         found.append(float(metrics["loss"]))
     np.testing.assert_allclose(found, alone[:5], atol=1e-5, rtol=0)
     assert state.step == 5
+
+
+SPLIT = {
+    "LoRA": lambda w: LoRA.init(Int8.quantize(w, group=8), 2, jax.random.key(2)),
+    "Masked": lambda w: Masked(Dense(w), w > 0),
+    "SparseInput": lambda w: SparseInput(Dense(w), jnp.float32(0.1)),
+}
+
+
+def part_trained(name: str, *, stacked: bool = False, dtype=jnp.float32) -> Decoder:
+    """A decoder with weights of which some arrays are trained and some are not."""
+    model = Decoder(CONFIG, key=jax.random.key(0), dtype=dtype)
+    wrap = lambda linear: linear.replace(  # noqa: E731
+        SPLIT[name](linear.weight.dense().astype(jnp.float32))
+    )
+    model = tree.map_at(model, tree.at("layers[*].ffn.*") & tree.of_type(Linear), wrap)
+    return models.stack(model) if stacked else model
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("name", SPLIT)
+def test_the_state_of_weights_trained_in_part_is_cut_as_they_are(name, stacked, key):
+    """Moments and masters, leaf by leaf; the arrays that are not trained have none."""
+    make = lambda: part_trained(name, stacked=stacked, dtype=jnp.bfloat16)  # noqa: E731
+    state = jax.eval_shape(lambda: backprop(optimizer=optax.adam(0.1)).init(make(), key))
+    places = shardings(state, parse_mesh("fsdp=2,tp=2"))
+    by_path = lambda part: {  # noqa: E731
+        jax.tree_util.keystr(path): place.spec
+        for path, place in jax.tree_util.tree_leaves_with_path(part)
+    }
+    of_model, moments = by_path(places.model), by_path(places.optimizer.inner[0].mu)
+    assert 0 < len(moments) < len(of_model)
+    for path, spec in (moments | by_path(places.optimizer.masters)).items():
+        assert spec == of_model[path], path
+    assert {"fsdp", "tp"} <= {axis for spec in moments.values() for axis in spec}
+
+
+def test_a_lora_is_trained_on_a_mesh_as_on_one_device(key):
+    rule, found = backprop(optimizer=optax.sgd(0.1)), []
+    for text in ("dp=1", "fsdp=2,tp=2"):
+        mesh = parse_mesh(text)
+        step, state = make_step(rule, mesh), shard(rule.init(part_trained("LoRA"), key), mesh)
+        for position in range(2):
+            state, metrics = step(state, place_batch(batch_at(position), mesh))
+        found.append(float(metrics["loss"]))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_what_an_optimizer_keeps_of_rows_alone_is_whole(key):
+    """Adafactor has a row and a column in place of a large matrix, and one number for nothing."""
+    config = dataclasses.replace(CONFIG, hidden=128, width=128)
+    rule = backprop(optimizer=optax.adafactor(0.1))
+    state = jax.eval_shape(lambda: rule.init(Decoder(config, key=key), key))
+    places = shardings(state, parse_mesh("fsdp=2,tp=2")).optimizer
+    state = jax.tree.leaves(state.optimizer)
+    rows = [(leaf.size, p.spec) for leaf, p in zip(state, jax.tree.leaves(places), strict=True)]
+    assert any(leaf.shape == (128,) for leaf in state)
+    assert all(not any(spec) for size, spec in rows if size == 1)
