@@ -95,8 +95,9 @@ def test_steps_are_decided_by_all_figures():
         for cosines in ((0.5, 0.995), (0.5, -0.1), (-0.1, 0.5), (0.995, 0.5)):
             assert held(data, study.LOCAL, cosines=cosines) == [False, True, True, True]
         assert held(data, study.LOCAL, temporary=101) == [True, False, True, False]
-        assert held(data, study.SGD, temporary=99) == [True, False, True, False]
-        assert held(data, study.ADAMW, temporary=99) == [True, True, False, False]
+        for through in study.THROUGH:
+            assert held(data, through, temporary=99) == [True, False, False, False]
+            assert held(data, through, flops=9e5) == [True, True, True, False]
         assert held(data, study.APART, temporary=101) == [True, True, False, False]
         for name in (study.LOCAL, study.APART):
             assert held(data, name, state=51) == held(data, name, flops=2e6)
