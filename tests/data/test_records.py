@@ -70,7 +70,9 @@ def test_bad_records_are_named(threads):
 
 
 @pytest.mark.parametrize("threads", [0, 4])
-@pytest.mark.parametrize("record", [None, {}, object(), {"x": object()}], ids=str)
+@pytest.mark.parametrize(
+    "record", [None, {}, object(), {"x": object()}], ids=["none", "empty", "object", "of objects"]
+)
 def test_records_that_hold_nothing_are_named(threads, record):
     """Grain takes None for a record that was filtered out, and looks for the next for ever."""
     for records in ([record] * 8, [*RECORDS[:7], record]):
