@@ -201,8 +201,8 @@ def test_every_parameter_names_its_axes(name, key):
     make, _ = LAYERS[name]
     params = [
         node
-        for node in jax.tree.leaves(make(key), is_leaf=lambda n: isinstance(n, nnx.Param))
-        if isinstance(node, nnx.Param)
+        for node in jax.tree.leaves(make(key), is_leaf=lambda n: isinstance(n, nnx.Variable))
+        if isinstance(node, nnx.Variable)
     ]
     assert params
     for param in params:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ffnlab.data import PackedBatches
@@ -30,6 +30,8 @@ def counted(model, batch):
     return mean, {"twice": 2 * mean, "count": count}
 
 
+@example([0] * 6, 2)
+@example([0, 0, 0, 2, 0, 3], 3)
 @given(st.lists(st.integers(0, 3), min_size=6, max_size=6), st.sampled_from([1, 2, 3, 6]))
 def test_parts_weigh_what_they_count(sizes, parts):
     x = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)

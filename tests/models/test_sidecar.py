@@ -15,7 +15,7 @@ from hypothesis import strategies as hs
 
 from ffnlab import tree
 from ffnlab.errors import FormatError
-from ffnlab.layers import Linear, SparseGatedFFN
+from ffnlab.layers import Linear, SparseGatedFFN, Statistic
 from ffnlab.models import Decoder, DecoderConfig, ignored_by_others, remove
 from ffnlab.models.load import load
 from ffnlab.models.save import save
@@ -100,7 +100,7 @@ def test_without_the_sidecar_the_runtime_parts_are_off(tmp_path, model):
     )
     plain.layers[0].attn.spec = others.layers[0].attn.spec
     plain.layers[0].attn.post_scale = nnx.data(None)
-    plain.layers[3].ffn.threshold = nnx.Param(jnp.full((24,), -1.0), axes=("mlp",))
+    plain.layers[3].ffn.threshold = Statistic(jnp.full((24,), -1.0), axes=("mlp",))
     assert np.abs(np.asarray(others(TOKENS)) - np.asarray(plain(TOKENS))).max() < 1e-5
 
 
