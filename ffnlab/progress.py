@@ -13,6 +13,8 @@ def track(items: Iterable[T], label: str, *, enabled: bool = True) -> Iterator[T
         yield from items
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import track as draw
 
-    yield from draw(items, description=label, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    yield from draw(items, description=escape(label), console=console, transient=True)

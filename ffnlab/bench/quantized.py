@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 from rich.table import Table
 
 from ffnlab import models, weights
-from ffnlab.errors import FFNLabError, require
+from ffnlab.errors import FFNLabError, at_least, require
 from ffnlab.progress import track
 
 __all__ = ["Comparison", "Product", "Settings", "compare", "ratios", "settings_for"]
@@ -53,6 +53,9 @@ class Settings:
     rows: tuple[int, ...] = (1, 64)
     group: int = 128
     turns: int = 9
+
+    def __post_init__(self) -> None:
+        at_least(1, d_in=self.d_in, d_out=self.d_out, group=self.group, turns=self.turns)
 
 
 @dataclasses.dataclass(frozen=True)

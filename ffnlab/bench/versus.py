@@ -23,7 +23,7 @@ from rich.table import Table
 
 from ffnlab import models, weights
 from ffnlab.bench.peer import Peer
-from ffnlab.errors import FFNLabError
+from ffnlab.errors import FFNLabError, at_least
 from ffnlab.models import Cache, Decoder, DecoderConfig
 from ffnlab.models.evaluate import nats_of
 from ffnlab.progress import track
@@ -54,6 +54,9 @@ class Settings:
     window: int = 512
     windows: int = 8
     turns: int = 9
+
+    def __post_init__(self) -> None:
+        at_least(1, **dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,10 +40,9 @@ def compress(
     import time
 
     start = time.perf_counter()
-    import rich
-
     from ffnlab import compress as job
     from ffnlab import recipes
+    from ffnlab.cli.show import show
     from ffnlab.errors import ConfigError
     from ffnlab.models.embedded import open_model, shipped
 
@@ -57,7 +56,7 @@ def compress(
     words = job.file_text(text) if text else job.standard_text()
     rival = job.embedded_rival(words, steps, job.second_texts(also)) if has_rival else None
     decoder, tokenizer = open_model(model)
-    rich.print(f"model: {source}; text: {words.source}; recipe: {steps.source}")
+    print(f"model: {source}; text: {words.source}; recipe: {steps.source}")
     report = job.compress(
         decoder,
         tokenizer,
@@ -70,5 +69,5 @@ def compress(
         interrupted="resume" if resume else "restart" if restart else "refuse",
         loading=time.perf_counter() - start,
     )
-    rich.print(report)
-    rich.print(f"{out}: model, report.json, pictures")
+    show(report)
+    print(f"{out}: model, report.json, pictures")

@@ -26,8 +26,10 @@ def evaluate(
     """
     from ffnlab import models
     from ffnlab.data import read_text, stdlib_text
+    from ffnlab.errors import at_least
     from ffnlab.models.evaluate import perplexity
 
+    at_least(1, limit=limit, window=window, stride=stride)
     decoder, tokenizer = models.open_model(model)
     if text:
         content, source = read_text(text), ", ".join(map(str, text))

@@ -33,8 +33,10 @@ def generate(
     import jax
 
     from ffnlab import models
-    from ffnlab.errors import ConfigError
+    from ffnlab.errors import ConfigError, at_least, check_seed
 
+    check_seed(seed)
+    at_least(1, max_tokens=max_tokens)
     if not prompt:
         raise ConfigError("prompt is empty; give at least one character")
     sampling = models.Sampling(temperature=temperature, top_k=top_k, top_p=top_p)

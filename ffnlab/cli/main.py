@@ -19,6 +19,7 @@ from types import MappingProxyType, TracebackType
 from typing import NamedTuple, TextIO
 
 import ffnlab
+from ffnlab.cli.arguments import described, description_of
 from ffnlab.errors import FFNLabError, MissingExtraError, require
 
 __all__ = ["COMMANDS", "main"]
@@ -130,9 +131,10 @@ def call(name: str, command: Command, arguments: list[str]) -> int:
     tyro = require("tyro", extra="run")
     function = command.load()
     status = tyro.cli(
-        function,
+        described(function),
         args=arguments,
         prog=f"ffnlab {name}",
+        description=description_of(function),
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     sys.stdout.flush()
