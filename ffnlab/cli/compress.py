@@ -16,6 +16,7 @@ def compress(
     dense: bool = False,
     resume: bool = False,
     restart: bool = False,
+    keys: bool = False,
 ) -> None:
     """Prunes, sparsifies and quantizes a language model; says what each step cost and bought.
 
@@ -36,16 +37,23 @@ def compress(
         matrices, which transformers loads without the compressed-tensors package.
       resume: continue the interrupted run in OUT, if there is one.
       restart: throw away the interrupted run in OUT.
+      keys: print every key of a recipe with type, default and meaning, and do nothing.
     """
     import time
 
     start = time.perf_counter()
+    from rich.console import Group
+
     from ffnlab import compress as job
     from ffnlab import recipes
+    from ffnlab.cli.keys import recipe_keys
     from ffnlab.cli.show import show
     from ffnlab.errors import ConfigError
     from ffnlab.models.embedded import open_model, shipped
 
+    if keys:
+        show(Group(*recipe_keys()))
+        return
     if resume and restart:
         raise ConfigError("--resume and --restart exclude each other")
     source = shipped(model) or str(model)

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+from rich.console import Group
 
 from ffnlab import io, parallel, placing
 from ffnlab.cli.corpus import Corpus, load_corpus
 from ffnlab.cli.identity import identity_of, versions
+from ffnlab.cli.keys import training_keys
 from ffnlab.cli.show import show
 from ffnlab.cli.training import (
     RULES,
@@ -48,6 +50,7 @@ def train(
     tensorboard: bool = False,
     profile: int = 0,
     dry_run: bool = False,
+    keys: bool = False,
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
@@ -68,6 +71,7 @@ def train(
       tensorboard: write event files too, into `out`/events; needs the extra "log".
       profile: steps to trace with the profiler, from the third one on, into `out`/profile.
       dry_run: print what would be done, and do nothing.
+      keys: print every key of a training file with type, default and meaning, and do nothing.
       coordinator: HOST:PORT of process 0, for a run of several processes; "auto" under Slurm, Open
         MPI, Kubernetes and on TPU pods.
       num_processes: how many there are, with HOST:PORT.
@@ -78,6 +82,9 @@ def train(
     Raises:
       ConfigError: a bad configuration, or `out` holds another run.
     """
+    if keys:
+        show(Group(*training_keys(TrainConfig)))
+        return 0
     if config is not None and preset is not None:
         raise ConfigError(f"--config {config} and --preset {preset} exclude each other")
     at_least(0, profile=profile)
