@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from rich import box
 from rich.table import Table
 
 from ffnlab import models, weights
@@ -94,7 +95,12 @@ class Comparison:
     about: str
 
     def __rich__(self) -> Table:
-        table = Table(title="quantized products beside qwix", caption=self.about)
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            title="quantized products beside qwix",
+            caption=self.about,
+        )
         texts = ("weights", "ffnlab's dtypes", "qwix's dtypes")
         numbers = ("rows", "packed ms", "qwix ms", "ratio", "prepared ms", "difference")
         for name in (texts[0], *numbers, *texts[1:]):

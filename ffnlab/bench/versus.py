@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
+from rich import box
 from rich.table import Table
 
 from ffnlab import models, weights
@@ -95,7 +96,12 @@ class Comparison:
     theirs: str
 
     def __rich__(self) -> Table:
-        table = Table(title="ffnlab beside transformers", caption=f"{self.ours}\n{self.theirs}")
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            title="ffnlab beside transformers",
+            caption=f"{self.ours}\n{self.theirs}",
+        )
         texts = ("task", "results", "peer's form")
         numbers = ("tokens", "ffnlab tok/s", "peer tok/s", "ratio")
         for name in (texts[0], *numbers, *texts[1:]):

@@ -130,4 +130,4 @@ def without_none(hint: object) -> object:
     kinds = [without_none(kind) for kind in inner if kind is not types.NoneType]
     if origin in (typing.Union, types.UnionType):
         return functools.reduce(operator.or_, kinds)
-    return tuple[tuple(kinds)] if origin is tuple else hint
+    return types.GenericAlias(tuple, tuple(kinds)) if origin is tuple else hint
