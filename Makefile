@@ -13,6 +13,7 @@ PINS := $(or $(wildcard constraints/py$(VERSION).txt),constraints/py312.txt)
 # for one. From 0.11 on jax needs Python 3.12, which `make aot PY=python3.12` uses for all.
 AOT_JAX ?= 0.10 0.11 0.12
 AOT_PY := $(if $(filter 311,$(VERSION)),python3.12,$(PY))
+WHEEL := build/wheel
 CACHE := $(CURDIR)/build/jax-cache-py$(VERSION)
 PIP := -m pip install -qq --disable-pip-version-check --no-input --progress-bar off -c $(PINS)
 WORKERS ?= 2
@@ -28,7 +29,7 @@ ARGS ?=
 export JAX_COMPILATION_CACHE_DIR := $(CACHE)
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 
-.PHONY: run test test-slow test-faults test-tree-mode fuzz parity bench bench-check lint types format \
+.PHONY: run test test-slow test-faults test-tree-mode fuzz parity wheel-test bench bench-check lint types format \
 	install install-test clean aot gpu-test gpu-bench
 .DEFAULT_GOAL := test
 
@@ -91,6 +92,18 @@ test-faults: $(VENV)/test.stamp
 
 test-tree-mode: $(VENV)/test.stamp
 	$(TREE_MODE) $(VENV)/bin/python -m pytest -q -n $(WORKERS) $(ARGS)
+
+# A wheel as a release has it, in an environment with nothing else, away from the clone.
+wheel-test:
+	rm -rf $(WHEEL)
+	$(PY) -m venv $(WHEEL)/build
+	$(WHEEL)/build/bin/python $(PIP) build
+	$(WHEEL)/build/bin/python -m build --outdir $(WHEEL)/dist . > $(WHEEL)/build.log || \
+		{ cat $(WHEEL)/build.log; exit 1; }
+	$(PY) -m venv $(WHEEL)/empty
+	$(WHEEL)/empty/bin/python $(PIP) "$$(echo $(WHEEL)/dist/ffnlab-*.whl)[run]"
+	cd $(WHEEL) && env -u PYTHONPATH empty/bin/ffnlab compress embedded_small --out compressed
+	cd $(WHEEL) && env -u PYTHONPATH empty/bin/ffnlab eval compressed/model --limit 4096
 
 parity: $(PARITY)/parity.stamp
 	$(PARITY)/bin/python -m pytest -q -m parity $(ARGS)

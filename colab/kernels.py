@@ -19,13 +19,29 @@
 # and times both against bfloat16 on whatever GPU or CPU it finds.
 
 # %%
+source = "ffnlab"  # @param {type: "string"}
+# The released package, or the path of a clone or of a wheel; one beside this notebook is found.
+
 import importlib.util
+import pathlib
 import subprocess
 import sys
 
-if importlib.util.find_spec("pallas_kernels") is None:
-    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", "ffnlab[run]"])
+spec = importlib.util.find_spec("ffnlab")
+if spec is None or spec.origin is None:  # a clone beside this notebook looks like a package
+    beside = [*pathlib.Path().glob("ffnlab-*.whl"), pathlib.Path("ffnlab"), pathlib.Path("..")]
+    places = beside if source == "ffnlab" else [pathlib.Path(source)]
+    there = [p for p in places if p.suffix == ".whl" or (p / "ffnlab/__init__.py").is_file()]
+    chosen = there[0].resolve() if there else source
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{chosen}[run]"]).returncode:
+        sys.exit(f"pip cannot install {chosen}: put a clone or wheel of ffnlab beside the notebook")
+    importlib.invalidate_caches()
 
+import ffnlab
+
+print("ffnlab", ffnlab.__version__, "· Python", sys.version.split()[0])
+
+# %%
 import jax
 import jax.numpy as jnp
 

@@ -19,13 +19,30 @@
 # that send no error through depth; then you write a rule of your own, without any gradient.
 
 # %%
+source = "ffnlab"  # @param {type: "string"}
+# The released package, or the path of a clone or of a wheel; one beside this notebook is found.
+
 import importlib.util
-import os
+import pathlib
 import subprocess
 import sys
 
-if importlib.util.find_spec("ffnlab") is None:
-    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", "ffnlab[run]"])
+spec = importlib.util.find_spec("ffnlab")
+if spec is None or spec.origin is None:  # a clone beside this notebook looks like a package
+    beside = [*pathlib.Path().glob("ffnlab-*.whl"), pathlib.Path("ffnlab"), pathlib.Path("..")]
+    places = beside if source == "ffnlab" else [pathlib.Path(source)]
+    there = [p for p in places if p.suffix == ".whl" or (p / "ffnlab/__init__.py").is_file()]
+    chosen = there[0].resolve() if there else source
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{chosen}[run]"]).returncode:
+        sys.exit(f"pip cannot install {chosen}: put a clone or wheel of ffnlab beside the notebook")
+    importlib.invalidate_caches()
+
+import ffnlab
+
+print("ffnlab", ffnlab.__version__, "· Python", sys.version.split()[0])
+
+# %%
+import os
 
 import jax
 import jax.numpy as jnp

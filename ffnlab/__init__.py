@@ -17,6 +17,7 @@ __all__ = [
     "compat",
     "compress",
     "data",
+    "docstrings",
     "errors",
     "files",
     "io",

@@ -11,6 +11,8 @@ __all__ = [
     "MissingExtraError",
     "NumericalError",
     "SelectionError",
+    "at_least",
+    "check_seed",
     "first_line",
     "require",
 ]
@@ -42,6 +44,34 @@ class NumericalError(FFNLabError):
 
 class MissingExtraError(ImportError):
     """A package of an optional extra is not installed; the message gives the install line."""
+
+
+SEEDS = 2**32  # jax.random.key takes more, and makes the same keys of them
+
+
+def at_least(least: int, **values: int | None) -> None:
+    """Checks numbers that were given; None stands for none.
+
+    Raises:
+      ConfigError: one is less.
+
+    >>> at_least(1, limit=None, window=64)
+    """
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise ConfigError(f"{name}={value} must be at least {least}")
+
+
+def check_seed(seed: int) -> None:
+    """Checks a seed, of which each draws something else.
+
+    Raises:
+      ConfigError: it is not in 0..2**32 - 1.
+
+    >>> check_seed(7)
+    """
+    if not 0 <= seed < SEEDS:
+        raise ConfigError(f"seed={seed} must lie in 0..{SEEDS - 1}")
 
 
 def require(module: str, *, extra: str) -> ModuleType:

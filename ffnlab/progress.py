@@ -44,6 +44,7 @@ def track(items: Iterable[T], label: str, *, enabled: bool = True) -> Iterator[T
     if not (enabled and sys.stderr.isatty()):
         yield from items
         return
+    from rich.markup import escape
     from rich.progress import track as draw
 
-    yield from draw(items, description=label, console=console(), transient=True)
+    yield from draw(items, description=escape(label), console=console(), transient=True)

@@ -25,7 +25,18 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # Floors of ffnlab, lowest first: a package imports from its own floor and those below it.
 FLOORS = (
-    {"errors", "compat", "files", "io", "leaves", "npz", "placing", "progress", "sidecar"},
+    {
+        "errors",
+        "compat",
+        "docstrings",
+        "files",
+        "io",
+        "leaves",
+        "npz",
+        "placing",
+        "progress",
+        "sidecar",
+    },
     {"weights", "tree", "transform", "rule", "probe"},
     {"layers"},
     {"models", "data", "parallel"},

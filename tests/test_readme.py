@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ffnlab.cli.main import COMMANDS
+from ffnlab.models import open_model
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,7 +22,8 @@ def test_code_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
     if "models.save" in block:
-        assert (Path("small-model") / "config.json").is_file()
+        _, tokenizer = open_model(Path("small-model"))  # as the commands that follow do
+        assert tokenizer.encode("def") == [100, 101, 102]
 
 
 def test_commands_and_targets_exist():

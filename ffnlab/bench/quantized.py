@@ -24,10 +24,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from rich import box
 from rich.table import Table
 
 from ffnlab import models, weights
-from ffnlab.errors import FFNLabError, require
+from ffnlab.errors import FFNLabError, at_least, require
 from ffnlab.progress import track
 
 __all__ = ["Comparison", "Product", "Settings", "compare", "ratios", "settings_for"]
@@ -53,6 +54,9 @@ class Settings:
     rows: tuple[int, ...] = (1, 64)
     group: int = 128
     turns: int = 9
+
+    def __post_init__(self) -> None:
+        at_least(1, d_in=self.d_in, d_out=self.d_out, group=self.group, turns=self.turns)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +95,12 @@ class Comparison:
     about: str
 
     def __rich__(self) -> Table:
-        table = Table(title="quantized products beside qwix", caption=self.about)
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            title="quantized products beside qwix",
+            caption=self.about,
+        )
         texts = ("weights", "ffnlab's dtypes", "qwix's dtypes")
         numbers = ("rows", "packed ms", "qwix ms", "ratio", "prepared ms", "difference")
         for name in (texts[0], *numbers, *texts[1:]):

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from rich.table import Table
 
-from ffnlab.errors import FFNLabError
+from ffnlab.errors import FFNLabError, at_least
 from ffnlab.layers import ACTIVATIONS, GatedFFN, SparseGatedFFN
 from ffnlab.progress import track
 from ffnlab.weights import Transposed
@@ -44,6 +44,9 @@ class Settings:
     hidden: int = 5632
     sparsities: tuple[float, ...] = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     turns: int = 41
+
+    def __post_init__(self) -> None:
+        at_least(1, width=self.width, hidden=self.hidden, turns=self.turns)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ffnlab import models
 from ffnlab.bench.peer import Peer
 from ffnlab.bench.versus import embedded_model
 from ffnlab.data import TextBatches, stdlib_text
-from ffnlab.errors import FFNLabError
+from ffnlab.errors import FFNLabError, at_least
 from ffnlab.learning import backprop
 from ffnlab.progress import track
 
@@ -44,6 +44,9 @@ class Settings:
     batch: int = 8
     length: int = 256
     turns: int = 15
+
+    def __post_init__(self) -> None:
+        at_least(1, **dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
+from rich import box
 from rich.table import Table
 
 from ffnlab import models, weights
 from ffnlab.bench.peer import Peer
-from ffnlab.errors import FFNLabError
+from ffnlab.errors import FFNLabError, at_least
 from ffnlab.models import Cache, Decoder, DecoderConfig
 from ffnlab.models.evaluate import nats_of
 from ffnlab.progress import track
@@ -54,6 +55,9 @@ class Settings:
     window: int = 512
     windows: int = 8
     turns: int = 9
+
+    def __post_init__(self) -> None:
+        at_least(1, **dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +96,12 @@ class Comparison:
     theirs: str
 
     def __rich__(self) -> Table:
-        table = Table(title="ffnlab beside transformers", caption=f"{self.ours}\n{self.theirs}")
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            title="ffnlab beside transformers",
+            caption=f"{self.ours}\n{self.theirs}",
+        )
         texts = ("task", "results", "peer's form")
         numbers = ("tokens", "ffnlab tok/s", "peer tok/s", "ratio")
         for name in (texts[0], *numbers, *texts[1:]):

@@ -42,18 +42,18 @@ def model(
     """
     import contextlib
 
-    import rich
+    from ffnlab.cli.show import show
 
     if vs == "qwix":
         from ffnlab.bench import quantized
 
-        rich.print(quantized.compare(quantized.settings_for(directory, turns), progress=True))
+        show(quantized.compare(quantized.settings_for(directory, turns), progress=True))
         return
     from ffnlab.bench.versus import Settings, compare, embedded_model
 
     settings = Settings(prompt, new, prefill, window, windows, turns)
     with embedded_model() if directory is None else contextlib.nullcontext(directory) as folder:
-        rich.print(compare(folder, settings, progress=True))
+        show(compare(folder, settings, progress=True))
 
 
 def sparse(*, width: int = 2048, hidden: int = 5632, turns: int = 41) -> None:
@@ -64,11 +64,10 @@ def sparse(*, width: int = 2048, hidden: int = 5632, turns: int = 41) -> None:
       hidden: channels of the FFN.
       turns: times that every form runs.
     """
-    import rich
-
     from ffnlab.bench.sparse import Settings, compare
+    from ffnlab.cli.show import show
 
-    rich.print(compare(Settings(width, hidden, turns=turns), progress=True))
+    show(compare(Settings(width, hidden, turns=turns), progress=True))
 
 
 def loading() -> None:
@@ -87,7 +86,10 @@ def loop(*, milliseconds: int = 100, steps: int = 200) -> None:
       steps: of the run; the state, of the embedded model's size, is saved once.
     """
     from ffnlab.bench.loop import overhead
+    from ffnlab.errors import at_least
 
+    at_least(1, milliseconds=milliseconds)
+    at_least(2, steps=steps)
     ratio = overhead(milliseconds / 1000, steps)
     print(f"the loop adds {100 * (ratio - 1):.2f} % to steps of {milliseconds} ms")
 
@@ -107,13 +109,12 @@ def train(
     """
     import contextlib
 
-    import rich
-
     from ffnlab.bench.training import Settings, compare
     from ffnlab.bench.versus import embedded_model
+    from ffnlab.cli.show import show
 
     with embedded_model() if directory is None else contextlib.nullcontext(directory) as folder:
-        rich.print(compare(folder, Settings(batch, length, turns), progress=True))
+        show(compare(folder, Settings(batch, length, turns), progress=True))
 
 
 def kernels(*, only: str = "", names: bool = False, json: Path | None = None) -> int:

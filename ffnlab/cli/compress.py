@@ -16,6 +16,7 @@ def compress(
     dense: bool = False,
     resume: bool = False,
     restart: bool = False,
+    keys: bool = False,
 ) -> None:
     """Prunes, sparsifies and quantizes a language model; says what each step cost and bought.
 
@@ -37,19 +38,25 @@ def compress(
         matrices, which transformers loads without the compressed-tensors package.
       resume: continue the interrupted run in OUT, if there is one.
       restart: throw away the interrupted run in OUT.
+      keys: print every key of a recipe with type, default and meaning, and do nothing.
     """
     import time
 
     start = time.perf_counter()
-    import rich
+    from rich.console import Group
 
     from ffnlab import compress as job
     from ffnlab import recipes
+    from ffnlab.cli.keys import recipe_keys
+    from ffnlab.cli.show import show
     from ffnlab.cli.trained import provenance, warn_of_seen
     from ffnlab.data.documents import documents_of, read_documents, split
     from ffnlab.errors import ConfigError
     from ffnlab.models.embedded import open_model, shipped
 
+    if keys:
+        show(Group(*recipe_keys()))
+        return
     if resume and restart:
         raise ConfigError("--resume and --restart exclude each other")
     source = shipped(model) or str(model)
@@ -64,7 +71,7 @@ def compress(
     decoder, tokenizer = open_model(model)
     origin = provenance(model)
     warn_of_seen("compress", origin, zip(parts, whole, strict=True))
-    rich.print(f"model: {source}; text: {words.source}; recipe: {steps.source}")
+    print(f"model: {source}; text: {words.source}; recipe: {steps.source}")
     report = job.compress(
         decoder,
         tokenizer,
@@ -78,5 +85,5 @@ def compress(
         loading=time.perf_counter() - start,
         origin=origin,
     )
-    rich.print(report)
-    rich.print(f"{out}: model, report.json, pictures")
+    show(report)
+    print(f"{out}: model, report.json, pictures")

@@ -33,9 +33,10 @@ def evaluate(
     from ffnlab.cli.trained import provenance, warn_of_seen
     from ffnlab.data import stdlib_text
     from ffnlab.data.documents import documents_of, joined, read_documents, scored, split
-    from ffnlab.errors import ConfigError
+    from ffnlab.errors import ConfigError, at_least
     from ffnlab.models.evaluate import perplexity
 
+    at_least(1, limit=limit, window=window, stride=stride)
     if held_out and not text:
         raise ConfigError("--held-out is of --text; without files the text is held out already")
     decoder, tokenizer = models.open_model(model)

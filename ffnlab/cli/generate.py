@@ -42,9 +42,11 @@ def generate(
     import jax
 
     from ffnlab import models
-    from ffnlab.errors import ConfigError
+    from ffnlab.errors import ConfigError, at_least, check_seed
     from ffnlab.models.generation_config import advised_sampling, stop_ids
 
+    check_seed(seed)
+    at_least(1, max_tokens=max_tokens)
     if not prompt:
         raise ConfigError("prompt is empty; give at least one character")
     decoder, tokenizer = models.open_model(model)

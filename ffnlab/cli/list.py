@@ -5,8 +5,7 @@ __all__ = ["list_studies"]
 
 def list_studies() -> None:
     """Lists the studies: name, title, package, and how the last run on this machine ended."""
-    import rich
-
+    from ffnlab.cli.show import show
     from ffnlab.studies.run import overview
 
-    rich.print(overview())
+    show(overview())

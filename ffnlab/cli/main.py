@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import ffnlab
 from ffnlab.cli import streams
+from ffnlab.cli.arguments import described, description_of
 from ffnlab.errors import FFNLabError, MissingExtraError, require
 
 __all__ = ["COMMANDS", "main"]
@@ -161,9 +162,10 @@ def call(name: str, command: Command, arguments: list[str]) -> int:
     tyro = require("tyro", extra="run")
     function = command.load()
     status = tyro.cli(
-        function,
+        described(function),
         args=arguments,
         prog=f"ffnlab {name}",
+        description=description_of(function),
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     return status if isinstance(status, int) else 0

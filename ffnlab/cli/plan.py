@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from rich.table import Table
 
 from ffnlab import models, parallel
+from ffnlab.cli.show import show
 from ffnlab.cli.training import RULES, DataConfig, RunConfig, TrainConfig, abstract_batch
-from ffnlab.errors import ConfigError, FFNLabError
+from ffnlab.errors import ConfigError, FFNLabError, at_least
 from ffnlab.files import read_json
 from ffnlab.models import Decoder, families
 from ffnlab.parallel import read_config
@@ -23,6 +24,8 @@ from ffnlab.parallel import read_config
 __all__ = ["measure", "plan"]
 
 DEVICES = "--xla_force_host_platform_device_count"
+# A failure that is not ours is shown whole, without jax's remark on the frames that it hides.
+PRETENDED = {"JAX_PLATFORMS": "cpu", "JAX_TRACEBACK_FILTERING": "off"}
 GIB = 2**30
 
 
@@ -53,8 +56,7 @@ def plan(
       ConfigError: no such file, or a bad one; a malformed mesh, or a size of it is left open.
       FFNLabError: whatever else does not fit, as the process that compiles says it.
     """
-    import rich
-
+    at_least(1, batch=batch, length=length)
     mesh = settings_of(config).run.mesh or "dp=1" if mesh is None else mesh
     sizes = parallel.mesh_sizes(mesh).values()
     if -1 in sizes:
@@ -66,14 +68,17 @@ def plan(
     done = subprocess.run(
         [sys.executable, "-m", "ffnlab.cli.plan"],
         input=json.dumps(request),
-        env=os.environ | {"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"},
+        env=os.environ | PRETENDED | {"XLA_FLAGS": flags.strip()},
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        raise FFNLabError(done.stderr.strip().splitlines()[-1] if done.stderr else "plan failed")
-    rich.print(as_table(json.loads(done.stdout), mesh))
+        raise FFNLabError(done.stderr.strip() or f"the plan ended with status {done.returncode}")
+    found = json.loads(done.stdout)
+    if "refused" in found:
+        raise FFNLabError(found["refused"])
+    show(as_table(found, mesh))
 
 
 def as_table(found: dict, mesh: str) -> Table:
@@ -124,8 +129,8 @@ def measure(request: dict) -> dict[str, object]:
     """
     settings = settings_of(Path(request["config"]))
     mesh, rule = parallel.parse_mesh(request["mesh"]), RULES[settings.rule](settings)
-    rows = request["batch"] or settings.data.batch
-    length = request["length"] or settings.data.length
+    rows = settings.data.batch if request["batch"] is None else request["batch"]
+    length = settings.data.length if request["length"] is None else request["length"]
     key, dtype = jax.random.key(0), jnp.dtype(request["dtype"])
 
     def make(key: jax.Array) -> Decoder:
@@ -156,6 +161,7 @@ def measure(request: dict) -> dict[str, object]:
 
 if __name__ == "__main__":
     try:
-        json.dump(measure(json.load(sys.stdin)), sys.stdout)
-    except ConfigError as error:
-        sys.exit(str(error))
+        answer = measure(json.load(sys.stdin))
+    except FFNLabError as error:
+        answer = {"refused": str(error)}
+    json.dump(answer, sys.stdout)

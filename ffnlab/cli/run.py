@@ -14,10 +14,9 @@ def run(slug: str, /, *, out: Path | None = None, quick: bool = False, seed: int
       quick: the small form, at most a minute on two cores.
       seed: changes the random draw.
     """
-    import rich
-
+    from ffnlab.cli.show import show
     from ffnlab.studies.run import run_study
 
-    rich.print(run_study(slug, out=out, quick=quick, seed=seed))
+    show(run_study(slug, out=out, quick=quick, seed=seed))
     if out is not None:
         print(f"result.json and pictures: {out}")

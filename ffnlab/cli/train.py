@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+from rich.console import Group
 
 from ffnlab import io, parallel, placing
 from ffnlab.cli.corpus import Corpus, load_corpus
 from ffnlab.cli.identity import identity_of, versions
+from ffnlab.cli.keys import training_keys
+from ffnlab.cli.show import show
 from ffnlab.cli.streams import mute_orbax
 from ffnlab.cli.training import (
     RULES,
@@ -23,6 +26,7 @@ from ffnlab.cli.training import (
     work_of,
 )
 from ffnlab.data import HeldOut
+from ffnlab.errors import ConfigError, at_least
 from ffnlab.models import load, save
 from ffnlab.models.account import parameters
 from ffnlab.parallel import (
@@ -39,14 +43,15 @@ from ffnlab.rule import Rule
 def train(
     config: Path | None = None,
     *,
-    preset: str = "embedded",
+    preset: str | None = None,
     out: Path = Path("runs/train"),
     steps: int | None = None,
     resume: bool = False,
-    progress: bool = True,
+    no_progress: bool = False,
     tensorboard: bool = False,
     profile: int = 0,
     dry_run: bool = False,
+    keys: bool = False,
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
@@ -61,14 +66,15 @@ def train(
 
     Args:
       config: a TOML file (see ffnlab/presets); instead of a preset.
-      preset: name of a configuration that comes with the package.
+      preset: name of a configuration that comes with the package; "embedded" without one.
       out: folder of the run: checkpoint/, metrics.jsonl, run.json, and at the end model/.
       steps: in place of the configured number of steps.
       resume: continue an interrupted run in `out`.
-      progress: show a bar on a terminal.
+      no_progress: show no bar; without this there is one on a terminal.
       tensorboard: write event files too, into `out`/events; needs the extra "log".
       profile: steps to trace with the profiler, from the third one on, into `out`/profile.
       dry_run: print what would be done, and do nothing.
+      keys: print every key of a training file with type, default and meaning, and do nothing.
       coordinator: HOST:PORT of process 0, for a run of several processes; "auto" under Slurm, Open
         MPI, Kubernetes and on TPU pods.
       num_processes: how many there are, with HOST:PORT.
@@ -80,8 +86,14 @@ def train(
     Raises:
       ConfigError: a bad configuration, or `out` holds another run.
     """
+    if keys:
+        show(Group(*training_keys(TrainConfig)))
+        return 0
+    if config is not None and preset is not None:
+        raise ConfigError(f"--config {config} and --preset {preset} exclude each other")
+    at_least(0, profile=profile)
     mute_orbax()
-    settings = read_config(preset if config is None else config, TrainConfig)
+    settings = read_config(preset or "embedded" if config is None else config, TrainConfig)
     if steps is not None:
         settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=steps))
     with parallel.joined(coordinator, num_processes, process_id, heartbeat, join):
@@ -89,7 +101,7 @@ def train(
             if parallel.is_first():
                 announce(settings, Path(out))
             return 0
-        shown = {"progress": progress, "tensorboard": tensorboard, "profile": profile}
+        shown = {"progress": not no_progress, "tensorboard": tensorboard, "profile": profile}
         record = run(settings, Path(out), resume=resume, **shown)
         if parallel.is_first():
             report(record, out)
@@ -98,7 +110,6 @@ def train(
 
 def announce(settings: TrainConfig, out: Path) -> None:
     """Prints what a run would do: sizes, work, memory of the state, files."""
-    import rich
     from rich.table import Table
 
     options, data, more = settings.run, settings.data, settings.extension
@@ -123,7 +134,7 @@ def announce(settings: TrainConfig, out: Path) -> None:
         "checkpoints": f"every {settings.run.checkpoint_every} steps, the newest two",
     }.items():
         table.add_row(name, value)
-    rich.print(table)
+    show(table)
 
 
 def report(record: Mapping, out: Path) -> None:

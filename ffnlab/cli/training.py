@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 
 from ffnlab import parallel
 from ffnlab.data import Packed
-from ffnlab.errors import ConfigError
+from ffnlab.errors import ConfigError, at_least, check_seed
 from ffnlab.learning import (
     Extension,
     OptimizerConfig,
@@ -63,6 +63,9 @@ class DataConfig:
     tokenizer: str = ""
     packed: bool = False
 
+    def __post_init__(self) -> None:
+        at_least(1, batch=self.batch, length=self.length, stride=self.stride)
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
@@ -71,7 +74,9 @@ class RunConfig:
     Attributes:
       steps: batches in all.
       seed: of the weights, and of the order of the text.
-      log_every, evaluate_every, checkpoint_every: in steps, see `ffnlab.parallel.LoopOptions`.
+      log_every: steps between rows of metrics.
+      evaluate_every: steps between measurements on the held-out text; 0 for the end alone.
+      checkpoint_every: steps between checkpoints; 0 for the end alone.
       dtype: of the saved parameters, "float32" or "bfloat16".
       mesh: of devices, "dp=2,fsdp=2,tp=2" (`ffnlab.parallel.parse_mesh`); "" for one device.
       scan: stack the layers and scan over them, so that compiling does not grow with depth.
@@ -99,10 +104,8 @@ class RunConfig:
     patience: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ConfigError(f"steps={self.steps} must be at least 1")
-        if self.microbatches < 1:
-            raise ConfigError(f"microbatches={self.microbatches} must be at least 1")
+        at_least(1, steps=self.steps, microbatches=self.microbatches)
+        check_seed(self.seed)
         for name in ("dtype", "compute"):
             if getattr(self, name) not in ("float32", "bfloat16"):
                 found = getattr(self, name)

@@ -165,20 +165,27 @@ class Report:
         return Group(*parts)
 
     def __str__(self) -> str:
-        console = Console(width=100, color_system=None, force_terminal=False)
+        console = Console(
+            width=100, color_system=None, force_terminal=False, markup=False, emoji=False
+        )
         with console.capture() as capture:
             console.print(self)
         return capture.get().rstrip()
 
 
 def table(rows: tuple[Row, ...]) -> Table:
-    """The rows, each figure above its ratio to the original's."""
+    """The rows, each figure above its ratio to the original's.
+
+    Of speed only the ratio is comparable, as the original is measured anew beside each stage: it
+    stands alone, and the first row has the one speed that the ratios are read with.
+    """
     found = Table(
         title="held-out quality, size and speed after each stage",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
     found.add_column("stage")
+    first = rows[0]
     columns = {
         "perplexity": lambda r: number(r.perplexity),
         "bits /\nbyte": lambda r: f"{r.bits_per_byte:.3f}",
@@ -186,12 +193,11 @@ def table(rows: tuple[Row, ...]) -> Table:
         "bytes": lambda r: size(r.nbytes),
         "cache /\ntoken": lambda r: size(r.cache_bytes),
         "FLOPs /\ntoken": lambda r: count(r.flops),
-        "decode\ntok/s": lambda r: f"{r.decode:.0f}",
+        "decode\ntok/s": lambda r: f"{r.decode:.0f}" if r is first else "",
     }
     fields = ("perplexity", "bits_per_byte", "parameters", "nbytes", "cache_bytes", "flops")
     for name in columns:
         found.add_column(name, justify="right")
-    first = rows[0]
     for row in rows:
         cells = [show(row) for show in columns.values()]
         if row is not first:

@@ -29,6 +29,9 @@ def with_axes(module: M, change: Callable[[tuple[str, ...]], tuple[str, ...]]) -
         return isinstance(node, nnx.Param | Statistic)
 
     def convert(node: object) -> object:
-        return type(node)(node.get_value(), axes=change(node.axes)) if is_named(node) else node
+        if not isinstance(node, nnx.Param | Statistic):
+            return node
+        kind: type[nnx.Variable] = type(node)
+        return kind(node.get_value(), axes=change(node.axes))
 
     return jax.tree.map(convert, module, is_leaf=is_named)

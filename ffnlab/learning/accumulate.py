@@ -34,7 +34,7 @@ def accumulated(evaluate: Callable[[PyTree], Evaluated], batch: PyTree, parts: i
       batch: a tree of arrays [rows, …].
       parts: how many; one is the batch itself.
     Returns:
-      as `evaluate`, in float32; 0 where nothing is counted.
+      as `evaluate`, in float32; a part that counts nothing adds nothing.
     Raises:
       ConfigError: the parts do not divide the rows.
     """

@@ -30,15 +30,18 @@ class MastersState(NamedTuple):
     inner: PyTree
 
 
-def in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+def in_float32(
+    optimizer: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
     """The same optimizer with moments, norms and masters in float32.
 
     Args:
       optimizer: any optax transformation.
     Returns:
       one whose state is that of `optimizer` where all parameters are at least float32, else a
-      `MastersState`. `optax.apply_updates` then makes of the parameters the rounded masters;
-      `update` needs the parameters. The state shares no array with the parameters.
+      `MastersState`. `optax.apply_updates` then makes of the parameters the rounded masters (of a
+      sum in float32: a step many times as large as the parameter may tip a rounding); `update`
+      needs the parameters. The state shares no array with the parameters.
     Raises:
       ValueError: from `update`, without parameters where there are masters.
     """

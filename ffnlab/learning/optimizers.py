@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, PyTree
 
-from ffnlab.errors import ConfigError
+from ffnlab.errors import ConfigError, at_least
 from ffnlab.learning.masters import in_float32
 from ffnlab.learning.noise import gradient_noise
 from ffnlab.learning.trust import lamb, matrices
@@ -91,6 +91,7 @@ class Extension:
             raise ConfigError(
                 f"extension needs steps >= 0 and rate > 0, got steps={self.steps}, rate={self.rate}"
             )
+        at_least(1, batch=self.batch, length=self.length)
 
 
 def rate_at(

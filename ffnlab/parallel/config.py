@@ -84,6 +84,15 @@ def to_table(config: object) -> dict[str, object]:
     }
 
 
+def table_of(hint: object) -> type | None:
+    """The dataclass that a table of a file is read into: the hint itself, or beside None.
+
+    >>> table_of(int | None)
+    """
+    kinds = [kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)]
+    return kinds[0] if kinds else None
+
+
 def _problems(table: object, kind: type, prefix: str) -> Iterator[str]:
     if not isinstance(table, Mapping):
         yield f"{prefix.rstrip('.') or 'it'} must be a table, not {table!r}"
@@ -93,8 +102,8 @@ def _problems(table: object, kind: type, prefix: str) -> Iterator[str]:
     for key, value in table.items():
         if key not in fields:
             yield f"unknown key {prefix + key!r}; accepted: {', '.join(sorted(fields))}"
-        elif dataclasses.is_dataclass(hints[key]):
-            yield from _problems(value, hints[key], f"{prefix}{key}.")
+        elif (inner := table_of(hints[key])) is not None:
+            yield from _problems(value, inner, f"{prefix}{key}.")
         elif not _fits(value, hints[key]):
             yield f"{prefix}{key}={value!r} is not of type {_name(hints[key])}"
     for key, field in fields.items():
@@ -124,8 +133,8 @@ def _build(table: Mapping, kind: type[T], name: str) -> T:
     hints = typing.get_type_hints(kind)
     values = {}
     for key, value in table.items():
-        if dataclasses.is_dataclass(hints[key]):
-            values[key] = _build(value, hints[key], f"{name}: {key}")
+        if (inner := table_of(hints[key])) is not None:
+            values[key] = _build(value, inner, f"{name}: {key}")
         elif isinstance(value, list):
             values[key] = tuple(value)
         else:

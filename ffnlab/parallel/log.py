@@ -76,41 +76,46 @@ def since_lowest(values: list[float]) -> int:
 
 
 class Display:
-    """A progress bar with the latest figures; nothing where nobody watches."""
+    """A progress bar, and below it the latest figures; nothing where nobody watches."""
 
     def __init__(self, steps: int, position: int, enabled: bool):
         self.bar = None
         if enabled and sys.stderr.isatty():
             from rich import progress
+            from rich.console import Group
+            from rich.live import Live
+            from rich.text import Text
 
             self.bar = progress.Progress(
                 progress.TextColumn("{task.completed}/{task.total}"),
                 progress.BarColumn(),
                 progress.TimeElapsedColumn(),
                 progress.TimeRemainingColumn(),
-                progress.TextColumn("{task.description}"),
-                console=console(),
             )
             self.task = self.bar.add_task("", total=steps, completed=position)
+            # Beside the bar they would leave it no room in 80 columns.
+            self.figures = Text()
+            parts = Group(self.bar, self.figures)
+            self.live = Live(parts, console=console(), refresh_per_second=10)
 
     def __enter__(self) -> "Display":
         if self.bar is not None:
-            self.bar.start()
+            self.live.start()
         return self
 
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.bar is not None:
-            self.bar.stop()
+            self.live.stop()
 
     def show(self, position: int, figures: Mapping[str, float] | None = None) -> None:
         """Moves the bar, and shows figures where there are new ones."""
         if self.bar is not None:
             self.bar.update(self.task, completed=position)
             if figures:
-                text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-                self.bar.update(self.task, description=text)
+                # Without spaces within, so that a line ends between two of them.
+                self.figures.plain = "  ".join(f"{name}={v:.4g}" for name, v in figures.items())
 
 
 class Journal:

@@ -14,12 +14,13 @@ import importlib.metadata
 import math
 import platform
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -30,6 +31,7 @@ from ffnlab.files import StrPath, atomic_write, write_json
 __all__ = ["Claim", "Result", "plain", "versions"]
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+UNBOUNDED = 10_000  # columns, more than any table needs
 PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
@@ -165,11 +167,13 @@ class Result:
     def __rich__(self) -> Group:
         parts = [claims_table(self)]
         if self.table:
-            parts.append(rows_table(self.table))
+            parts.append(Rows(self.table))
         return Group(*parts)
 
     def __str__(self) -> str:
-        console = Console(width=120, color_system=None, force_terminal=False)
+        console = Console(
+            width=120, color_system=None, force_terminal=False, markup=False, emoji=False
+        )
         with console.capture() as capture:
             console.print(self)
         return capture.get().rstrip()
@@ -215,30 +219,64 @@ def as_png(draw: Callable[..., object]) -> bytes:
 
 
 def claims_table(result: Result) -> Table:
-    """The claims as a rich table, one row each."""
+    """The claims as a rich table, what belongs to one below each other: 80 columns hold no five."""
     table = Table(
         title=Text(f"{result.slug}: {result.title}"),
         caption=Text(f"{result.status} · seed {result.seed} · {result.seconds:.1f} s"),
         show_lines=True,
     )
-    for column in ("claim", "paper", "ours", "holds", "evidence"):
-        table.add_column(column, overflow="fold")
+    table.add_column("holds")
+    table.add_column("claim", overflow="fold")
     for c in result.claims:
         holds = Text("yes", "bold green") if c.holds else Text("no", "bold red")
-        table.add_row(Text(c.claim), Text(c.paper), Text(c.ours), holds, Text(c.evidence))
+        parts = Table.grid(padding=(0, 1))
+        parts.add_column(no_wrap=True, style="dim")
+        parts.add_column(overflow="fold")
+        for name in ("paper", "ours", "evidence"):
+            parts.add_row(name, Text(getattr(c, name)))
+        table.add_row(holds, Group(Text(c.claim, "bold"), parts))
     return table
 
 
-def rows_table(rows: Sequence[Mapping[str, object]]) -> Table:
-    """Measurements as a rich table; columns are all keys, in order of first appearance."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table()
-    for column in columns:
-        is_number = all(isinstance(row.get(column, 0), int | float | np.generic) for row in rows)
-        table.add_column(Text(column), justify="right" if is_number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell(row.get(column, ""))) for column in columns))
-    return table
+class Rows:
+    """Measurements that print as one table, or as several where one would break words.
+
+    Columns are all keys, in order of first appearance; the first stands in each of several tables.
+
+    Attributes:
+      rows: the measurements.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, object]]):
+        self.rows = rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        names = list(dict.fromkeys(key for row in self.rows for key in row))
+        while names:
+            shown = self.fitting(names, console, options)
+            yield self.table(shown)
+            names = [*names[:1], *names[len(shown) :]] if len(shown) < len(names) else []
+
+    def fitting(self, names: list[str], console: Console, options: ConsoleOptions) -> list[str]:
+        """As many of the first columns as there is room for, two at least."""
+        unbounded = options.update(width=UNBOUNDED)
+        for count in range(len(names), 2, -1):
+            least = Measurement.get(console, unbounded, self.table(names[:count])).minimum
+            if least <= options.max_width:
+                return names[:count]
+        return names[:2]
+
+    def table(self, names: Sequence[str]) -> Table:
+        """Some columns as a rich table."""
+        table = Table()
+        for name in names:
+            found = [row.get(name, 0) for row in self.rows]
+            is_number = all(isinstance(value, int | float | np.generic) for value in found)
+            justify = "right" if is_number else "left"
+            table.add_column(Text(name), justify=justify, overflow="fold")
+        for row in self.rows:
+            table.add_row(*(Text(cell(row.get(name, ""))) for name in names))
+        return table
 
 
 def cell(value: object) -> str:

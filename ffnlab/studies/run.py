@@ -3,6 +3,7 @@
 from rich.table import Table
 from rich.text import Text
 
+from ffnlab.errors import check_seed
 from ffnlab.files import StrPath
 from ffnlab.studies import STUDIES, load
 from ffnlab.studies.result import Result
@@ -29,9 +30,11 @@ def run_study(
       the study's result. A claim that does not hold is a finding, not an error.
     Raises:
       SelectionError: no such study.
+      ConfigError: a seed that is none.
       Exception: whatever the study raised, after it was noted.
     """
     study = load(slug)
+    check_seed(seed)
     try:
         result = study.run(out=out, quick=quick, seed=seed)
     except BaseException as error:

@@ -50,22 +50,24 @@ def arguments(inputs, out, *more: str) -> list[str]:
 
 
 def test_a_model_directory_is_compressed(inputs, tmp_path, capsys):
-    assert main(arguments(inputs, tmp_path / "out", "--dense")) == 0
+    out = tmp_path / "[" / "out]"  # what rich would read as the end of a style
+    assert main(arguments(inputs, out, "--dense")) == 0
     said, warned = capsys.readouterr()
     assert "warning" not in warned  # it is measured on what training held out
+    assert f"{out}: model, report.json, pictures\n" in said
     assert "held-out quality, size and speed after each stage" in said
     assert "recipe: recipe.toml" in said
-    report = read_report(tmp_path / "out" / "report.json")
+    report = read_report(out / "report.json")
     assert report.model["source"] == str(inputs / "model")
     assert report.text["source"] == str(inputs / "text.txt")
     assert report.rival is None and report.seconds["load"] > 0
     assert [written.folder for written in report.exports] == ["model", "dense"]
     for written in report.exports:
-        again = models.load(tmp_path / "out" / written.folder)
+        again = models.load(out / written.folder)
         assert models.removed(again) and again.config.layers == CONFIG.layers
-        origin = json.loads((tmp_path / "out" / written.folder / "training.json").read_text())
+        origin = json.loads((out / written.folder / "training.json").read_text())
         for name, content in BESIDE.items():
-            found = (tmp_path / "out" / written.folder / name).read_text()
+            found = (out / written.folder / name).read_text()
             assert found == content or json.loads(found) == json.loads(content)
         assert origin["documents"]["train"] == [digest(split(WORDS)[0])] and "steps" not in origin
 

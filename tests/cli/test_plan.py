@@ -119,3 +119,12 @@ def test_refusals(small, tmp_path):
         ask(small, "sp=4", length=15)
     with pytest.raises(FFNLabError, match="cannot be read"):
         plan(tmp_path / "absent")
+
+
+def test_what_the_compiling_process_refuses_is_said_whole(small, capsys):
+    """A refusal comes as it is; so does a failure, without jax's notice about hidden frames."""
+    with pytest.raises(FFNLabError, match="^batch: axis 'batch' of size 8"):
+        plan(small, mesh="dp=3")
+    small.write_text(small.read_text().replace("batch = 8", "batch = -1"))
+    with pytest.raises(ConfigError, match="batch=-1 must be at least 1"):
+        plan(small)

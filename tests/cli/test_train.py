@@ -70,7 +70,7 @@ def rows(out: Path) -> list[dict]:
 
 def test_a_run_ends_in_a_model_directory(config, tmp_path, capsys):
     out = tmp_path / "run"
-    assert train(config, out=out, progress=False) == 0
+    assert train(config, out=out, no_progress=True) == 0
     assert "bits per byte on held-out text (xz -9: " in capsys.readouterr().out
     logged = rows(out)
     losses = [row["loss"] for row in logged if "loss" in row]

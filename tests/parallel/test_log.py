@@ -1,9 +1,12 @@
 """Rows hold what was measured at their step, one row a step, interrupted or not."""
 
+import io
 import json
 import os
+import re
 import signal
 import struct
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -251,3 +254,26 @@ def test_a_file_in_place_of_the_checkpoints_is_refused(tmp_path, key):
     (tmp_path / "checkpoint").write_text("")
     with pytest.raises(ConfigError, match="checkpoint is not a folder"):
         run(tmp_path, key)
+
+
+class Terminal(io.StringIO):
+    """A terminal as far as anyone can tell."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_bar_and_time_left_have_room_in_80_columns(monkeypatch):
+    for name, value in {"COLUMNS": "80", "LINES": "24", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    figures = {f"figure_number_{i}": 1.5 + i for i in range(7)}
+    with Display(10_000, 0, enabled=True) as display:
+        display.show(2_500, figures)
+    frame = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", sys.stderr.getvalue()).split("\r")[-1].split("\n")
+    bar = next(line for line in frame if "2500/10000" in line)
+    assert bar.count("━") + bar.count("╸") + bar.count("╺") == 40
+    assert len(re.findall(r"\d?-?:\d\d:\d\d|-:--:--", bar)) == 2, "time spent and time left"
+    below = [line for line in frame if "figure_number" in line]
+    assert sorted(" ".join(below).split()) == [f"{n}={v:.4g}" for n, v in figures.items()]
+    assert all(len(line.rstrip()) <= 80 for line in frame)

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from ffnlab.errors import ConfigError
 from ffnlab.studies.result import Claim, Result, plain, versions
@@ -68,6 +69,21 @@ def test_prints_as_tables_without_reading_markup():
     assert "a [bold]claim[/bold]" in text and "1 of 2 claims hold · seed 3" in text
     assert "0.5" in text and "late" in text
     assert "note" not in str(result(table=()))
+
+
+def test_no_word_is_broken_in_80_columns():
+    words = "a single measurement of quantization-aware-compression over calibration-text"
+    claims = [Claim(words, words, words, True, words)]
+    columns = [f"bits_per_byte_{i}" for i in range(7)]
+    table = [{name: i + 0.125 for i, name in enumerate(columns)}, {columns[6]: "late"}]
+    console = Console(width=80, color_system=None, force_terminal=False, markup=False)
+    with console.capture() as capture:
+        console.print(result(claims=claims, table=table))
+    said = capture.get()
+    assert all(said.count(word) >= 4 for word in words.split()[1:])
+    assert all(len(line) <= 80 for line in said.splitlines())
+    assert [said.count(name) for name in columns] == [2, 1, 1, 1, 1, 1, 1], "two tables"
+    assert all(f" {i + 0.125:.4g} " in said for i in range(7)) and "late" in said
 
 
 @pytest.mark.parametrize(

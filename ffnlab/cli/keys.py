@@ -1,0 +1,133 @@
+"""What may stand in a training file and in a recipe: each key with type, default and meaning.
+
+Types and defaults are those of the dataclasses and factories that the files are read into, and the
+meaning is what their docstrings say.
+"""
+
+import dataclasses
+import functools
+import operator
+import types
+import typing
+from collections.abc import Callable, Iterator
+
+from rich import box
+from rich.console import Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ffnlab.docstrings import entries, prose
+from ffnlab.parallel.config import table_of
+from ffnlab.recipes import TRANSFORMS, Calibration, Evaluation, Stage, factory, options_of
+from ffnlab.recipes.options import describe, toml
+
+__all__ = ["Key", "Section", "recipe_keys", "training_keys"]
+
+
+class Key(typing.NamedTuple):
+    """One key of a file.
+
+    Attributes:
+      name: of the key.
+      kind: what values it takes, in words.
+      default: what stands for it where it is left out, as TOML; "required", or "" for nothing.
+      meaning: one line.
+    """
+
+    name: str
+    kind: str
+    default: str
+    meaning: str
+
+
+class Section(typing.NamedTuple):
+    """One table of a file.
+
+    Attributes:
+      head: how it begins in the file; "" for keys before any table.
+      meaning: one line.
+      keys: that it may have.
+    """
+
+    head: str
+    meaning: str
+    keys: tuple[Key, ...]
+
+    def __rich__(self) -> Group:
+        parts = [Text(self.head, "bold"), Padding(Text(self.meaning), (0, 1))]
+        if not self.keys:
+            return Group(*parts)
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for name in Key._fields:
+            table.add_column(name, overflow="fold", no_wrap=name == "name")
+        for key in self.keys:
+            table.add_row(*map(Text, key))
+        return Group(*parts, table)
+
+
+def training_keys(kind: type, name: str = "") -> Iterator[Section]:
+    """The tables of a TOML file that is read into a dataclass, its own keys first.
+
+    Args:
+      kind: a dataclass type; fields that are dataclasses are tables.
+      name: of its table in the file.
+    """
+    hints, meanings = typing.get_type_hints(kind), entries(kind, "Attributes")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    tables = {key: inner for key in fields if (inner := table_of(hints[key])) is not None}
+    keys = tuple(
+        Key(key, describe(without_none(hints[key])), default_of(field), meanings.get(key, ""))
+        for key, field in fields.items()
+        if key not in tables
+    )
+    yield Section(f"[{name}]" if name else "", prose(kind)[0], keys)
+    for key, inner in tables.items():
+        first, *rest = training_keys(inner, f"{name}.{key}" if name else key)
+        yield first._replace(meaning=meanings.get(key, first.meaning))
+        yield from rest
+
+
+def recipe_keys() -> Iterator[Section]:
+    """The tables of a recipe: what it measures on, and the options of every transform."""
+    yield from training_keys(Calibration, "calibration")
+    yield from training_keys(Evaluation, "evaluation")
+    for name in TRANSFORMS:
+        make = factory(name)
+        yield Section(f'[[stage]]\ntransform = "{name}"', prose(make)[0], options(make, name))
+    meaning = entries(Stage, "Attributes")["calibration"]
+    yield Section("[stage.calibration]", f"{meaning} The keys of [calibration], of one stage.", ())
+
+
+def options(make: Callable, name: str) -> tuple[Key, ...]:
+    """The options of a transform."""
+    meanings = entries(make, "Args")
+    return tuple(
+        Key(
+            option.name,
+            describe(option.annotation),
+            "required" if option.required else toml(option.default),
+            meanings.get(option.name, ""),
+        )
+        for option in options_of(name).values()
+    )
+
+
+def default_of(field: dataclasses.Field) -> str:
+    """The default of a field as TOML, which has no word for None."""
+    if field.default is dataclasses.MISSING:
+        return "required"
+    return "" if field.default is None else toml(field.default)
+
+
+def without_none(hint: object) -> object:
+    """A type without None, which a training file cannot say: the key is left out instead.
+
+    >>> without_none(tuple[int | None, ...] | None)
+    tuple[int, ...]
+    """
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    kinds = [without_none(kind) for kind in inner if kind is not types.NoneType]
+    if origin in (typing.Union, types.UnionType):
+        return functools.reduce(operator.or_, kinds)
+    return types.GenericAlias(tuple, tuple(kinds)) if origin is tuple else hint
