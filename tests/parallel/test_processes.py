@@ -136,12 +136,12 @@ def test_processes_of_a_second_run_in_the_folder_are_all_told(tmp_path):
 @pytest.mark.faults
 def test_a_process_that_never_comes_ends_the_others(tmp_path):
     config, port = launch.write_config(tmp_path, STEPS), launch.free_port()
-    where = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "3", "--join", "8"]
+    where = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "3", "--join", "20"]
     came = [
         launch.start(config, tmp_path / f"out-{i}", *where, "--process-id", str(i)) for i in (0, 2)
     ]
-    assert [process.wait(timeout=30) for process in came] == [2, 2]
-    said = f"coordinator='127.0.0.1:{port}': 2 of 3 processes came in 8 s; missing: process_id 1\n"
+    assert [process.wait(timeout=launch.PATIENCE) for process in came] == [2, 2]
+    said = f"coordinator='127.0.0.1:{port}': 2 of 3 processes came in 20 s; missing: process_id 1\n"
     assert [process.log.read_text() for process in came] == [f"ffnlab train: error: {said}"] * 2
     assert not list(tmp_path.glob("out-*/*")), "nothing was begun"
 
