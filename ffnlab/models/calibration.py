@@ -1,15 +1,16 @@
 """What methods that calibrate on a decoder are given, checked before any compute."""
 
+import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Int
 
 from ffnlab.errors import ConfigError
 
 __all__ = ["check_tokens"]
 
 
-def check_tokens(batch: object, vocab: int, *, least: int = 1) -> Int[np.ndarray, "b t"]:
-    """A batch of token ids as int32 on the host.
+def check_tokens(batch: object, vocab: int, *, least: int = 1) -> Int[np.ndarray | Array, "b t"]:
+    """A batch of token ids as int32 on the host; a traced one as it is, its values not looked at.
 
     Args:
       batch: integers [b, t], b >= 1, t >= `least`, from 0 to `vocab` - 1.
@@ -23,8 +24,9 @@ def check_tokens(batch: object, vocab: int, *, least: int = 1) -> Int[np.ndarray
     >>> check_tokens([[1, 2], [0, 3]], 4).shape
     (2, 2)
     """
+    is_traced = isinstance(batch, jax.core.Tracer)
     try:
-        tokens = np.asarray(batch)
+        tokens = batch if is_traced else np.asarray(batch)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"a batch of {type(batch).__name__} is no array: {error}") from None
     is_tokens = tokens.ndim == 2 and np.issubdtype(tokens.dtype, np.integer)
@@ -33,6 +35,8 @@ def check_tokens(batch: object, vocab: int, *, least: int = 1) -> Int[np.ndarray
             f"a batch of {tokens.dtype} {tokens.shape}; integer tokens [b, t] with b >= 1 and "
             f"t >= {least} are accepted"
         )
+    if is_traced:
+        return tokens.astype(np.int32)
     if tokens.min() < 0 or tokens.max() >= vocab:
         raise ConfigError(
             f"token ids from {tokens.min()} to {tokens.max()}; the vocabulary is 0..{vocab - 1}"

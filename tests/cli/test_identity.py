@@ -152,10 +152,10 @@ def test_tokens_of_a_run_that_stopped_early_are_those_it_learned_from(settings, 
 
 def test_an_extension_that_has_begun_is_not_moved(settings, tmp_path):
     out = tmp_path / "run"
-    whole = changed(settings, "extension", steps=3, batch=1, length=32)
+    whole = changed(settings, "extension", steps=3, batch=2, length=32)
     size = settings.data.batch * settings.data.length
     record = run(to_steps(whole, 4), out)
-    assert record["steps"] == 7 and record["tokens"] == 4 * size + 3 * 32
+    assert record["steps"] == 7 and record["tokens"] == 4 * size + 3 * 2 * 32
     for steps in (5, 40):
         with pytest.raises(ConfigError, match=f"steps={steps}, but .* begins after step 4"):
             run(to_steps(whole, steps), out, resume=True)

@@ -236,7 +236,9 @@ def test_text_of_files(config, tmp_path):
     given = dataclasses.replace(data, held_out=(str(tmp_path / "held.txt"),))
     whole, held, _ = load_text(given)
     assert held == b"\0held out" and len(whole) == 1 + 4800 + 1
-    with pytest.raises(ConfigError, match="must be 'stdlib' or a list of files"):
+    with pytest.raises(
+        ConfigError, match="must be 'stdlib', 'stdlib-validation' or a list of files"
+    ):
         load_text(dataclasses.replace(data, text="wikipedia"))
 
 

@@ -115,7 +115,7 @@ def test_stop_tokens_end_rows_one_by_one(model):
 
 def test_loop_ends_when_all_rows_have_stopped(model):
     first = [ids[0] for ids in generate(model, PROMPTS, max_tokens=1).lists()]
-    rows = check(model, PROMPTS, 20, Sampling(), None)
+    rows = check(model, PROMPTS, 20, Sampling(), None, None)
     prepared, state, advance = begin(model, rows, 20, Sampling(), None, first, None)
     assert int(advance(prepared, state, 20).step) == 1
     assert generate(model, PROMPTS, max_tokens=20, stop=first).lists() == [[], [], []]
