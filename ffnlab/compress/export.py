@@ -22,6 +22,7 @@ Format = Literal["dense", "compressed-tensors"]
 # Relative tolerances of the perplexity. On a CPU both models compute the same in float32, up to the
 # order of additions; elsewhere the one in memory may use kernels and dtypes of its formats.
 EXACT, ROUNDED = 1e-5, 1e-2
+PROVENANCE = "training.json"  # what a model was trained on; no part of it, and not counted
 ADVICE = "was something else writing there, or is the disk failing?"
 
 
@@ -74,9 +75,9 @@ def write(
     """Writes one directory in one format and checks it; see `export`."""
     ignored = models.save(model, folder, format=format)
     tokenizer.save(folder)
-    (folder / "training.json").unlink(missing_ok=True)  # of what stood here before
+    (folder / PROVENANCE).unlink(missing_ok=True)  # of what stood here before
     if origin:
-        write_json(folder / "training.json", dict(origin))
+        write_json(folder / PROVENANCE, dict(origin))
     files = checksums(folder)
     loaded = models.load(folder)
     check_values(folder, model, loaded)
@@ -91,7 +92,7 @@ def write(
     return Export(
         folder=folder.name,
         format=format,
-        nbytes=sum((folder / name).stat().st_size for name in files),
+        nbytes=sum((folder / name).stat().st_size for name in files if name != PROVENANCE),
         files=files,
         perplexity=found,
         perplexity_elsewhere=elsewhere,

@@ -62,7 +62,7 @@ class Export:
     Attributes:
       folder: its name in the folder of the job.
       format: "dense" or "compressed-tensors".
-      nbytes: of all files.
+      nbytes: of all files but the record of what the model was trained on.
       files: SHA-256 by file name.
       perplexity: of the directory loaded again by ffnlab.
       perplexity_elsewhere: of the directory as tools see it that ignore `ffnlab.json`.

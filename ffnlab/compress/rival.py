@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ffnlab import tree, weights
 from ffnlab.compress import measure
+from ffnlab.compress.export import PROVENANCE
 from ffnlab.compress.report import Rival, Row, Verdict, build, read_report
 from ffnlab.compress.text import Samples, Text, held_out
 from ffnlab.data import read_text
@@ -29,7 +30,6 @@ __all__ = ["embedded_rival", "record", "second_texts"]
 
 NAME = "embedded_small"
 RECORD = "equal_bytes.json"
-NOT_LOADED = ("training.json",)  # of the model's folder
 NOTE = "trained on as many tokens; its rate chosen on training text, one seed"
 
 
@@ -90,7 +90,7 @@ def second_texts(paths: Iterable[StrPath]) -> tuple[Text, ...]:
 def files_of_rival() -> int:
     """Bytes of the files that the dense model is loaded from."""
     with resources.as_file(resources.files("ffnlab") / NAME) as folder:
-        return sum(f.stat().st_size for f in folder.iterdir() if f.name not in NOT_LOADED)
+        return sum(f.stat().st_size for f in folder.iterdir() if f.name != PROVENANCE)
 
 
 def recorded(text: Text, recipe: Recipe) -> list[Verdict]:

@@ -63,6 +63,8 @@ def test_a_model_directory_is_compressed(inputs, tmp_path, capsys):
     assert report.rival is None and report.seconds["load"] > 0
     assert [written.folder for written in report.exports] == ["model", "dense"]
     for written in report.exports:
+        sizes = {f.name: f.stat().st_size for f in (out / written.folder).iterdir()}
+        assert written.nbytes == sum(sizes.values()) - sizes["training.json"]
         again = models.load(out / written.folder)
         assert models.removed(again) and again.config.layers == CONFIG.layers
         origin = json.loads((out / written.folder / "training.json").read_text())
