@@ -29,7 +29,8 @@ ARGS ?=
 export JAX_COMPILATION_CACHE_DIR := $(CACHE)
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 
-.PHONY: run test test-slow test-faults test-tree-mode fuzz parity wheel-test bench bench-check lint types format \
+.PHONY: run test test-slow test-faults test-tree-mode fuzz parity wheel-test bench bench-check ledger ledger-check \
+	lint types format \
 	install install-test clean aot gpu-test gpu-bench
 .DEFAULT_GOAL := test
 
@@ -128,6 +129,12 @@ bench: $(VENV)/run.stamp
 
 bench-check: $(VENV)/run.stamp
 	$(VENV)/bin/python -m ffnlab.bench.check $(ARGS)
+
+ledger: $(VENV)/run.stamp
+	$(VENV)/bin/python -m ffnlab.studies.ledger $(ARGS)
+
+ledger-check: $(VENV)/run.stamp
+	$(VENV)/bin/python -m ffnlab.studies.ledger --check $(ARGS)
 
 clean:
 	rm -rf .venv build dist .pytest_cache .hypothesis .ruff_cache

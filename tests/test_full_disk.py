@@ -95,9 +95,9 @@ def test_each_of_several_files_is_whole(tmp_path, write, monkeypatch):
     """They appear one after another, the one that says that all are there last."""
 
     def study(claim: str) -> None:
-        monkeypatch.setattr(result, "as_png", lambda draw: f"png of {claim}".encode())
-        claims = [Claim(claim, "-", "ours", True, "seen")]
-        settings = {"settings": {}, "seed": 0, "seconds": 1.0, "claims": claims}
+        monkeypatch.setattr(result, "as_png", lambda draw, dpi: f"png of {claim}".encode())
+        claims = [Claim(claim, "-", "ours", True, "seen", seeds=1)]
+        settings = {"settings": {}, "seed": 0, "quick": True, "seconds": 1.0, "claims": claims}
         pictures = dict.fromkeys(("a", "b"), print)
         Result(slug="study", title="A study", **settings, pictures=pictures).write(tmp_path)
 

@@ -34,6 +34,8 @@ def with_scores(found: Found, case: str, side: str, scores: Sequence[float]) -> 
 
 def assert_tuned(claim: Claim, *names: str) -> None:
     """Evidence names settings tried, seeds and, for each side, parameters and what was chosen."""
+    tested = re.search(r"tested with seeds ((?:\d+, )*\d+) of", claim.evidence)
+    assert tested and claim.seeds == len(tested[1].split(", ")) and not claim.timed
     how = r"best of \d+ settings on validation rows, chosen with seed \d+, tested with seeds \d+"
     assert re.search(how, claim.evidence), claim.evidence
     for name in names:

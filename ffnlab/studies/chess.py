@@ -91,6 +91,7 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
         title=STUDIES["chess"].title,
         settings={**settings, "text": text.identity, "speed": measured.layer.about},
         seed=seed,
+        quick=quick,
         seconds=time.perf_counter() - begin,
         claims=[
             *threshold_claims(measured),
@@ -160,6 +161,7 @@ def threshold_claims(found: Measured) -> list[Claim]:
             + ", ".join(f"{rule} {value:.3f}" for rule, value in worst.items()),
             max(worst.values()) <= 0.02,
             f"zeros of each FFN on held-out text within .02 of {asked}, for every rule",
+            seeds=1,
         ),
     ]
     if sites:
@@ -171,6 +173,7 @@ def threshold_claims(found: Measured) -> list[Claim]:
                 max(sites) <= 0.02,
                 f"zeros at each site on held-out text within .02 of {asked}; calibrated on the "
                 "dense model",
+                seeds=1,
             )
         )
     return [
@@ -187,6 +190,7 @@ def threshold_claims(found: Measured) -> list[Claim]:
             and all(max(e.abs, e.sq) <= bound for e, bound in pairs),
             "relative squared error of a drawn SwiGLU at 50%: at most 1, .6 and .15 times that of "
             "CATS at spreads 0, .5 and 1, and not below the oracle; ABS and SQ; one draw",
+            seeds=1,
         ),
     ]
 
@@ -212,6 +216,7 @@ def loss_claims(found: Measured) -> list[Claim]:
             "less CATS: "
             + ", ".join(f"{rule} {k:.0%} {m:+.4f} ± {e:.4f}" for (rule, k), (m, e) in less.items())
             + f"; all below zero by two standard errors, paired over {rows}",
+            seeds=1,
         ),
         Claim(
             "the difference is a tenth of the loss or more",
@@ -226,6 +231,7 @@ def loss_claims(found: Measured) -> list[Claim]:
             all(costs[at] <= 0.9 * costs["CATS", at[1]] for at in ours),
             "FFNs only: at most .9 of the loss of CATS, both versions, all sparsities; the scales "
             f"of this model's up channels spread by {found.point('SQ', 0.5).spread:.2f}; {rows}",
+            seeds=1,
         ),
         *attention_claims(found, costs, rows),
     ]
@@ -250,6 +256,7 @@ def attention_claims(
             ),
             all(whole[p.sparsity] <= 3 * costs[p.rule, p.sparsity] for p in points),
             f"SQ: at most three times the loss that the FFNs alone add, at every sparsity; {rows}",
+            seeds=1,
         ),
         Claim(
             "CHESS with attention loses less than CATS on the FFNs alone",
@@ -260,6 +267,7 @@ def attention_claims(
             "SQ less CATS: "
             + ", ".join(f"{k:.0%} {m:+.4f} ± {e:.4f}" for k, (m, e) in pairs.items())
             + f"; all below zero by two standard errors, paired over {rows}",
+            seeds=1,
         ),
     ]
 
@@ -280,6 +288,8 @@ def speed_claims(found: Measured) -> list[Claim]:
             f"at least 1.05x at {tried}: random model of blocks of {DECODED.width} x "
             f"{DECODED.hidden}, float32 both sides, {1e3 * first.dense:.1f} ms per token dense, "
             f"FFNs {', '.join(f'{s.zeros:.0%}' for s in found.speeds)} zero",
+            seeds=1,
+            timed=True,
         ),
         Claim(
             "skipping rows beats the fastest dense form of a gated FFN from 70% on",
@@ -289,6 +299,8 @@ def speed_claims(found: Measured) -> list[Claim]:
             all(level.ratio >= bound for level, bound in bounds),
             f"at least 1.1x from 70% and 2x from 90% on; the rows read allow "
             f"{bench.limit(0.7):.2f}x and {bench.limit(0.9):.2f}x; {forms}",
+            seeds=1,
+            timed=True,
         ),
     ]
 

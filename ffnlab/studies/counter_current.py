@@ -75,6 +75,7 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
             "seeds": seeds,
         },
         seed=seed,
+        quick=quick,
         seconds=time.perf_counter() - begin,
         claims=[*accuracy_claims(found), locality_claim(seed), *autoencoder.claims(lost)],
         table=tuning.table(found) + tuning.table(lost, "error"),
@@ -173,6 +174,7 @@ def locality_claim(seed: int) -> Claim:
         f"{crossing} of {(count + 1) * 2 * count} pairs of loss and foreign layer have a gradient",
         crossing == 0,
         "gradient of each of the losses by each map of both networks, 64 inputs",
+        seeds=1,
     )
 
 

@@ -155,6 +155,7 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
             "seeds": seeds,
         },
         seed=seed,
+        quick=quick,
         seconds=time.perf_counter() - begin,
         claims=[*accuracy_claims(found), *step_claims(found, steps)],
         table=rows_of(found, steps),
@@ -258,6 +259,7 @@ def step_claims(found: Found, steps: Steps) -> list[Claim]:
             all(0 < c < 0.99 for pair in cosines.values() for c in pair),
             "a step against the gradient of the cross-entropy, before training and after it, on "
             f"each data set: in (0, .99); {of_step(found, LOCAL)}",
+            seeds=1,
         ),
         *(
             Claim(
@@ -267,6 +269,7 @@ def step_claims(found: Found, steps: Steps) -> list[Claim]:
                 all(m.temporary <= through.temporary for m, through in pairs[name]),
                 "temporary memory of the compiled step at most that of backpropagation with either "
                 f"optimizer on each data set; {of_step(found, name, *THROUGH)}",
+                seeds=0,
             )
             for name in rivals
         ),
@@ -282,6 +285,7 @@ def step_claims(found: Found, steps: Steps) -> list[Claim]:
             ),
             "neither temporary memory and state together nor FLOPs are more than with either "
             f"optimizer, for both rules on each data set; {of_step(found, *RULES)}",
+            seeds=0,
         ),
     ]
 
@@ -300,7 +304,7 @@ def of_step(found: Found, *names: str) -> str:
     def sizes(sides: Mapping[str, Tuned]) -> str:
         return ", ".join(f"{name} {sides[name].size}" for name in names)
 
-    first = next(iter(next(iter(found.values())).values()))
+    first = tuning.first_of(found)
     each = "; ".join(f"{data}: {sizes(of)}" for data, of in found.items())
     return f"batch {BATCH}, seed {first.seeds[0]}, at the tuned rate; {each}"
 

@@ -6,7 +6,8 @@ A study is `run(*, out=None, quick=False, seed=0) -> Result`, and ends with
 
 so that one call serves a notebook (`out=None` writes nothing) and `ffnlab run SLUG --out DIR`.
 A `Result` prints as two tables (`print(result)`, in colour through `rich.print`) and writes
-`result.json` and one PNG per picture; every file appears whole or not at all.
+`result.json` and one PNG per picture; every file appears whole or not at all. `result.json` is
+sealed: what was changed by hand is no result.
 """
 
 import dataclasses
@@ -25,14 +26,18 @@ from rich.table import Table
 from rich.text import Text
 
 import ffnlab
-from ffnlab.errors import ConfigError, require
-from ffnlab.files import StrPath, atomic_write, write_json
+from ffnlab.errors import ConfigError, at_least, require
+from ffnlab.files import StrPath, atomic_write, sealed, write_json
 
-__all__ = ["Claim", "Result", "plain", "versions"]
+__all__ = ["PICTURE_LIMIT", "Claim", "Result", "plain", "versions"]
+
+PICTURE_LIMIT = 60_000  # bytes of a PNG, which is kept in the repository
+RESOLUTIONS = (120, 100, 80, 60)  # dots per inch, tried until a picture is within the limit
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 UNBOUNDED = 10_000  # columns, more than any table needs
 PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+SPREAD = re.compile(r"±|\d to [-+]?[.\d]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +51,13 @@ class Claim:
       holds: whether our figure bears the claim out.
       evidence: how `holds` was decided, so that a reader can repeat it: the rule and what it was
         applied to.
+      seeds: how many seeds it was decided over; 0 where nothing is drawn. Of several, `ours` gives
+        mean and spread: "0.98 ± 0.01" or "0.98 (0.97 to 0.99)".
+      timed: whether it rests on times measured, which another machine or a busy one may change.
 
-    >>> Claim("attention goes first", "mostly", "4 of 6 units", True, "greedy order").holds
-    True
+    >>> claim = Claim("attention goes first", "mostly", "4 of 6 units", True, "order", seeds=1)
+    >>> claim.holds, claim.basis
+    (True, 'one seed')
     """
 
     claim: str
@@ -56,6 +65,8 @@ class Claim:
     ours: str
     holds: bool
     evidence: str
+    seeds: int
+    timed: bool = False
 
     def __post_init__(self):
         for field in ("claim", "paper", "ours", "evidence"):
@@ -65,6 +76,18 @@ class Claim:
         if not isinstance(self.holds, bool | np.bool_):
             raise ConfigError(f"holds={self.holds!r} of a Claim; it takes True or False")
         object.__setattr__(self, "holds", bool(self.holds))
+        at_least(0, seeds=self.seeds)
+        if self.seeds > 1 and not SPREAD.search(self.ours):
+            raise ConfigError(
+                f"ours={self.ours!r} of a Claim over {self.seeds} seeds; it takes mean and spread: "
+                "'0.98 ± 0.01' or '0.98 (0.97 to 0.99)'"
+            )
+
+    @property
+    def basis(self) -> str:
+        """How many draws it rests on, and whether on times: "one seed, timed"."""
+        seeds = {0: "nothing drawn", 1: "one seed"}.get(self.seeds, f"{self.seeds} seeds")
+        return f"{seeds}, timed" if self.timed else seeds
 
 
 def versions() -> dict[str, str]:
@@ -91,16 +114,24 @@ class Result:
       title: one line.
       settings: what was run: sizes, options, which model and text; JSON values.
       seed: the seed that the draw came from.
+      quick: whether it was the quick form.
       seconds: wall-clock time of the study.
-      claims: the claims tested, at least one.
+      claims: the claims tested, at least one, each of its own wording.
       table: the measurements as rows; each maps a column to a JSON value, and may lack columns.
       pictures: file stem -> function that draws on an empty `matplotlib.figure.Figure` (it may
         resize it); called by `write` only.
       versions: of the interpreter and the packages that decide the figures.
+      sources: module -> digest of the code that the figures come from, as `ffnlab run` fills in.
 
-    >>> claim = Claim("2 + 2 = 4", "4", "4", True, "integer arithmetic")
+    >>> claim = Claim("2 + 2 = 4", "4", "4", True, "integer arithmetic", seeds=0)
     >>> result = Result(
-    ...     slug="demo", title="A demo", settings={}, seed=0, seconds=0.1, claims=[claim]
+    ...     slug="demo",
+    ...     title="A demo",
+    ...     settings={},
+    ...     seed=0,
+    ...     quick=True,
+    ...     seconds=0.1,
+    ...     claims=[claim],
     ... )
     >>> result.status
     '1 of 1 claims hold'
@@ -110,11 +141,13 @@ class Result:
     title: str
     settings: Mapping[str, object]
     seed: int
+    quick: bool
     seconds: float
     claims: Sequence[Claim]
     table: Sequence[Mapping[str, object]] = ()
     pictures: Mapping[str, Callable[..., object]] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, str] = dataclasses.field(default_factory=versions)
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         names = [("slug", self.slug), *(("pictures", stem) for stem in self.pictures)]
@@ -125,6 +158,10 @@ class Result:
                 )
         if not self.claims:
             raise ConfigError(f"claims=[] of study {self.slug!r}; a study tests at least one claim")
+        worded = [claim.claim for claim in self.claims]
+        twice = next((words for words in worded if worded.count(words) > 1), None)
+        if twice:
+            raise ConfigError(f"claims of study {self.slug!r}: {twice!r} is there twice")
         plain(self.settings, "settings")
         plain(self.table, "table")
 
@@ -140,7 +177,9 @@ class Result:
             "title": self.title,
             "settings": plain(self.settings, "settings"),
             "seed": int(self.seed),
+            "quick": bool(self.quick),
             "versions": dict(self.versions),
+            "sources": dict(self.sources),
             "seconds": round(float(self.seconds), 3),
             "claims": [dataclasses.asdict(claim) for claim in self.claims],
             "table": plain(self.table, "table"),
@@ -154,14 +193,17 @@ class Result:
           out: a folder; it is made if missing, and files of an earlier run are replaced.
         Returns:
           the result itself, so that a study can end with `return Result(...).write(out)`.
+        Raises:
+          ConfigError: a picture is larger than `PICTURE_LIMIT` at any resolution.
         """
         if out is None:
             return self
         folder = Path(out)
-        for stem, draw in self.pictures.items():
+        drawn = {stem: small_png(draw, stem) for stem, draw in self.pictures.items()}
+        for stem, png in drawn.items():
             with atomic_write(folder / f"{stem}.png") as file:
-                file.write(as_png(draw))
-        write_json(folder / "result.json", self.as_json())
+                file.write(png)
+        write_json(folder / "result.json", sealed(self.as_json()))
         return self
 
     def __rich__(self) -> Group:
@@ -209,13 +251,26 @@ def plain(value: object, where: str) -> object:
     )
 
 
-def as_png(draw: Callable[..., object]) -> bytes:
-    """Runs `draw(figure)` on a fresh 8 x 5 inch figure, without a display, at 120 dpi."""
+def as_png(draw: Callable[..., object], dpi: int = RESOLUTIONS[0]) -> bytes:
+    """Runs `draw(figure)` on a fresh 8 x 5 inch figure, without a display."""
     figure = require("matplotlib.figure", extra="run").Figure(figsize=(8, 5), layout="constrained")
     draw(figure)
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
+    figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
+
+
+def small_png(draw: Callable[..., object], stem: str) -> bytes:
+    """A picture at the highest resolution at which it is within the limit."""
+    sizes = []
+    for dpi in RESOLUTIONS:
+        png = as_png(draw, dpi)
+        if len(png) <= PICTURE_LIMIT:
+            return png
+        sizes.append(f"{len(png):,} at {dpi} dpi")
+    raise ConfigError(
+        f"picture {stem!r} has {', '.join(sizes)}; at most {PICTURE_LIMIT:,} bytes: draw less"
+    )
 
 
 def claims_table(result: Result) -> Table:
@@ -232,7 +287,7 @@ def claims_table(result: Result) -> Table:
         parts = Table.grid(padding=(0, 1))
         parts.add_column(no_wrap=True, style="dim")
         parts.add_column(overflow="fold")
-        for name in ("paper", "ours", "evidence"):
+        for name in ("paper", "ours", "evidence", "basis"):
             parts.add_row(name, Text(getattr(c, name)))
         table.add_row(holds, Group(Text(c.claim, "bold"), parts))
     return table

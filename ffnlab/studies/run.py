@@ -1,11 +1,14 @@
 """Runs a study by name and lists the studies: what `ffnlab run` and `ffnlab list` call."""
 
+import dataclasses
+
 from rich.table import Table
 from rich.text import Text
 
 from ffnlab.errors import check_seed
 from ffnlab.files import StrPath
 from ffnlab.studies import STUDIES, load
+from ffnlab.studies.ledger.sources import sources
 from ffnlab.studies.result import Result
 from ffnlab.studies.status import last_status, record
 
@@ -19,7 +22,7 @@ def run_study(
     quick: bool = False,
     seed: int = 0,
 ) -> Result:
-    """Runs one study and notes how it ended.
+    """Runs one study, notes how it ended, and writes the digests of its code into the result.
 
     Args:
       slug: a key of `STUDIES`.
@@ -35,8 +38,10 @@ def run_study(
     """
     study = load(slug)
     check_seed(seed)
+    code = sources(slug)  # before it runs: a file may be edited in the meantime
     try:
-        result = study.run(out=out, quick=quick, seed=seed)
+        result = study.run(quick=quick, seed=seed)
+        result = dataclasses.replace(result, sources=code).write(out)
     except BaseException as error:
         record(slug, f"failed: {type(error).__name__}", quick=quick, seed=seed)
         raise

@@ -33,6 +33,7 @@ __all__ = [
     "compare",
     "deficit",
     "evidence",
+    "first_of",
     "grid",
     "numbers",
     "says",
@@ -297,9 +298,14 @@ def by_case(texts: Mapping[str, str]) -> str:
     return ", ".join(f"{text} ({case})" for case, text in texts.items())
 
 
+def first_of(found: Found) -> Tuned:
+    """A side of a case: all have the same seeds, and tried as many settings."""
+    return next(iter(next(iter(found.values())).values()))
+
+
 def evidence(found: Found, *names: str) -> str:
     """How the sides of a comparison were tuned: settings, seeds, parameters, by side."""
-    first = next(iter(next(iter(found.values())).values()))
+    first = first_of(found)
     seeds = ", ".join(map(str, first.seeds))
     parts = [
         f"each side the best of {len(first.tried)} settings on validation rows, chosen with seed "
@@ -325,7 +331,8 @@ def tuned_claim(claim: str, paper: str, rule: str, holds: bool, found: Found, *n
       found: every case that it was decided over.
       names: the sides it is about.
     """
-    return Claim(claim, paper, says(found, *names), holds, f"{rule}; {evidence(found, *names)}")
+    how = f"{rule}; {evidence(found, *names)}"
+    return Claim(claim, paper, says(found, *names), holds, how, seeds=len(first_of(found).seeds))
 
 
 def table(found: Found, score: str = "accuracy") -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import json
 
 import jax
 import numpy as np
@@ -12,7 +11,6 @@ from matplotlib.figure import Figure
 from ffnlab import models
 from ffnlab.bench import sparse as bench
 from ffnlab.studies import chess_measure as measure
-from ffnlab.studies import load
 from ffnlab.studies.chess_measure import Errors, Point, Speed
 
 study = importlib.import_module("ffnlab.studies.chess")
@@ -133,15 +131,3 @@ def test_speeds_are_decided_at_every_sparsity():
         assert [claim.holds for claim in study.speed_claims(slow)] == [True, i < 2]
     slow = found._replace(speeds=[*found.speeds, Speed(0.7, 0.69, 0.02, 0.02, 1.0)])
     assert [claim.holds for claim in study.speed_claims(slow)] == [False, True]
-
-
-@pytest.mark.slow
-def test_the_quick_study(tmp_path):
-    result = load("chess").run(out=tmp_path, quick=True, seed=1)
-    written = json.loads((tmp_path / "result.json").read_text())
-    assert written["seed"] == 1 and len(written["claims"]) == len(result.claims) == 8
-    holds = {claim.claim: claim.holds for claim in result.claims}
-    assert holds["calibrated thresholds of FFNs drop the fraction asked for on other text"]
-    assert holds["a threshold per channel costs less where up channels differ in scale"]
-    for name in written["pictures"]:
-        assert (tmp_path / name).stat().st_size > 10_000

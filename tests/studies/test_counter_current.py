@@ -41,7 +41,8 @@ def test_study_writes_its_result_and_picture(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "digits", small)
     monkeypatch.setattr(study, "HIDDEN", (5, 5, 5))
     monkeypatch.setattr(study, "BATCH", 30)
-    monkeypatch.setattr(study, "locality_claim", lambda seed: study.Claim("a", "b", "c", True, "d"))
+    exact = study.Claim("a", "b", "c", True, "d", seeds=1)
+    monkeypatch.setattr(study, "locality_claim", lambda seed: exact)
     short = [dataclasses.replace(case, steps=20) for case in autoencoder.CASES[:1]]
     monkeypatch.setattr(autoencoder, "CASES", short)
     result = load("counter-current").run(out=tmp_path, quick=True)

@@ -1,7 +1,6 @@
 """The FireQ study: its measurements on drawn tensors and tiny models, and the study as a whole."""
 
 import importlib
-import json
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,6 @@ from matplotlib.figure import Figure
 from ffnlab import models
 from ffnlab.quantization import nearest
 from ffnlab.studies import fireq_measure as measure
-from ffnlab.studies import load
 from ffnlab.studies.fireq_measure import Loss, Rounding, Underflow
 
 study = importlib.import_module("ffnlab.studies.fireq")
@@ -158,14 +156,3 @@ def test_a_missing_second_model_is_said(monkeypatch, tmp_path):
     assert study.stories_model() is None
     monkeypatch.setenv("FFNLAB_DATA", str(tmp_path))
     assert study.stories_model() is None
-
-
-@pytest.mark.slow
-def test_the_quick_study(tmp_path, monkeypatch):
-    monkeypatch.delenv("FFNLAB_DATA", raising=False)
-    result = load("fireq").run(out=tmp_path, quick=True, seed=1)
-    written = json.loads((tmp_path / "result.json").read_text())
-    assert written["settings"]["stories260k"] == "no FFNLAB_DATA"
-    assert written["seed"] == 1 and len(written["claims"]) == len(result.claims) == 8
-    for name in written["pictures"]:
-        assert (tmp_path / name).stat().st_size > 10_000

@@ -72,7 +72,8 @@ def test_study_writes_its_result_and_picture(tmp_path, monkeypatch):
     for name, value in {"HIDDEN": 6, "BATCH": 30, "EPOCHS": 1}.items():
         monkeypatch.setattr(study, name, value)
     monkeypatch.setattr(study, "RATES", (1e-3,))
-    monkeypatch.setattr(study, "locality_claim", lambda seed: study.Claim("a", "b", "c", True, "d"))
+    exact = study.Claim("a", "b", "c", True, "d", seeds=1)
+    monkeypatch.setattr(study, "locality_claim", lambda seed: exact)
     result = load("noprop").run(out=tmp_path)
     saved = json.loads((tmp_path / "result.json").read_text())
     sides = [*study.THROUGH, study.OURS, *study.OTHERS, study.NOISY]

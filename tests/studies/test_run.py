@@ -1,6 +1,7 @@
 """The list of studies, running one by name, and how its last run is remembered."""
 
 import importlib.util
+import json
 import types
 
 import pytest
@@ -9,9 +10,10 @@ from rich.console import Console
 from ffnlab import studies
 from ffnlab.errors import SelectionError
 from ffnlab.studies import run
+from ffnlab.studies.ledger.sources import sources
 from ffnlab.studies.result import Claim, Result
 
-CLAIM = Claim("it works", "-", "yes", True, "seen")
+CLAIM = Claim("it works", "-", "yes", True, "seen", seeds=1)
 
 
 @pytest.fixture(autouse=True)
@@ -25,15 +27,17 @@ def fake(monkeypatch, function):
     monkeypatch.setattr(run, "load", lambda slug: types.SimpleNamespace(run=function))
 
 
-def good(*, out, quick, seed):
-    return Result(
-        slug="finercut", title="t", settings={}, seed=seed, seconds=0.0, claims=[CLAIM]
-    ).write(out)
+def good(*, quick, seed):
+    fields = {"title": "t", "settings": {}, "seconds": 0.0, "claims": [CLAIM]}
+    return Result(slug="finercut", seed=seed, quick=quick, **fields)
 
 
 def test_every_study_has_a_module_and_a_title():
     for slug, study in studies.STUDIES.items():
-        assert study.slug == slug and study.title and study.package
+        assert study.slug == slug and study.name and study.title and study.package
+        if study.paper:
+            assert study.paper.title and study.paper.link.startswith("https://")
+            assert 1950 < study.paper.year < 2100
         assert importlib.util.find_spec(study.module) is not None, study.module
 
 
@@ -46,7 +50,9 @@ def test_a_run_is_written_and_remembered(monkeypatch, tmp_path):
     assert studies.last_status("finercut") == "never run"
     fake(monkeypatch, good)
     result = run.run_study("finercut", out=tmp_path / "out", quick=True, seed=5)
-    assert result.seed == 5 and (tmp_path / "out" / "result.json").is_file()
+    written = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result.seed == 5 == written["seed"] and written["quick"] is True
+    assert written["sources"] == sources("finercut")
     assert studies.last_status("finercut").startswith("1 of 1 claims hold (quick, seed 5, ")
 
 

@@ -1,0 +1,128 @@
+"""The tables that are written from recorded results: the ledger, and the README's of systems."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from ffnlab.errors import FormatError
+from ffnlab.studies.ledger.recorded import FULL, Recorded
+from ffnlab.studies.table import STUDIES, Study
+
+__all__ = ["ledger_page", "systems_table", "with_systems"]
+
+BEGIN, END = "<!-- systems: written by make ledger -->", "<!-- end of systems -->"
+SPECIAL = re.compile(r"([\\|*_<>\[\]~`$])")
+NONE_YET = "not run yet"
+
+Results = Mapping[str, Recorded | None]  # slug -> what is recorded
+
+
+def ledger_page(results: Results) -> str:
+    """`results/README.md`: every claim beside its paper's figure, and how each study was run.
+
+    Args:
+      results: of every study.
+    """
+    found = [result for result in results.values() if result is not None]
+    claims = [claim for result in found for claim in result.claims]
+    return "\n".join(
+        [
+            "# The ledger of claims",
+            "",
+            "Written by `make ledger` from the results in this folder, which `ffnlab run --all` "
+            "leaves; nothing here is written by hand.",
+            f"{sum(claim.holds for claim in claims)} of {len(claims)} claims of "
+            f"{len(found)} studies hold. A claim that does not is a finding.",
+            "",
+            "Of several seeds, ours are means with their range or standard error. How a claim was "
+            "decided stands in the study's `result.json`, beside all that was measured.",
+            "",
+            *markdown(
+                ("system", "paper", "claim", "paper's figure", "ours", "basis", "holds"),
+                claim_rows(results),
+            ),
+            "",
+            "## How they were run",
+            "",
+            *markdown(("study", "seed", "minutes", "with", "pictures"), run_rows(results)),
+            "",
+        ]
+    )
+
+
+def claim_rows(results: Results) -> Iterable[Sequence[str]]:
+    """A row for each claim; the paper stands in the first of a study."""
+    for slug, result in results.items():
+        name, paper = STUDIES[slug].name, paper_of(STUDIES[slug])
+        if result is None:
+            yield name, paper, NONE_YET, "", "", "", ""
+            continue
+        for i, claim in enumerate(result.claims):
+            texts = (claim.claim, claim.paper, claim.ours, claim.basis)
+            holds = "yes" if claim.holds else "**no**"
+            yield name, "" if i else paper, *map(escaped, texts), holds
+
+
+def run_rows(results: Results) -> Iterable[Sequence[str]]:
+    """A row for each study that was run."""
+    for slug, result in results.items():
+        if result is None:
+            continue
+        pictures = " ".join(
+            f"[{name.removesuffix('.png')}]({slug}/{name})" for name in result.pictures
+        )
+        versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+        study = f"[{slug}]({slug}/{FULL})"
+        yield study, str(result.seed), f"{result.seconds / 60:.1f}", versions, pictures
+
+
+def systems_table(results: Results) -> str:
+    """The README's table: what each system does, and how many of its claims hold.
+
+    Args:
+      results: of every study.
+    """
+    rows = []
+    for slug, result in results.items():
+        study = STUDIES[slug]
+        name = f"[{study.name}]({study.paper.link})" if study.paper else study.name
+        status = NONE_YET if result is None else result.status
+        rows.append(
+            (name, f"`ffnlab.{study.package}`", study.title, status, f"`ffnlab run {slug}`")
+        )
+    return "\n".join(markdown(("system", "package", "what it does", "claims hold", "study"), rows))
+
+
+def with_systems(page: str, table: str) -> str:
+    """A page with a table between the marks of it.
+
+    Raises:
+      FormatError: the marks are not there, or not once each in this order.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in before + after:
+        raise FormatError(f"the README has no place for the systems: {BEGIN} and {END}, once each")
+    return f"{before}{begin}\n\n{table}\n\n{end}{after}"
+
+
+def paper_of(study: Study) -> str:
+    """A study's paper as a link; nothing of a comparison."""
+    if study.paper is None:
+        return ""
+    title, year, link = study.paper
+    return f"[{escaped(title)}]({link}) ({year})"
+
+
+def escaped(text: str) -> str:
+    """A text without line breaks and marks of Markdown, for a cell.
+
+    >>> escaped("ratio = ||x||")
+    'ratio = \\\\|\\\\|x\\\\|\\\\|'
+    """
+    return SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def markdown(names: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
+    lines = [names, ["---"] * len(names), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]

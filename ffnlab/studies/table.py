@@ -1,0 +1,150 @@
+"""The table of studies. A new study joins by one entry."""
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+__all__ = ["STUDIES", "Paper", "Study"]
+
+
+class Paper(NamedTuple):
+    """What a study is about.
+
+    Attributes:
+      title: of the paper.
+      year: in which it first appeared.
+      link: where it can be read.
+    """
+
+    title: str
+    year: int
+    link: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """An entry of the table.
+
+    Attributes:
+      slug: name on the command line.
+      name: of the system.
+      package: sub-package that holds the method.
+      title: what it does, in one line.
+      paper: None of a study that compares systems.
+    """
+
+    slug: str
+    name: str
+    package: str
+    title: str
+    paper: Paper | None
+
+    @property
+    def module(self) -> str:
+        """Dotted name of the module with `run`."""
+        return f"ffnlab.studies.{self.slug.replace('-', '_')}"
+
+
+def arxiv(number: str, year: int, title: str) -> Paper:
+    """A paper by its number on arXiv."""
+    return Paper(title, year, f"https://arxiv.org/abs/{number}")
+
+
+STUDIES: Mapping[str, Study] = MappingProxyType(
+    {
+        study.slug: study
+        for study in (
+            Study(
+                "finercut",
+                "FinerCut",
+                "pruning",
+                "removes attention and FFN sublayers, one by one, by their effect on the output",
+                arxiv(
+                    "2405.18218",
+                    2024,
+                    "FinerCut: Finer-grained Interpretable Layer Pruning for Large Language Models",
+                ),
+            ),
+            Study(
+                "chess",
+                "CHESS",
+                "sparsity",
+                "drops small FFN activations by channel-wise thresholds, and skips their rows when "
+                "decoding",
+                arxiv(
+                    "2409.01366",
+                    2024,
+                    "CHESS: Optimizing LLM Inference via Channel-Wise Thresholding and Selective "
+                    "Sparsification",
+                ),
+            ),
+            Study(
+                "fireq",
+                "FireQ",
+                "quantization",
+                "INT4 weights and KV cache, FP8 activations and queries, RoPE-aware scales",
+                arxiv(
+                    "2505.20839",
+                    2025,
+                    "FireQ: Fast INT4-FP8 Kernel and RoPE-aware Quantization for LLM Inference "
+                    "Acceleration",
+                ),
+            ),
+            Study(
+                "noprop",
+                "NoProp",
+                "learning",
+                "a rule: blocks that denoise a class, each trained alone",
+                arxiv(
+                    "2503.24322",
+                    2025,
+                    "NoProp: Training Neural Networks without Back-propagation or "
+                    "Forward-propagation",
+                ),
+            ),
+            Study(
+                "counter-current",
+                "Counter-current learning",
+                "learning",
+                "a rule: two networks run against each other, local losses only",
+                arxiv(
+                    "2409.19841",
+                    2024,
+                    "Counter-Current Learning: A Biologically Plausible Dual Network Approach for "
+                    "Deep Learning",
+                ),
+            ),
+            Study(
+                "lamb",
+                "LAMB",
+                "learning",
+                "an optimizer for large batches: steps as long as the weights they change",
+                arxiv(
+                    "1904.00962",
+                    2019,
+                    "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes",
+                ),
+            ),
+            Study(
+                "gradient-noise",
+                "Gradient noise",
+                "learning",
+                "an optimizer piece that frees badly initialised deep networks",
+                arxiv(
+                    "1511.06807",
+                    2015,
+                    "Adding Gradient Noise Improves Learning for Very Deep Networks",
+                ),
+            ),
+            Study(
+                "learning-rules",
+                "Learning rules",
+                "learning",
+                "rules side by side: accuracy, memory and work of a step, and its direction "
+                "against the gradient",
+                None,
+            ),
+        )
+    }
+)
