@@ -29,8 +29,8 @@ ARGS ?=
 export JAX_COMPILATION_CACHE_DIR := $(CACHE)
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 
-.PHONY: run test test-slow test-faults test-tree-mode fuzz parity wheel-test bench bench-check ledger ledger-check \
-	lint types format \
+.PHONY: run test test-kernels test-slow test-faults test-tree-mode fuzz parity wheel-test bench bench-check \
+	ledger ledger-check lint types format \
 	install install-test clean aot gpu-test gpu-bench
 .DEFAULT_GOAL := test
 
@@ -81,6 +81,9 @@ types: $(VENV)/test.stamp
 format: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check --quiet --fix .
 	$(VENV)/bin/ruff format --quiet .
+
+test-kernels: $(VENV)/test.stamp
+	$(VENV)/bin/python -m pytest -q -n $(WORKERS) tests/pallas_kernels $(ARGS)
 
 test-slow: $(VENV)/test.stamp
 	XLA_FLAGS=--xla_backend_optimization_level=3 $(VENV)/bin/python -m pytest -q -n $(WORKERS) -m slow $(ARGS)

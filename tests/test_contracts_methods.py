@@ -124,9 +124,9 @@ def test_stacked_models_are_taken(name):
     tokens = batches()[0]
     assert jax.tree.structure(back) == jax.tree.structure(flat)
     run = jax.jit(lambda m, t: m(t))
-    # Scanned blocks round in another order; a code of a quantizer may move by one.
+    # Scanned blocks round in another order, which moves no decision and no code of this model.
     error = jnp.linalg.norm(run(back, tokens) - run(flat, tokens))
-    assert error < 0.05 * jnp.linalg.norm(run(flat, tokens))
+    assert error < 1e-5 * jnp.linalg.norm(run(flat, tokens))
 
 
 @pytest.mark.parametrize(

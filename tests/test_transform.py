@@ -105,6 +105,28 @@ def test_chain_equals_one_after_the_other():
     assert leaves_equal(apply(nested, tiny(), batches())[0], by_hand)
 
 
+def test_a_chain_decides_on_the_model_that_came_before():
+    """`observe` and `advance` of the second get what the first rewrote, not what the chain gets."""
+    seen = []
+
+    def note(stats, model, *_):
+        seen.append(model.layers[0].ffn.up.weight.dense())
+        return stats
+
+    watching = Transform(
+        "watching",
+        lambda model: note((), model),
+        note,
+        lambda model, stats: note(model, model),
+        lambda model, stats: (note(stats, model), True),
+    )
+    calibrate(chain(offline(), watching, offline()), tiny(), batches())
+    wanted = offline().rewrite(tiny(), ()).layers[0].ffn.up.weight.dense()
+    assert len(seen) == 5, "init, two batches, advance, rewrite"
+    for up in seen:
+        np.testing.assert_array_equal(up, wanted)
+
+
 def test_chain_replays_its_decisions_on_another_copy():
     t = chain(scale_by_output(2), offline())
     stats = calibrate(t, tiny(), batches())

@@ -64,6 +64,16 @@ def test_map_at_returns_a_new_model_and_keeps_the_old(key):
     assert model.layers[0].ffn is not None
 
 
+def test_what_is_not_replaced_is_copied_too():
+    """A module changed later in the new model, however far from the selection, is not the old's."""
+    model, own = tiny(), (nnx.Module, nnx.Variable)
+    new = tree.replace(model, {"layers[0].ffn.up": model.layers[0].ffn.up})
+    old = {id(node) for _, node in tree.walk(model) if isinstance(node, own)}
+    shared = [path for path, node in tree.walk(new) if isinstance(node, own) and id(node) in old]
+    assert all(path.startswith("layers[0].ffn.up") for path in shared)
+    assert new.layers[2].attn.q.w.axes == model.layers[2].attn.q.w.axes
+
+
 def test_overlapping_selections_are_refused():
     with pytest.raises(SelectionError, match=r"'layers\[0\]' contains 'layers\[0\]\.ffn'"):
         tree.map_at(tiny(), tree.at("layers[0]") | tree.at("layers[0].ffn"), lambda n: n)

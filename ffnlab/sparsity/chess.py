@@ -10,7 +10,8 @@ Symbols are in `chess_core.py`; k there is `sparsity` here.
 
 What differs from the authors' code, and why:
 - Two versions exist: 2024 ("sq": squares, kept where |a| > t) and 2025 ("abs": magnitudes, kept
-  where |a| >= t). Both are here; "sq" is the default because it minimises the squared error.
+  where |a| >= t). Both are here; "sq" is the default because it minimises the squared error. CATS
+  is kept where |a| >= t, as its own authors and the code of 2025 do.
 - Their unit of averaging is a chunk of four windows (2024) or a document (2025); here it is the
   batch, whatever it holds. `pooling="all"` takes one quantile over all tokens instead.
 - Quantiles are found by counting, without a sort. The values are the same.

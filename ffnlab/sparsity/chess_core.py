@@ -179,7 +179,8 @@ def keep_mask(
     Args:
       gate: [..., h].
       threshold: [h], or [] for one threshold per layer.
-      strict: True for "sq" and CATS (2024 code), False for "abs" (2025 code).
+      strict: True for "sq" (2024 code), False for "abs" (2025 code) and for CATS, whose authors
+        drop where |a| < t.
     """
     magnitude = jnp.abs(gate.astype(jnp.float32))
     return magnitude > threshold if strict else magnitude >= threshold

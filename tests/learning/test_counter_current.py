@@ -90,6 +90,24 @@ def test_losses_and_gradients_are_the_authors(name, official, key):
                 np.testing.assert_allclose(found, expected[f"{name}.{side}{i}"], atol=1e-10)
 
 
+def test_inputs_are_left_out_from_nine_tenths_of_confidence_on():
+    """Of the pairs below the scores, not of the cross-entropy."""
+    codes = [jnp.eye(3, 4), jnp.eye(3)]
+    low = jnp.ones((1, 4))
+
+    def losses(p, skip):
+        rest = (1 - p) / 2
+        scores = jnp.log(jnp.array([[p, rest, rest]]))
+        return PairLoss(skip_confident=skip).losses([low, scores], codes, jnp.array([0]))
+
+    for p in (0.5, 0.89):
+        np.testing.assert_array_equal(losses(p, True), losses(p, False))
+    pair, entropy = losses(0.91, True)
+    assert pair == 256 / 4 * 0.5 / 3, "activations of 0 against the one class"
+    assert pair != losses(0.91, False)[0]
+    assert entropy == pytest.approx(-np.log(0.91), rel=1e-5)
+
+
 SIZES = (6, 8, 7, 4)
 
 

@@ -31,6 +31,14 @@ def test_steps_keep_the_marginals(abar):
         assert (core.weights_of(abar) > 0).all()
 
 
+def test_the_cosine_schedule_is_the_authors():
+    """From .01 to .99; halfway in the middle, where it is steepest."""
+    with jax.enable_x64(True):
+        found = core.cosine(jnp.array([0.0, 0.25, 0.5, 1.0]))
+    quarter = 0.01 + 0.98 * (1 - np.sqrt(0.5)) / 2
+    np.testing.assert_allclose(found, [0.01, quarter, 0.5, 0.99], atol=1e-12)
+
+
 def test_a_step_is_the_product_of_gaussians():
     """q(z_t | z_{t-1}, y) from q(z_t | y) and q(z_{t-1} | z_t), by brute force on a grid."""
     low, high, u, seen = 0.2, 0.55, 0.7, -0.4

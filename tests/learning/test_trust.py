@@ -37,12 +37,12 @@ def follow(optimizer, params, gradients, update=None):
     return found
 
 
-def numpy_lamb(x, gradients):
+def numpy_lamb(x, gradients, b2=B2, decay=DECAY):
     """Algorithm 2 of the paper, in NumPy."""
     m = v = np.zeros_like(x)
     for t, g in enumerate(gradients, 1):
-        m, v = B1 * m + (1 - B1) * g, B2 * v + (1 - B2) * g * g
-        u = m / (1 - B1**t) / (np.sqrt(v / (1 - B2**t)) + EPS) + DECAY * x
+        m, v = B1 * m + (1 - B1) * g, b2 * v + (1 - b2) * g * g
+        u = m / (1 - B1**t) / (np.sqrt(v / (1 - b2**t)) + EPS) + decay * x
         x = x - RATE * np.linalg.norm(x) / np.linalg.norm(u) * u
     return x
 
@@ -61,6 +61,19 @@ def test_lamb_is_the_paper_s_and_optax_s():
             np.testing.assert_allclose(found[0][name], found[1][name], atol=1e-12, rtol=0)
 
 
+def test_defaults_are_the_authors_also_where_eps_counts():
+    """Gradients as small as eps: without it, or under the root, the direction is another one."""
+    start, small = draws(1, seed=1)[0]["w"], [1e-6 * g["w"] for g in draws(5)]
+    with jax.enable_x64(True):
+        found = follow(lamb(RATE), {"w": jnp.asarray(start)}, [{"w": g} for g in small])[-1]
+        wanted = numpy_lamb(start, small, b2=0.999, decay=0.0)
+        np.testing.assert_allclose(found["w"], wanted, atol=1e-12, rtol=0)
+        start = jnp.asarray(start)
+        found = follow(lars(RATE), {"w": start}, [{"w": g} for g in small])[-1]
+        same = follow(lars(RATE, 0.9, 0.0), {"w": start}, [{"w": g} for g in small])[-1]
+        np.testing.assert_array_equal(found["w"], same["w"])
+
+
 def test_lars_is_the_paper_s():
     x, m = draws(1, seed=1)[0]["w"], np.zeros((5, 3))
     with jax.enable_x64(True):
@@ -74,14 +87,13 @@ def test_lars_is_the_paper_s():
 
 @pytest.mark.parametrize("make", [lamb, lars])
 def test_a_step_is_as_long_as_the_rate_says(make):
-    params = {"w": jnp.asarray(draws(1, seed=1)[0]["w"], jnp.float32)}
-    for before, after in zip(
-        [params, *(path := follow(make(RATE), params, [{"w": g["w"]} for g in draws(8)]))][:-1],
-        path,
-        strict=True,
-    ):
-        length = np.linalg.norm(np.float64(after["w"]) - np.float64(before["w"]))
-        assert length == pytest.approx(RATE * np.linalg.norm(before["w"]), rel=1e-5)
+    """Card, point 3: without decay, to 1e-6."""
+    with jax.enable_x64(True):
+        params = {"w": jnp.asarray(draws(1, seed=1)[0]["w"])}
+        path = follow(make(RATE), params, [{"w": g["w"]} for g in draws(8)])
+    for before, after in zip([params, *path[:-1]], path, strict=True):
+        length = np.linalg.norm(after["w"] - before["w"])
+        assert length == pytest.approx(RATE * np.linalg.norm(before["w"]), rel=1e-6)
 
 
 SCALED = lamb(RATE, eps=1e-12)
@@ -180,7 +192,9 @@ def test_rates_for_larger_batches():
             float(rate(rise)) == pytest.approx(peak, rel=1e-6) == float(max(map(rate, (0, rise))))
         )
         assert float(rate(3200)) == pytest.approx(0, abs=1e-9)
-    assert float(sqrt_batch_schedule(10**6, 100)(100)) > 0, "warm-up fills the run at most"
+    longest, peak = sqrt_batch_schedule(10**6, 100), 5 / 8e3 * np.sqrt(10**6 / 512)
+    for step in (50, 100):  # warm-up fills the run at most
+        assert float(longest(step)) == pytest.approx(peak * step / 100, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,19 @@ def test_same_key_same_tokens_and_rows_do_not_depend_on_each_other(model):
     assert alone == first[:1]
 
 
+def test_every_step_and_row_has_noise_of_its_own(model):
+    """Where all tokens are equally likely, two of 40 are the same once in 40 times."""
+    uniform, options = jax.tree.map(jnp.zeros_like, model), {"max_tokens": 32, "sampling": WARM}
+    tokens = generate(uniform, PROMPTS, key=jax.random.key(0), **options).tokens
+    for a, b in ((tokens[:, 1:], tokens[:, :-1]), (tokens[1:], tokens[:-1])):
+        assert np.mean(a == b) < 0.1
+    assert all(len(set(row)) > 16 for row in tokens.tolist())
+
+
+def test_prompt_and_new_tokens_may_fill_all_positions(model):
+    check(model, [[1] * 250], 6, Sampling(), None, None)
+
+
 def test_top_k_of_one_is_greedy(model):
     drawn = generate(
         model, PROMPTS, max_tokens=6, sampling=Sampling(1.0, top_k=1), key=jax.random.key(0)

@@ -131,6 +131,19 @@ def test_events_are_those_of_the_rows(tmp_path, key):
     assert sorted(pair[:2] for pair in found if pair[1] in RATES) == sorted(timed)
 
 
+def test_events_hide_what_came_after_the_checkpoint(tmp_path, key):
+    """A viewer drops, of the files before it, steps from that of a session's start on."""
+    options = LoopOptions(2, 3, 4, tensorboard=True)
+    for steps in (4, 7):
+        run(tmp_path, key, steps=steps, options=options)
+    files = sorted((tmp_path / "events").iterdir())  # one, if both began in the same second
+    found = [event for file in files for event in events(file)]
+    versions = [event.file_version for event in found if event.file_version]
+    assert versions == ["brain.Event:2"] * 2
+    starts = [event.step for event in found if event.session_log.status == 1]
+    assert starts == [1, 5], "the first steps after the checkpoints"
+
+
 def events(file):
     """The events in a file of TFRecords: a length, its sum, the event, its sum."""
     from tensorboardX.proto.event_pb2 import Event

@@ -246,7 +246,7 @@ def test_a_step_that_is_not_finite_is_named_and_its_state_kept(key, tmp_path):
 
 @pytest.mark.parametrize("mesh", [None, "dp=2"])
 def test_bad_steps_are_left_out_and_counted_also_after_an_interruption(key, tmp_path, mesh):
-    def run(steps):
+    def run(steps, on_bad="skip"):
         return train(
             exploding(10),
             0.0,
@@ -255,14 +255,15 @@ def test_bad_steps_are_left_out_and_counted_also_after_an_interruption(key, tmp_
             key=key,
             folder=tmp_path,
             resume=True,
-            options=LoopOptions(log_every=1, on_bad="skip"),
+            options=LoopOptions(log_every=1, on_bad=on_bad),
             mesh=parse_mesh(mesh) if mesh else None,
         )
 
     assert run(7).metrics == {"size": 6.0, "skipped": 1.0}
     assert [row.get("size") for row in rows(tmp_path)] == [1, 2, 3, 4, 5, None, 6]
+    assert run(8, "stop").metrics == {"size": 7.0}
     last = run(9)
-    assert last.metrics == {"size": 8.0, "skipped": 1.0}
+    assert last.metrics == {"size": 8.0, "skipped": 1.0}, "also after steps that were not counted"
     assert last.state["a"] == 8, "no part of a bad step is kept"
     with pytest.raises(ConfigError, match="on_bad='ignore'"):
         LoopOptions(on_bad="ignore")

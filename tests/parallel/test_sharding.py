@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import PartitionSpec
 
 from ffnlab import models, quantization, transform, tree
@@ -28,6 +29,7 @@ from ffnlab.parallel import (
     shardings,
     train,
 )
+from ffnlab.rule import Rule
 from ffnlab.weights import Dense, Int8, LoRA, Masked, SparseInput
 from tests.contracts_methods import RULES
 
@@ -123,6 +125,31 @@ def test_states_are_cut_like_parameters_and_stay_so():
     state, _ = make_step(rule, mesh)(state, place_batch(batch_at(0), mesh))
     same = lambda a, b: a.is_equivalent_to(b.sharding, b.ndim)  # noqa: E731
     assert all(jax.tree.leaves(jax.tree.map(same, places, state)))
+
+
+def test_a_new_part_of_a_state_is_cut_by_its_names_and_not_as_it_was_made():
+    """Parameters from one number, which lies whole, and numbers from rows, which lie cut."""
+    rule, mesh = remaking(), parse_mesh("dp=2,tp=2")
+    state = shard(rule.init(None, jax.random.key(0)), mesh)
+    state, metrics = make_step(rule, mesh)(state, place_batch(np.ones((8, 4), np.float32), mesh))
+    assert state["w"].get_value().sharding.spec == PartitionSpec(None, "tp")
+    for leaf in (state["sums"], *metrics.values()):
+        assert leaf.is_fully_replicated
+
+
+def remaking() -> Rule:
+    """Its state is made anew from each batch."""
+
+    def of(batch):
+        w = jnp.broadcast_to(batch.sum(), (4, 8))
+        return {"w": nnx.Param(w, axes=("embed", "mlp")), "sums": batch.sum(axis=1)}
+
+    return Rule(
+        "remaking",
+        lambda model, key: of(jnp.zeros((8, 4))),
+        lambda state, batch: (of(batch), {"rows": batch[:, 0] * state["sums"]}),
+        lambda state, inputs: inputs,
+    )
 
 
 @pytest.mark.parametrize("name", RULES)

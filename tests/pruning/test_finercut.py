@@ -164,7 +164,7 @@ def test_a_block_that_does_nothing_goes_first_with_score_zero():
         stats = search(model, remove=2, distance=name)
         assert removal_order(stats) == [3, 2]
         # The forward passes are equal to rounding: logits to 1e-6, distances to its square or it.
-        assert stats.scores[0, 1, 1] <= 1e-7 if name in ("js", "kl") else 1e-4
+        assert stats.scores[0, 1, 1] <= (1e-7 if name in ("js", "kl") else 1e-4)
 
 
 def test_smaller_models_are_nested_in_one_search():

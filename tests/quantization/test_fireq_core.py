@@ -223,6 +223,13 @@ def test_the_search_equals_its_definition(w, power, group):
     )
 
 
+def test_a_group_may_reach_the_largest_e4m3():
+    """16 * 28 is 448, which is in range; the tiny group needs that 16."""
+    w = jnp.array([[28.0], [7 * 2.0**-13]])
+    assert search(w, group=1) == 16
+    assert search(w * jnp.array([[1 + 2.0**-20], [1.0]]), group=1) == 8
+
+
 def slack(w, group, c):
     w = np.pad(w, ((0, -len(w) % group), (0, 0))).reshape(-1, group, w.shape[1])
     return np.maximum(0, 7 * 2.0**-9 - np.abs(w * c).max(axis=1)).sum() / (7 * 2.0**-9)

@@ -1,5 +1,7 @@
 """CHESS and CATS on models: the authors' figures, the card's points, composition, bad input."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -165,6 +167,29 @@ def test_kept_set_does_not_depend_on_the_scale_of_up():
         b = calibrate(t, scaled, batches(), progress=False).thresholds
         for path in a:
             np.testing.assert_array_equal(a[path], b[path])
+
+
+STRICT = {
+    "sq": (sparsity.chess(attention=True), True),
+    "abs": (sparsity.chess(importance="abs", attention=True), False),
+    "cats": (sparsity.cats(attention=True), False),
+}
+
+
+@pytest.mark.parametrize("rule", STRICT)
+def test_what_equals_its_threshold_is_dropped_by_the_square_version_alone(rule):
+    (transform, strict), batch = STRICT[rule], batches()[0]
+    new, stats = apply(transform, tiny(), [batch], progress=False)
+    ffn, x = new.layers[0].ffn, jax.random.normal(jax.random.key(0), (1, 16))
+    a = jnp.abs(ffn.activate(x))[0]
+    there = {"layers[0].ffn": jnp.where(a == 0, jnp.inf, a)}
+    ffn = sparsity.sparsified(new, there, strict=ffn.strict).layers[0].ffn
+    np.testing.assert_array_equal(jnp.abs(ffn.activate(x))[0], jnp.zeros(32) if strict else a)
+    # A projection keeps what is above its threshold; where `>=` is meant that is the float below.
+    inputs = jax.jit(lambda model: activations(model, batch, True)[1])(tiny())
+    seen = np.sort(np.abs(inputs["layers[0].attn.q"]), axis=None)
+    below = np.nextafter(seen[seen.size // 2 - 1], np.float32(0))
+    assert stats.thresholds["layers[0].attn.q"] == (seen[seen.size // 2 - 1] if strict else below)
 
 
 def test_dead_channel_is_dropped_without_nan():
@@ -337,14 +362,9 @@ def test_bad_input(case):
         call()
 
 
-@pytest.mark.slow
-def test_chess_loses_less_than_cats_on_the_embedded_model():
-    """Card, point 3, on all held-out text, FFNs only; the difference is paired over windows.
-
-    The card wants at most 0.9 of what CATS adds. This model gives 0.93 at k = 0.5 and 0.88 at 0.7
-    (0.89 and 0.88 with windows that start elsewhere). It also wants attention sites to add at most
-    three times as much as the FFNs alone; here they add 4.8 times.
-    """
+@pytest.fixture(scope="module")
+def added():
+    """Nats per token of every held-out window that a transform adds to the embedded model."""
     text, model = stdlib_text(), models.stack(embedded()[0])
     source = TextBatches(text.train, batch=8, length=512)
     seen = [source(i)[:, :-1] for i in range(8)]
@@ -355,13 +375,36 @@ def test_chess_loses_less_than_cats_on_the_embedded_model():
         new, _ = apply(transform, model, seen, progress=False)
         return np.concatenate([np.mean(evaluate.nats_of(new, part), axis=1) for part in parts])
 
-    dense = nats(sparsity.chess(sparsity=0.0))
-    for k in (0.5, 0.7):
-        cats = nats(sparsity.cats(sparsity=k)) - dense
-        less = nats(sparsity.chess(sparsity=k)) - dense - cats
-        print(k, "CATS", cats.mean(), "CHESS less", less.mean(), less.std() / len(less) ** 0.5)
-        assert less.mean() < -2 * less.std() / np.sqrt(len(less))
-        assert -0.2 < less.mean() / cats.mean() < -0.05
-    both = nats(sparsity.chess(attention=True)) - dense
-    print("0.5 with attention", both.mean())
-    assert both.mean() < 0.04
+    @functools.cache
+    def of(make, **options):
+        return nats(make(**options)) - nats(sparsity.chess(sparsity=0.0))
+
+    return of
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("k", [0.5, 0.7])
+def test_chess_loses_less_than_cats_on_the_embedded_model(added, k):
+    """FFNs only; two standard errors of the difference, paired over windows."""
+    less = added(sparsity.chess, sparsity=k) - added(sparsity.cats, sparsity=k)
+    assert less.mean() < -2 * less.std() / np.sqrt(len(less))
+
+
+MISSED = "the embedded model does not meet the card: "
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "k", [pytest.param(0.5, marks=pytest.mark.xfail(reason=MISSED + "0.93 of CATS")), 0.7]
+)
+def test_chess_adds_at_most_nine_tenths_of_cats(added, k):
+    """Card, point 3."""
+    assert added(sparsity.chess, sparsity=k).mean() <= 0.9 * added(sparsity.cats, sparsity=k).mean()
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(reason=MISSED + "4.8 times")
+def test_attention_sites_add_at_most_three_times_as_much_as_ffns(added):
+    """Card, point 3."""
+    both = added(sparsity.chess, sparsity=0.5, attention=True)
+    assert both.mean() <= 3 * added(sparsity.chess, sparsity=0.5).mean()

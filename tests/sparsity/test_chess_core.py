@@ -121,6 +121,12 @@ def test_inclusive_turns_greater_into_at_least(t):
     assert np.float32(t) > core.inclusive(t) and not below > core.inclusive(t)
 
 
+def test_a_magnitude_equal_to_its_threshold_is_dropped_where_strict():
+    gate, t = jnp.array([[-2.0, -1.0, 1.0, 2.0]]), jnp.array([1.0, 1.0, 1.0, 3.0])
+    assert core.keep_mask(gate, t, strict=True).tolist() == [[True, False, False, False]]
+    assert core.keep_mask(gate, t, strict=False).tolist() == [[True, True, True, False]]
+
+
 def test_inclusive_of_zero_keeps_every_non_zero():
     assert np.float32(1e-30) > core.inclusive(0.0)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ffnlab.data import gaussian_clusters
-from ffnlab.studies import load
+from ffnlab.studies import classify, load
 from tuned import assert_tuned, cases, with_scores
 
 study = importlib.import_module("ffnlab.studies.lamb")
@@ -16,6 +16,27 @@ study = importlib.import_module("ffnlab.studies.lamb")
 def test_a_step_is_what_the_paper_says():
     for claim in study.step_claims(gaussian_clusters(1, train=64, test=8)[0], 1):
         assert claim.holds, claim
+
+
+def best(name, rates, batch):
+    """The largest test accuracy of an optimizer over its rates, after ten epochs."""
+    data, found = gaussian_clusters(0), []
+    steps = study.EPOCHS * len(data[0].x) // batch
+    rule = study.rule_of(name, steps)
+    for rate in rates:
+        paced = classify.at_rate(rule, rate)
+        state = classify.learned(paced, study.network(0), data[0], batch=batch, steps=steps)
+        found.append(classify.accuracy(paced, state, data[1]))
+    return max(found)
+
+
+@pytest.mark.slow
+def test_nineteen_large_steps_are_enough_for_lamb():
+    """Card, point 2, with its grids of rates."""
+    large = best("LAMB", (0.01, 0.03, 0.1), 4096)
+    assert large >= 0.97
+    assert large >= best("AdamW", (1e-3, 3e-3, 1e-2, 3e-2), 4096) + 0.02
+    assert large >= best("LAMB", (0.01, 0.03, 0.1), 64) - 0.02
 
 
 def test_layers_are_scaled():

@@ -89,6 +89,16 @@ def test_fp8_mode_over_int4_keys_and_values(tiles, key):
     assert np.abs(pipelined - ideal).max() > 1e-4  # it does round
 
 
+@pytest.mark.parametrize("backend", ["xla", "reference"])
+def test_fp8_mode_rounds_scores_to_float16(backend):
+    """Beside 1000 neighbours are .5 apart: scores of 1000 and 1000.2 are equal."""
+    q, k = jnp.ones((1, 2, 1, 1)), jnp.array([1000.0, 1000.2]).reshape(1, 2, 1, 1)
+    v = jnp.array([0.0, 1.0]).reshape(1, 2, 1, 1)
+    run = functools.partial(attend, q, k, v, scale=1.0, backend=backend)
+    assert run(precision="fp8")[0, 1, 0, 0] == 0.5
+    assert run()[0, 1, 0, 0] == pytest.approx(1 / (1 + np.exp(-0.2)), rel=1e-3)
+
+
 def test_int4_codes_and_their_values_are_the_same_keys(key):
     q, k, v = qkv(key, 40)
     (k8, k_scale), (v8, v_scale) = kv.quantize_int4(k), kv.quantize_int4(v)

@@ -106,6 +106,24 @@ def test_padding_does_not_touch_inactive_rows():
     assert np.asarray(y["rows"]).sum() == 8.0
 
 
+@pytest.mark.parametrize("m", [1, 2])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"config": config} for config in (ALWAYS, HALF, NEVER)),
+        *({"backend": backend} for backend in ("dense", "reference")),
+    ],
+    ids=["always", "half", "never", "dense", "reference"],
+)
+def test_inf_in_a_dropped_row_of_up_reaches_nothing(options, m):
+    """0 * inf is NaN: a dropped channel's product is left out, not multiplied by its gate."""
+    gate = jnp.zeros((m, 20)).at[:, 3].set(2.0)
+    up_rows = jnp.full((20, 4), jnp.inf).at[3].set(1.0)
+    y = in_jax(gate, up_rows, jnp.ones((20, 5)), jnp.ones((m, 4)), **options)
+    np.testing.assert_array_equal(y["rows"], jnp.zeros((m, 20)).at[:, 3].set(8.0))
+    np.testing.assert_array_equal(y["glu"], np.full((m, 5), 8.0))
+
+
 def test_nan_in_the_gate_stays_visible():
     gate, up_rows, down, x = operands(20, 4, 4, 0.5)
     for name, value in in_jax(gate.at[0, 7].set(jnp.nan), up_rows, down, x, config=ALWAYS).items():
