@@ -46,7 +46,8 @@ def load(
 ) -> Decoder:
     """Loads a model directory: Llama, Mistral, Qwen 2/3, Gemma 2/3 (text), Phi-3, or one of ours.
 
-    A stored head that differs from the embedding is used, whatever `tie_word_embeddings` says.
+    A stored head that differs from the embedding is used, whatever `tie_word_embeddings` says. The
+    index may list the head of a tied model that its shard lacks, as transformers allows.
 
     Args:
       directory: holds config.json and model.safetensors, or shards with their index; an
@@ -76,9 +77,12 @@ def load(
     config = read_config(raw, where=str(directory / "config.json"))
     if max_positions is not None:
         config = _with_positions(config, max_positions)
-    checkpoint = open_directory(directory)
+    tied, wrapped = config.tie_embeddings, _entry(raw, "model_type") == "gemma3"
+    checkpoint = open_directory(
+        directory, spare=lambda name: tied and HEAD in text_names([name], wrapped=wrapped)
+    )
     extra = sidecar.read(directory, config) if extras else None
-    names = text_names(checkpoint.tensors, wrapped=_entry(raw, "model_type") == "gemma3")
+    names = text_names(checkpoint.tensors, wrapped=wrapped)
     if config.tie_embeddings and HEAD in names:
         config = _settle_head(config, checkpoint, names)
     decode = _decode(_entry(raw, "quantization_config"), directory)

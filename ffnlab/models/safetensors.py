@@ -216,9 +216,12 @@ def open_file(file: str | Path) -> Checkpoint:
     return Checkpoint(file, read_header(file)[0])
 
 
-def open_directory(directory: str | Path) -> Checkpoint:
+def open_directory(directory: str | Path, spare: Callable[[str], bool] | None = None) -> Checkpoint:
     """Opens `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
 
+    Args:
+      directory: of the checkpoint.
+      spare: whether the index may list a tensor of this name that its shard lacks; none when None.
     Raises:
       FormatError: neither is there, an entry leaves the directory, a shard is missing or bad, or
         index and shards disagree about what is where.
@@ -241,6 +244,8 @@ def open_directory(directory: str | Path) -> Checkpoint:
         found, _ = read_header(inside(directory, shard))
         listed = {name for name, file in where.items() if file == shard}
         for name in sorted(listed.symmetric_difference(found)):
+            if name in listed and spare is not None and spare(name):
+                continue
             side = "lists it, the shard lacks it" if name in listed else "does not list it"
             raise FormatError(f"{directory / shard}: tensor {quoted(name)}: the index {side}")
         tensors |= found

@@ -341,15 +341,25 @@ def test_a_tied_model_with_another_head_uses_it(tmp_path):
 
 
 def test_a_tied_head_that_the_index_lists_and_no_shard_holds(tmp_path):
-    save(build("llama"), tmp_path / "m", max_shard_bytes=3000)
-    file = tmp_path / "m" / st.INDEX_FILE
-    index = json.loads(file.read_text())
-    last = max(index["weight_map"].values())
-    for shard, text in ((last, "'lm_head.weight': the index lists it"), ("absent", "absent")):
-        index["weight_map"]["lm_head.weight"] = shard
+    def listed(name, tensor, shard=None):
+        """The model saved in shards, with one more entry in the index."""
+        save(build(name), tmp_path / name, max_shard_bytes=3000)
+        file = tmp_path / name / st.INDEX_FILE
+        index = json.loads(file.read_text())
+        index["weight_map"][tensor] = shard or max(index["weight_map"].values())
         file.write_text(json.dumps(index))
-        with pytest.raises(FormatError, match=text):
-            load(tmp_path / "m")
+        return tmp_path / name
+
+    assert same(build("llama"), load(listed("llama", "lm_head.weight")))
+    # A shard that is not there may have held a head that differs.
+    with pytest.raises(FormatError, match="absent"):
+        load(listed("llama", "lm_head.weight", "absent"))
+    for name, tensor in (("untied", "lm_head.weight2"), ("llama", "model.norm2.weight")):
+        with pytest.raises(FormatError, match=f"'{tensor}': the index lists it"):
+            load(listed(name, tensor))
+    folder = listed("untied", "lm_head.weight")  # listed where it is not, and needed
+    with pytest.raises(FormatError, match="'lm_head.weight': the index "):
+        load(folder)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma", "phi"])
