@@ -1,11 +1,14 @@
 """What tests of the ledger share: results of studies, and folders of them as runs leave them."""
 
+import functools
 from pathlib import Path
 
 from ffnlab.files import sealed, write_json
 from ffnlab.studies.ledger.recorded import FULL, QUICK
 from ffnlab.studies.ledger.sources import sources
 from ffnlab.studies.result import Claim, Result
+
+code_of = functools.cache(sources)
 
 
 def claim(words: str, holds: bool = True, **options) -> Claim:
@@ -23,7 +26,7 @@ def result(slug: str, *claims: Claim, **options) -> Result:
         "quick": False,
         "seconds": 90.0,
         "versions": {"python": "3.11.7", "jax": "0.10.2"},
-        "sources": sources(slug),
+        "sources": code_of(slug),
         "pictures": {"line": print},
     }
     return Result(slug=slug, claims=claims or [claim("it works")], **fields | options)

@@ -9,18 +9,18 @@ import pytest
 from ffnlab.errors import FormatError
 from ffnlab.files import sealed
 from ffnlab.studies import STUDIES
-from ffnlab.studies.ledger import pages, tables
+from ffnlab.studies.ledger import pages, recorded, tables
 from ffnlab.studies.ledger.__main__ import main
 from ffnlab.studies.ledger.recorded import changes, differences, file_of, read
 from ffnlab.studies.result import PICTURE_LIMIT
-from recording import claim, record
+from recording import claim, code_of, record
 from tests.conftest import ROOT
 
 IN_REPOSITORY = pytest.mark.skipif(
     not (ROOT / "colab").is_dir(),
     reason="an archive of the sources has neither notebooks nor results",
 )
-PAGE = f"# A title\n\n{tables.BEGIN}\nold\n{tables.END}\n\nThe rest.\n"
+PAGE = f"# A title\n\n{tables.BEGIN}\noutdated\n{tables.END}\n\nThe rest.\n"
 
 
 # What the repository holds.
@@ -131,8 +131,11 @@ def test_differences_are_of_verdicts_and_of_claims():
 
 
 @pytest.fixture
-def repository(tmp_path):
-    """A repository with two results and a README."""
+def repository(tmp_path, monkeypatch):
+    """A repository of three studies with two results and a README."""
+    few = {slug: STUDIES[slug] for slug in ("chess", "lamb", "learning-rules")}
+    monkeypatch.setattr(pages, "STUDIES", few)
+    monkeypatch.setattr(recorded, "sources", code_of)
     (tmp_path / "README.md").write_text(PAGE)
     folder = tmp_path / pages.FOLDER
     record(folder, "lamb", claim("a | b"), claim("c", False, ours="1 ± 2", seeds=3))
@@ -168,7 +171,11 @@ def test_tables_say_what_was_recorded(repository):
     assert chess[2:] == ["not run yet", "", "", "", ""]
 
     page = found[repository / "README.md"]
-    assert page.startswith("# A title\n") and page.endswith("\n\nThe rest.\n") and "old" not in page
+    assert (
+        page.startswith("# A title\n")
+        and page.endswith("\n\nThe rest.\n")
+        and "outdated" not in page
+    )
     systems = {row[0]: row[1:] for row in cells(page)}
     link = "[LAMB](https://arxiv.org/abs/1904.00962)"
     assert systems[link] == [
@@ -178,7 +185,7 @@ def test_tables_say_what_was_recorded(repository):
         "`ffnlab run lamb`",
     ]
     assert systems["Learning rules"][2] == "1 of 1"
-    assert len(systems) == 2 + len(STUDIES)
+    assert len(systems) == 2 + 3
 
 
 def test_a_page_without_its_marks_is_refused():
@@ -200,7 +207,7 @@ def test_a_page_without_its_marks_is_refused():
 
 
 def everything(root):
-    for slug in STUDIES:
+    for slug in pages.STUDIES:
         for quick in (False, True):
             record(root / pages.FOLDER, slug, quick=quick)
 
@@ -230,8 +237,7 @@ def clean(repository):
 
 
 def stale(folder):
-    old = pages.STUDIES["lamb"].module
-    record(folder, "lamb", sources=read(folder, "lamb").sources | {old: "0" * 16})
+    record(folder, "lamb", sources=code_of("lamb") | {"ffnlab.studies.lamb": "0" * 16})
 
 
 @pytest.mark.parametrize(

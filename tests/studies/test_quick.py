@@ -38,6 +38,8 @@ def test_a_quick_study_comes_out_as_recorded(slug, tmp_path):
         assert (tmp_path / name).stat().st_size > 5000
     recorded = read(ROOT / FOLDER, slug, quick=True)
     assert recorded, f"nothing is recorded of the quick form of {slug}: ffnlab run --all --quick"
+    if recorded.text != written["settings"].get("text"):
+        pytest.skip(f"the library of this Python is another text than with {recorded.made_with}")
     # What rests on times depends on what else this machine does.
     old, new = (
         [claim for claim in claims if not claim.timed]

@@ -6,10 +6,10 @@ import signal
 import pytest
 
 from ffnlab.cli.main import main
-from ffnlab.studies.ledger import repeat
+from ffnlab.studies.ledger import recorded, repeat
 from ffnlab.studies.ledger.recorded import file_of, read
 from ffnlab.studies.table import STUDIES
-from recording import claim, leave, record, result
+from recording import claim, code_of, leave, record, result
 
 SLUGS = ("finercut", "lamb", "noprop")
 
@@ -37,6 +37,7 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(repeat, "STUDIES", {slug: STUDIES[slug] for slug in SLUGS})
+    monkeypatch.setattr(recorded, "sources", code_of)
     monkeypatch.chdir(tmp_path)
     fake = Machine()
     monkeypatch.setattr(repeat, "run_one", fake)
@@ -114,6 +115,19 @@ def test_what_differs_is_listed_at_the_end(machine, tmp_path, capsys):
         record(tmp_path / "results", slug, claim("a"), claim("b", False), sources={})
     assert main(["run", "--all"]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == line
+
+
+def test_other_versions_and_another_text_are_said_where_something_differs(
+    machine, tmp_path, capsys
+):
+    other = {"versions": {"python": "3.12.1"}, "settings": {"text": {"sha256": "1"}}}
+    record(tmp_path / "results", "lamb", **other)
+    assert main(["run", "--all", "--out", "again"]) == 0
+    record(tmp_path / "results", "lamb", claim("it works", False), **other)
+    assert main(["run", "--all", "--out", "again"]) == 1
+    said = capsys.readouterr().out.splitlines()[-2:]
+    assert said[0].endswith(": with python 3.11.7, jax 0.10.2; recorded with python 3.12.1")
+    assert said[1].endswith(": its text is not the one of the recorded run")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -20,11 +20,22 @@ class Recorded(NamedTuple):
     slug: str
     seed: int
     quick: bool
+    settings: Mapping[str, object]
     seconds: float
     versions: Mapping[str, str]
     sources: Mapping[str, str]
     claims: Sequence[Claim]
     pictures: Sequence[str]
+
+    @property
+    def text(self) -> object:
+        """What identifies the text that it was measured on; None where there is none."""
+        return self.settings.get("text")
+
+    @property
+    def made_with(self) -> str:
+        """Versions in one line."""
+        return ", ".join(f"{name} {version}" for name, version in self.versions.items())
 
     @property
     def status(self) -> str:

@@ -112,7 +112,13 @@ def why_run(found: Recorded | None, seed: int) -> str:
 
 def judged(new: Recorded, old: Recorded | None, said: str) -> Outcome:
     """The outcome of a study that has a result, beside the one recorded."""
-    differs = differences(old.claims, new.claims) if old else []
+    if old is None:
+        return Outcome(new.slug, said)
+    differs = differences(old.claims, new.claims)
+    if differs and new.versions != old.versions:
+        differs.append(f"with {new.made_with}; recorded with {old.made_with}")
+    if differs and new.text != old.text:
+        differs.append("its text is not the one of the recorded run")
     return Outcome(new.slug, said, differs=differs)
 
 

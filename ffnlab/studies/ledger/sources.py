@@ -11,8 +11,7 @@ the version of Python that reads it. Nothing is imported to find it.
 
 import ast
 import hashlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import ffnlab
@@ -40,20 +39,25 @@ def sources(slug: str) -> dict[str, str]:
     """
     study = STUDIES[slug]
     inside = ("ffnlab.studies", "ffnlab.bench", f"ffnlab.{study.package}")
-    found, todo = {}, [study.module]
+    found, todo = {}, {study.module}
     while todo:
         module = todo.pop()
         path = file_of(module)
-        outside = not is_within(module, *inside) or is_within(module, *FORMAT)
-        if module in found or path is None or outside or module == "ffnlab.studies":
+        if path is None:
             continue
         tree = ast.parse(path.read_bytes())
         found[module] = syntax_digest(tree)
-        todo += imported(tree)
+        todo |= {name for name in imported(tree, inside) if counts(name, inside)} - found.keys()
     return dict(sorted(found.items()))
 
 
-def is_within(module: str, *packages: str) -> bool:
+def counts(module: str, inside: Sequence[str]) -> bool:
+    """Whether figures come from a module; the package of the studies holds none."""
+    is_format = module == "ffnlab.studies" or is_within(module, FORMAT)
+    return is_within(module, inside) and not is_format
+
+
+def is_within(module: str, packages: Sequence[str]) -> bool:
     """Whether a module is one of these, or in one of them."""
     return any(f"{module}.".startswith(f"{package}.") for package in packages)
 
@@ -65,13 +69,15 @@ def file_of(module: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def imported(tree: ast.AST) -> Iterator[str]:
-    """The modules that a syntax tree imports, wherever in it."""
+def imported(tree: ast.AST, inside: Sequence[str]) -> Iterator[str]:
+    """The modules that a syntax tree imports, anywhere; names in some packages are followed."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (home(node.module, alias.name) for alias in node.names)
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield home(node.module, alias.name) if is_within(node.module, inside) else name
 
 
 def home(module: str, name: str) -> str:
@@ -99,32 +105,35 @@ def syntax_digest(tree: ast.AST) -> str:
     >>> syntax_digest(ast.parse("x = 1_000  # many")) == syntax_digest(ast.parse("x = (1000)"))
     True
     """
-    text = json.dumps(canonical(tree))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(canonical(tree)).encode()).hexdigest()[:16]
 
 
-def canonical(value: object) -> object:
-    """A syntax tree as lists and strings, without docstrings and what is empty."""
-    if isinstance(value, ast.Constant):
-        return ["Constant", ascii(value.value)]
-    if isinstance(value, ast.AST):
-        fields = [(k, v) for k, v in ast.iter_fields(value) if k not in SILENT]
-        said = [[k, canonical(v)] for k, v in fields if v is not None and v != []]
-        if isinstance(value, ast.JoinedStr):  # Python 3.12 puts empty strings into some
-            said = [canonical(part) for part in value.values if not is_empty(part)]
-        return [type(value).__name__, *said]
-    if isinstance(value, list):
-        return [canonical(item) for item in value if not is_text(item)]
-    return ascii(value)
+def canonical(tree: ast.AST) -> list[str]:
+    """A syntax tree as lines, a node before its parts, without docstrings and what is empty."""
+    lines: list[str] = []
+    todo: list[object] = [tree]
+    while todo:
+        value = todo.pop()
+        parts: list[object] = []
+        if isinstance(value, ast.Constant):
+            line = f"Constant {ascii(value.value)}"
+        elif isinstance(value, ast.JoinedStr):  # Python 3.12 puts empty strings into some
+            parts = [part for part in value.values if getattr(part, "value", None) != ""]
+            line = f"JoinedStr {len(parts)}"
+        elif isinstance(value, ast.AST):
+            fields = [(k, v) for k, v in ast.iter_fields(value) if k not in SILENT]
+            said = {k: v for k, v in fields if v is not None and v != []}
+            parts, line = list(said.values()), " ".join([type(value).__name__, *said])
+        elif isinstance(value, list):
+            parts = [item for item in value if not (isinstance(item, ast.Expr) and is_text(item))]
+            line = f"list {len(parts)}"
+        else:
+            line = ascii(value)
+        lines.append(line)
+        todo += reversed(parts)
+    return lines
 
 
-def is_empty(part: ast.expr) -> bool:
-    """Whether a part of an f-string is an empty string."""
-    return isinstance(part, ast.Constant) and part.value == ""
-
-
-def is_text(item: object) -> bool:
+def is_text(statement: ast.Expr) -> bool:
     """Whether a statement is a string and nothing else, as docstrings are."""
-    if not isinstance(item, ast.Expr) or not isinstance(item.value, ast.Constant):
-        return False
-    return isinstance(item.value.value, str)
+    return isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)

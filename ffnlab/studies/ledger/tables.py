@@ -70,9 +70,8 @@ def run_rows(results: Results) -> Iterable[Sequence[str]]:
         pictures = " ".join(
             f"[{name.removesuffix('.png')}]({slug}/{name})" for name in result.pictures
         )
-        versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
         study = f"[{slug}]({slug}/{FULL})"
-        yield study, str(result.seed), f"{result.seconds / 60:.1f}", versions, pictures
+        yield study, str(result.seed), f"{result.seconds / 60:.1f}", result.made_with, pictures
 
 
 def systems_table(results: Results) -> str:
