@@ -82,7 +82,12 @@ def test_a_run_of_two_processes_goes_on_as_one(tmp_path):
     run(read_config(config, TrainConfig), tmp_path / "alone")
     losses, wanted = launch.losses(out), launch.losses(tmp_path / "alone")
     assert list(losses) == list(wanted)
-    np.testing.assert_allclose(list(losses.values()), list(wanted.values()), atol=1e-5, rtol=0)
+    found, alone = (np.array([*rows.values()]) for rows in (losses, wanted))
+    np.testing.assert_allclose(found[:30], alone[:30], atol=1e-5, rtol=0)
+    # Training amplifies the rounding of another order of sums, to 6e-5 where two processes went on
+    # beyond step 30; the batch of another step is off by far more.
+    assert np.median(np.abs(np.diff(alone))) > 0.02
+    np.testing.assert_allclose(found, alone, atol=2e-4, rtol=0)
 
 
 @pytest.mark.faults
