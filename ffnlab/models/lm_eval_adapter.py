@@ -16,9 +16,9 @@ of one (`lm_eval_texts` and `lm_eval_options` have the conventions). What differ
   by a warning; in a request it is refused. So are further options of `transformers.generate`.
 - A token that ends a text is not part of it even where the tokenizer does not call it special.
   `clean_up_tokenization_spaces`, which `transformers` heeds for tokenizers without merges, is not.
-- Where HFLM fails there is an answer: a context of blanks alone is the prefix token if nothing else
-  is put before it, the empty continuation is certain, `do_sample` without a temperature has the one
-  of generation_config.json, `top_k: -1` is no limit. An empty stop string stops nothing (HFLM ends
+- Where HFLM fails there is an answer: a context without tokens (of blanks alone) is the prefix
+  token, the empty continuation is certain, `do_sample` without a temperature has the one of
+  generation_config.json, `top_k: -1` is no limit. An empty stop string stops nothing (HFLM ends
   after one token).
 - A continuation that has no token of its own, or more than the model can read, is a `ConfigError`
   before any compute (HFLM asserts).
@@ -271,7 +271,7 @@ def padded(n: int) -> int:
 def cut(text: str, until: Sequence[str]) -> str:
     """The text before the first of the stop strings, what is left before the second, and so on.
 
-    >>> cut("one two\n\nthree", ["\n", "two"])
+    >>> cut("one two\\n\\nthree", ["\\n", "two"])
     'one '
     """
     for stop in until:

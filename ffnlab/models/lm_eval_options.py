@@ -12,7 +12,7 @@ __all__ = ["Settings", "overlooked", "read_settings"]
 
 # The first that is there counts.
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-NUMBERS = ("temperature", "top_k", "top_p", "min_p")
+NUMBERS = {"temperature": float, "top_k": int, "top_p": float, "min_p": float}
 OPTIONS = ("until", "do_sample", *NUMBERS, *LENGTHS)
 
 
@@ -70,10 +70,14 @@ def read_settings(
 
 def sampling(options: Mapping[str, Any], generation: Mapping[str, object]) -> Sampling:
     """How tokens are chosen: drawn if `do_sample` is true, or unsaid with a temperature above 0."""
-    given = {name: options[name] for name in NUMBERS if options.get(name) is not None}
-    for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigError(f"{name}={value!r} must be a number")
+    given = {}
+    for name, kind in NUMBERS.items():
+        value = options.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | kind):
+            raise ConfigError(f"{name}={value!r} must be of type {kind.__name__}")
+        given[name] = kind(value)
     drawn = options.get("do_sample")
     if not (given.get("temperature", 0) > 0 if drawn is None else drawn):
         return Sampling()

@@ -112,7 +112,7 @@ def test_special_tokens_end_texts_and_are_no_part_of_them(model, tmp_path):
         '{"bos_token": "\\u0000", "eos_token": "<end>"}'
     )
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 257]}')
-    requests = Requests(model, Tokenizer.load(tmp_path))
+    requests = Requests(model, Tokenizer.load(tmp_path), max_tokens=8)
     assert requests.stop == (5, 257)
     ids = [*b"ab", 256, *b"cd", 257, *b"cab"]
     for until, text in (
