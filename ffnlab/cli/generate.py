@@ -16,6 +16,7 @@ def generate(
     temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
     model_sampling: bool = False,
     kv: str | None = None,
     seed: int = 0,
@@ -32,8 +33,9 @@ def generate(
         printed.
       max_tokens: tokens generated at most.
       temperature: 0 takes the most likely token each time, and is what is done without it.
-      top_k: draw among this many most likely tokens.
+      top_k: draw among this many most likely tokens; 0 for all.
       top_p: draw among the fewest most likely tokens that reach this probability.
+      min_p: draw among the tokens with at least this share of the most likely one's probability.
       model_sampling: draw as the model's generation_config.json advises, where nothing is given
         here.
       kv: cache format "dense", "float8" or "int4"; the model's own without it.
@@ -59,9 +61,12 @@ def generate(
         advised.temperature if temperature is None else temperature,
         advised.top_k if top_k is None else top_k,
         advised.top_p if top_p is None else top_p,
+        advised.min_p if min_p is None else min_p,
     )
-    if sampling.is_greedy and (top_k, top_p) != (None, None):
-        raise ConfigError("top_k and top_p draw at random; give a temperature above 0 with them")
+    if sampling.is_greedy and (top_k, top_p, min_p) != (None, None, None):
+        raise ConfigError(
+            "top_k, top_p and min_p draw at random; give a temperature above 0 with them"
+        )
     if chat:
         ids = tokenizer.encode(tokenizer.chat([{"role": "user", "content": prompt}]))
     else:

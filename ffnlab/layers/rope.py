@@ -23,6 +23,7 @@ from ffnlab.errors import ConfigError
 
 SCALINGS = (None, "linear", "llama3", "yarn", "longrope", "dynamic")
 WITH_ORIGINAL = ("llama3", "yarn", "longrope", "dynamic")
+LENGTH_DEPENDENT = ("longrope", "dynamic")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +83,17 @@ class Rope:
         """Tokens that the context was stretched to, where the scaling says so, else 0."""
         stretched = self.scaling in ("yarn", "longrope", "dynamic")
         return int(self.factor * self.original) if stretched else 0
+
+    def call_of(self, first: int, last: int) -> int:
+        """Which texts may share a call without changing each other's frequencies: those of one
+        number.
+
+        Args:
+          first, last: length of a text when it is read, and after what is generated behind it.
+        """
+        if self.scaling not in LENGTH_DEPENDENT or last <= self.original:
+            return 0
+        return -1 if self.scaling == "longrope" and first > self.original else first
 
 
 def rotated(rope: Rope, head_dim: int) -> int:
@@ -168,7 +180,7 @@ def tables(
 def _at(rope: Rope, head_dim: int, positions: Int[Array, "b t"]) -> np.ndarray | Array:
     """`frequencies` for the length of these positions."""
     base = frequencies(rope, head_dim)
-    if rope.scaling not in ("longrope", "dynamic"):
+    if rope.scaling not in LENGTH_DEPENDENT:
         return base
     length = jnp.max(positions) + 1
     if rope.scaling == "longrope":

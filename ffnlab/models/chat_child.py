@@ -1,14 +1,16 @@
 """Renders chat templates in a process of its own, started by `ffnlab.models.chat`.
 
 A template is a program of whoever made the model. Jinja's sandbox keeps it from the machine, but
-not from looping for ever or asking for gigabytes: the process has little memory and little time.
-The environment is that of `transformers` (`utils/chat_template_utils.py`). Reads a JSON object from
-standard input and writes one; imports nothing of ffnlab, so that it starts quickly.
+not from looping for ever or asking for gigabytes: the process has little memory, and little time
+for each request. The environment is that of `transformers` (`utils/chat_template_utils.py`). Reads
+JSON objects from standard input, one a line, and answers each with one; imports nothing of ffnlab,
+so that it starts quickly.
 """
 
-import contextlib
 import datetime
+import functools
 import json
+import math
 import sys
 
 
@@ -78,24 +80,39 @@ def render(template, variables: dict, most: int) -> str:
     return "".join(pieces)
 
 
+@functools.lru_cache(maxsize=1)
+def compiled(template: str):
+    """A template; that of the request before is kept."""
+    return environment().from_string(template)
+
+
 def answer(request: dict) -> dict:
     """The texts of all conversations, or what went wrong."""
     try:
-        template = environment().from_string(request["template"])
+        template = compiled(request["template"])
         return {"texts": [render(template, v, request["most"]) for v in request["variables"]]}
     except Exception as error:  # noqa: BLE001 (a template may raise anything)
         return {"error": f"{type(error).__name__}: {error}"[:400]}
 
 
-def main() -> None:
-    """Answers one request."""
-    request = json.load(sys.stdin)
-    with contextlib.suppress(ImportError):  # not on Windows, where the parent's clock is the limit
+def limit(memory: int, seconds: int) -> None:
+    """Limits what the process takes in all, and what it computes from now on."""
+    try:
         import resource
+    except ImportError:  # on Windows the parent's clock is the limit
+        return
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    until = math.ceil(used.ru_utime + used.ru_stime) + seconds
+    for kind, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, until)):
+        resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
 
-        for kind, limit in (("RLIMIT_AS", "memory"), ("RLIMIT_CPU", "seconds")):
-            resource.setrlimit(getattr(resource, kind), (request[limit], request[limit]))
-    json.dump(answer(request), sys.stdout)
+
+def main() -> None:
+    """Answers requests, one at a time."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        limit(request["memory"], request["seconds"])
+        print(json.dumps(answer(request)), flush=True)
 
 
 if __name__ == "__main__":

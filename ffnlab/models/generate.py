@@ -73,12 +73,13 @@ class Choice(NamedTuple):
 
     Attributes:
       temperature: [] float32.
-      top_p: [] float32, or None.
+      top_p, min_p: [] float32, or None.
       stop: [s] int32, ids that end a row.
     """
 
     temperature: Array
     top_p: Array | None
+    min_p: Array | None
     stop: Array
 
 
@@ -242,9 +243,11 @@ def begin(
     prepared = weights.prepare(model)
     tokens, valid = left_padded(rows)
     length = rounded(tokens.shape[1] + max_tokens, CACHE_STEP)
-    top_p = None if sampling.top_p is None else jnp.float32(sampling.top_p)
+    top_p, min_p = (
+        None if share is None else jnp.float32(share) for share in (sampling.top_p, sampling.min_p)
+    )
     stop_ids = jnp.asarray([*stop] or [NONE], jnp.int32)
-    choice = Choice(jnp.float32(sampling.temperature), top_p, stop_ids)
+    choice = Choice(jnp.float32(sampling.temperature), top_p, min_p, stop_ids)
     key = jax.random.key(0) if key is None else key
     how = {"top_k": sampling.top_k, "is_greedy": sampling.is_greedy}
     state = prefill(prepared, tokens, valid, key, choice, length=length, kv=kv, **how)
@@ -306,7 +309,14 @@ def choose(
         ids = greedy(logits)
     else:
         keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.step)
-        ids = draw(keys, logits, temperature=choice.temperature, top_k=top_k, top_p=choice.top_p)
+        ids = draw(
+            keys,
+            logits,
+            temperature=choice.temperature,
+            top_k=top_k,
+            top_p=choice.top_p,
+            min_p=choice.min_p,
+        )
     stopped = state.stopped | jnp.any(ids[:, None] == choice.stop, axis=1)
     column = jnp.where(stopped, NONE, ids)[:, None]
     tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, column, state.step, axis=1)

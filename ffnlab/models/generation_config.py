@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from ffnlab.errors import FormatError
+from ffnlab.errors import ConfigError, FormatError
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.sample import Sampling
 from ffnlab.models.tokenizer import Tokenizer
@@ -13,7 +13,7 @@ from ffnlab.models.untrusted import quoted
 __all__ = ["advised_sampling", "stop_ids"]
 
 # transformers' values where the file has none.
-TEMPERATURE, TOP_K, TOP_P = 1.0, 50.0, 1.0
+TEMPERATURE, TOP_K, TOP_P, MIN_P = 1.0, 50.0, 1.0, 0.0
 # What else changes the text and is not done here, with the values that change nothing.
 NOT_DONE: Mapping[str, tuple[object, ...]] = {
     "bad_words_ids": (),
@@ -24,7 +24,6 @@ NOT_DONE: Mapping[str, tuple[object, ...]] = {
     "forced_eos_token_id": (),
     "min_length": (0,),
     "min_new_tokens": (0,),
-    "min_p": (0,),
     "no_repeat_ngram_size": (0,),
     "num_beams": (1,),
     "penalty_alpha": (0,),
@@ -60,21 +59,27 @@ def advised_sampling(table: Mapping[str, object]) -> tuple[Sampling, list[str]]:
     sampled = table.get("do_sample")
     if sampled is not None and not isinstance(sampled, bool):
         raise FormatError(f"{GENERATION_FILE}: do_sample={quoted(sampled)}: no boolean")
-    unused = [
-        name
-        for name, neutral in NOT_DONE.items()
-        if table.get(name) is not None and table[name] not in neutral
-    ]
+    unused = not_done(table)
     if not sampled:
         return Sampling(), unused
     temperature = number(table, "temperature", TEMPERATURE)
     top_k, top_p = number(table, "top_k", TOP_K), number(table, "top_p", TOP_P)
-    if temperature < 0 or top_k < 0 or top_k != int(top_k) or not 0 < top_p <= 1:
-        raise FormatError(
-            f"{GENERATION_FILE}: temperature={temperature}, top_k={top_k}, top_p={top_p}: at least "
-            "0, a count, and above 0 up to 1 are accepted"
-        )
-    return Sampling(temperature, int(top_k) or None, None if top_p == 1 else top_p), unused
+    min_p = number(table, "min_p", MIN_P)
+    try:
+        if top_k < 0 or top_k != int(top_k):
+            raise ConfigError(f"top_k={top_k} must be a count")
+        return Sampling(temperature, int(top_k), None if top_p == 1 else top_p, min_p), unused
+    except ConfigError as error:
+        raise FormatError(f"{GENERATION_FILE}: {error}") from None
+
+
+def not_done(table: Mapping[str, object]) -> list[str]:
+    """Names of options that change the text and are not done here, neutral values excepted."""
+    return [
+        name
+        for name, neutral in NOT_DONE.items()
+        if table.get(name) is not None and table[name] not in neutral
+    ]
 
 
 def number(table: Mapping[str, object], name: str, default: float) -> float:

@@ -4,13 +4,30 @@
 done by `Requests`, which knows nothing of the harness. Rows are sorted by length and padded on the
 right to few lengths (powers of two), batches to one size, so few programs are compiled.
 
-The conventions are the harness's own: the blanks at a context's end belong to the continuation; an
-empty context is the model's beginning-of-text id; a text too long for the model loses its
-beginning; a rolling text is scored in windows that do not overlap.
+The numbers are those of the harness's own class for the same files, `HFLM` of 0.4.13 with a batch
+of one (`lm_eval_texts` and `lm_eval_options` have the conventions). What differs on purpose:
+
+- Probabilities are of float32 logits; HFLM has the dtype of the weights.
+- Each text of a batch is read as it is alone. In a batch of HFLM the first prompt decides for all
+  whether special tokens are put before them, a stop string that is a special token ends only where
+  all rows have it, and rotary embeddings that depend on the length go by the longest row.
+- Drawn texts have the same distribution, and are other ones.
+- What generation_config.json asks for and is not done here (a repetition penalty, beams) is named
+  by a warning; in a request it is refused. So are further options of `transformers.generate`.
+- A token that ends a text is not part of it even where the tokenizer does not call it special.
+  `clean_up_tokenization_spaces`, which `transformers` heeds for tokenizers without merges, is not.
+- Where HFLM fails there is an answer: a context without tokens (of blanks alone) is the prefix
+  token, the empty continuation is certain, `do_sample` without a temperature has the one of
+  generation_config.json, `top_k: -1` is no limit. An empty stop string stops nothing (HFLM ends
+  after one token).
+- A continuation that has no token of its own, or more than the model can read, is a `ConfigError`
+  before any compute (HFLM asserts).
 """
 
-import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import bisect
+import functools
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,47 +36,19 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ffnlab import weights
-from ffnlab.data.documents import check_ids
-from ffnlab.errors import ConfigError, require
+from ffnlab.errors import ConfigError, FormatError, require
+from ffnlab.models.chat import Message, Renderer
 from ffnlab.models.decoder import Decoder
 from ffnlab.models.generate import begin
-from ffnlab.models.sample import Sampling
+from ffnlab.models.generation_config import stop_ids
+from ffnlab.models.lm_eval_options import Settings, overlooked, read_settings
+from ffnlab.models.lm_eval_texts import Row, Texts
 from ffnlab.models.tokenizer import Tokenizer
 
 __all__ = ["Requests", "harness_model"]
 
 SHORTEST = 32  # rows are padded to this length or a power of two times it
 LOOK = 32  # decode steps between two looks for stop strings
-LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens")
-OPTIONS = ("until", "do_sample", "temperature", "top_k", "top_p", *LENGTHS)
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """Tokens to score.
-
-    Attributes:
-      ids: at least 2, at most max_positions + 1.
-      first: place of the first scored token, >= 1; all from there on are scored.
-    """
-
-    ids: list[int]
-    first: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How one generation request wants its text.
-
-    Attributes:
-      until: strings that end it; they are not part of it.
-      max_tokens: at most so many.
-      sampling: how tokens are chosen.
-    """
-
-    until: tuple[str, ...]
-    max_tokens: int
-    sampling: Sampling
 
 
 class Requests:
@@ -68,6 +57,7 @@ class Requests:
     Attributes:
       model: the decoder, prepared.
       tokenizer: its tokenizer.
+      texts: encodes them.
       batch: rows processed at once.
       max_tokens: generated where a request does not say.
       key: of random draws.
@@ -88,140 +78,182 @@ class Requests:
           ConfigError: the tokenizer has no id to put before an empty context, or one that the
             model does not have. Other such ids are refused where a text has them.
         """
-        special = [i for i in (tokenizer.bos, *tokenizer.eos) if i is not None]
-        self.before_texts = tokenizer.encode("", special=True)
-        self.before_nothing = self.before_texts or special[:1]
-        if not self.before_nothing:
-            raise ConfigError("the tokenizer has no bos or eos id to put before an empty context")
-        check_ids(np.asarray(self.before_nothing), model.config.vocab)
+        self.texts = Texts(tokenizer, model.config)
         self.model = weights.prepare(model)
         self.tokenizer = tokenizer
         self.batch, self.max_tokens = batch, max_tokens
         self.key = jax.random.key(0) if key is None else key
+        self.stop = stop_ids(model.config, tokenizer)
+        self.renderer = Renderer()
 
     def loglikelihood(self, pairs: Iterable[tuple[str, str]]) -> list[tuple[float, bool]]:
         """For each (context, continuation): ln p(continuation | context), and whether each of its
-        tokens is the most likely one."""
-        limit = self.model.config.max_positions + 1
-        rows = []
-        for context, continuation in pairs:
-            text = context.rstrip()
-            given = self.context(text)
-            whole = self.context(text, context[len(text) :] + continuation)
-            rows.append(Row(whole[-limit:], max(1, len(given) - max(0, len(whole) - limit))))
-        return self.score(rows)
+        tokens is the most likely one.
+
+        Raises:
+          ConfigError: as `Texts.pair`, before any compute.
+        """
+        return self.score([self.texts.pair(*pair) for pair in pairs])
 
     def rolling(self, texts: Iterable[str]) -> list[float]:
-        """ln p of each whole text, after the beginning-of-text id."""
-        limit = self.model.config.max_positions
-        rows, owners, sums = [], [], []
-        for i, text in enumerate(texts):
-            sums.append(0.0)
-            ids = self.before_nothing[-1:] + self.encode(text)
-            for start in range(0, len(ids) - 1, limit):
-                rows.append(Row(ids[start : start + limit + 1], 1))
-                owners.append(i)
-        for owner, (nats, _) in zip(owners, self.score(rows), strict=True):
-            sums[owner] += nats
-        return sums
+        """ln p of each whole text after the prefix token, special tokens put around it included."""
+        parts = [self.texts.rolling(text) for text in texts]
+        scores = iter(self.score([row for rows in parts for row in rows]))
+        return [float(sum(next(scores)[0] for _ in rows)) for rows in parts]
 
     def generate(self, requests: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
-        """For each (context, options): the generated text up to the first string of `until`.
+        """For each (context, options): the generated text up to the first string of `until` or the
+        end-of-text token, without special tokens.
 
-        Options: until, max_gen_toks (also max_new_tokens, max_tokens), do_sample, temperature,
-        top_k, top_p.
+        Options: until, max_gen_toks (also max_new_tokens, max_tokens, max_completion_tokens),
+        do_sample, temperature, top_k, top_p, min_p; others where they change nothing.
 
         Raises:
           ConfigError: other options, or values out of range; all requests are checked first.
         """
-        asked = [(self.context(text), self.settings(options)) for text, options in requests]
-        answers = [""] * len(asked)
-        for settings in dict.fromkeys(s for _, s in asked):
-            mine = [i for i, (_, s) in enumerate(asked) if s == settings]
-            for group in batches(mine, self.batch, lambda i: len(asked[i][0])):
-                texts = self.generate_batch([asked[i][0] for i in group], settings)
+        requests = list(requests)
+        generation = self.tokenizer.beside.generation
+        if unused := {name for _, o in requests for name in overlooked(o, generation)}:
+            warnings.warn(
+                f"generation_config.json has {', '.join(sorted(unused))}: not done here, and by "
+                "HFLM it is; to compare, overrule it in the requests (gen_kwargs)",
+                stacklevel=2,
+            )
+        asked = []
+        for text, options in requests:
+            wanted = self.settings(options)
+            room = self.model.config.max_positions - wanted.max_tokens
+            asked.append((self.texts.prompt(text, room), wanted))
+        lengths = [len(ids) for ids, _ in asked]
+        answers, number = [""] * len(asked), 0
+        for wanted in dict.fromkeys(wanted for _, wanted in asked):
+            mine = [i for i, (_, other) in enumerate(asked) if other == wanted]
+            for group in self.batches(mine, lengths, wanted.max_tokens):
+                key = jax.random.fold_in(self.key, number)  # else all batches would draw alike
+                texts = self.generate_batch([asked[i][0] for i in group], wanted, key)
+                number += 1
                 for i, text in zip(group, texts, strict=True):
                     answers[i] = text
         return answers
 
-    def context(self, text: str, more: str = "") -> list[int]:
-        """Ids of text + more with what the model expects before them."""
-        before = self.before_texts if text else self.before_nothing
-        return before + self.encode(text + more)
+    def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """A conversation as text; where its template refuses it, without the system's messages.
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, all of which the model has."""
-        ids = self.tokenizer.encode(text)
-        check_ids(np.asarray(ids, np.int64), self.model.config.vocab)
-        return ids
+        Args:
+          messages: such as {"role": "user", "content": "Hello"}.
+          add_generation_prompt: end with what begins an answer, else within the last message.
+        Raises:
+          ConfigError: the model has no chat template.
+          FormatError: the template refuses the rest, too.
+        """
+        render = functools.partial(
+            self.tokenizer.chat,
+            add_generation_prompt=add_generation_prompt,
+            continue_last=not add_generation_prompt,
+            renderer=self.renderer,
+        )
+        try:
+            return render(messages)
+        except FormatError:
+            others = [m for m in messages if m["role"] != "system"]
+            if len(others) in (0, len(messages)):
+                raise
+            return render(others)
+
+    def settings(self, options: Mapping[str, Any]) -> Settings:
+        """The options of a generation request, checked."""
+        return read_settings(
+            options,
+            self.tokenizer.beside.generation,
+            end=self.texts.end,
+            max_tokens=self.max_tokens,
+            limit=self.model.config.max_positions,
+        )
+
+    def batches(
+        self, items: Iterable[int], lengths: Sequence[int], more: int = 0
+    ) -> list[list[int]]:
+        """Groups of items that are read together: at most `batch`, and of rows that do not change
+        each other's rotary frequencies.
+
+        The longest come first, so that a batch too large for the memory fails at once.
+
+        Args:
+          items: places in `lengths`.
+          lengths: tokens that each has.
+          more: tokens that are read behind them.
+        """
+        config = self.model.config
+        ropes = (config.rope, config.local_rope or config.rope)
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i in sorted(items, key=lambda i: lengths[i], reverse=True):
+            call = tuple(rope.call_of(lengths[i], lengths[i] + more) for rope in ropes)
+            groups.setdefault(call, []).append(i)
+        size = self.batch
+        return [g[at : at + size] for g in groups.values() for at in range(0, len(g), size)]
 
     def score(self, rows: Sequence[Row]) -> list[tuple[float, bool]]:
         """(sum of ln p, all most likely) of each row's scored tokens."""
         answers = [(0.0, True)] * len(rows)
         todo = [i for i, row in enumerate(rows) if row.first < len(row.ids)]
-        for group in batches(todo, self.batch, lambda i: len(rows[i].ids)):
-            width = min(
-                padded(max(len(rows[i].ids) for i in group) - 1), self.model.config.max_positions
-            )
+        read = [len(row.ids) - 1 for row in rows]
+        for group in self.batches(todo, read):
+            longest = read[group[0]]
+            width = min(padded(longest), self.model.config.max_positions)
             tokens = np.zeros((self.batch, width + 1), np.int32)
             for place, i in enumerate(group):
                 tokens[place, : len(rows[i].ids)] = rows[i].ids
-            logp, best = (np.asarray(x) for x in logp_and_best(self.model, tokens))
+            found = logp_and_best(self.model, tokens, np.int32(longest))
+            logp, best = (np.asarray(x) for x in found)
             for place, i in enumerate(group):
-                part = slice(rows[i].first - 1, len(rows[i].ids) - 1)
+                part = slice(rows[i].first - 1, read[i])
                 total = float(np.sum(logp[place, part], dtype=np.float64))
                 answers[i] = (total, bool(best[place, part].all()))
         return answers
 
-    def settings(self, options: Mapping[str, Any]) -> Settings:
-        """The options of a request, checked."""
-        unknown = sorted(options.keys() - set(OPTIONS))
-        if unknown:
-            raise ConfigError(f"generation options {unknown} are unknown; accepted: {OPTIONS}")
-        until = options.get("until") or ()
-        until = (until,) if isinstance(until, str) else tuple(until)
-        length = next((options[n] for n in LENGTHS if options.get(n) is not None), self.max_tokens)
-        if not 1 <= length < self.model.config.max_positions:
-            raise ConfigError(
-                f"max_gen_toks={length} must lie in 1..{self.model.config.max_positions - 1}"
-            )
-        temperature = float(options.get("temperature") or 0.0)
-        if not options.get("do_sample", temperature > 0):
-            temperature = 0.0
-        elif temperature == 0.0:
-            temperature = 1.0
-        sampling = Sampling(temperature, options.get("top_k"), options.get("top_p"))
-        return Settings(until, length, sampling)
-
-    def generate_batch(self, prompts: list[list[int]], settings: Settings) -> list[str]:
+    def generate_batch(self, prompts: list[list[int]], wanted: Settings, key: Array) -> list[str]:
         """Texts of one batch; stops when each row has met a stop string or id."""
-        n = settings.max_tokens
-        room = self.model.config.max_positions - n
-        rows = [ids[-room:] for ids in prompts]
-        rows += [rows[0][:1]] * (self.batch - len(rows))  # so that batches have one size
-        model, state, advance = begin(
-            self.model, rows, n, settings.sampling, self.key, self.tokenizer.eos, None
-        )
-        texts = self.texts(state.tokens, len(prompts))
-        while int(state.step) < n and not all(
-            stopped or cut(text, settings.until) != text
-            for stopped, text in zip(np.asarray(state.stopped), texts, strict=False)
-        ):
+        n = wanted.max_tokens
+        rows = prompts + [prompts[0][:1]] * (self.batch - len(prompts))  # batches have one size
+        model, state, advance = begin(self.model, rows, n, wanted.sampling, key, self.stop, None)
+        while True:
+            made = [row[row >= 0].tolist() for row in np.asarray(state.tokens)[: len(prompts)]]
+            texts = [self.ended(ids, wanted.until) for ids in made]
+            stopped = np.asarray(state.stopped)[: len(prompts)] | [met for _, met in texts]
+            if stopped.all() or int(state.step) >= n:
+                return [text for text, _ in texts]
             state = advance(model, state, min(int(state.step) + LOOK, n))
-            texts = self.texts(state.tokens, len(prompts))
-        return [cut(text, settings.until) for text in texts]
 
-    def texts(self, tokens: Int[Array, "b n"], rows: int) -> list[str]:
-        """The first rows as text."""
-        return [self.tokenizer.decode(row[row >= 0].tolist()) for row in np.asarray(tokens)[:rows]]
+    def ended(self, ids: list[int], until: Sequence[str]) -> tuple[str, bool]:
+        """The text of generated ids up to a stop string, and whether there was one.
+
+        Special tokens are no part of the text, but the strings of `until` may be theirs.
+        """
+
+        def met(n: int) -> bool:
+            text = self.tokenizer.decode(ids[:n])
+            return any(stop in text for stop in until)
+
+        found = met(len(ids))
+        end = bisect.bisect_left(range(len(ids)), True, key=met) if found else len(ids)
+        return cut(self.tokenizer.decode(ids[:end], skip_special=True), until), found
 
 
 @jax.jit
 def logp_and_best(
-    model: Decoder, tokens: Int[Array | np.ndarray, "b u"]
+    model: Decoder, tokens: Int[Array | np.ndarray, "b u"], longest: Int[Array | np.ndarray, ""]
 ) -> tuple[Float[Array, "b t"], Bool[Array, "b t"]]:
-    """ln p of every token but the first of each row, and whether it was the most likely."""
-    logits, targets = model(tokens[:, :-1]), tokens[:, 1:]
+    """ln p of every token but the first of each row, and whether it was the most likely.
+
+    Args:
+      model: any decoder.
+      tokens: rows, padded on the right.
+      longest: tokens that are read of the longest row; the padding behind it has no place of its
+        own, as rotary frequencies may depend on the largest.
+    """
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    places = jnp.minimum(jnp.arange(inputs.shape[1]), longest - 1)
+    logits = model(inputs, positions=jnp.broadcast_to(places, inputs.shape))
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     logp = chosen - jax.nn.logsumexp(logits, axis=-1)
     return logp, jnp.argmax(logits, axis=-1) == targets
@@ -236,25 +268,21 @@ def padded(n: int) -> int:
     return SHORTEST << (max(n - 1, 0) // SHORTEST).bit_length()
 
 
-def batches(items: Sequence[int], size: int, length: Callable[[int], int]) -> list[list[int]]:
-    """Groups of at most `size` items, the longest first, so that a batch too large for the memory
-    fails at once."""
-    ordered = sorted(items, key=length, reverse=True)
-    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
-
-
 def cut(text: str, until: Sequence[str]) -> str:
-    """The text before the first stop string in it.
+    """The text before the first of the stop strings, what is left before the second, and so on.
 
     >>> cut("one two\\n\\nthree", ["\\n", "two"])
     'one '
     """
-    found = [place for stop in until if stop and (place := text.find(stop)) >= 0]
-    return text[: min(found)] if found else text
+    for stop in until:
+        text = text.partition(stop)[0]
+    return text
 
 
 def harness_model(model: Decoder, tokenizer: Tokenizer, *, batch: int = 8, max_tokens: int = 256):
     """The model as lm-evaluation-harness takes it: `lm_eval.simple_evaluate(model=…)`.
+
+    Its chat template is used with `apply_chat_template=True`.
 
     Args:
       model: any decoder.
@@ -273,8 +301,6 @@ def harness_model(model: Decoder, tokenizer: Tokenizer, *, batch: int = 8, max_t
     class HarnessModel(base):
         """Delegates to `Requests`."""
 
-        tokenizer_name = "ffnlab"
-
         def loglikelihood(self, requests, disable_tqdm=False):
             return self.remember(
                 "loglikelihood", requests, inner.loglikelihood(arguments(requests))
@@ -291,6 +317,21 @@ def harness_model(model: Decoder, tokenizer: Tokenizer, *, batch: int = 8, max_t
             for request, answer in zip(arguments(requests), answers, strict=True):
                 self.cache_hook.add_partial(kind, request, answer)
             return answers
+
+        @functools.cached_property
+        def tokenizer_name(self):
+            """Names the tokenizer and its chat template in the harness's caches."""
+            return f"ffnlab-{tokenizer.digest()[:16]}"
+
+        def chat_template(self, chat_template=False):
+            if chat_template in (False, None):
+                return None
+            if chat_template not in (True, "default"):
+                raise ConfigError(f"chat template {chat_template!r}: only 'default' is accepted")
+            return tokenizer.beside.chat_template
+
+        def apply_chat_template(self, chat_history, add_generation_prompt=True):
+            return inner.chat(chat_history, add_generation_prompt=add_generation_prompt)
 
     return HarnessModel()
 

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ffnlab.errors import ConfigError, FormatError
-from ffnlab.files import StrPath, write_json
+from ffnlab.files import StrPath, digest, write_json
 from ffnlab.models import tokenizer_files as files
-from ffnlab.models.chat import Message, render
+from ffnlab.models.chat import Message, Renderer, render
 from ffnlab.models.tokenizer_backends import Backend, ByteBackend, LibraryBackend, byte_content
 from ffnlab.models.tokenizer_files import Beside
 from ffnlab.models.untrusted import inside, read_json
@@ -156,31 +156,62 @@ class Tokenizer:
         """
         return Stream(self, after)
 
-    def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_last: bool = False,
+        renderer: Renderer | None = None,
+    ) -> str:
         """A conversation as text, by the chat template of the model (`ffnlab.models.chat`).
 
         Args:
           messages: such as {"role": "user", "content": "Hello"}.
           add_generation_prompt: end with what begins the model's answer.
+          continue_last: end within the last message, for the model to go on with it.
+          renderer: runs the template; one for many conversations makes all but the first quick.
         Returns:
           text with its special tokens in it; `encode` it without `special`.
         Raises:
-          ConfigError: the model has no chat template.
+          ConfigError: the model has no chat template, or the options exclude each other.
           FormatError: the template fails, or refuses the conversation.
         """
         template = self.beside.chat_template
         if template is None:
             raise ConfigError("the model has no chat template, in a file or in its tokenizer's")
-        tokens = self._tokens() | self.beside.tokens()
         return render(
-            template, [messages], tokens=tokens, add_generation_prompt=add_generation_prompt
+            template,
+            [messages],
+            tokens=self.roles,
+            add_generation_prompt=add_generation_prompt,
+            continue_last=continue_last,
+            renderer=renderer,
         )[0]
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """The special tokens by role, such as {"bos_token": "<s>"}, as `transformers` knows them.
+
+        Those that the tokenizer's files name; where they name none, the tokens of its ids.
+        """
+        return self.beside.tokens() or self._tokens()
+
+    def role(self, name: str) -> int | None:
+        """The id of the token in a role such as "bos", by `roles`, or None."""
+        token = self.roles.get(f"{name}_token")
+        return None if token is None else self.backend.id(token)
 
     def _tokens(self) -> dict[str, str]:
         """The tokens of bos, eos and pad, where they have one."""
         ids = {"bos": self.bos, "eos": next(iter(self.eos), None), "pad": self.pad}
         found = {role: self.backend.token(i) for role, i in ids.items() if i is not None}
         return {f"{role}_token": token for role, token in found.items() if token is not None}
+
+    def digest(self) -> str:
+        """SHA-256 of all that it is: its content, special ids and the files beside it."""
+        ids = {"bos": self.bos, "eos": self.eos, "pad": self.pad}
+        return digest({"content": self.backend.content(), **ids, **vars(self.beside)})
 
     def save(self, directory: StrPath) -> None:
         """Writes the files that `load`, `tokenizers` and `transformers` read.
@@ -194,7 +225,10 @@ class Tokenizer:
         directory = Path(directory)
         write_json(directory / TOKENIZER_FILE, self.backend.content())
         ids = {"bos_token_id": self.bos, "eos_token_id": list(self.eos), "pad_token_id": self.pad}
-        files.write(directory, self.beside, self._tokens(), ids if len(self.eos) > 1 else {})
+        named = (
+            {} if self.beside.tokens() else self._tokens()
+        )  # those in the files stay as they are
+        files.write(directory, self.beside, named, ids if len(self.eos) > 1 else {})
 
 
 class Stream:

@@ -79,7 +79,7 @@ def test_errors_stand_on_a_line_of_their_own(folder, capsys, monkeypatch):
     assert err == "ffnlab generate: error: no more\n"
 
 
-@pytest.mark.parametrize("option", [("--top-p", "0.5"), ("--top-k", "3")])
+@pytest.mark.parametrize("option", [("--top-p", "0.5"), ("--top-k", "3"), ("--min-p", "0.2")])
 def test_drawing_options_need_a_temperature(folder, capsys, option):
     status, out, err = said(capsys, folder, "--prompt", "hi", *option)
     assert (status, out) == (2, "") and "give a temperature above 0" in err
@@ -106,22 +106,21 @@ def test_a_chat_is_put_into_the_template(folder, capsys):
 
 
 def test_tokens_are_drawn_as_the_model_advises(folder, capsys):
-    table = {"do_sample": True, "temperature": 0.5, "top_k": 7, "min_p": 0.1}
+    table = {"do_sample": True, "temperature": 0.5, "top_k": 7, "min_p": 0.1, "typical_p": 0.9}
     (folder / "generation_config.json").write_text(json.dumps(table))
     tokenizer = Tokenizer.load(folder)
     ids = tokenizer.encode("abcd", special=True)
     arguments = ["--prompt", "abcd", "--model-sampling", "--seed", "3"]
     key = jax.random.key(3)
     for more, sampling in (
-        ((), models.Sampling(0.5, 7, None)),
-        (("--top-k", "2", "--temperature", "9"), models.Sampling(9.0, 2, None)),
+        ((), models.Sampling(0.5, 7, None, 0.1)),
+        (("--top-k", "2", "--temperature", "9"), models.Sampling(9.0, 2, None, 0.1)),
+        (("--top-k", "0", "--min-p", "0.9"), models.Sampling(0.5, None, None, 0.9)),
     ):
         status, out, err = said(capsys, folder, *arguments, *more)
         new = continued(folder, ids, sampling=sampling, key=key)
         stream = tokenizer.stream(after=ids)  # new bytes need not be whole characters
         text = "".join([*map(stream.push, new), stream.finish()])
         assert (status, out) == (0, f"abcd{text}\n")
-        assert (
-            err
-            == "ffnlab generate: warning: generation_config.json has min_p, which are not used\n"
-        )
+        said_of = "generation_config.json has typical_p, which are not used"
+        assert err == f"ffnlab generate: warning: {said_of}\n"

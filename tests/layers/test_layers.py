@@ -1,5 +1,7 @@
 """Layers against closed forms written out in NumPy."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,6 +83,26 @@ def test_partial_rotation_leaves_the_rest():
     turned = rotate(x, *tables(rope, 8, jnp.arange(3)[None]))
     np.testing.assert_array_equal(turned[..., 4:], x[..., 4:])
     assert not np.allclose(turned[0, 1:, :, :4], x[0, 1:, :, :4])
+
+
+def test_texts_share_a_call_where_their_frequencies_are_the_same():
+    ropes = {
+        scaling: Rope(scaling=scaling, factor=2.0, original=8, short=(1.0,) * 4, long=(3.0,) * 4)
+        for scaling in (None, "longrope", "dynamic")
+    }
+
+    def alike(rope, first, other):
+        turns = [tables(rope, 8, jnp.arange(n)[None])[0][0, :5] for n in (first, other)]
+        return bool((turns[0] == turns[1]).all())
+
+    for rope in ropes.values():
+        for first, other in itertools.product((5, 8, 9, 12), repeat=2):
+            same = rope.call_of(first, first) == rope.call_of(other, other)
+            assert same == alike(rope, first, other), (rope.scaling, first, other)
+    # Texts that grow over the original length while they are generated do so at the same step.
+    for scaling, calls in ((None, 1), ("longrope", 6), ("dynamic", 7)):
+        grown = {ropes[scaling].call_of(n, n + 5) for n in (2, 3, 4, 5, 7, 8, 9, 11)}
+        assert len(grown) == calls, scaling
 
 
 def test_rope_scalings_follow_their_formulas():

@@ -72,6 +72,40 @@ def test_a_template_that_never_ends(monkeypatch):
         render(loop, [USER], tokens={})
 
 
+def test_a_last_message_is_gone_on_with():
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Well, "}]
+    plain = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    trimmed = "{% for m in messages %}[{{ m.content | trim }}]{% endfor %}end"
+    options = {"tokens": {}, "add_generation_prompt": False, "continue_last": True}
+    assert render(plain, [talk, talk[:1]], **options) == ["[hi][Well, ", "[hi"]
+    assert render(trimmed, [talk], **options) == ["[hi][Well,"]
+    with pytest.raises(FormatError, match="leaves out the last message"):
+        render("{{ messages[0].content }}", [talk], **options)
+    for messages, prompt in ((talk, True), ([], False), ([{"role": "assistant"}], False)):
+        options["add_generation_prompt"] = prompt
+        with pytest.raises(ConfigError, match="continue_last needs a last message"):
+            render(plain, [messages], **options)
+
+
+def test_one_process_renders_many_and_begins_anew_after_one_that_ended(monkeypatch):
+    with chat.Renderer() as renderer:
+        options = {"tokens": {}, "renderer": renderer}
+        texts = [render("{{ messages[0].content }}", [USER], **options) for _ in range(2)]
+        first = renderer._running
+        for template, said in (("{{ 1 / 0 }}", "ZeroDivision"), ("{{ 'a' * 10 ** 10 }}", "Memory")):
+            with pytest.raises(FormatError, match=said):
+                render(template, [USER], **options)
+        assert render("b", [USER], **options) == ["b"] and renderer._running is first
+        monkeypatch.setattr(chat, "SECONDS", 1)
+        loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+        with pytest.raises(FormatError, match="takes more than"):
+            render(loop, [USER], **options)
+        assert first.poll() is not None
+        assert render("c", [USER], **options) == ["c"] and renderer._running is not first
+        last = renderer._running
+    assert texts == [["hi"]] * 2 and last.poll() is not None
+
+
 def test_a_tokenizer_renders_by_its_files(tmp_path):
     folder = bpe(tmp_path / "b")
     template = "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}{{ pad_token }}"

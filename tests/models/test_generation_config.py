@@ -21,6 +21,8 @@ CONFIG = DecoderConfig(
         ({"do_sample": True, "temperature": 0.6, "top_p": 0.9}, Sampling(0.6, 50, 0.9)),
         ({"do_sample": True, "top_k": 0, "top_p": 1.0}, Sampling(1.0, None, None)),
         ({"do_sample": True, "top_k": None, "temperature": 2}, Sampling(2.0, 50, None)),
+        ({"do_sample": True, "min_p": 0.1}, Sampling(1.0, 50, None, 0.1)),
+        ({"do_sample": True, "min_p": 0}, Sampling(1.0, 50, None)),
     ],
 )
 def test_sampling_is_as_advised(table, sampling):
@@ -28,14 +30,22 @@ def test_sampling_is_as_advised(table, sampling):
 
 
 def test_what_is_not_done_is_named():
-    table = {"do_sample": True, "repetition_penalty": 1.05, "min_p": 0.1, "num_beams": 1}
-    assert advised_sampling(table)[1] == ["min_p", "repetition_penalty"]
+    table = {"do_sample": True, "repetition_penalty": 1.05, "epsilon_cutoff": 0.1, "num_beams": 1}
+    assert advised_sampling(table)[1] == ["epsilon_cutoff", "repetition_penalty"]
     assert advised_sampling({"typical_p": 1.0, "stop_strings": ["x"]})[1] == ["stop_strings"]
 
 
 @pytest.mark.parametrize(
     "table",
-    [{"temperature": "hot"}, {"top_k": -1}, {"top_k": 1.5}, {"top_p": 0}, {"top_p": True}],
+    [
+        {"temperature": "hot"},
+        {"temperature": -1},
+        {"top_k": -1},
+        {"top_k": 1.5},
+        {"top_p": 0},
+        {"top_p": True},
+        {"min_p": 2},
+    ],
 )
 def test_bad_values_are_named(table):
     with pytest.raises(FormatError, match=rf"generation_config\.json: .*{next(iter(table))}="):

@@ -1,17 +1,21 @@
-"""The adapter for lm-evaluation-harness: its answers by brute force, with a stub of the harness,
-and within the harness itself where it is installed."""
+"""The adapter for lm-evaluation-harness: its answers by brute force, with a stub of the harness.
 
-import json
+`test_lm_eval_hflm.py` compares it with the harness's own class.
+"""
+
 import sys
 import types
 
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
-from ffnlab.errors import ConfigError, MissingExtraError
-from ffnlab.models import Decoder, DecoderConfig, Tokenizer, generate
-from ffnlab.models.lm_eval_adapter import Requests, Row, cut, harness_model, logp_and_best
+from ffnlab.errors import ConfigError, FormatError, MissingExtraError
+from ffnlab.models import Decoder, DecoderConfig, Tokenizer, generate, load
+from ffnlab.models.lm_eval_adapter import Requests, cut, harness_model, logp_and_best
+from ffnlab.models.lm_eval_texts import Row
+from ffnlab.models.tokenizer_files import Beside
 
 CONFIG = DecoderConfig(
     vocab=256, width=16, hidden=16, layers=1, heads=2, kv_heads=1, head_dim=8, max_positions=48
@@ -21,7 +25,7 @@ PAIRS = [
     ("", "hello"),
     ("the cat ", "sat"),
     ("x" * 60, "yz"),
-    ("q", "w" * 60),
+    ("q", "w" * 48),
     ("a", ""),
 ]
 
@@ -57,7 +61,7 @@ def test_loglikelihood_is_the_sum_over_the_continuation(model, requests):
     for (context, continuation), (logp, best) in zip(PAIRS, answers, strict=True):
         stripped = context.rstrip()
         ids = [0, *(context + continuation).encode()]
-        first = max(1 + len(stripped.encode()), len(ids) - 48)
+        first = 1 + len(stripped.encode())
         expected, expected_best = brute_force(model, ids, first)
         # Float32 logits.
         np.testing.assert_allclose(logp, expected, rtol=1e-4, atol=1e-5)
@@ -68,21 +72,23 @@ def test_the_most_likely_continuation_is_greedy(model, requests):
     ids = generate(model, [[0, *b"ab"]], max_tokens=4).lists()[0]
     tokens = np.zeros((1, 33), np.int32)
     tokens[0, :7] = [0, *b"ab", *ids]
-    _, best = logp_and_best(model, tokens)
+    _, best = logp_and_best(model, tokens, np.int32(6))
     assert np.asarray(best)[0, 2:6].all()
     answers = requests.score([Row([0, *b"ab", *ids], first=3)])
     assert answers[0][1]
 
 
-def test_rolling_scores_every_token_once_in_windows_that_do_not_overlap(model, requests):
+def test_rolling_scores_every_token_once(model, requests):
     texts = ["short", "", "a longer text than the model's window of forty-eight tokens" * 2]
     answers = requests.rolling(texts)
     for text, logp in zip(texts, answers, strict=True):
-        ids = [0, *text.encode()]
-        pieces = [ids[i : i + 49] for i in range(0, len(ids) - 1, 48)]
-        expected = sum(brute_force(model, piece, 1)[0] for piece in pieces)
+        ids = [0, 0, *text.encode()]  # NUL is put before a text, and the prefix is NUL, too
+        expected = 0.0
+        for start in range(1, len(ids), 48):
+            end = min(start + 48, len(ids))
+            begin = max(end - 49, 0)
+            expected += brute_force(model, ids[begin:end], start - begin)[0]
         np.testing.assert_allclose(logp, expected, rtol=1e-4, atol=1e-5)
-    assert answers[1] == 0.0
 
 
 def test_generation_stops_at_strings_and_ids(model, requests):
@@ -97,6 +103,32 @@ def test_generation_stops_at_strings_and_ids(model, requests):
     assert answers[1] == free[1][: free[1].index(stop)]
 
 
+def test_special_tokens_end_texts_and_are_no_part_of_them(model, tmp_path):
+    Tokenizer.bytes().save(tmp_path)
+    inner = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    inner.add_special_tokens(["<x>", "<end>"])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"bos_token": "\\u0000", "eos_token": "<end>"}'
+    )
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 257]}')
+    requests = Requests(model, Tokenizer.load(tmp_path), max_tokens=8)
+    assert requests.stop == (5, 257)
+    ids = [*b"ab", 256, *b"cd", 257, *b"cab"]
+    for until, text in (
+        ([], "abcd"),
+        (["<x>"], "ab"),
+        (["cd"], "ab"),
+        (["<end>", "b"], "a"),
+        (["x>c", "d"], "abc"),
+        (["ab\n", "bc", "ab"], ""),
+    ):
+        wanted = requests.settings({"until": until})
+        assert requests.ended(ids, wanted.until) == (text, True), until
+    assert requests.ended(ids[:5], ("<end>",)) == ("abcd", False)
+    assert requests.ended([], ("<end>",)) == ("", False)
+
+
 def test_requests_of_several_settings_keep_their_order(requests):
     asked = [("ab", {"max_gen_toks": n}) for n in (3, 5, 3)] + [("b", {"max_new_tokens": 5})]
     answers = requests.generate(asked)
@@ -105,12 +137,20 @@ def test_requests_of_several_settings_keep_their_order(requests):
     assert answers[1].startswith(answers[0])
 
 
-def test_drawing_options(requests):
-    assert requests.settings({}).sampling.is_greedy
-    assert requests.settings({"temperature": 0.7, "do_sample": False}).sampling.is_greedy
-    drawn = requests.settings({"do_sample": True, "top_k": 3, "until": "\n"})
-    assert (drawn.sampling.temperature, drawn.sampling.top_k) == (1.0, 3)
-    assert (drawn.until, drawn.max_tokens) == (("\n",), 8)
+def test_repeated_requests_are_drawn_apart(requests):
+    asked = [("ab", {"max_gen_toks": 8, "do_sample": True, "temperature": 9.0, "top_k": 0})] * 9
+    answers = requests.generate(asked)  # in three batches
+    assert len(set(answers)) == 9
+    assert answers == requests.generate(asked)
+
+
+def test_what_the_model_asks_for_and_is_not_done_is_warned_of(model):
+    beside = Beside(generation={"repetition_penalty": 1.1})
+    tokenizer = Tokenizer(Tokenizer.bytes().backend, bos=0, eos=(0,), beside=beside)
+    asking = Requests(model, tokenizer, batch=1, max_tokens=2)
+    with pytest.warns(UserWarning, match="generation_config.json has repetition_penalty: not done"):
+        asking.generate([("a", {}), ("a", {"repetition_penalty": 1.0})])
+    asking.generate([("a", {"repetition_penalty": 1.0})])
 
 
 def test_few_programs_are_compiled(requests):
@@ -121,9 +161,11 @@ def test_few_programs_are_compiled(requests):
 
 def test_bad_requests_are_named(model, requests):
     with pytest.raises(ConfigError, match="'beams'"):
-        requests.generate([("a", {"beams": 3})])
+        requests.generate([("a", {}), ("a", {"beams": 3})])
     with pytest.raises(ConfigError, match="max_gen_toks=48"):
         requests.generate([("a", {"max_gen_toks": 48})])
+    with pytest.raises(ConfigError, match=r"continuation 'w+' of 'q' has 49 tokens of its own"):
+        requests.loglikelihood([("a", "b"), ("q", "w" * 49)])
     small = Decoder(DecoderConfig(**{**vars(CONFIG), "vocab": 100}), key=jax.random.key(0))
     few = Requests(small, Tokenizer.bytes(), batch=1, max_tokens=2)  # more ids than rows
     assert few.loglikelihood([("ab", "c")])[0][0] < 0
@@ -140,6 +182,26 @@ def test_rows_beyond_the_tokenizer_are_no_text(model):
     assert answers.generate([("ab", {})]) == [Tokenizer.bytes().decode([i for i in ids if i < 256])]
 
 
+@pytest.mark.parametrize("name", ["llama_longrope", "llama_dynamic"])
+def test_rows_of_a_batch_do_not_change_each_other_s_rotations(name, fixtures):
+    model = load(fixtures / "models" / name)  # both turn otherwise from 9 tokens on
+    requests = Requests(model, Tokenizer.bytes(), batch=4)
+    limit = model.config.max_positions
+    texts = [bytes(1 + (i * 7 + n) % 30 for i in range(n)).decode() for n in (3, 6, 3, 2)]
+    texts += [bytes(1 + (i * 5 + n) % 30 for i in range(n)).decode() for n in (limit - 4, 5)]
+    rows = [requests.texts.pair(text[:1], text[1:]) for text in texts]
+    found = requests.score(rows)
+    for row, (logp, _) in zip(rows, found, strict=True):
+        logits = np.asarray(forward(model, np.asarray([row.ids[:-1]], np.int32))[0], np.float64)
+        chosen = [logits[i - 1][row.ids[i]] for i in range(row.first, len(row.ids))]
+        total = np.log(np.exp(logits[row.first - 1 :]).sum(axis=-1)).sum()
+        np.testing.assert_allclose(logp, np.sum(chosen) - total, atol=1e-4)
+    options = {"max_gen_toks": 4, "until": []}
+    answers = requests.generate([(text, options) for text in texts[:-2]] + [(texts[-1], options)])
+    alone = [requests.generate([(text, options)])[0] for text in (*texts[:-2], texts[-1])]
+    assert answers == alone
+
+
 class StubHook:
     """Records what would be cached."""
 
@@ -150,18 +212,25 @@ class StubHook:
         self.seen.append((kind, request, answer))
 
 
-def test_a_stub_of_the_harness_gets_the_answers(model, requests, monkeypatch):
+@pytest.fixture
+def stub(monkeypatch):
+    """The base class of models in a harness that has nothing else."""
+
     class LM:
         def __init__(self):
             self.cache_hook = StubHook()
 
-    stub = types.ModuleType("lm_eval.api.model")
-    stub.LM = LM
+    module = types.ModuleType("lm_eval.api.model")
+    module.LM = LM
     monkeypatch.setitem(sys.modules, "lm_eval", types.ModuleType("lm_eval"))
     monkeypatch.setitem(sys.modules, "lm_eval.api", types.ModuleType("lm_eval.api"))
-    monkeypatch.setitem(sys.modules, "lm_eval.api.model", stub)
+    monkeypatch.setitem(sys.modules, "lm_eval.api.model", module)
+    return LM
+
+
+def test_a_stub_of_the_harness_gets_the_answers(model, requests, stub):
     adapter = harness_model(model, Tokenizer.bytes(), batch=3, max_tokens=8)
-    assert isinstance(adapter, LM)
+    assert isinstance(adapter, stub)
 
     def instances(*args):
         return [types.SimpleNamespace(args=a) for a in args]
@@ -174,82 +243,33 @@ def test_a_stub_of_the_harness_gets_the_answers(model, requests, monkeypatch):
     assert kinds == ["loglikelihood"] * len(PAIRS) + ["loglikelihood_rolling", "generate_until"]
 
 
+def test_the_harness_gets_chats(model, stub):
+    template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+        "[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    )
+    tokenizer = Tokenizer(Tokenizer.bytes().backend, bos=0, beside=Beside(template=template))
+    adapter = harness_model(model, tokenizer)
+    system, user = ({"role": role, "content": role} for role in ("system", "user"))
+    assert adapter.apply_chat_template([user]) == "[user]>"
+    assert adapter.apply_chat_template([system, user]) == "[user]>"
+    assert adapter.apply_chat_template([user, user], add_generation_prompt=False) == "[user][user"
+    with pytest.raises(FormatError, match="TemplateError: no"):
+        adapter.apply_chat_template([system])
+    assert adapter.chat_template(False) is None
+    assert adapter.chat_template(True) == adapter.chat_template("default") == template
+    with pytest.raises(ConfigError, match="'tool_use': only 'default' is accepted"):
+        adapter.chat_template("tool_use")
+    plain = harness_model(model, Tokenizer.bytes())
+    assert plain.chat_template(True) is None
+    with pytest.raises(ConfigError, match="no chat template"):
+        plain.apply_chat_template([user])
+    names = [plain.tokenizer_name, adapter.tokenizer_name]
+    assert names == [f"ffnlab-{t.digest()[:16]}" for t in (Tokenizer.bytes(), tokenizer)]
+    assert names[0] != names[1]
+
+
 def test_without_the_harness_the_extra_is_named(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(MissingExtraError, match="eval"):
         harness_model(model, Tokenizer.bytes())
-
-
-CHOICE = """
-task: tiny_choice
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: "{{{{answer}}}}"
-target_delimiter: " "
-metric_list: [{{metric: acc}}]
-"""
-ROLLING = """
-task: tiny_rolling
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-test_split: test
-output_type: loglikelihood_rolling
-doc_to_text: ""
-doc_to_target: "{{{{question}}}}"
-metric_list: [{{metric: byte_perplexity}}]
-"""
-UNTIL = """
-task: tiny_until
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{{{question}}}}"
-doc_to_target: "{{{{generated}}}}"
-generation_kwargs: {{until: ["\\n"], max_gen_toks: 6, do_sample: false}}
-metric_list: [{{metric: exact_match}}]
-"""
-
-
-@pytest.mark.parity
-# The harness's own dependencies warn.
-@pytest.mark.filterwarnings("default")
-def test_the_harness_runs_local_tasks(model, requests, tmp_path, monkeypatch):
-    pytest.importorskip("lm_eval", reason="lm_eval is not installed (extra `eval`)")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
-    import lm_eval
-    from lm_eval.tasks import TaskManager
-
-    docs = [
-        {"question": "one two", "choices": ["three", "zebra"], "answer": 0},
-        {"question": "a b c", "choices": ["q", "d", "longer one"], "answer": 1},
-    ]
-    until = {"until": ["\n"], "max_gen_toks": 6, "do_sample": False}
-    answers = requests.generate([(doc["question"], until) for doc in docs])
-    for doc, generated in zip(docs, [answers[0], answers[1] + "?"], strict=True):
-        doc["generated"] = generated
-    data = tmp_path / "docs.jsonl"
-    data.write_text("".join(json.dumps(doc) + "\n" for doc in docs))
-    for name, text in (("choice", CHOICE), ("rolling", ROLLING), ("until", UNTIL)):
-        (tmp_path / f"{name}.yaml").write_text(text.format(file=data.as_posix()))
-    results = lm_eval.simple_evaluate(
-        model=harness_model(model, Tokenizer.bytes(), batch=2),
-        tasks=["tiny_choice", "tiny_rolling", "tiny_until"],
-        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
-        bootstrap_iters=0,
-    )["results"]
-    pairs = [(d["question"], f" {c}") for d in docs for c in d["choices"]]
-    scores = iter(logp for logp, _ in requests.loglikelihood(pairs))
-    right = [np.argmax([next(scores) for _ in d["choices"]]) == d["answer"] for d in docs]
-    assert results["tiny_choice"]["acc,none"] == np.mean(right)
-    texts = [d["question"] for d in docs]
-    nats = -sum(requests.rolling(texts)) / sum(len(t) for t in texts)
-    # Batches of another size add up in another order.
-    found = results["tiny_rolling"]["byte_perplexity,none"]
-    np.testing.assert_allclose(found, np.exp(nats), rtol=1e-5)
-    assert answers[0] and results["tiny_until"]["exact_match,none"] == 0.5

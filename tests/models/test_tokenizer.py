@@ -275,6 +275,32 @@ def test_the_files_beside_are_written_again(tmp_path):
     assert left == {"tokenizer.json", "tokenizer_config.json"}
 
 
+def test_roles_are_those_that_the_files_name(tmp_path):
+    folder = bpe(tmp_path / "b")
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>", "bos_token": null}')
+    (folder / "generation_config.json").write_text('{"bos_token_id": 1, "eos_token_id": [259, 2]}')
+    tokenizer = Tokenizer.load(folder)
+    tokenizer.save(tmp_path / "c")
+    for found in (tokenizer, Tokenizer.load(tmp_path / "c")):
+        assert found.roles == {"eos_token": "</s>"}
+        assert (found.role("bos"), found.role("eos")) == (None, 2)
+        assert (found.bos, found.eos) == (1, (259, 2))
+    assert Tokenizer.bytes().roles == dict.fromkeys(("bos_token", "eos_token", "pad_token"), "\0")
+
+
+def test_a_digest_is_that_of_all_files(tmp_path):
+    folder = bpe(tmp_path / "b")
+    seen = {Tokenizer.load(folder).digest(), Tokenizer.bytes().digest()}
+    assert Tokenizer.load(folder).digest() in seen
+    (folder / "chat_template.jinja").write_text("another")
+    seen.add(Tokenizer.load(folder).digest())
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["post_processor"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    seen.add(Tokenizer.load(folder).digest())
+    assert len(seen) == 4
+
+
 def test_a_text_that_begins_twice(tmp_path):
     tokenizer = Tokenizer.load(bpe(tmp_path / "b"))
     assert tokenizer.begins_twice(tokenizer.encode("<s>ab", special=True))
