@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from ffnlab.errors import ConfigError, FFNLabError, first_line
 from ffnlab.options import Option, checked, listed, nearest, options_from
@@ -29,10 +30,11 @@ __all__ = ["Methods"]
 TARGET = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*(?:\.[^\W\d]\w*)*)")
 SPELLED = '"module:factory"'
 MISSING = object()
+R = TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True)
-class Methods:
+class Methods(Generic[R]):
     """The methods of one kind.
 
     Attributes:
@@ -46,7 +48,7 @@ class Methods:
 
     kind: str
     group: str
-    result: type
+    result: type[R]
     own: Mapping[str, str | Callable]
     given: frozenset[str] = frozenset()
     leading: int = 0
@@ -126,7 +128,7 @@ class Methods:
 
     def takes(self, name: str) -> frozenset[str]:
         """Which of the `given` parameters a factory has."""
-        return self.given & inspect.signature(self.factory(name)).parameters.keys()
+        return self.given.intersection(inspect.signature(self.factory(name)).parameters)
 
     def read(self, name: str, table: Mapping[str, object], where: str) -> dict[str, object]:
         """Options as a file gives them, as the factory takes them.
@@ -157,7 +159,7 @@ class Methods:
         ]
         return found
 
-    def make(self, name: str, *leading: object, **options: object) -> object:
+    def make(self, name: str, *leading: object, **options: object) -> R:
         """Calls a factory, and checks what it returns.
 
         Raises:

@@ -77,9 +77,7 @@ class OptimizerConfig:
     def _check_options(self) -> None:
         if self.name in OURS:
             if self.options:
-                raise ConfigError(
-                    f"options={dict(self.options)!r}: {self.name} is ours and has none"
-                )
+                raise ConfigError(f"options={dict(self.options)!r}, but {self.name} takes none")
             return
         for field in dataclasses.fields(self):
             if field.name in OWN_SETTINGS and getattr(self, field.name) != field.default:

@@ -33,7 +33,7 @@ def counted() -> Iterator[Count]:
     count = Count()
     open_ = True
 
-    def listen(event: str, duration: float, **_: object) -> None:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
         if open_ and event == EVENT:
             count.programs += 1
 

@@ -121,19 +121,22 @@ def observing_other_numbers_compiles_nothing(case: Case) -> None:
 
 
 def calibration_holds_no_more_of_four_times_the_batches(case: Case) -> None:
-    t = case.transform
-
-    def held(times: int) -> tuple[int, int]:
-        live, stats = [], t.init(case.model)
-        for _ in range(times if t.observe is not None else 0):
-            for batch in case.batches:
-                stats = jax.block_until_ready(t.observe(stats, case.model, batch))
-                live.append(sum(array.nbytes for array in jax.live_arrays()))
-        return max(live, default=0), sum(np.asarray(x).nbytes for x in jax.tree.leaves(stats))
-
-    held(1)  # what is kept for good is there from here on
-    once, four = held(1), held(4)
+    observe = case.transform.observe
+    if observe is None:
+        return
+    held(case, observe, 1)  # what is kept for good is there from here on
+    once, four = held(case, observe, 1), held(case, observe, 4)
     need(once == four, f"bytes of live arrays and of stats: {once} of one pass, {four} of four")
+
+
+def held(case: Case, observe: Callable, times: int) -> tuple[int, int]:
+    """Bytes of all live arrays at most, and of the stats, over some passes in a row."""
+    live, stats = [], case.transform.init(case.model)
+    for _ in range(times):
+        for batch in case.batches:
+            stats = jax.block_until_ready(observe(stats, case.model, batch))
+            live.append(sum(array.nbytes for array in jax.live_arrays()))
+    return max(live), sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(stats))
 
 
 def stats_are_saved_and_applied_elsewhere(case: Case) -> None:
