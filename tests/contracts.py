@@ -1,6 +1,6 @@
-"""What the contract tests run over. A new weight, layer, transform or rule joins by one line.
+"""The weights and layers that the contract tests run over. A new one joins by one line.
 
-Weights are [24, 16], models are `tiny()`. `test_contracts.py` fails when something that its package
+Weights are [24, 16]. `test_contracts.py` fails when something that its package
 exports is missing here.
 """
 
@@ -9,31 +9,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
-from ffnlab import layers, models, weights
+from ffnlab import layers, weights
 from ffnlab.layers import Block, Linear
+from ffnlab.layers.rope import tables
+from ffnlab.testing import check_layer, tiny
 
 IN, OUT, GROUP = 24, 16, 8
-
-
-def tiny(key: jax.Array | None = None, dtype: DTypeLike = jnp.float32) -> models.Decoder:
-    """Three blocks of width 16 over bytes, grouped-query heads."""
-    model = _tiny(7 if key is None else int(jax.random.key_data(key)[-1]), jnp.dtype(dtype))
-    return jax.tree.map(lambda leaf: leaf, model)
-
-
-@functools.cache
-def _tiny(seed: int, dtype: jnp.dtype) -> models.Decoder:
-    config = models.DecoderConfig(
-        vocab=64, width=16, hidden=32, layers=3, heads=4, kv_heads=2, head_dim=4
-    )
-    return models.Decoder(config, key=jax.random.key(seed), dtype=dtype)
-
-
-def batches() -> list[jax.Array]:
-    """Two calibration batches [2, 12] for `tiny`."""
-    return list(jax.random.randint(jax.random.key(3), (2, 2, 12), 0, 64))
 
 
 def matrix(key: jax.Array, shape: tuple[int, int] = (IN, OUT)) -> jax.Array:
@@ -110,36 +92,33 @@ def input_of(shape: tuple[int, ...]) -> jax.Array:
     return jax.random.normal(jax.random.key(11), shape)
 
 
-LAYERS: dict[str, tuple[Callable, Callable]] = {
-    "Attention": (
-        lambda k: block(k).attn,
-        lambda m, x: m(x, context(m, x))[0],
-    ),
-    "Block": (block, lambda m, x: m(x, context(m.attn, x))[0]),
-    "Conv": (lambda k: layers.Conv(16, 8, key=k), lambda m, x: m(x[:, :, None])),
-    "Embedding": (
-        lambda k: layers.Embedding(64, 16, key=k),
-        lambda m, x: m(jnp.zeros(x.shape[:2], jnp.int32)),
-    ),
-    "GatedFFN": (
-        lambda k: layers.GatedFFN(16, 32, key=k, activation="gelu_tanh", bias=True),
-        lambda m, x: m(x),
-    ),
-    "JoinedGatedFFN": (
-        lambda k: layers.JoinedGatedFFN(linear(k, 16, 16), linear(k, 8, 16), activation="silu"),
-        lambda m, x: m(x),
-    ),
-    "Linear": (lambda k: linear(k, 16, 8), lambda m, x: m(x)),
-    "MLP": (lambda k: layers.MLP((16, 12, 8), key=k), lambda m, x: m(x)),
-    "RMSNorm": (lambda k: layers.RMSNorm(16, offset=1.0), lambda m, x: m(x)),
-    "SparseGatedFFN": (sparse_ffn, lambda m, x: m(jnp.pad(x, ((0, 0), (0, 0), (0, 8))))),
-}
-
-
 def context(attention: layers.Attention, x: jax.Array) -> layers.Context:
     """The context of one causal text of x's length."""
-    from ffnlab.layers.rope import tables
-
     spec = attention.spec
     angles = {spec.rope: tables(spec.rope, spec.head_dim, jnp.arange(x.shape[1])[None])}
     return layers.Context(angles, {spec.window: None})
+
+
+def checked(make: Callable, x: jax.Array | None = None, **more: Callable) -> Callable[[], None]:
+    """The check of a layer, on INPUT where no other input is given."""
+    return functools.partial(check_layer, make, INPUT if x is None else x, **more)
+
+
+INPUT = input_of((2, 5, 16))
+IDS = jnp.array([[0, 1, 2, 1], [63, 4, 4, 0]])
+FFN = {"activation": "gelu_tanh", "bias": True}
+
+LAYERS: dict[str, Callable[[], None]] = {
+    "Attention": checked(lambda k: block(k).attn, call=lambda m, x: m(x, context(m, x))[0]),
+    "Block": checked(block, call=lambda m, x: m(x, context(m.attn, x))[0]),
+    "Conv": checked(lambda k: layers.Conv(16, 8, key=k), INPUT[:, :, None]),
+    "Embedding": checked(lambda k: layers.Embedding(64, 16, key=k), IDS),
+    "GatedFFN": checked(lambda k: layers.GatedFFN(16, 32, key=k, **FFN)),
+    "JoinedGatedFFN": checked(
+        lambda k: layers.JoinedGatedFFN(linear(k, 16, 16), linear(k, 8, 16), activation="silu")
+    ),
+    "Linear": checked(lambda k: linear(k, 16, 8)),
+    "MLP": checked(lambda k: layers.MLP((16, 12, 8), key=k)),
+    "RMSNorm": checked(lambda k: layers.RMSNorm(16, offset=1.0)),
+    "SparseGatedFFN": checked(sparse_ffn, input_of((2, 5, IN))),
+}

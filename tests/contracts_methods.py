@@ -1,6 +1,6 @@
 """The transforms and rules that the contract tests run over. A new one joins by one line.
 
-Transforms take `contracts.tiny()` and `contracts.batches()`, a rule what its case says.
+Transforms take `testing.tiny()` and `testing.batches()`, a rule what its case says.
 `test_contracts_methods.py` fails when a factory of a method package is missing here.
 """
 
@@ -15,8 +15,8 @@ from jaxtyping import PyTree
 from ffnlab import learning, pruning, quantization, sparsity
 from ffnlab.layers import MLP
 from ffnlab.rule import Rule
+from ffnlab.testing import batches, tiny
 from ffnlab.transform import Transform
-from tests.contracts import batches, tiny
 
 TRANSFORMS: dict[str, Callable[[], Transform]] = {
     "cats": lambda: sparsity.cats(sparsity=0.5),

@@ -33,6 +33,8 @@ FLOORS = (
         "io",
         "leaves",
         "npz",
+        "options",
+        "outside",
         "placing",
         "progress",
         "sidecar",
@@ -41,7 +43,7 @@ FLOORS = (
     {"layers"},
     {"models", "data", "parallel"},
     {"pruning", "quantization", "sparsity", "learning"},
-    {"bench", "cli", "compress", "recipes", "studies"},
+    {"bench", "cli", "compress", "recipes", "studies", "testing"},
 )
 METHODS = FLOORS[4]
 

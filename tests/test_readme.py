@@ -1,20 +1,50 @@
-"""The README's Python runs, in a folder of its own, and its commands exist."""
+"""The README's Python runs, in a folder of its own, its files are read, its commands exist."""
 
 import re
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from ffnlab.cli.main import COMMANDS
+from ffnlab.cli.training import TrainConfig, rule_of
 from ffnlab.models import open_model
+from ffnlab.parallel import from_table
+from ffnlab.recipes import parse_recipe
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+TABLES = re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL)
+MODULES = {match[1]: block for block in BLOCKS if (match := re.match(r"# (\w+)\.py\n", block))}
+SIZES = {"vocab": 8, "width": 8, "hidden": 8, "layers": 1, "heads": 1, "kv_heads": 1, "head_dim": 8}
+
+
+@pytest.fixture(autouse=True)
+def modules(tmp_path, monkeypatch):
+    """The blocks that are modules, where Python finds them."""
+    for name, text in MODULES.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    for name in MODULES:
+        sys.modules.pop(name, None)
 
 
 def test_readme_has_code():
-    assert len(BLOCKS) >= 2
+    assert len(BLOCKS) >= 2 and set(MODULES) == {"ternary", "forward_gradient"}
+
+
+@pytest.mark.parametrize("table", TABLES, ids=range(len(TABLES)))
+def test_files_are_read(table):
+    found = tomllib.loads(table)
+    if "stage" in found:
+        assert [stage.build().name for stage in parse_recipe(table).stages] == ["ternarize"]
+    elif "project" not in found:
+        whole = {"model": SIZES, "run": {"steps": 1}} | found
+        rule = rule_of(from_table(whole, TrainConfig))
+        assert rule.name in found.get("rule", "backprop")
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))

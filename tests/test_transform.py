@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ffnlab import transform, tree, weights
+from ffnlab.testing import batches, tiny
 from ffnlab.transform import ChainStats, Transform, apply, calibrate, chain
-from tests.contracts import batches, tiny
 
 UP = tree.at("layers[*].ffn.up")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ffnlab import models, tree, weights
 from ffnlab.errors import SelectionError
 from ffnlab.layers import GatedFFN, Linear
-from tests.contracts import batches, tiny
+from ffnlab.testing import batches, tiny
 
 
 def test_select_by_type_path_and_predicate_agree():

@@ -9,7 +9,7 @@ import functools
 import operator
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 
 from rich import box
 from rich.console import Group
@@ -18,11 +18,13 @@ from rich.table import Table
 from rich.text import Text
 
 from ffnlab.docstrings import entries, prose
-from ffnlab.parallel.config import table_of
-from ffnlab.recipes import TRANSFORMS, Calibration, Evaluation, Stage, factory, options_of
-from ffnlab.recipes.options import describe, toml
+from ffnlab.errors import ConfigError
+from ffnlab.options import describe, toml
+from ffnlab.outside import Methods
+from ffnlab.parallel.config import is_free, table_of
+from ffnlab.recipes import METHODS, Calibration, Evaluation, Stage
 
-__all__ = ["Key", "Section", "recipe_keys", "training_keys"]
+__all__ = ["Key", "Section", "method_keys", "recipe_keys", "training_keys"]
 
 
 class Key(typing.NamedTuple):
@@ -70,7 +72,8 @@ def training_keys(kind: type, name: str = "") -> Iterator[Section]:
     """The tables of a TOML file that is read into a dataclass, its own keys first.
 
     Args:
-      kind: a dataclass type; fields that are dataclasses are tables.
+      kind: a dataclass type; fields that are dataclasses are tables, and so are Mappings, whose
+        keys another part of the file decides.
       name: of its table in the file.
     """
     hints, meanings = typing.get_type_hints(kind), entries(kind, "Attributes")
@@ -79,11 +82,16 @@ def training_keys(kind: type, name: str = "") -> Iterator[Section]:
     keys = tuple(
         Key(key, describe(without_none(hints[key])), default_of(field), meanings.get(key, ""))
         for key, field in fields.items()
-        if key not in tables
+        if key not in tables and not is_free(hints[key])
     )
     yield Section(f"[{name}]" if name else "", prose(kind)[0], keys)
-    for key, inner in tables.items():
-        first, *rest = training_keys(inner, f"{name}.{key}" if name else key)
+    for key in fields:
+        table = f"{name}.{key}" if name else key
+        if is_free(hints[key]):
+            yield Section(f"[{table}]", meanings[key], ())
+        if key not in tables:
+            continue
+        first, *rest = training_keys(tables[key], table)
         yield first._replace(meaning=meanings.get(key, first.meaning))
         yield from rest
 
@@ -92,25 +100,36 @@ def recipe_keys() -> Iterator[Section]:
     """The tables of a recipe: what it measures on, and the options of every transform."""
     yield from training_keys(Calibration, "calibration")
     yield from training_keys(Evaluation, "evaluation")
-    for name in TRANSFORMS:
-        make = factory(name)
-        yield Section(f'[[stage]]\ntransform = "{name}"', prose(make)[0], options(make, name))
+    yield from method_keys(METHODS, METHODS.names(), '[[stage]]\ntransform = "{}"')
     meaning = entries(Stage, "Attributes")["calibration"]
     yield Section("[stage.calibration]", f"{meaning} The keys of [calibration], of one stage.", ())
 
 
-def options(make: Callable, name: str) -> tuple[Key, ...]:
-    """The options of a transform."""
-    meanings = entries(make, "Args")
-    return tuple(
-        Key(
-            option.name,
-            describe(option.annotation),
-            "required" if option.required else toml(option.default),
-            meanings.get(option.name, ""),
+def method_keys(methods: Methods, names: Iterable[str], head: str) -> Iterator[Section]:
+    """The options of methods by name; of one that cannot be had, the reason.
+
+    Args:
+      methods: of one kind.
+      names: of those to list.
+      head: of the table, with {} for the name.
+    """
+    for name in names:
+        try:
+            make, known = methods.factory(name), methods.options(name).values()
+        except ConfigError as error:
+            yield Section(head.format(name), str(error), ())
+            continue
+        meanings = entries(make, "Args")
+        keys = tuple(
+            Key(
+                option.name,
+                describe(option.annotation),
+                "required" if option.required else toml(option.default),
+                meanings.get(option.name, ""),
+            )
+            for option in known
         )
-        for option in options_of(name).values()
-    )
+        yield Section(head.format(name), next(iter(prose(make)), ""), keys)
 
 
 def default_of(field: dataclasses.Field) -> str:

@@ -15,7 +15,14 @@ from rich.table import Table
 
 from ffnlab import models, parallel
 from ffnlab.cli.show import show
-from ffnlab.cli.training import RULES, DataConfig, RunConfig, TrainConfig, abstract_batch
+from ffnlab.cli.training import (
+    DataConfig,
+    RunConfig,
+    TrainConfig,
+    abstract_batch,
+    find_methods,
+    rule_of,
+)
 from ffnlab.errors import ConfigError, FFNLabError, at_least
 from ffnlab.files import read_json
 from ffnlab.models import Decoder, families
@@ -57,7 +64,9 @@ def plan(
       FFNLabError: whatever else does not fit, as the process that compiles says it.
     """
     at_least(1, batch=batch, length=length)
-    mesh = settings_of(config).run.mesh or "dp=1" if mesh is None else mesh
+    settings = settings_of(config)
+    find_methods(settings)  # as `ffnlab train` finds them; the other process searches more
+    mesh = settings.run.mesh or "dp=1" if mesh is None else mesh
     sizes = parallel.mesh_sizes(mesh).values()
     if -1 in sizes:
         raise ConfigError(f"mesh={mesh!r}: a plan needs every size, there are no devices to count")
@@ -128,7 +137,7 @@ def measure(request: dict) -> dict[str, object]:
         nothing, or a bad configuration.
     """
     settings = settings_of(Path(request["config"]))
-    mesh, rule = parallel.parse_mesh(request["mesh"]), RULES[settings.rule](settings)
+    mesh, rule = parallel.parse_mesh(request["mesh"]), rule_of(settings)
     rows = settings.data.batch if request["batch"] is None else request["batch"]
     length = settings.data.length if request["length"] is None else request["length"]
     key, dtype = jax.random.key(0), jnp.dtype(request["dtype"])

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import lzma
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -13,7 +13,7 @@ from rich.console import Group
 from ffnlab import io, parallel, placing
 from ffnlab.cli.corpus import Corpus, load_corpus
 from ffnlab.cli.identity import identity_of, versions
-from ffnlab.cli.keys import training_keys
+from ffnlab.cli.keys import Section, method_keys, training_keys
 from ffnlab.cli.show import show
 from ffnlab.cli.streams import mute_orbax
 from ffnlab.cli.training import (
@@ -22,11 +22,13 @@ from ffnlab.cli.training import (
     TrainConfig,
     check_mesh,
     fresh,
+    rule_of,
     window,
     work_of,
 )
 from ffnlab.data import HeldOut
 from ffnlab.errors import ConfigError, at_least
+from ffnlab.learning import OPTIMIZERS
 from ffnlab.models import load, save
 from ffnlab.models.account import parameters
 from ffnlab.parallel import (
@@ -87,7 +89,7 @@ def train(
       ConfigError: a bad configuration, or `out` holds another run.
     """
     if keys:
-        show(Group(*training_keys(TrainConfig)))
+        show(Group(*training_keys(TrainConfig), *registered_keys()))
         return 0
     if config is not None and preset is not None:
         raise ConfigError(f"--config {config} and --preset {preset} exclude each other")
@@ -108,13 +110,20 @@ def train(
     return 0
 
 
+def registered_keys() -> Iterator[Section]:
+    """The options of the rules and optimizers that installed packages register."""
+    yield from method_keys(RULES, RULES.names()[len(RULES.own) :], 'rule = "{}"\n[rule_options]')
+    found = OPTIMIZERS.names()[len(OPTIMIZERS.own) :]
+    yield from method_keys(OPTIMIZERS, found, '[optimizer]\nname = "{}"\n[optimizer.options]')
+
+
 def announce(settings: TrainConfig, out: Path) -> None:
     """Prints what a run would do: sizes, work, memory of the state, files."""
     from rich.table import Table
 
     options, data, more = settings.run, settings.data, settings.extension
     mesh = parallel.mesh_of(options.mesh) or parallel.parse_mesh("")
-    key, rule = jax.random.key(options.seed), RULES[settings.rule](settings)
+    key, rule = jax.random.key(options.seed), rule_of(settings)
     model = jax.eval_shape(functools.partial(fresh, settings), key)
     state = parallel.abstract(jax.eval_shape(rule.init, model, key), mesh)
     check_mesh(settings, rule, state, mesh)
@@ -161,9 +170,9 @@ def run(
       the content of `out`/model/training.json, or {"finished": False, ...} when a signal stopped
       the run.
     """
-    corpus, options = load_corpus(settings.data, settings.model.vocab), settings.run
+    rule, options = rule_of(settings), settings.run
+    corpus = load_corpus(settings.data, settings.model.vocab)
     batches, windows = corpus.batches(settings), corpus.windows(settings)
-    rule = RULES[settings.rule](settings)
     key = jax.random.key(options.seed)
     parallel.agree([to_table(settings), corpus.identity], "the configuration or the text")
     model = jax.eval_shape(functools.partial(fresh, settings), key)

@@ -1,7 +1,8 @@
 """What a training run is: its TOML tables, and the rule, model and batches that they make."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import jax
 import numpy as np
@@ -12,9 +13,9 @@ from ffnlab import parallel
 from ffnlab.data import Packed
 from ffnlab.errors import ConfigError, at_least, check_seed
 from ffnlab.learning import (
+    OPTIMIZERS,
     Extension,
     OptimizerConfig,
-    backprop,
     computed_in,
     make_optimizer,
     next_token,
@@ -22,6 +23,7 @@ from ffnlab.learning import (
 )
 from ffnlab.models import Decoder, DecoderConfig, remat, stack
 from ffnlab.models.account import flops_per_token
+from ffnlab.outside import Methods
 from ffnlab.parallel import LoopOptions, Work
 from ffnlab.rule import Rule
 
@@ -33,10 +35,20 @@ __all__ = [
     "TrainConfig",
     "abstract_batch",
     "check_mesh",
+    "find_methods",
     "fresh",
+    "rule_of",
     "window",
 ]
 
+# What a training file may name as its rule; a rule from outside is one too (`ffnlab.outside`).
+RULES = Methods(
+    "rule",
+    "ffnlab.rules",
+    Rule,
+    MappingProxyType({"backprop": "ffnlab.learning.backprop:backprop"}),
+    given=frozenset({"loss", "optimizer", "microbatches"}),
+)
 WATCHED = "held_out_bits"  # what evaluations of a run are called, and early stopping looks at
 
 
@@ -135,7 +147,8 @@ class TrainConfig:
       data: text and batches.
       optimizer: for rules that take one.
       extension: steps after those of `run`, with longer rows; scoring then uses their length.
-      rule: name of the learning rule, a key of `RULES`.
+      rule: the learning rule: "backprop", a name that a package registers, or "module:factory".
+      rule_options: of the rule, by the names of its factory's parameters.
     """
 
     model: DecoderConfig
@@ -144,23 +157,49 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     extension: Extension = Extension()
     rule: str = "backprop"
+    rule_options: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise ConfigError(f"rule={self.rule!r} is not one of {sorted(RULES)}")
+        RULES.check(self.rule)
 
 
-def _backprop(config: TrainConfig) -> Rule:
-    key = jax.random.key(config.run.seed)
-    optimizer = make_optimizer(config.optimizer, config.run.steps, config.extension, key=key)
-    loss = packed_next_token if config.data.packed else next_token
-    if config.run.compute != "float32":
-        loss = computed_in(config.run.compute, loss)
-    return backprop(loss, optimizer, microbatches=config.run.microbatches)
+def rule_of(settings: TrainConfig) -> Rule:
+    """The rule of a run: the only place where a name becomes one.
+
+    Its factory is given what the run decides, where it has a parameter of that name: `loss`
+    ((model, batch) -> (mean, metrics)), `optimizer` (an optax transformation) and `microbatches`.
+    The rest are options.
+
+    Raises:
+      ConfigError: the rule cannot be had, takes other options, or has no use for what is set.
+    """
+    run, name = settings.run, settings.rule
+    options = RULES.read(name, settings.rule_options, "[rule_options]")
+    takes = RULES.takes(name)
+    for parameter, what, is_set in (
+        ("optimizer", "[optimizer]", settings.optimizer != OptimizerConfig()),
+        ("loss", f"compute={run.compute!r}", run.compute != "float32"),
+        ("microbatches", f"microbatches={run.microbatches}", run.microbatches != 1),
+    ):
+        if is_set and parameter not in takes:
+            raise ConfigError(f"{what} is set, but rule {name!r} takes no {parameter}")
+    if "optimizer" in takes:
+        key = jax.random.key(run.seed)
+        made = make_optimizer(settings.optimizer, run.steps, settings.extension, key=key)
+        options["optimizer"] = made
+    if "loss" in takes:
+        loss = packed_next_token if settings.data.packed else next_token
+        is_rounded = run.compute != "float32"
+        options["loss"] = computed_in(run.compute, loss) if is_rounded else loss
+    if "microbatches" in takes:
+        options["microbatches"] = run.microbatches
+    return RULES.make(name, **options)
 
 
-# The only place where a name becomes a rule.
-RULES: dict[str, Callable[[TrainConfig], Rule]] = {"backprop": _backprop}
+def find_methods(settings: TrainConfig) -> None:
+    """Imports what a run names and makes nothing; ConfigError where that is not to be had."""
+    RULES.factory(settings.rule)
+    OPTIMIZERS.factory(settings.optimizer.name)
 
 
 def fresh(settings: TrainConfig, key: Array) -> Decoder:

@@ -53,8 +53,8 @@ class State:
         write_json(self.file, content)
 
     def checkpoint(self, number: int, name: str) -> Path:
-        """The file for the statistics of a stage."""
-        return self.folder / f"{number:02}-{name}.npz"
+        """The file for the statistics of a stage, whose transform may be a "module:factory"."""
+        return self.folder / f"{number:02}-{name.replace(':', '.')}.npz"
 
     def finish(self) -> None:
         """Removes the state: the job is done."""

@@ -17,11 +17,18 @@ from ffnlab.learning.noise import gradient_noise, noise_scale
 from ffnlab.learning.noprop import NoPropOptions, NoPropState, noprop
 from ffnlab.learning.noprop_net import NoPropNet
 from ffnlab.learning.noprop_schedule import LearnedSchedule
-from ffnlab.learning.optimizers import Extension, OptimizerConfig, make_optimizer, rate_at
+from ffnlab.learning.optimizers import (
+    OPTIMIZERS,
+    Extension,
+    OptimizerConfig,
+    make_optimizer,
+    rate_at,
+)
 from ffnlab.learning.packed import packed_next_token
 from ffnlab.learning.trust import lamb, lars, scale_by_trust_ratio, sqrt_batch_schedule
 
 __all__ = [
+    "OPTIMIZERS",
     "BackpropState",
     "CounterCurrentState",
     "Extension",

@@ -6,7 +6,7 @@ to matrices only.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import optax
@@ -17,10 +17,12 @@ from ffnlab.errors import ConfigError, at_least
 from ffnlab.learning.masters import in_float32
 from ffnlab.learning.noise import gradient_noise
 from ffnlab.learning.trust import lamb, matrices
+from ffnlab.outside import Methods
 
 Rate = Callable[[float], optax.Schedule]  # from a peak to the rate by step
 
 SCHEDULES = ("trapezoid", "cosine", "constant")
+OWN_SETTINGS = ("table_rate", "weight_decay", "b1", "b2")  # settings of our optimizers alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +30,8 @@ class OptimizerConfig:
     """An optimizer and its schedule.
 
     Attributes:
-      name: "adamw", "lamb", "lion", "muon" or "sgd".
+      name: "adamw", "lamb", "lion", "muon" or "sgd"; or that of one from outside
+        (`ffnlab.outside`), which takes the rate by step, as optax's do: "optax:adan".
       rate: peak learning rate (of Muon's matrices where name is "muon"), > 0.
       table_rate: peak rate of what Muon leaves to AdamW.
       schedule: "trapezoid" (constant, then linear to zero over the last `decay` of the steps),
@@ -40,6 +43,8 @@ class OptimizerConfig:
       b1, b2: AdamW's, LAMB's and Lion's averages; b1 is also the momentum of Muon and SGD.
       noise: variance of the first step's noise on the clipped gradients
         (`ffnlab.learning.gradient_noise`), which then decays; 0 for none.
+      options: of an optimizer from outside, in place of those that only ours have: table_rate,
+        weight_decay, b1 and b2.
     """
 
     name: str = "adamw"
@@ -53,10 +58,11 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.95
     noise: float = 0.0
+    options: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.name not in OPTIMIZERS:
-            raise ConfigError(f"optimizer name={self.name!r} is not one of {sorted(OPTIMIZERS)}")
+        OPTIMIZERS.check(self.name)
+        self._check_options()
         if self.schedule not in SCHEDULES:
             raise ConfigError(f"schedule={self.schedule!r} is not one of {list(SCHEDULES)}")
         for field in ("rate", "table_rate"):
@@ -67,6 +73,18 @@ class OptimizerConfig:
         for field in ("warmup", "weight_decay", "clip", "noise"):
             if getattr(self, field) < 0:
                 raise ConfigError(f"{field}={getattr(self, field)} must not be negative")
+
+    def _check_options(self) -> None:
+        if self.name in OURS:
+            if self.options:
+                raise ConfigError(f"options={dict(self.options)!r}, but {self.name} takes none")
+            return
+        for field in dataclasses.fields(self):
+            if field.name in OWN_SETTINGS and getattr(self, field.name) != field.default:
+                raise ConfigError(
+                    f"{field.name}={getattr(self, field.name)} is of our optimizers; {self.name} "
+                    "takes what stands in its options"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,12 +155,18 @@ def make_optimizer(
     Returns:
       an optax transformation that accepts any tree of floating arrays; its state is float32.
     Raises:
-      ConfigError: noise without a key.
+      ConfigError: noise without a key; an optimizer from outside that cannot be had, or other
+        options than it takes.
     """
     parts = [optax.clip_by_global_norm(config.clip)] if config.clip else []
     if config.noise:
         parts.append(gradient_noise(config.noise, key=key))
-    inner = OPTIMIZERS[config.name](config, lambda peak: rate_at(config, peak, steps, extension))
+    rate = lambda peak: rate_at(config, peak, steps, extension)  # noqa: E731
+    if config.name in OURS:
+        inner = OPTIMIZERS.make(config.name, config, rate)
+    else:
+        options = OPTIMIZERS.read(config.name, config.options, "[optimizer.options]")
+        inner = OPTIMIZERS.make(config.name, rate(config.rate), **options)
     return in_float32(optax.chain(*parts, inner) if parts else inner)
 
 
@@ -196,10 +220,14 @@ def _muon(config: OptimizerConfig, rate: Rate) -> optax.GradientTransformation:
     )
 
 
-OPTIMIZERS: dict[str, Callable[[OptimizerConfig, Rate], optax.GradientTransformation]] = {
+OURS: dict[str, Callable[[OptimizerConfig, Rate], optax.GradientTransformation]] = {
     "adamw": _adamw,
     "lamb": _lamb,
     "lion": _lion,
     "muon": _muon,
     "sgd": _sgd,
 }
+# What a training file may name, optimizers from outside too.
+OPTIMIZERS = Methods(
+    "optimizer", "ffnlab.optimizers", optax.GradientTransformation, OURS, leading=1
+)

@@ -19,7 +19,8 @@ def read_config(source: str | Path, kind: type[T]) -> T:
 
     Args:
       source: a path, or the name of a preset in `ffnlab/presets` ("embedded").
-      kind: a dataclass type; nested dataclasses are tables.
+      kind: a dataclass type; nested dataclasses are tables, and a field annotated as a Mapping
+        is a table of anything, which its dataclass or a later reader checks.
     Returns:
       an instance; keys left out keep their defaults.
     Raises:
@@ -78,6 +79,8 @@ def to_table(config: object) -> dict[str, object]:
         if dataclasses.is_dataclass(value)
         else list(value)
         if isinstance(value, tuple)
+        else dict(value)
+        if isinstance(value, Mapping)
         else value
         for key, value in pairs.items()
         if value is not None
@@ -91,6 +94,15 @@ def table_of(hint: object) -> type | None:
     """
     kinds = [kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)]
     return kinds[0] if kinds else None
+
+
+def is_free(hint: object) -> bool:
+    """Whether a field is a table of anything.
+
+    >>> is_free(Mapping[str, object])
+    True
+    """
+    return typing.get_origin(hint) is Mapping
 
 
 def _problems(table: object, kind: type, prefix: str) -> Iterator[str]:
@@ -118,6 +130,8 @@ def _fits(value: object, hint: object) -> bool:
         return any(_fits(value, arg) for arg in args)
     if origin is tuple:
         return isinstance(value, list | tuple) and all(_fits(item, args[0]) for item in value)
+    if is_free(hint):
+        return isinstance(value, Mapping)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
@@ -126,6 +140,8 @@ def _fits(value: object, hint: object) -> bool:
 
 
 def _name(hint: object) -> str:
+    if is_free(hint):
+        return "table"
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 

@@ -4,7 +4,7 @@ The format and its checks belong here, and the table of transforms that a recipe
 one to a model and measuring what it cost is `ffnlab.compress`.
 """
 
-from ffnlab.recipes.options import Option
+from ffnlab.options import Option
 from ffnlab.recipes.recipe import (
     Calibration,
     Evaluation,
@@ -14,9 +14,10 @@ from ffnlab.recipes.recipe import (
     parse_recipe,
     read_recipe,
 )
-from ffnlab.recipes.table import TRANSFORMS, factory, options_of
+from ffnlab.recipes.table import METHODS, TRANSFORMS, factory, options_of
 
 __all__ = [
+    "METHODS",
     "TRANSFORMS",
     "Calibration",
     "Evaluation",

@@ -11,7 +11,7 @@
     batch = 8
 
     [[stage]]
-    transform = "finercut"   # a name in `ffnlab.recipes.TRANSFORMS`
+    transform = "finercut"   # a name that `ffnlab compress --keys` lists, or "module:factory"
     remove = 4               # its options, as its docstring says
 
 Every problem of a file is reported at once, before anything is computed.
@@ -28,8 +28,9 @@ from typing import TypeVar
 
 from ffnlab.errors import ConfigError
 from ffnlab.files import StrPath
-from ffnlab.recipes.options import Mismatch, Option, convert, describe, listed, nearest, toml
-from ffnlab.recipes.table import TRANSFORMS, factory, options_of
+from ffnlab.options import Option, checked, nearest
+from ffnlab.recipes.table import METHODS, options_of
+from ffnlab.sidecar import jsonable
 from ffnlab.transform import Transform
 
 __all__ = ["Calibration", "Evaluation", "Recipe", "Stage", "default", "parse_recipe", "read_recipe"]
@@ -97,7 +98,7 @@ class Stage:
     """One transform with its options.
 
     Attributes:
-      transform: a name in `TRANSFORMS`.
+      transform: a name in `TRANSFORMS`, one that a package registers, or "module:factory".
       options: those given; the factory's defaults stand for the rest.
       calibration: what it calibrates on.
     """
@@ -110,10 +111,10 @@ class Stage:
         """The transform itself.
 
         Raises:
-          ConfigError: unknown transform.
+          ConfigError: unknown transform, or no transform comes of its factory.
           ValueError: an option out of range.
         """
-        return factory(self.transform)(**self.options)
+        return METHODS.make(self.transform, **self.options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,11 +139,12 @@ class Recipe:
         """Everything that decides the result, defaults filled in."""
         stages = []
         for stage in self.stages:
-            defaults = {o.name: o.default for o in options_of(stage.transform).values()}
+            options = {o.name: o.default for o in options_of(stage.transform).values()}
+            options |= stage.options
             stages.append(
                 {
                     "transform": stage.transform,
-                    "options": defaults | dict(stage.options),
+                    "options": {name: jsonable(value) for name, value in options.items()},
                     "calibration": dataclasses.asdict(stage.calibration),
                 }
             )
@@ -150,7 +152,7 @@ class Recipe:
 
     def digest(self) -> str:
         """SHA-256 of `as_json`: equal for two files that ask for the same."""
-        text = json.dumps(self.as_json(), sort_keys=True, default=list)
+        text = json.dumps(self.as_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -246,46 +248,22 @@ def parse_stage(
     where = f"stage {number}"
     before = len(problems)
     if not isinstance(name, str):
-        problems.append(f'{where}: needs transform = "NAME"; there are: {", ".join(TRANSFORMS)}')
+        there = f"there are: {', '.join(METHODS.names())}"
+        problems.append(f'{where}: needs transform = "NAME"; {there}')
         return None
-    where = f"{where} ({name})"
+    named = f"{where} ({name})"
     if "calibration" in rest:
-        inner = f"{where} [stage.calibration]"
+        inner = f"{named} [stage.calibration]"
         calibration = settings(rest.pop("calibration"), calibration, inner, problems)
     try:
-        options = options_of(name)
+        given = METHODS.look_over(name, rest, named, problems)
     except ConfigError as error:
-        problems.append(f"stage {number}: {error}")
+        problems.append(f"{where}: {error}")
         return None
-    given = checked(rest, options, where, problems)
-    missing = [o for o in options.values() if o.required and o.name not in rest]
-    problems += [
-        f"{where}: {option.name} is missing; it takes\n{listed(options)}" for option in missing
-    ]
     stage = Stage(name, given, calibration)
     if len(problems) == before:
         try:
             stage.build()
         except ValueError as error:
-            problems.append(f"{where}: {error}")
+            problems.append(f"{named}: {error}")
     return stage
-
-
-def checked(
-    given: Mapping[str, object], known: Mapping[str, Option], where: str, problems: list[str]
-) -> dict[str, object]:
-    """The entries of a table as their options take them; problems are appended to the list."""
-    found = {}
-    unknown = [name for name in given if name not in known]
-    for name, value in given.items():
-        if name in unknown:
-            continue
-        try:
-            found[name] = convert(value, known[name].annotation)
-        except Mismatch:
-            expected = describe(known[name].annotation)
-            problems.append(f"{where}: {name} = {toml(value)}; expected {expected}")
-    if unknown:
-        names = ", ".join(f"{name!r}{nearest(name, known)}" for name in unknown)
-        problems.append(f"{where}: unknown option {names}; it takes\n{listed(known)}")
-    return found

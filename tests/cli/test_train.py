@@ -250,7 +250,11 @@ def test_text_of_files(config, tmp_path):
         ("steps = 40", 'steps = 4\ncompute = "int4"', "compute='int4' is not one of"),
         ("steps = 40", "steps = 4\nmicrobatches = 0", "microbatches=0 must be at least 1"),
         ("steps = 40", 'steps = 4\non_bad = "go"', "on_bad='go' is not one of"),
-        ("[model]", 'rule = "forward"\n[model]', r"rule='forward' is not one of \['backprop'\]"),
+        (
+            "[model]",
+            'rule = "forward"\n[model]',
+            "unknown rule 'forward'; there are: backprop, and",
+        ),
         ("stride = 8", "stride = 80", "stride=80 must lie between"),
         ("heads = 1\nkv", "heads = 3\nkv_heads = 2 #", "not a multiple"),
     ],

@@ -7,8 +7,8 @@ import pytest
 
 from ffnlab import models, tree, weights
 from ffnlab.layers import GatedFFN, JoinedGatedFFN, Linear
+from ffnlab.testing import tiny
 from pallas_kernels.aot import lower_for
-from tests.contracts import tiny
 
 WIDTH, HIDDEN = 96, 160  # neither a multiple of 128
 

@@ -15,7 +15,7 @@ from ffnlab.errors import ConfigError
 from ffnlab.learning import backprop, packed_next_token
 from ffnlab.learning.accumulate import accumulated, cut_rows
 from ffnlab.parallel import make_step, parse_mesh, place_batch, shard, skip_bad_steps
-from tests.contracts import tiny
+from ffnlab.testing import tiny
 
 # Sums of a few float32 terms in another order.
 CLOSE = {"rtol": 2e-5, "atol": 1e-6}

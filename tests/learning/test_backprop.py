@@ -10,7 +10,7 @@ from ffnlab import tree
 from ffnlab.errors import SelectionError
 from ffnlab.learning import backprop, computed_in, next_token
 from ffnlab.models import Decoder, DecoderConfig
-from tests.compiles import counted
+from ffnlab.testing import counted
 
 CONFIG = DecoderConfig(vocab=16, width=16, hidden=16, layers=2, heads=2, kv_heads=1, head_dim=8)
 

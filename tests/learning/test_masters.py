@@ -26,7 +26,7 @@ from ffnlab.learning import (
     noprop,
 )
 from ffnlab.learning.optimizers import OPTIMIZERS
-from tests.contracts import batches, tiny
+from ffnlab.testing import batches, tiny
 
 NARROW = [jnp.bfloat16, jnp.float16]
 
@@ -82,7 +82,7 @@ def test_parameters_are_the_rounded_masters(seed, rate):
     np.testing.assert_array_equal(params, state.masters.astype(jnp.bfloat16))
 
 
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS.own))
 def test_named_optimizers_step_narrow_parameters_as_wide_ones(key, name):
     """The same float32 steps from the same values; the narrow parameters are their roundings."""
     config = OptimizerConfig(name, rate=1e-2, warmup=0, noise=1e-4)

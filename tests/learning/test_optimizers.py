@@ -52,7 +52,7 @@ def test_runs_shorter_than_the_warm_up(steps):
         assert all(0 <= float(rate(s)) <= 1 for s in range(steps + 1))
 
 
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS.own))
 @pytest.mark.parametrize("stacked", [False, True])
 def test_every_optimizer_moves_every_parameter(key, name, stacked):
     model = Decoder(CONFIG, key=key)
@@ -96,7 +96,7 @@ def test_weight_decay_spares_vectors():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("name", "adamm", "is not one of"),
+        ("name", "adamm", "unknown optimizer 'adamm'; did you mean 'adamw'"),
         ("schedule", "linear", "is not one of"),
         ("rate", 0.0, "must be positive"),
         ("table_rate", -1.0, "must be positive"),

@@ -7,7 +7,7 @@ import optax
 
 from ffnlab.data import PackedBatches
 from ffnlab.learning import backprop, packed_next_token
-from tests.contracts import tiny
+from ffnlab.testing import tiny
 
 
 def test_rows_are_scored_as_their_documents_alone(key):

@@ -11,9 +11,10 @@ from ffnlab.errors import SelectionError
 from ffnlab.layers import MLP, Linear, RMSNorm, Statistic
 from ffnlab.learning import backprop, computed_in, counter_current, next_token
 from ffnlab.parallel import skip_bad_steps
+from ffnlab.testing import batches, tiny
 from ffnlab.weights import LoRA, SparseInput, is_weight
 from ffnlab.weights.quantized import Quantized
-from tests.contracts import LAYERS, WEIGHTS, batches, tiny
+from tests.contracts import WEIGHTS, sparse_ffn
 
 FORMATS = {
     "int4": lambda: quantization.nearest(format="int4", group=8),
@@ -154,7 +155,7 @@ def test_thresholds_of_inputs_do_not_decay(key):
 
 def thresholded(key):
     """A gated FFN of which one channel is always dropped."""
-    layer = LAYERS["SparseGatedFFN"][0](key)
+    layer = sparse_ffn(key)
     layer.threshold = Statistic(jnp.array([jnp.inf, *[0.1234567] * 15]), axes=("mlp",))
     return layer
 

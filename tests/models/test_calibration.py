@@ -11,7 +11,7 @@ from ffnlab.models import unstack
 from ffnlab.models.calibration import check_tokens
 from ffnlab.quantization import fireq
 from ffnlab.sparsity import chess
-from tests.contracts import tiny
+from ffnlab.testing import tiny
 
 BAD = {
     "beyond the vocabulary": (np.full((2, 3), 64), r"from 64 to 64; the vocabulary is 0\.\.63"),

@@ -12,9 +12,8 @@ from ffnlab import io, models
 from ffnlab.errors import ConfigError
 from ffnlab.layers import Rope
 from ffnlab.models import Decoder, DecoderConfig
+from ffnlab.testing import batches, counted, tiny
 from ffnlab.weights import Float8, map_weights
-from tests.compiles import counted
-from tests.contracts import batches, tiny
 
 SMALL = {"vocab": 61, "width": 16, "hidden": 24, "heads": 4, "kv_heads": 2, "head_dim": 4}
 KINDS = {

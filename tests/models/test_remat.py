@@ -7,7 +7,7 @@ import pytest
 
 from ffnlab import models
 from ffnlab.errors import ConfigError
-from tests.contracts import batches, tiny
+from ffnlab.testing import batches, tiny
 
 
 def slope(model):

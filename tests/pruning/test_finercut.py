@@ -13,9 +13,8 @@ from ffnlab import io, models, tree
 from ffnlab.errors import ConfigError, NumericalError
 from ffnlab.pruning import finercut, removal_order
 from ffnlab.pruning.finercut import sublayers, together
+from ffnlab.testing import batches, counted, tiny
 from ffnlab.transform import apply, calibrate, chain
-from tests.compiles import counted
-from tests.contracts import batches, tiny
 
 LEVELS = {"am": "both", "a": "attention", "m": "ffn"}
 SEARCHES = range(10)

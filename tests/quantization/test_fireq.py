@@ -11,8 +11,8 @@ from ffnlab.layers import GatedFFN, Linear, SparseGatedFFN
 from ffnlab.layers.rope import Rope, tables
 from ffnlab.quantization import fireq_core as core
 from ffnlab.quantization.fireq import fireq, keys
+from ffnlab.testing import counted
 from ffnlab.weights import Dense, Float8, Int4, Masked, SparseInput, Transposed
-from tests.compiles import counted
 
 # float32 rounding through three blocks; the card asks for 1e-5.
 EXACT = 1e-5

@@ -13,9 +13,8 @@ from ffnlab.errors import ConfigError, NumericalError, SelectionError
 from ffnlab.layers import Linear
 from ffnlab.quantization import fireq_core as core
 from ffnlab.quantization import nearest
+from ffnlab.testing import batches, counted, tiny
 from ffnlab.weights import Dense, Float8, Int4, Int8, SparseInput
-from tests.compiles import counted
-from tests.contracts import batches, tiny
 
 FORMATS = {"int4": Int4, "int8": Int8, "float8": Float8}
 logits = jax.jit(lambda model, tokens: model(tokens))

@@ -16,9 +16,9 @@ from ffnlab.models.embedded import embedded
 from ffnlab.pruning import finercut
 from ffnlab.quantization import nearest
 from ffnlab.sparsity.sites import activations
+from ffnlab.testing import batches, tiny
 from ffnlab.transform import apply, calibrate
 from ffnlab.weights import Dense, Int4, SparseInput, Transposed
-from tests.contracts import batches, tiny
 
 logits = jax.jit(lambda model, tokens: model(tokens))
 extend = jax.jit(lambda model, tokens, cache: model.extend(tokens, cache))

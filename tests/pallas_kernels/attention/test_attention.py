@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ffnlab.testing import counted
 from ffnlab.weights import kv
 from pallas_kernels.attention import prefill
-from tests.compiles import counted
 
 TILE = 16
 attend = jax.jit(

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ffnlab.testing import counted
 from ffnlab.weights import kv as formats
 from pallas_kernels.aot import lower_for
 from pallas_kernels.attention import decode
 from pallas_kernels.attention.cases import make_decode
 from pallas_kernels.backend import INTERPRETER, JAX_VERSION
-from tests.compiles import counted
 
 interpreted = pytest.mark.skipif(
     JAX_VERSION < INTERPRETER, reason=f"jax {jax.__version__} has no interpreter for GPU kernels"

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from ffnlab.testing import counted
 from pallas_kernels import w4a8
 from pallas_kernels.numerics import E4M3, quantize_tokens
-from tests.compiles import counted
 
 BACKENDS = ("xla", "reference")
 EXAMPLES = settings(max_examples=40, deadline=None)

@@ -1,8 +1,8 @@
-"""Options of a transform as a recipe may give them, read off the factory's own signature.
+"""Options of a method as a TOML file may give them, read off the factory's own signature.
 
-A factory's keyword-only parameters are its options; their annotations say what TOML values are
-accepted; None is written "none". What TOML cannot write (arrays, functions) is no option of a
-recipe.
+The parameters that can be given by name are a factory's options; their annotations say what TOML
+values are accepted, their defaults where there is no annotation; None is written "none". What TOML
+cannot write (arrays, functions) is no option of a file.
 """
 
 import dataclasses
@@ -13,7 +13,17 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["Mismatch", "Option", "convert", "describe", "listed", "nearest", "options_from"]
+__all__ = [
+    "Mismatch",
+    "Option",
+    "checked",
+    "convert",
+    "describe",
+    "listed",
+    "nearest",
+    "options_from",
+    "toml",
+]
 
 REQUIRED = inspect.Parameter.empty
 NONE = "none"  # how a recipe writes None, which TOML has no word for
@@ -33,7 +43,7 @@ class Mismatch(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One option: a keyword-only parameter of a factory.
+    """One option: a parameter of a factory.
 
     Attributes:
       name: of the parameter.
@@ -58,18 +68,39 @@ class Option:
 def options_from(factory: Callable) -> dict[str, Option]:
     """The options of a factory by name, in its order.
 
+    Raises:
+      ValueError, TypeError: it has no signature, as some functions written in C.
+
     >>> def factory(*, keep: float = 0.5, hook: object = None): ...
     >>> [str(option) for option in options_from(factory).values()]
     ['keep: number (default 0.5)']
     """
-    hints = typing.get_type_hints(factory)
     found = {}
     for name, parameter in inspect.signature(factory).parameters.items():
-        annotation = hints.get(name, str)
+        annotation = annotation_of(factory, parameter)
+        is_named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         is_writable = describe(annotation) not in ("", describe(types.NoneType))
-        if parameter.kind is parameter.KEYWORD_ONLY and is_writable:
+        if is_named and is_writable:
             found[name] = Option(name, annotation, parameter.default)
     return found
+
+
+def annotation_of(factory: Callable, parameter: inspect.Parameter) -> object:
+    """What a parameter is annotated as; the type of its default where it is not.
+
+    None, which no value fits, where the annotation names what is not there: other packages import
+    some names for type checkers only.
+    """
+    if parameter.annotation is parameter.empty:
+        return type(parameter.default)
+    names = getattr(inspect.unwrap(factory), "__globals__", {})
+    holder = types.SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
+    try:
+        hint = typing.get_type_hints(holder, names)[parameter.name]
+        hash(hint)
+    except Exception:  # noqa: BLE001 - an annotation from outside is any expression
+        return None
+    return hint
 
 
 def describe(annotation: object) -> str:
@@ -158,3 +189,32 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def listed(options: Mapping[str, Option]) -> str:
     """The accepted options with their defaults, one per line, for an error message."""
     return "\n".join(f"      {option}" for option in options.values()) or "      (none)"
+
+
+def checked(
+    given: Mapping[str, object], known: Mapping[str, Option], where: str, problems: list[str]
+) -> dict[str, object]:
+    """The entries of a table as their options take them.
+
+    Args:
+      given: the table.
+      known: the options.
+      where: it stands, for messages.
+      problems: one is appended for each entry that is unknown or of another type.
+    Returns:
+      the entries that are neither.
+    """
+    found = {}
+    unknown = [name for name in given if name not in known]
+    for name, value in given.items():
+        if name in unknown:
+            continue
+        try:
+            found[name] = convert(value, known[name].annotation)
+        except Mismatch:
+            expected = describe(known[name].annotation)
+            problems.append(f"{where}: {name} = {toml(value)}; expected {expected}")
+    if unknown:
+        names = ", ".join(f"{name!r}{nearest(name, known)}" for name in unknown)
+        problems.append(f"{where}: unknown option {names}; it takes\n{listed(known)}")
+    return found

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffnlab.recipes.options import Mismatch, convert, describe, options_from, toml
+from ffnlab.options import Mismatch, convert, describe, options_from, toml
 
 
 @pytest.mark.parametrize(
@@ -58,18 +58,32 @@ def test_values_that_do_not(value, annotation, expected):
 
 def test_what_toml_cannot_write_is_no_option():
     def factory(
-        positional: int = 0,
-        *,
+        first: int = 0,
+        /,
+        *rest: int,
         keep: float,
         key: jax.Array | None = None,
         hook: Callable | None = None,
         names: tuple[str, ...] = ("a", "b"),
+        **others: int,
     ): ...
 
     found = options_from(factory)
     assert [str(option) for option in found.values()] == [
         "keep: number (required)",
         "names: list of string (default ['a', 'b'])",
+    ]
+
+
+def test_what_is_not_annotated_is_read_off_its_default():
+    def factory(bits=4, *, keep=0.5, on=True, kind="a", hook=None, lost: "Nowhere" = 1): ...
+
+    found = [str(option) for option in options_from(factory).values()]
+    assert found == [
+        "bits: integer (default 4)",
+        "keep: number (default 0.5)",
+        "on: true or false (default true)",
+        "kind: string (default 'a')",
     ]
 
 

@@ -1,0 +1,29 @@
+"""The contracts of weights, layers, transforms and rules, as checks of a method of one's own.
+
+    def test_my_weight():
+        check_weight(lambda key: MyWeight(...))
+
+A check takes a small example, holds it against every line of its contract, and raises
+AssertionError with the line that is broken. The library's own methods pass the same checks. No test
+framework is needed.
+"""
+
+from ffnlab.testing.compiling import Count, counted
+from ffnlab.testing.contract import equal
+from ffnlab.testing.layer import check_layer
+from ffnlab.testing.rule import check_rule
+from ffnlab.testing.small import batches, tiny
+from ffnlab.testing.transform import check_transform
+from ffnlab.testing.weight import check_weight
+
+__all__ = [
+    "Count",
+    "batches",
+    "check_layer",
+    "check_rule",
+    "check_transform",
+    "check_weight",
+    "counted",
+    "equal",
+    "tiny",
+]
