@@ -36,7 +36,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ffnlab import weights
-from ffnlab.errors import ConfigError, FormatError, require
+from ffnlab.errors import FormatError, require
 from ffnlab.models.chat import Message, Renderer
 from ffnlab.models.decoder import Decoder
 from ffnlab.models.generate import begin
@@ -136,20 +136,28 @@ class Requests:
                     answers[i] = text
         return answers
 
-    def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        template: str | None = None,
+    ) -> str:
         """A conversation as text; where its template refuses it, without the system's messages.
 
         Args:
           messages: such as {"role": "user", "content": "Hello"}.
           add_generation_prompt: end with what begins an answer, else within the last message.
+          template: name of one of several templates; None for "default".
         Raises:
-          ConfigError: the model has no chat template.
+          ConfigError: the model has no chat template, or none of this name.
           FormatError: the template refuses the rest, too.
         """
         render = functools.partial(
             self.tokenizer.chat,
             add_generation_prompt=add_generation_prompt,
             continue_last=not add_generation_prompt,
+            template=template,
             renderer=self.renderer,
         )
         try:
@@ -282,7 +290,7 @@ def cut(text: str, until: Sequence[str]) -> str:
 def harness_model(model: Decoder, tokenizer: Tokenizer, *, batch: int = 8, max_tokens: int = 256):
     """The model as lm-evaluation-harness takes it: `lm_eval.simple_evaluate(model=…)`.
 
-    Its chat template is used with `apply_chat_template=True`.
+    Its chat template is used with `apply_chat_template=True`, another with that one's name.
 
     Args:
       model: any decoder.
@@ -300,6 +308,8 @@ def harness_model(model: Decoder, tokenizer: Tokenizer, *, batch: int = 8, max_t
 
     class HarnessModel(base):
         """Delegates to `Requests`."""
+
+        template = None  # the name of the chat template that the harness asked for last
 
         def loglikelihood(self, requests, disable_tqdm=False):
             return self.remember(
@@ -326,12 +336,15 @@ def harness_model(model: Decoder, tokenizer: Tokenizer, *, batch: int = 8, max_t
         def chat_template(self, chat_template=False):
             if chat_template in (False, None):
                 return None
-            if chat_template not in (True, "default"):
-                raise ConfigError(f"chat template {chat_template!r}: only 'default' is accepted")
-            return tokenizer.beside.chat_template
+            self.template = None if chat_template is True else chat_template
+            return tokenizer.beside.chat_template(self.template)
 
         def apply_chat_template(self, chat_history, add_generation_prompt=True):
-            return inner.chat(chat_history, add_generation_prompt=add_generation_prompt)
+            return inner.chat(
+                chat_history,
+                add_generation_prompt=add_generation_prompt,
+                template=self.template,
+            )
 
     return HarnessModel()
 

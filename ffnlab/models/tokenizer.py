@@ -75,9 +75,9 @@ class Tokenizer:
     def load(cls, directory: StrPath) -> "Tokenizer":
         """Reads tokenizer.json, and what the files beside it say of it.
 
-        These are tokenizer_config.json, special_tokens_map.json, generation_config.json and
-        chat_template.jinja. Truncation and padding, which fine-tuning leaves in tokenizer.json, are
-        switched off; `split_special_tokens` is honoured.
+        These are tokenizer_config.json, special_tokens_map.json, generation_config.json,
+        chat_template.jinja and additional_chat_templates/. Truncation and padding, which
+        fine-tuning leaves in tokenizer.json, are switched off; `split_special_tokens` is honoured.
 
         Raises:
           FormatError: no tokenizer.json, a damaged one or one that would need far more memory than
@@ -162,6 +162,7 @@ class Tokenizer:
         *,
         add_generation_prompt: bool = True,
         continue_last: bool = False,
+        template: str | None = None,
         renderer: Renderer | None = None,
     ) -> str:
         """A conversation as text, by the chat template of the model (`ffnlab.models.chat`).
@@ -170,18 +171,20 @@ class Tokenizer:
           messages: such as {"role": "user", "content": "Hello"}.
           add_generation_prompt: end with what begins the model's answer.
           continue_last: end within the last message, for the model to go on with it.
+          template: name of one of several templates, such as "tool_use"; None for "default".
           renderer: runs the template; one for many conversations makes all but the first quick.
         Returns:
           text with its special tokens in it; `encode` it without `special`.
         Raises:
-          ConfigError: the model has no chat template, or the options exclude each other.
+          ConfigError: the model has no chat template, or none of this name, or the options exclude
+            each other.
           FormatError: the template fails, or refuses the conversation.
         """
-        template = self.beside.chat_template
-        if template is None:
+        text = self.beside.chat_template(template)
+        if text is None:
             raise ConfigError("the model has no chat template, in a file or in its tokenizer's")
         return render(
-            template,
+            text,
             [messages],
             tokens=self.roles,
             add_generation_prompt=add_generation_prompt,
@@ -219,8 +222,9 @@ class Tokenizer:
         Args:
           directory: made when missing; gets tokenizer.json, tokenizer_config.json, and those of
             generation_config.json (also where there are several eos ids),
-            special_tokens_map.json and chat_template.jinja that the tokenizer came with. Those that
-            it did not come with are removed, as they are of another tokenizer.
+            special_tokens_map.json, chat_template.jinja and additional_chat_templates/ that the
+            tokenizer came with. Those that it did not come with are removed, as they are of another
+            tokenizer.
         """
         directory = Path(directory)
         write_json(directory / TOKENIZER_FILE, self.backend.content())

@@ -3,14 +3,16 @@
 tokenizer_config.json       special tokens by name, options, at times the chat template
 special_tokens_map.json     special tokens by name, where tokenizer_config.json names none
 generation_config.json      special ids, of which several may end a text; how to draw tokens
-chat_template.jinja         the chat template; goes before that of tokenizer_config.json
+chat_template.jinja         the chat template; goes before those of tokenizer_config.json
+additional_chat_templates/  further templates, NAME.jinja, such as "tool_use" or "rag"
 """
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from ffnlab.errors import FormatError
+from ffnlab.errors import ConfigError, FormatError
 from ffnlab.files import atomic_write, write_json
 from ffnlab.models.untrusted import file_size, inside, quoted, read_json
 
@@ -18,7 +20,10 @@ CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_FILE = "special_tokens_map.json"
 GENERATION_FILE = "generation_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATES_FOLDER = "additional_chat_templates"
 TEMPLATE_LIMIT = 1 << 20
+MOST_TEMPLATES = 64
+DEFAULT = "default"
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 
@@ -32,13 +37,13 @@ class Beside:
     Attributes:
       config, special, generation: tokenizer_config.json, special_tokens_map.json and
         generation_config.json; empty where the file is not there.
-      template: chat_template.jinja, or None.
+      templates: those in files by name; chat_template.jinja is the one called "default".
     """
 
     config: Table = dataclasses.field(default_factory=dict)
     special: Table = dataclasses.field(default_factory=dict)
     generation: Table = dataclasses.field(default_factory=dict)
-    template: str | None = None
+    templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def split_special(self) -> bool:
@@ -53,22 +58,40 @@ class Beside:
         return found
 
     @property
-    def chat_template(self) -> str | None:
-        """The template of chats, of several the one called "default".
+    def chat_templates(self) -> Mapping[str, str]:
+        """The templates of chats by name; of files where there are any, else of the config.
 
         Raises:
-          FormatError: it is no text, or there are several and none is called so.
+          FormatError: one is no text, or has no name.
         """
-        found = self.config.get("chat_template") if self.template is None else self.template
-        if isinstance(found, list):
-            named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
-            if "default" not in named:
-                names = quoted([*named])
-                raise FormatError(f"{CONFIG_FILE}: chat_template has {names}, and no 'default'")
-            found = named["default"]
-        if found is not None and not isinstance(found, str):
-            raise FormatError(f"{CONFIG_FILE}: chat_template={quoted(found)}: no text")
+        found = self.templates or self.config.get("chat_template")
+        if isinstance(found, str):
+            return {DEFAULT: found}
+        if isinstance(found, list) and all(isinstance(item, dict) for item in found):
+            found = {item.get("name"): item.get("template") for item in found}
+        found = {} if found is None else found
+        if not isinstance(found, Mapping) or not all(
+            isinstance(part, str) for item in found.items() for part in item
+        ):
+            raise FormatError(
+                f"{CONFIG_FILE}: chat_template={quoted(found)}: neither a text nor a list of "
+                "templates with names"
+            )
         return found
+
+    def chat_template(self, name: str | None = None) -> str | None:
+        """The template of this name, or that called "default"; None where there are none at all.
+
+        Raises:
+          ConfigError: there is none of this name.
+          FormatError: there are several and none is called "default"; as `chat_templates`.
+        """
+        found = self.chat_templates
+        if not found or (name or DEFAULT) in found:
+            return found.get(name or DEFAULT)
+        if name is not None:
+            raise ConfigError(f"no chat template {name!r}; there are: {', '.join(sorted(found))}")
+        raise FormatError(f"the chat templates are {quoted([*found])}, and none is {DEFAULT!r}")
 
     def token(self, name: str) -> object:
         """The token in a role such as "bos_token", as it is written, or None."""
@@ -139,7 +162,7 @@ def read(directory: Path) -> Beside:
     """
     names = (CONFIG_FILE, SPECIAL_FILE, GENERATION_FILE)
     config, special, generation = (table(directory, name) for name in names)
-    return Beside(config, special, generation, template(directory))
+    return Beside(config, special, generation, templates(directory))
 
 
 def write(
@@ -161,11 +184,11 @@ def write(
             write_json(directory / name, content)
         else:
             (directory / name).unlink(missing_ok=True)
-    if beside.template is None:
-        (directory / TEMPLATE_FILE).unlink(missing_ok=True)
-    else:
-        with atomic_write(directory / TEMPLATE_FILE) as file:
-            file.write(beside.template.encode())
+    shutil.rmtree(directory / TEMPLATES_FOLDER, ignore_errors=True)
+    (directory / TEMPLATE_FILE).unlink(missing_ok=True)
+    for name, text in beside.templates.items():
+        with atomic_write(file_of(directory, name)) as file:
+            file.write(text.encode())
 
 
 def table(directory: Path, name: str) -> Table:
@@ -178,11 +201,29 @@ def table(directory: Path, name: str) -> Table:
     return found
 
 
-def template(directory: Path) -> str | None:
-    """The text of chat_template.jinja, or None."""
-    if not (directory / TEMPLATE_FILE).exists():
-        return None
-    file = inside(directory, TEMPLATE_FILE)
+def file_of(directory: Path, name: str) -> Path:
+    """Where the template of a name lies."""
+    if name == DEFAULT:
+        return directory / TEMPLATE_FILE
+    return directory / TEMPLATES_FOLDER / f"{name}.jinja"
+
+
+def templates(directory: Path) -> dict[str, str]:
+    """The texts of chat_template.jinja and of the folder of further ones, by name."""
+    found = {}
+    if (directory / TEMPLATE_FILE).exists():
+        found[DEFAULT] = text_of(inside(directory, TEMPLATE_FILE))
+    folder = inside(directory, TEMPLATES_FOLDER)
+    names = sorted(file.name for file in folder.glob("*.jinja")) if folder.is_dir() else []
+    if len(names) > MOST_TEMPLATES:
+        raise FormatError(f"{folder}: {len(names)} templates; at most {MOST_TEMPLATES} are read")
+    for name in names:
+        found.setdefault(name.removesuffix(".jinja"), text_of(inside(folder, name)))
+    return found
+
+
+def text_of(file: Path) -> str:
+    """The text of a template's file."""
     if file_size(file) > TEMPLATE_LIMIT:
         raise FormatError(f"{file}: more than {TEMPLATE_LIMIT} bytes")
     try:

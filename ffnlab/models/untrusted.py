@@ -50,7 +50,7 @@ def inside(directory: Path, name: str) -> Path:
     """The file `name` in `directory`, which it may not leave, neither by name nor by a link.
 
     The one exception is the layout of the Hugging Face cache, where a file in `snapshots/REVISION`
-    is a link to one in `blobs` beside `snapshots`.
+    or in a folder there is a link to one in `blobs` beside `snapshots`.
 
     Raises:
       FormatError: the name is not a plain file name, or a link leads elsewhere.
@@ -63,8 +63,9 @@ def inside(directory: Path, name: str) -> Path:
     except (OSError, RuntimeError, ValueError) as error:
         raise FormatError(f"{directory}: {quoted(name)}: {error}") from None
     allowed = [home]
-    if home.parent.name == "snapshots":
-        allowed.append(home.parent.parent / "blobs")
+    for above in (home.parent, home.parent.parent):
+        if above.name == "snapshots":
+            allowed.append(above.parent / "blobs")
     if target.parent not in allowed:
         raise FormatError(f"{file}: a link that leaves the directory")
     return file

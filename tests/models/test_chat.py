@@ -116,9 +116,12 @@ def test_a_tokenizer_renders_by_its_files(tmp_path):
     named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "named"}]
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": named}))
     assert Tokenizer.load(folder).chat(USER) == "named"
+    assert Tokenizer.load(folder).chat(USER, template="tool_use") == "no"
+    with pytest.raises(ConfigError, match="no chat template 'rag'; there are: default, tool_use"):
+        Tokenizer.load(folder).chat(USER, template="rag")
     named.pop()
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": named}))
-    with pytest.raises(FormatError, match=r"has \['tool_use'\], and no 'default'"):
+    with pytest.raises(FormatError, match=r"are \['tool_use'\], and none is 'default'"):
         Tokenizer.load(folder).chat(USER)
     (folder / "chat_template.jinja").write_text("{{ add_generation_prompt }}")
     assert Tokenizer.load(folder).chat(USER, add_generation_prompt=False) == "False"
@@ -127,3 +130,36 @@ def test_a_tokenizer_renders_by_its_files(tmp_path):
     (folder / "chat_template.jinja").write_bytes(b"a\xff")
     with pytest.raises(FormatError, match=r"chat_template\.jinja: not UTF-8 \(byte 1\)"):
         Tokenizer.load(folder)
+
+
+def test_further_templates_lie_in_a_folder(tmp_path):
+    folder = bpe(tmp_path / "b")
+    (folder / "tokenizer_config.json").write_text('{"chat_template": "of the config"}')
+    more = folder / "additional_chat_templates"
+    more.mkdir()
+    (more / "rag.jinja").write_text("rag {{ messages[0].content }}")
+    (more / "note.txt").write_text("no template")
+    with pytest.raises(FormatError, match="none is 'default'"):  # those of files go before
+        Tokenizer.load(folder).chat(USER)
+    (folder / "chat_template.jinja").write_text("default")
+    tokenizer = Tokenizer.load(folder)
+    tokenizer.save(tmp_path / "c")
+    for found in (tokenizer, Tokenizer.load(tmp_path / "c")):
+        assert found.chat(USER) == "default"
+        assert found.chat(USER, template="rag") == "rag hi"
+    bpe_only = bpe(tmp_path / "d")
+    Tokenizer.load(bpe_only).save(tmp_path / "c")  # another tokenizer, which has none
+    assert not (tmp_path / "c" / "additional_chat_templates").exists()
+    (more / "bad.jinja").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FormatError, match="leaves the directory"):
+        Tokenizer.load(folder)
+
+
+@pytest.mark.parametrize(
+    "bad", [3, ["text"], [{"name": "default"}], [{"template": "text"}], {"a": 1}]
+)
+def test_templates_that_are_none_are_refused(bad, tmp_path):
+    folder = bpe(tmp_path / "b")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": bad}))
+    with pytest.raises(FormatError, match="chat_template=.*neither a text nor a list"):
+        Tokenizer.load(folder).chat(USER)

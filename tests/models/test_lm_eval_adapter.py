@@ -248,7 +248,8 @@ def test_the_harness_gets_chats(model, stub):
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
         "[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
     )
-    tokenizer = Tokenizer(Tokenizer.bytes().backend, bos=0, beside=Beside(template=template))
+    templates = {"default": template, "rag": "rag {{ messages[0].content }}"}
+    tokenizer = Tokenizer(Tokenizer.bytes().backend, bos=0, beside=Beside(templates=templates))
     adapter = harness_model(model, tokenizer)
     system, user = ({"role": role, "content": role} for role in ("system", "user"))
     assert adapter.apply_chat_template([user]) == "[user]>"
@@ -258,7 +259,9 @@ def test_the_harness_gets_chats(model, stub):
         adapter.apply_chat_template([system])
     assert adapter.chat_template(False) is None
     assert adapter.chat_template(True) == adapter.chat_template("default") == template
-    with pytest.raises(ConfigError, match="'tool_use': only 'default' is accepted"):
+    assert adapter.chat_template("rag") == templates["rag"]
+    assert adapter.apply_chat_template([user]) == "rag user"
+    with pytest.raises(ConfigError, match="no chat template 'tool_use'; there are: default, rag"):
         adapter.chat_template("tool_use")
     plain = harness_model(model, Tokenizer.bytes())
     assert plain.chat_template(True) is None

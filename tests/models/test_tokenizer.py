@@ -264,7 +264,7 @@ def test_the_files_beside_are_written_again(tmp_path):
     assert (tokenizer.bos, tokenizer.eos) == (1, (2, 5))
     tokenizer.save(tmp_path / "c")
     again = Tokenizer.load(tmp_path / "c")
-    assert (again.bos, again.eos, again.beside.chat_template) == (1, (2, 5), template)
+    assert (again.bos, again.eos, again.beside.chat_template()) == (1, (2, 5), template)
     assert (tmp_path / "c" / "chat_template.jinja").read_bytes() == template.encode()
     for name, table in tables.items():
         found = json.loads((tmp_path / "c" / name).read_text())
