@@ -94,6 +94,14 @@ def device_kind() -> str:
     return (concrete if abstract is None else abstract).device_kind
 
 
+def cores() -> int:
+    """Multiprocessors of the device that is traced for; an H200's where that is not known."""
+    abstract, concrete = traced_devices()
+    if abstract is not None:
+        return abstract.num_cores or 132
+    return getattr(concrete, "core_count", None) or 132
+
+
 def traced_devices():
     """The abstract device of the mesh around the call, or None, and the default device."""
     chosen = getattr(jax.config, "jax_default_device", None)

@@ -10,7 +10,7 @@ import importlib
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import quantize
+from pallas_kernels import backend, quantize
 from pallas_kernels.tiles import Padding
 from pallas_kernels.w4a8 import epilogue, plan
 from pallas_kernels.w4a8.packed import split_columns
@@ -47,7 +47,7 @@ def followed(
     """
     x8, sx = rounded(x, sx)
     call = plan.Call.of("matmul", kernel, x8, codes, scales, treatment, out_dtype)
-    config = config or plan.pick(call, cores())
+    config = config or plan.pick(call, backend.cores())
     module, n = load(kernel), scales.shape[1]
     run = functools.partial(single, config, codes, scales, treatment, interpret, x8, sx.T / divisor)
     out = narrowest(out_dtype, config)
@@ -83,7 +83,7 @@ def glu(
     """
     x8, sx = rounded(x, sx)
     call = plan.Call.of("glu", kernel, x8, codes, scales, treatment, out_dtype)
-    config = config or plan.pick(call, cores())
+    config = config or plan.pick(call, backend.cores())
     run = functools.partial(single, config, codes, scales, treatment, interpret, x8)
     multiply = load(kernel).multiply
     if config.split_k == 1:
@@ -140,7 +140,7 @@ def grouped(
     """Same contract as `api_grouped.plain`, for `Fragments`; the output may be 16 bits wide."""
     x8, sx = rounded(x, sx)
     call = plan.Call.of("grouped", kernel, x8, codes, scales, treatment, out_dtype)
-    config = config or plan.pick(call, cores())
+    config = config or plan.pick(call, backend.cores())
     padding = Padding.of(group_sizes, call.m, config.tile_m)
     y = load(kernel).multiply(
         x8[padding.token],
@@ -168,11 +168,3 @@ def narrowest(out_dtype, config):
     """The dtype to write: 16 bits where that is asked for and sums are whole."""
     narrow = config.split_k == 1 and jnp.dtype(out_dtype).itemsize == 2
     return out_dtype if narrow else jnp.float32
-
-
-def cores():
-    """Multiprocessors of the device that is traced for."""
-    abstract = jax.sharding.get_abstract_mesh().abstract_device
-    if abstract is not None:
-        return abstract.num_cores or 132
-    return getattr(jax.devices()[0], "core_count", None) or 132
