@@ -117,8 +117,7 @@ aot: $(AOT_JAX:%=.venv/aot-jax%/aot.stamp)
 GPU_SUITE := tests/pallas_kernels/gpu
 
 gpu-test:
-	PYTHONPATH=. $(PY) -m pytest -c $(GPU_SUITE)/pytest.ini --rootdir $(GPU_SUITE) \
-		--confcutdir $(GPU_SUITE) $(GPU_SUITE) $(ARGS)
+	PYTHONPATH=. $(PY) $(GPU_SUITE)/run.py $(ARGS)
 
 gpu-bench:
 	$(PY) -m pallas_kernels.bench $(ARGS)
