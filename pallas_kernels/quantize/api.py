@@ -8,6 +8,7 @@ from pallas_kernels import backend as registry
 from pallas_kernels.numerics import E4M3
 from pallas_kernels.quantize import limits, reference
 
+TEST = registry.tested("quantize", "mosaic")
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 SCALE_DTYPES = (jnp.float32, jnp.bfloat16, E4M3)
 OLDEST = (0, 11, 2)  # jax whose Mosaic GPU knows Ada
@@ -18,7 +19,7 @@ def table(name):
     plain, refuse = getattr(reference, name), getattr(limits, name)
     mosaic = registry.lazy("pallas_kernels.quantize.mosaic", name)
     interpreted = registry.lazy("pallas_kernels.quantize.mosaic", name, interpret=True)
-    hopper = registry.Backend("mosaic", mosaic, ("gpu",), refuse, at_least=(9, 0))
+    hopper = registry.Backend("mosaic", mosaic, ("gpu",), refuse, at_least=(9, 0), test=TEST)
     return (
         hopper,
         hopper._replace(at_least=(8, 9), below=(9, 0), jax=OLDEST),
