@@ -30,7 +30,7 @@ export JAX_COMPILATION_CACHE_DIR := $(CACHE)
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 
 .PHONY: run test test-slow test-faults test-tree-mode fuzz parity wheel-test bench bench-check lint types format \
-	install install-test clean aot gpu-test gpu-bench
+	install install-test clean aot gpu-test gpu-first gpu-bench
 .DEFAULT_GOAL := test
 
 # Stamps: an install is repeated only when pyproject.toml or the pins have changed.
@@ -118,6 +118,9 @@ GPU_SUITE := tests/pallas_kernels/gpu
 
 gpu-test:
 	PYTHONPATH=. $(PY) $(GPU_SUITE)/run.py $(ARGS)
+
+gpu-first:
+	$(PY) -m pallas_kernels.first --json gpu-first.json $(ARGS)
 
 gpu-bench:
 	$(PY) -m pallas_kernels.bench $(ARGS)
