@@ -216,8 +216,9 @@ def parse(value, where):
         raise ValueError("facts must be whole numbers and strings by name")
     if not isinstance(config, dict) or not config or not all(map(whole, config.values())):
         raise ValueError("config must be whole numbers by name")
-    names = (value[name] for name in ("op", "device", "jax", "sources", "m"))
-    named = Key(*names, tuple(sorted(facts.items())))
+    pairs = tuple(sorted(facts.items()))
+    kernel = value["op"], value["device"], value["jax"], value["sources"]
+    named = Key(*kernel, value["m"], pairs)
     return Entry(named, config, value["us"], value["heuristic_us"], value["date"], where)
 
 
