@@ -71,6 +71,20 @@ def assemble(modules: list[str]) -> Report:
     return Report(registers, spill, "\n".join(code), tuple(wrong))
 
 
+FREE = ("parameter", "constant", "bitcast", "get-tuple-element", "tuple", "iota")
+
+
+def launches(program: str) -> int:
+    """Kernels that a compiled program launches on a GPU: what its entry holds beside names.
+
+    Args:
+      program: XLA's text of it.
+    """
+    entry = program[program.index("\nENTRY ") :].split("\n}")[0].splitlines()[2:]
+    operations = [re.search(r"(?:\}|\]|\)) ([a-z][\w-]*)\(", line) for line in entry]
+    return sum(found is not None and found[1] not in FREE for found in operations)
+
+
 def complaints(module: str, said: str) -> list[str]:
     """What the assembler lets pass and a GPU would suffer from.
 

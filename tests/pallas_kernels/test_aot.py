@@ -154,6 +154,29 @@ def test_tensor_copies_off_128_bytes_are_refused(change, wrong):
     assert all(text in line for text, line in zip(wrong, found, strict=True))
 
 
+PROGRAM = """HloModule jit_run
+
+%fused (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %n = f32[8]{0} negate(%p)
+}
+
+ENTRY %main (x: f32[8]) -> bf16[8] {
+  %x = f32[8]{0} parameter(0), metadata={op_name="x"}
+  %a = (f32[8]{0}, f32[2,4]{1,0}) fusion(%x), kind=kInput, calls=%fused, metadata={op_name="f(y)"}
+  %b = f32[8]{0} get-tuple-element(%a), index=0
+  %c = f32[1,8]{1,0} bitcast(%b)
+  ROOT %d = bf16[8]{0} custom-call(%c), custom_call_target="mosaic_gpu_v2"
+}
+"""
+
+
+def test_launches_are_counted_in_the_entry_alone():
+    assert report.launches(PROGRAM) == 2
+    program = PROGRAM.replace("bitcast(%b)", "copy(%b)")
+    assert report.launches(program) == 3
+
+
 def test_what_an_unknown_instruction_computes_is_not_trusted():
     module = COPIES.format(first=4096, slot=128, turn=768, out=256)
     for other in ("mul.hi.u32 \t%r2, %r1, 1024", "ld.global.b32 \t%r2, [%rd9]"):
