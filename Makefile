@@ -31,7 +31,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 
 .PHONY: run test test-kernels test-slow test-faults test-tree-mode fuzz parity wheel-test bench bench-check \
 	ledger ledger-check lint types format \
-	install install-test clean aot gpu-test gpu-bench
+	install install-test clean aot gpu-test gpu-first gpu-bench
 .DEFAULT_GOAL := test
 
 # Stamps: an install is repeated only when pyproject.toml or the pins have changed.
@@ -121,8 +121,10 @@ aot: $(AOT_JAX:%=.venv/aot-jax%/aot.stamp)
 GPU_SUITE := tests/pallas_kernels/gpu
 
 gpu-test:
-	PYTHONPATH=. $(PY) -m pytest -c $(GPU_SUITE)/pytest.ini --rootdir $(GPU_SUITE) \
-		--confcutdir $(GPU_SUITE) $(GPU_SUITE) $(ARGS)
+	PYTHONPATH=. $(PY) $(GPU_SUITE)/run.py $(ARGS)
+
+gpu-first:
+	$(PY) -m pallas_kernels.first --json gpu-first.json $(ARGS)
 
 gpu-bench:
 	$(PY) -m pallas_kernels.bench $(ARGS)

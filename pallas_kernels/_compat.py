@@ -66,4 +66,11 @@ def kernel(body, *, out_type, interpret=False, approx_math=False, **options):
         if INTERPRETER is None:
             raise ValueError(f"interpreting a GPU kernel needs jax 0.11, this is {jax.__version__}")
         options["interpret"] = INTERPRETER()
+    options["kernel_name"] = name_of(body)
     return plgpu.kernel(body, out_type=out_type, compiler_params=params, **options)
+
+
+def name_of(body):
+    """What profilers call a kernel: its package, file and function, "w4a8_sm90_body"."""
+    function = getattr(body, "func", body)  # of a partial
+    return "_".join([*function.__module__.split(".")[1:], function.__qualname__.split(".")[0]])

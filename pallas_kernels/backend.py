@@ -4,19 +4,29 @@ Each kernel's `api.py` holds a tuple of `Backend`, fastest first and one that ru
 `choose` takes the first that fits the device, the jax version and the call. A backend that cannot
 run says why, and when none can the caller gets every reason at once.
 
+Two ways back at run time: PALLAS_KERNELS_DISABLE=sm90,mosaic takes backends out by name; and one
+that is chosen for the device at hand proves itself on a small call first (`selftest`), once per
+process, or is left out with a warning.
+
 The device is the one the call is traced for (`device`): the mesh's inside `shard_map`, else the
 default device. On a CPU that is always a backend without Pallas: a GPU kernel's body runs there
 only when it is asked for by name (`sm90_interpret`), for tests.
 """
 
+import functools
 import importlib
+import os
 import re
+import threading
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 
 JAX_VERSION = tuple(map(int, re.findall(r"\d+", jax.__version__)[:3]))
+DISABLE = "PALLAS_KERNELS_DISABLE"  # names of backends, with commas between
+OPTIONAL = ("sm90", "sm80", "mosaic", "triton", "tpu")  # what may be disabled: XLA remains
 INTERPRETER = (0, 11)  # the first jax that interprets GPU kernels
 ARCHITECTURES = {(7, 5): "Turing", (8, 0): "Ampere", (8, 9): "Ada", (9, 0): "Hopper"}
 # Compute capability by a word of the device's name, where only the name is known (a mesh without
@@ -47,6 +57,7 @@ class Backend(NamedTuple):
       automatic: False for implementations that only run when asked for by name.
       at_least, below: compute capabilities a GPU must have; None: any.
       jax: the oldest version of jax it runs on.
+      test: raises where a small call of it is wrong, or None; see `failure`.
     """
 
     name: str
@@ -57,6 +68,7 @@ class Backend(NamedTuple):
     at_least: tuple[int, int] | None = None
     below: tuple[int, int] | None = None
     jax: tuple[int, ...] = ()
+    test: Callable[[], None] | None = None
 
 
 class lazy:
@@ -92,6 +104,14 @@ def device_kind() -> str:
     """The name of the device that is traced for, as its driver gives it."""
     abstract, concrete = traced_devices()
     return (concrete if abstract is None else abstract).device_kind
+
+
+def cores() -> int:
+    """Multiprocessors of the device that is traced for; an H200's where that is not known."""
+    abstract, concrete = traced_devices()
+    if abstract is not None:
+        return abstract.num_cores or 132
+    return getattr(concrete, "core_count", None) or 132
 
 
 def traced_devices():
@@ -141,15 +161,71 @@ def choose(
     if not candidates:
         accepted = ", ".join(dict.fromkeys(repr(b.name) for b in backends))
         raise ValueError(f"backend={requested!r} is unknown; accepted: None, {accepted}")
+    at_hand = platform is None and requested is None
     if platform is None:
         platform, capability = device()
     reasons = []
     for backend in candidates:
-        reason = unfit(backend, platform, capability) or backend.refuse(**facts)
+        reason = (
+            unfit(backend, platform, capability)
+            or disabled(backend)
+            or backend.refuse(**facts)
+            or (distrusted(backend) if at_hand else None)
+        )
         if reason is None:
             return backend
         reasons.append(f"{backend.name}: {reason}")
     raise ValueError("no backend can run this call: " + "; ".join(reasons))
+
+
+def disabled(backend: Backend) -> str | None:
+    """Why the user's environment takes a backend out; None when it does not.
+
+    Raises:
+      ValueError: the variable names what is none, or cannot be taken out.
+    """
+    names = [name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()]
+    unknown = [name for name in names if name not in OPTIONAL]
+    if unknown:
+        accepted = ", ".join(OPTIONAL)
+        raise ValueError(f"{DISABLE} names {', '.join(unknown)}; accepted: {accepted}")
+    return f"disabled by {DISABLE}" if backend.name in names else None
+
+
+def distrusted(backend: Backend) -> str | None:
+    """Why a backend is not relied on here: it failed its test. Only a device at hand can tell."""
+    abstract, concrete = traced_devices()
+    other = abstract is not None and abstract.device_kind != concrete.device_kind
+    other |= bool(backend.platforms) and concrete.platform not in backend.platforms
+    if backend.test is None or other or concrete not in jax.devices():
+        return None
+    return failure(concrete.device_kind, backend.name, backend.test)
+
+
+@functools.cache
+def failure(kind: str, name: str, test: Callable[[], None]) -> str | None:
+    """What a backend's test says, once per device and backend, with a warning; None for nothing."""
+    said: list[str] = []
+
+    def run() -> None:
+        try:
+            test()
+        except Exception as error:  # noqa: BLE001
+            said.append(str(error).replace("\n", " ")[:300])  # whatever a compiler or a device says
+
+    thread = threading.Thread(target=run)  # of its own: nothing is traced there
+    thread.start()
+    thread.join()
+    if not said:
+        return None
+    reason = f"failed its self-test on {kind}: {said[0]}"
+    warnings.warn(f"backend {name} {reason}; another one does its work", stacklevel=4)
+    return reason
+
+
+def tested(kernel: str, name: str) -> Callable[[], None]:
+    """The self-test of a kernel's backend, a function of `pallas_kernels.selftest`."""
+    return lazy("pallas_kernels.selftest", kernel, backend=name)
 
 
 def unfit(backend: Backend, platform: str, capability: tuple[int, int] | None) -> str | None:

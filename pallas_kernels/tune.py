@@ -3,7 +3,7 @@
 The fastest of each call whose numbers agree with the reference is kept in the user's file, and the
 kernels take it from then on. Without shapes it does the layers of Llama-2-7B and Llama-3-8B and two
 mixtures of experts: some hundred configurations, each of which is compiled. What is finished is
-kept, and the same command goes on.
+kept, and the same command goes on; so it does where a configuration takes the device with it.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pallas_kernels import backend
 from pallas_kernels.bench.measure import measure
 from pallas_kernels.bench.rows import EXPERTS, LAYERS, TOKENS
 from pallas_kernels.tuning import cache, search, sparse, w4a8
-from pallas_kernels.w4a8 import backends, calls, checks, packed, plan
+from pallas_kernels.w4a8 import backends, checks, packed, plan
 
 OPERATIONS = ("w4a8.matmul", "w4a8.glu", "w4a8.grouped", "sparse.matvec", "sparse.glu")
 MIXED = (512, 4096)  # tokens over the experts
@@ -53,6 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"tune: error: {error}", file=sys.stderr)
         return 2
+    except search.DeviceLost as error:
+        print(f"\ntune: the device is lost after {error}", file=sys.stderr)
+        print("what was timed is kept; the same command goes on with the next", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\ntune: interrupted; what was finished is kept, and the same command goes on")
         return 130
@@ -115,7 +119,7 @@ def here():
     if kernel is None and not skips:
         reasons = "; ".join(f"{b.name}: {fit(b)}" for b in (*int4, *mosaic))
         raise ValueError(f"no kernel with a configuration runs here: {reasons}")
-    return Place(kernel, skips, calls.cores())
+    return Place(kernel, skips, backend.cores())
 
 
 def collect(options, place):

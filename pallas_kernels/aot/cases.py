@@ -24,6 +24,7 @@ class Case:
       backends: entries of the kernel's table (`named`) whose rules say which jax compiles it for
         which chip; none: any jax for any chip.
       patterns: regular expressions that something in the machine code must match.
+      launches: kernels that the compiled program may launch; None: any number.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Case:
     max_spill: int = 16
     backends: tuple[Backend, ...] = ()
     patterns: tuple[str, ...] = ()
+    launches: int | None = None
 
 
 def named(table, name):

@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from pallas_kernels.aot import alignment
+
 REGISTERS = 65536  # of a multiprocessor
 DUMP = ("MOSAIC_GPU_DUMP_PTX", "MOSAIC_GPU_DUMP_TO", "JAX_TRITON_DUMP_DIR")
 
@@ -69,6 +71,20 @@ def assemble(modules: list[str]) -> Report:
     return Report(registers, spill, "\n".join(code), tuple(wrong))
 
 
+FREE = ("parameter", "constant", "bitcast", "get-tuple-element", "tuple", "iota")
+
+
+def launches(program: str) -> int:
+    """Kernels that a compiled program launches on a GPU: what its entry holds beside names.
+
+    Args:
+      program: XLA's text of it.
+    """
+    entry = program[program.index("\nENTRY ") :].split("\n}")[0].splitlines()[2:]
+    operations = [re.search(r"(?:\}|\]|\)) ([a-z][\w-]*)\(", line) for line in entry]
+    return sum(found is not None and found[1] not in FREE for found in operations)
+
+
 def complaints(module: str, said: str) -> list[str]:
     """What the assembler lets pass and a GPU would suffer from.
 
@@ -76,8 +92,9 @@ def complaints(module: str, said: str) -> list[str]:
       module: PTX.
       said: what ptxas printed.
     Returns:
-      a line for each: products of the tensor core that wait for each other, or warp groups that ask
-      for more registers than the block has, for which the last one waits for ever.
+      a line for each: products of the tensor core that wait for each other, warp groups that ask
+      for more registers than the block has, for which the last one waits for ever, or tensor copies
+      at places of shared memory where they fault.
     """
     found = [line.strip() for line in said.splitlines() if "serialized" in line]
     threads = re.search(r"\.(?:req|max)ntid (\d+)", module)
@@ -91,7 +108,7 @@ def complaints(module: str, said: str) -> list[str]:
         wanted = (groups - 1) * asked["inc"] + asked["dec"]
         if wanted > pool:
             found.append(f"warp groups ask for {wanted} registers of each thread of {pool}")
-    return found
+    return found + alignment.misplaced(module)
 
 
 def run(tool: str, *arguments: str) -> str:

@@ -44,6 +44,9 @@ def compiled(case: Case, chip: str, folder) -> dict[str, object]:
     wrong = [f"no {text} in the machine code" for text in missing]
     wrong += [f"nothing like {p}" for p in case.patterns if not re.search(p, found.code)]
     wrong += found.complaints
+    count = report.launches(program.as_text() or "") if case.launches is not None else 0
+    if count > (case.launches or 0):
+        wrong.append(f"launches {count} kernels, more than {case.launches}")
     if found.spill > case.max_spill:
         wrong.append(f"spills {found.spill} bytes, more than {case.max_spill}")
     return {

@@ -41,6 +41,7 @@ BACKENDS = (
         refuse=refuse_sm90,
         at_least=(9, 0),
         below=(10, 0),
+        test=registry.tested("prefill", "sm90"),
     ),
     registry.Backend("xla", xla.prefill),
     registry.Backend("reference", reference.prefill, automatic=False),

@@ -9,8 +9,8 @@ from pallas_kernels.attention import reference, xla
 from pallas_kernels.attention.api import DTYPES, attend, check_options, check_scale
 
 DECODE = "pallas_kernels.attention.decode_sm90"
-BLOCKS = 264  # thread blocks wanted, two per multiprocessor of an H200
 TILE = 64  # keys a block takes at a time
+START = 4  # tiles whose time a block takes to fill its pipeline and to write what is merged
 PLAIN = functools.partial(xla.decode, whole=True)
 
 
@@ -37,6 +37,7 @@ BACKENDS = (
         refuse=refuse_sm90,
         at_least=(9, 0),
         below=(10, 0),
+        test=registry.tested("decode", "sm90"),
         jax=(0, 11),  # the layouts of older ones do not reach shared memory
     ),
     registry.Backend("xla", xla.decode),
@@ -112,10 +113,34 @@ def decode(
     page, blocks = k.shape[1], q.shape[0] * k.shape[2]
     chosen = registry.choose(BACKENDS, backend, q=q, k=k, v=v, page=page)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    splits = splits or max(1, min(-(-BLOCKS // blocks), pages.shape[1] * page // TILE))
+    splits = splits or shares(blocks, seen(pages.shape[1] * page, window), registry.cores())
     options = (("scale", scale), ("window", window), ("splits", splits))
     y = attend(chosen.run, PLAIN, options, q, *cache, pages, lengths)
     return y.astype(out_dtype or q.dtype)
+
+
+def seen(keys, window):
+    """Tiles of keys that a query sees at most, of a cache of `keys`."""
+    return -(-keys // TILE) if window is None else min(-(-keys // TILE), -(-window // TILE) + 1)
+
+
+def shares(blocks, tiles, cores):
+    """Blocks that share a sequence's keys: what takes the GPU the shortest.
+
+    A multiprocessor holds one block, whose registers are more than half of what it has (compiled).
+
+    Args:
+      blocks: sequences times key heads; tiles: of keys.
+      cores: multiprocessors.
+
+    >>> shares(32, 512, 132), shares(8, 64, 132), shares(256, 64, 132), shares(1, 1, 132)
+    (4, 16, 1, 1)
+    """
+
+    def turns(split):
+        return -(-blocks * split // cores) * (-(-tiles // split) + START)
+
+    return min(range(1, min(tiles, cores) + 1), key=turns)
 
 
 def scale_shape(x):

@@ -38,6 +38,7 @@ from pallas_kernels.attention.fragments import (
 
 TILE = 64  # keys
 STAGES = {4: 6, 16: 4}  # tiles in flight, by bits of a key's channel
+ALIGNMENT = 128  # bytes: where a tensor copy may begin in shared memory; elsewhere it faults
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +134,7 @@ def launch(call, q, cache, pages, lengths):
         return plgpu.SMEM(shape, dtype, transforms=tiled(shape[-1], dtype))
 
     tile = smem(n, TILE, d, dtype=cache[0].dtype)
+    scales = [plgpu.SMEM((n, max(TILE, ALIGNMENT // x.dtype.itemsize)), x.dtype) for x in cache[2:]]
     wide = smem(TILE, d, dtype=call.dtype) if call.bits == 4 else ()
     vector = jax.ShapeDtypeStruct((*part, ROWS), jnp.float32)
     return _compat.kernel(
@@ -146,7 +148,7 @@ def launch(call, q, cache, pages, lengths):
         interpret=call.interpret,
         scratch_types=[
             smem(ROWS, d, dtype=call.dtype),
-            [tile, tile, *(plgpu.SMEM((n, TILE), x.dtype) for x in cache[2:])],
+            [tile, tile, *scales],
             [wide, wide],
             plgpu.SMEM((ROWS, d), jnp.float32),
             plgpu.Barrier(),
@@ -154,6 +156,11 @@ def launch(call, q, cache, pages, lengths):
             plgpu.Barrier(num_barriers=n),
         ],
     )(pages, lengths, q, *cache)
+
+
+def vector(scales, slot):
+    """The scales of a tile of keys within a slot, which may be longer."""
+    return scales.at[slot, pl.ds(0, TILE)]
 
 
 def body(call, pages, lengths, q, *refs):
@@ -187,7 +194,8 @@ def body(call, pages, lengths, q, *refs):
             pl.when(i >= call.stages)(lambda: plgpu.barrier_wait(free.at[slot]))
             for i, (source, tile) in enumerate(zip(cache, tiles, strict=True)):
                 place = source.at[page, *places[i // 2]]
-                plgpu.copy_gmem_to_smem(place, tile.at[slot], loaded.at[slot])
+                target = vector(tile, slot) if i >= 2 else tile.at[slot]
+                plgpu.copy_gmem_to_smem(place, target, loaded.at[slot])
             return ()
 
         lax.fori_loop(0, count, load, ())
@@ -198,8 +206,8 @@ def attend(call, length, begin, count, scratch):
     q_s, (k_s, v_s, *scales), (k_w, v_w), _, _, loaded, free = scratch
     shape = (ROWS, TILE)
 
-    def scale(source):
-        by_key = _compat.load(source, layout=BY_KEY, optimized=False)
+    def scale(source, slot):
+        by_key = _compat.load(vector(source, slot), layout=BY_KEY, optimized=False)
         return spread(by_key.astype(jnp.float32), shape, 1)
 
     def widen(source, target):
@@ -227,7 +235,7 @@ def attend(call, length, begin, count, scratch):
             plgpu.commit_smem()
             keys, values = k_w, v_w
         s = product(shape, q_s, keys.T) * jnp.float32(call.unit)
-        s = s * scale(scales[0].at[slot]) if call.scaled else s
+        s = s * scale(scales[0], slot) if call.scaled else s
         key = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=LAYOUT) + first
         seen = key < length
         if call.window is not None:
@@ -238,7 +246,7 @@ def attend(call, length, begin, count, scratch):
         l = l * shrink + jnp.sum(p, axis=1)  # noqa: E741
         # Behind the last key scales may be anything, NaN too.
         if call.scaled:
-            p = jnp.where(seen, p * scale(scales[1].at[slot]), jnp.float32(0))
+            p = jnp.where(seen, p * scale(scales[1], slot), jnp.float32(0))
         part = weighted(p, values, interpret=call.interpret)
         plgpu.barrier_arrive(free.at[slot])
         return total * spread(shrink, part.shape, 0) + part, new, l

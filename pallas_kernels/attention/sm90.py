@@ -11,8 +11,10 @@ copies, the products of the tensor core and the softmax of another tile overlap.
 Of 8 bits P v is a fresh sum per tile: that bounds the short accumulation of Hopper's FP8 products
 to one tile. Codes of INT4 are exact in e4m3 and in 16 bits, so XLA widens them before (a byte or
 two each, against a product with every query), and only their scales enter here. The values' scale
-is multiplied into P before it is rounded, relative to the head's largest scale. For FP8 values come
-transposed, [d, s]: 8-bit operands of the tensor core must be contiguous along the sum.
+is multiplied into P before it is rounded; P, and with it the sum that divides, is in units of the
+head's largest scale, a constant added to the exponents. For FP8 queries are rounded here, by token
+and head, as they are loaded, and values come transposed, [d, s]: 8-bit operands of the tensor core
+must be contiguous along the sum.
 
 Differs from FireQ: scores and exponentials stay in float32 (there float16); P is rounded after the
 values' scale instead of rounding value times scale; a softmax overlaps the scores of the next tile
@@ -31,8 +33,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import _compat
-from pallas_kernels.attention.fragments import BY_ROW, ROWS, key_order, tiled
-from pallas_kernels.attention.reference import rounded_queries
+from pallas_kernels.attention.fragments import (
+    BY_ROW,
+    LAYOUT,
+    ROWS,
+    full,
+    key_order,
+    spread,
+    tiled,
+)
 from pallas_kernels.attention.softmax import attend
 from pallas_kernels.numerics import E4M3, E4M3_MAX
 
@@ -43,6 +52,7 @@ BLOCK = ROWS * GROUPS
 COMPUTING, LOADING = 232, 40
 REGISTERS = 192  # of a thread, as `Call.ahead` counts: more of them spill (compiled)
 TINY = 1e-30  # a scale of queries that is 0 would turn hidden scores into NaN
+SHIFT = 90.0  # the most that is added to exponents of base 2: sums of long prompts stay finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +102,7 @@ class Call:
     @property
     def vectors(self):
         """How many operands are vectors, see `launch`."""
-        return self.narrow + 3 * self.scaled
+        return 2 * self.scaled
 
     def tiles(self, first):
         """Range of tiles that the queries from `first` on see, and of those that need no mask.
@@ -116,7 +126,7 @@ class Scratch(NamedTuple):
     """Shared memory and barriers of a block: buffers of operands, and when they are full or free.
 
     The keys' scales fill with the keys, the values' with the values; `out` is there where `q` is
-    too narrow to hold it.
+    too narrow to hold it, and holds the queries before they are rounded.
     """
 
     q: Any
@@ -150,23 +160,18 @@ def prefill(q, k, v, k_scale, v_scale, *, scale, tile, precision, window, interp
     dtype = jnp.dtype(E4M3 if precision == "fp8" else q.dtype)
     stages, scaled = 3 if tile * dtype.itemsize <= 128 else 2, k_scale is not None
     # Scores are compared before they meet the unit, which therefore must be positive.
-    out, q, unit = q.dtype, q * ((scale > 0) - (scale < 0)), abs(scale) or 1.0
+    sign = (scale > 0) - (scale < 0)
+    out, q, unit = q.dtype, q if sign == 1 else q * sign, abs(scale) or 1.0
     fixed = (tile, stages, window, scaled, unit * math.log2(math.e), dtype, out, interpret)
     call = Call(t, s, kv, heads // kv, q.shape[3], *fixed)
     k, v = (pad(x.astype(dtype), 1, tile) for x in (k, v))
-    vectors = ()
     if call.narrow:
-        q, q_scale = rounded_queries(q, precision)
-        units = jnp.maximum(jnp.moveaxis(q_scale[..., 0], 1, 2) * call.unit, TINY)
-        vectors = (pad(units, 2, BLOCK),)
         v = key_order(jnp.moveaxis(v, 1, 3))
-    if scaled:
-        largest = jnp.max(v_scale, axis=1)
-        largest = jnp.where(largest == 0, jnp.float32(1), largest)
-        v_scale = v_scale * (jnp.float32(E4M3_MAX if call.narrow else 1) / largest[:, None])
-        vectors += tuple(pad(jnp.moveaxis(x, 1, 2), 2, tile) for x in (k_scale, v_scale))
-        vectors += (largest,)
-    return launch(call, pad(q.astype(dtype), 1, BLOCK), k, v, vectors)[:, :t]
+    vectors = ()
+    if scaled:  # both in one copy
+        by_token = jnp.moveaxis(jnp.stack([k_scale, v_scale]), 2, 3)
+        vectors = pad(by_token, 3, tile), jnp.max(jnp.abs(v_scale), axis=1)
+    return launch(call, pad(q, 1, BLOCK), k, v, vectors)[:, :t]
 
 
 def pad(x, axis, multiple):
@@ -179,9 +184,8 @@ def launch(call, q, k, v, vectors):
 
     Args:
       call: static facts.
-      q: [b, T, heads, d]; k: [b, S, kv, d]; v: the same, or [b, kv, d, S] for FP8.
-      vectors: for FP8 q_scale [b, heads, T]; with scales k_scale and v_scale [b, kv, S] and largest
-        [b, kv], the values' unit.
+      q: [b, T, heads, d] in call.out; k: [b, S, kv, d]; v: the same, or [b, kv, d, S] for FP8.
+      vectors: with scales those of keys and values [2, b, kv, S], and the values' largest [b, kv].
     Returns:
       [b, T, heads, d] in call.out.
     """
@@ -207,14 +211,19 @@ def launch(call, q, k, v, vectors):
     return _compat.kernel(
         functools.partial(body, call),
         out_type=jax.ShapeDtypeStruct(q.shape, call.out),
-        grid=(heads, padded // BLOCK, b),
-        grid_names=("head", "block", "batch"),
+        grid=order(padded // BLOCK, heads, b),
+        grid_names=("block", "head", "batch"),
         num_threads=GROUPS + 1,
         thread_name="wg",
         approx_math=True,
         interpret=call.interpret,
         scratch_types=list(scratch),
     )(q, k, v, *vectors)
+
+
+def order(blocks, heads, batch):
+    """The grid, whose first axis a GPU walks last: the longest blocks of all heads come first."""
+    return blocks, heads, batch
 
 
 def body(call, q, k, v, *refs):
@@ -233,26 +242,49 @@ def body(call, q, k, v, *refs):
         plgpu.set_max_registers(COMPUTING, action="increase")
         row = first + wg * ROWS
         rows = pl.ds(row, ROWS)
-        plgpu.copy_gmem_to_smem(q.at[batch, rows, head], scratch.q.at[wg], scratch.q_full.at[wg])
+        wide = (scratch.out if call.narrow else scratch.q).at[wg]
+        plgpu.copy_gmem_to_smem(q.at[batch, rows, head], wide, scratch.q_full.at[wg])
+        shift = exponent(call, vectors[1][batch, kv_head]) if call.scaled else None
+        plgpu.barrier_wait(scratch.q_full.at[wg])
         unit = jnp.float32(call.unit)
         if call.narrow:
-            unit = _compat.load(vectors[0].at[batch, head, rows], layout=BY_ROW, optimized=False)
-        plgpu.barrier_wait(scratch.q_full.at[wg])
-        y = attend(call, wg, row, call.tiles(first), unit, scratch)
-        if call.scaled:
-            y = y * vectors[-1][batch, kv_head]
-        staging = (scratch.out if call.narrow else scratch.q).at[wg]
-        staging[...] = y.astype(call.out)
+            unit = rounded(wide, scratch.q.at[wg], unit)
+        y = attend(call, wg, row, call.tiles(first), unit, shift, scratch)
+        wide[...] = y.astype(call.out)
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(staging, out.at[batch, rows, head])
+        plgpu.copy_smem_to_gmem(wide, out.at[batch, rows, head])
         plgpu.wait_smem_to_gmem(0)
 
     @pl.when(wg == GROUPS)
     def _():
         plgpu.set_max_registers(LOADING, action="decrease")
         values = v.at[batch, kv_head] if call.narrow else v.at[batch, :, kv_head]
-        scales = [x.at[batch, kv_head] for x in vectors[-3:-1]]
+        scales = [vectors[0].at[i, batch, kv_head] for i in range(2 * call.scaled)]
         feed(call, call.tiles(first), k.at[batch, :, kv_head], values, scales, scratch)
+
+
+def exponent(call, largest):
+    """What is added to exponents, base 2, so that P is at most 448 (FP8) or 1 (16 bits): [64].
+
+    It multiplies the sum that divides as well, and need not be exact.
+
+    Args:
+      call: static facts.
+      largest: the head's largest scale of values.
+    """
+    top = math.log2(E4M3_MAX) if call.narrow else 0.0
+    log = jnp.log(full((ROWS,), largest, BY_ROW)) * jnp.float32(1 / math.log(2))
+    return jnp.minimum(jnp.float32(top) - log, jnp.float32(SHIFT))  # where all are 0, SHIFT
+
+
+def rounded(q, codes, unit):
+    """Rounds queries q [64, d] to e4m3 `codes`, both in shared memory; scales times unit, [64]."""
+    q = _compat.load(q, layout=LAYOUT, optimized=False).astype(jnp.float32)
+    scale = jnp.max(jnp.abs(q), axis=1) * jnp.float32(1 / E4M3_MAX)
+    scale = jnp.where(scale == 0, jnp.float32(1), scale)
+    _compat.store(codes, (q / spread(scale, q.shape, 0)).astype(E4M3))
+    plgpu.commit_smem()
+    return jnp.maximum(scale * unit, jnp.float32(TINY))
 
 
 def feed(call, tiles, k, v, scales, scratch):

@@ -23,10 +23,9 @@ from pallas_kernels.attention.fragments import (
     spread,
     weighted,
 )
-from pallas_kernels.numerics import E4M3_MAX
 
 
-def attend(call, wg, row, tiles, unit, scratch):
+def attend(call, wg, row, tiles, unit, shift, scratch):
     """64 queries over all their keys, [64, d] float32.
 
     Args:
@@ -35,10 +34,11 @@ def attend(call, wg, row, tiles, unit, scratch):
       row: index of its first query.
       tiles: see `sm90.Call.tiles`.
       unit: positive, multiplies the scores, for base-2 exponentials; a number, or one per query.
+      shift: added to the exponents, one per query, where keys and values have scales.
       scratch: shared memory and barriers, `sm90.Scratch`.
     """
     begin, inner, edge, last = tiles
-    group = Group(call, scratch, wg, row, begin, unit)
+    group = Group(call, scratch, wg, row, begin, unit, shift)
     m, l = (full((ROWS,), x, BY_ROW) for x in (-jnp.inf, 0))  # noqa: E741  the paper's letters
     carry = group.scores(begin), full((ROWS, call.d), 0, LAYOUT), m, l
     if call.window is not None:
@@ -46,16 +46,15 @@ def attend(call, wg, row, tiles, unit, scratch):
     carry = lax.fori_loop(inner, edge, functools.partial(group.step, masked=False), carry)
     s, *state = lax.fori_loop(edge, last, functools.partial(group.step, masked=True), carry)
     total, _, l = group.gather(last, s, *state, masked=True)  # noqa: E741
-    norm = l * jnp.float32(E4M3_MAX) if call.narrow else l
-    return total / spread(norm, total.shape, 0)
+    return total / spread(l, total.shape, 0)
 
 
 class Group:
     """A warp group and its queries, over tiles of keys."""
 
-    def __init__(self, call, scratch, wg, row, begin, unit):
+    def __init__(self, call, scratch, wg, row, begin, unit, shift):
         """See `attend`; `begin` is the first tile."""
-        self.call, self.scratch, self.unit = call, scratch, unit
+        self.call, self.scratch, self.unit, self.shift = call, scratch, unit, shift
         self.wg, self.row, self.begin = wg, row, begin
 
     def slot(self, j):
@@ -120,7 +119,9 @@ class Group:
         # A query may see no key of the first tiles of its block: exp2(-inf - 0) is 0.
         base = jnp.where(new == -jnp.inf, jnp.float32(0), new) if masked else new
         unit = spread(self.unit, s.shape, 0) if call.narrow else self.unit
-        shrink, p = jnp.exp2(m - base), jnp.exp2(s * unit - spread(base, s.shape, 0))
+        shrink = jnp.exp2(m - base)
+        base = base - self.shift if call.scaled else base
+        p = jnp.exp2(s * unit - spread(base, s.shape, 0))
         l = l * shrink + jnp.sum(p, axis=1)  # noqa: E741
         plgpu.barrier_wait(self.scratch.v_full.at[slot])
         p = p * self.by_key(self.scratch.scales[1], j) if call.scaled else p

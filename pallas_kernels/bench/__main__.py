@@ -46,61 +46,84 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         chosen = able
     today = datetime.date.today().isoformat()
+    facts = {"device": kind, "date": today, "jax": jax.__version__}
+
+    def keep(found, **more):
+        if options.json:
+            options.json.write_text(json.dumps(facts | {"rows": found} | more, indent=1))
+
+    found = table(chosen, kind, {} if gpu else {"sets": 2, "turns": 3}, keep)
     print(f"\n{kind}, {today}, jax {jax.__version__}\n\n{HEADER}")
-    found = table(chosen, kind, {} if gpu else {"sets": 2, "turns": 3})
+    print("\n".join(map(describe, found)))
     judged = goals.judge(found)
     if gpu:
         print("\n" + "\n".join([goals.HEADER, *map(goals.describe, judged)]))
-    if options.json:
-        facts = {"device": kind, "date": today, "jax": jax.__version__}
-        facts |= {"rows": found, "goals": judged}
-        options.json.write_text(json.dumps(facts, indent=1))
+    keep(found, goals=judged)
     return 0 if found and not any("wrong" in row for row in found) else 1
 
 
-def table(chosen, kind, options):
-    """Measures rows and prints a line for each; one that fails says why and the rest goes on.
+def table(chosen, kind, options, keep=lambda found: None):
+    """Measures rows, those that are asked first before the rest, and prints each as it is done.
+
+    Compiling what ours is compared with takes XLA's tuning of products most of the time. A row that
+    fails says why and the rest goes on.
 
     Args:
       chosen: `Row`s.
       kind: the device's name.
       options: of their `measure`.
+      keep: called after each row with all that is found.
     Returns:
-      a list of {"task", "name"} with "us", "floor_us" and "ratio", or a reason: "absent", "wrong".
+      a list of {"task", "name"} with "us", "floor_us", "ratio", "TB/s" and "TFLOP/s", or a reason:
+      "absent", "wrong"; in the order of `chosen`.
     """
-    found, first, end = [], {}, time.monotonic() + 60 * MINUTES
-    for row in chosen:
-        try:
-            if time.monotonic() > end:
-                raise TimeoutError(f"{MINUTES} minutes are over; pick rows by --only")
-            work = row.make()
-            seconds = row.measure(work, **options)
-        except Absent as reason:
-            found.append({"task": row.task, "name": row.name, "absent": str(reason)})
-            print(f"| {row.task} | {row.name} | not timed: {reason} | | | | | |", flush=True)
-            continue
-        except Exception as error:  # noqa: BLE001
-            # Whatever a compiler or the device says is a line of the table.
-            text = str(error).replace("\n", " ")[:200]
-            found.append({"task": row.task, "name": row.name, "wrong": text})
-            print(f"| {row.task} | {row.name} | failed: {text} | | | | | |", flush=True)
-            continue
-        least = floor(work, kind)
-        first.setdefault(row.task, seconds)
-        entry = {"task": row.task, "name": row.name, "us": 1e6 * seconds}
-        entry |= {"floor_us": 1e6 * least if least else None, "ratio": first[row.task] / seconds}
-        found.append(entry)
-        print(describe(entry, work), flush=True)
-    return found
+    found, end = {}, time.monotonic() + 60 * MINUTES
+    for row in sorted(chosen, key=lambda row: not row.early):
+        found[row.task, row.name] = entry = one(row, kind, options, end)
+        print(f"{row.task}, {row.name}: {said(entry)}", flush=True)
+        keep(list(found.values()))
+    ordered, first = [found[row.task, row.name] for row in chosen], {}
+    for entry in ordered:
+        if "us" in entry:
+            entry["ratio"] = first.setdefault(entry["task"], entry["us"]) / entry["us"]
+    return ordered
 
 
-def describe(entry, work):
-    """A measured row as a line of the table."""
+def one(row, kind, options, end):
+    """What measuring a row gave, see `table`; nothing begins after `end`."""
+    entry = {"task": row.task, "name": row.name}
+    try:
+        if time.monotonic() > end:
+            raise TimeoutError(f"{MINUTES} minutes are over; pick rows by --only")
+        work = row.make()
+        seconds = row.measure(work, **options)
+    except Absent as reason:
+        return entry | {"absent": str(reason)}
+    except Exception as error:  # noqa: BLE001
+        # Whatever a compiler or the device says is a line of the table.
+        return entry | {"wrong": str(error).replace("\n", " ")[:200]}
+    least = floor(work, kind)
+    entry |= {"us": 1e6 * seconds, "floor_us": 1e6 * least if least else None}
+    return entry | {"TB/s": work.nbytes / seconds / 1e12, "TFLOP/s": work.flops / seconds / 1e12}
+
+
+def said(entry):
+    """The time of a row, or why it has none."""
+    if "us" in entry:
+        return f"{entry['us']:.1f} us"
+    return f"not timed: {entry['absent']}" if "absent" in entry else f"failed: {entry['wrong']}"
+
+
+def describe(entry):
+    """A row as a line of the table."""
+    start = f"| {entry['task']} | {entry['name']} |"
+    if "us" not in entry:
+        return f"{start} {said(entry)} | | | | | |"
     us, least = entry["us"], entry["floor_us"]
     floor_, share = (f"{least:.1f}", f"{100 * least / us:.0f} %") if least else ("-", "-")
     return (
-        f"| {entry['task']} | {entry['name']} | {us:.1f} | {work.nbytes / us / 1e6:.4g} "
-        f"| {work.flops / us / 1e6:.4g} | {floor_} | {share} | {entry['ratio']:.2f} |"
+        f"{start} {us:.1f} | {entry['TB/s']:.4g} | {entry['TFLOP/s']:.4g} | {floor_} | {share} "
+        f"| {entry['ratio']:.2f} |"
     )
 
 

@@ -22,13 +22,15 @@ def rows():
     for t in PROMPTS:
         forms = {"bfloat16 cuDNN": library, "attention bfloat16": half, "attention FP8": int4}
         for name, make in forms.items():
-            found.append(Row(prompt_task(t), name, functools.partial(make, t), False))
+            row = Row(prompt_task(t), name, functools.partial(make, t), False)
+            found.append(row._replace(early=make is not library))
         make = functools.partial(torch.prefill, t, HEADS, KV_HEADS, D, cost(t, 2))
         found.append(Row(prompt_task(t), "bfloat16 torch", make, False, torch.measure))
     for s in CACHES:
         task = f"decode, {SEQUENCES} sequences of {s} keys"
         for name, form in (("bfloat16 XLA", "xla"), ("bfloat16", "half"), ("INT4", "int4")):
-            found.append(Row(task, name, functools.partial(step, form, s), False))
+            row = Row(task, name, functools.partial(step, form, s), False)
+            found.append(row._replace(early=form != "xla"))
     return found
 
 

@@ -11,6 +11,7 @@ from pallas_kernels.bench.measure import Row, Work
 from pallas_kernels.numerics import E4M3
 
 LAYERS = {"Llama-2-7B FFN": (4096, 11008), "Llama-3-8B FFN": (4096, 14336)}
+FEW = 64  # tokens up to which memory takes the time
 TOKENS = (1, 16, 64, 256, 1024, 4096, 8192)
 EXPERTS = {8: (4096, 14336), 64: (2048, 1408)}
 EXPERT_TOKENS = (512, 4096)
@@ -42,10 +43,11 @@ def feed_forward(name, m):
     """The rows of one layer and number of tokens."""
     task, sizes = layer(name, m), (m, *LAYERS[name])
     forms = {"bfloat16 XLA": dense, "FP8 XLA": fp8, "w4a8": int4}
-    found = [
-        Row(task, by, functools.partial(make, *sizes), m <= CPU_TOKENS and make is not int4)
-        for by, make in forms.items()
-    ]
+    found = []
+    for by, make in forms.items():
+        anywhere, early = m <= CPU_TOKENS and make is not int4, m <= FEW and make is int4
+        row = Row(task, by, functools.partial(make, *sizes), anywhere)
+        found.append(row._replace(early=early))
     for by, make, bits in (("bfloat16 torch", torch.dense, 16), ("FP8 torch", torch.fp8, 8)):
         make = functools.partial(make, *sizes, cost(*sizes, bits))
         found.append(Row(task, by, make, False, torch.measure))

@@ -8,10 +8,8 @@ products are kernels of their own.
 import functools
 import importlib
 import importlib.util
-import statistics
-import time
 
-from pallas_kernels.bench.measure import LARGEST, SETS, TURNS, Absent, Work
+from pallas_kernels.bench.measure import SETS, TURNS, Absent, Work, alone, counts
 
 DEVICE = "cuda"
 
@@ -108,18 +106,20 @@ def measure(work, *, sets=SETS, turns=TURNS):
     """Seconds of one product; see `bench.measure`."""
     torch = library()
     with torch.inference_mode():
-        own = [work.weights(0)]
-        one = sum(w.numel() * w.element_size() for w in own[0])
-        sets = max(1, min(sets, int(LARGEST // max(one, 1))))
-        own += [work.weights(i) for i in range(1, sets)]
-        turn = program(torch, lambda: [work.run(work.common, weights) for weights in own])
-        turn()
-        seconds = []
-        for _ in range(turns):
-            start = time.perf_counter()
-            turn()
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds) / sets
+        held = [work.weights(0)]
+        kept = [work.common, work.run(work.common, held[0])]
+        kept = sum(x.numel() * x.element_size() for x in kept)
+        product = kept + sum(w.numel() * w.element_size() for w in held[0])
+        sets, rounds = counts(product, kept, sets)
+        held += [work.weights(i) for i in range(1, sets)]
+        own = [
+            (torch.roll(work.common, i, -1), held[i % sets]) for i in range(sets * rounds)
+        ]  # tokens of its own for every product, as in `bench.measure`
+        few, many = (
+            program(torch, lambda own=some: [work.run(*pair) for pair in own])
+            for some in (own[:sets], own)
+        )
+        return alone(few, many, sets, sets * rounds, turns, lambda done: done)
 
 
 def program(torch, run):

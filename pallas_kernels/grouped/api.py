@@ -10,6 +10,7 @@ from pallas_kernels import backend as registry
 from pallas_kernels.grouped import reference, xla
 from pallas_kernels.numerics import E4M3, is_finite, known
 
+TEST = registry.tested("grouped", "sm90")
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16, E4M3)
 
 
@@ -33,6 +34,7 @@ def table(name):
             refuse=refuse,
             at_least=(9, 0),
             below=(10, 0),
+            test=TEST,
         ),
         registry.Backend(
             "sm90_interpret",

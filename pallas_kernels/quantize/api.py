@@ -8,6 +8,7 @@ from pallas_kernels import backend as registry
 from pallas_kernels.numerics import E4M3
 from pallas_kernels.quantize import limits, reference
 
+TEST = registry.tested("quantize", "mosaic")
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 SCALE_DTYPES = (jnp.float32, jnp.bfloat16, E4M3)
 OLDEST = (0, 11, 2)  # jax whose Mosaic GPU knows Ada
@@ -18,7 +19,7 @@ def table(name):
     plain, refuse = getattr(reference, name), getattr(limits, name)
     mosaic = registry.lazy("pallas_kernels.quantize.mosaic", name)
     interpreted = registry.lazy("pallas_kernels.quantize.mosaic", name, interpret=True)
-    hopper = registry.Backend("mosaic", mosaic, ("gpu",), refuse, at_least=(9, 0))
+    hopper = registry.Backend("mosaic", mosaic, ("gpu",), refuse, at_least=(9, 0), test=TEST)
     return (
         hopper,
         hopper._replace(at_least=(8, 9), below=(9, 0), jax=OLDEST),
@@ -37,20 +38,22 @@ def table(name):
 TOKENS, GROUPS = table("tokens"), table("groups")
 
 
-def tokens(x, *, backend=None):
+def tokens(x, *, rows=None, backend=None):
     """Rounds each row of x to e4m3 with its own scale: x is close to codes * scale.
 
     scale = absmax / 448 (1 for an all-zero row);  codes = e4m3(x / scale)
 
     Args:
       x: [..., k], float32, bfloat16 or float16, k >= 1.
+      rows: of x [m, k]: rows to return, at least m; those behind are zeros with scale 1 (whole
+        tiles for a product, without a copy). As many as x has when None.
       backend: None (chosen by device), "mosaic", "xla", "reference"; "mosaic_interpret" runs the
         GPU kernel's body in Pallas' interpreter.
     Returns:
       codes [..., k] float8_e4m3fn, scale [..., 1] float32; the same bits from every backend. A NaN
       makes its row NaN.
     Raises:
-      ValueError: no row, another dtype, or a backend that cannot run the call.
+      ValueError: no row, another dtype, fewer `rows`, or a backend that cannot run the call.
     Source:
       FireQ (arXiv 2505.20839), dynamic per-token activation quantization.
 
@@ -59,10 +62,15 @@ def tokens(x, *, backend=None):
     (Array([448.,   7.], dtype=float32), Array([1.], dtype=float32))
     """
     check("x", x, 1)
+    if rows is not None and (x.ndim != 2 or rows < x.shape[0]):
+        raise ValueError(f"rows={rows} must be at least m of x [m, k], which is {x.shape}")
     chosen = registry.choose(TOKENS, backend, x=x)
     m = math.prod(x.shape[:-1])
     if m == 0:
-        return jnp.zeros(x.shape, E4M3), jnp.ones((*x.shape[:-1], 1), jnp.float32)
+        shape = x.shape[:-1] if rows is None else (rows,)
+        return jnp.zeros((*shape, x.shape[-1]), E4M3), jnp.ones((*shape, 1), jnp.float32)
+    if rows is not None:
+        return chosen.run(x, rows=rows)
     codes, scale = chosen.run(x.reshape(m, x.shape[-1]))
     return codes.reshape(x.shape), scale.reshape(*x.shape[:-1], 1)
 

@@ -26,6 +26,7 @@ def case(name, function, shape, given, expect, **options):
 
 
 CASES = (
+    case("tokens, whole tiles", quantize.tokens, (1, 4096), jnp.bfloat16, ("E4M3",), rows=8),
     case("tokens, k = 4096", quantize.tokens, (64, 4096), jnp.bfloat16, ("LDG.E.128", "E4M3")),
     case("tokens, k = 14336", quantize.tokens, (64, 14336), jnp.bfloat16, ("LDG.E.128", "E4M3")),
     case("tokens, k = 11008", quantize.tokens, (64, 11008), jnp.bfloat16, ("E4M3",)),

@@ -23,14 +23,15 @@ from pallas_kernels.quantize.reference import ABSMAX_FLOOR
 MAGIC = 12582912.0  # 1.5 * 2**23: adding it rounds to an integer, half to even, in the low bits
 
 
-def tokens(x, *, interpret=False):
+def tokens(x, *, rows=None, interpret=False):
     """Same contract as `reference.tokens`; k is a multiple of 256."""
-    m, k = x.shape
+    rows, k = rows or x.shape[0], x.shape[1]
     layout = plgpu.Layout.WG_STRIDED((k,), row_width(k))
+    vector = jax.ShapeDtypeStruct((rows,), jnp.float32)
     run = _compat.kernel(
         functools.partial(one_row, layout),
-        out_type=[jax.ShapeDtypeStruct((m, k), E4M3), jax.ShapeDtypeStruct((m,), jnp.float32)],
-        grid=(m,),
+        out_type=[jax.ShapeDtypeStruct((rows, k), E4M3), vector],
+        grid=(rows,),
         grid_names=("row",),
         interpret=interpret,
     )
@@ -39,9 +40,15 @@ def tokens(x, *, interpret=False):
 
 
 def one_row(layout, x, codes, scales):
-    """Rounds one row."""
-    row = lax.axis_index("row")
-    values = _compat.load(x.at[row], layout=layout, optimized=False).astype(jnp.float32)
+    """Rounds one row; of zeros, where x has no more."""
+    row, m, rows = lax.axis_index("row"), x.shape[0], scales.shape[0]
+    load = lambda: _compat.load(x.at[row], layout=layout, optimized=False)  # noqa: E731
+    if rows > m:
+        zeros = plgpu.layout_cast(jnp.zeros(x.shape[1:], x.dtype), layout)
+        values = lax.cond(row < m, load, lambda: zeros)
+    else:
+        values = load()
+    values = values.astype(jnp.float32)
     absmax = jnp.max(jnp.abs(values))
     scale = divide(absmax, E4M3_MAX)
     scale = jnp.where(scale == 0, jnp.float32(1), scale)

@@ -19,6 +19,7 @@ from pallas_kernels.sparse.packed import PLANES, Int4Rows, unpack, values
 
 OPERATIONS = ("matvec", "take", "rows", "glu")
 MOSAIC, TRITON = "pallas_kernels.sparse.mosaic", "pallas_kernels.sparse.triton"
+TEST = registry.tested("sparse", "mosaic")
 TPU = "pallas_kernels.sparse.tpu"
 
 
@@ -26,11 +27,11 @@ def table(name):
     """The backends of one product, in order of preference."""
     kernel, refuse = registry.lazy(MOSAIC, name), functools.partial(blocks.refuse, name)
     interpreter = registry.lazy(MOSAIC, name, interpret=True)
-    hopper = registry.Backend("mosaic", kernel, ("gpu",), refuse, at_least=(9, 0))
+    hopper = registry.Backend("mosaic", kernel, ("gpu",), refuse, at_least=(9, 0), test=TEST)
     older = hopper._replace(at_least=(7, 5), below=(9, 0), jax=(0, 11, 2))
     triton = older._replace(
         name="triton", run=registry.lazy(TRITON, name), refuse=blocks.refuse_triton, jax=()
-    )
+    )._replace(test=None)
     tpu = registry.Backend(
         "tpu", registry.lazy(TPU, name), ("tpu",), functools.partial(blocks.refuse_tpu, name)
     )

@@ -1,17 +1,18 @@
 """Configurations that were measured best: where they are kept and how one is found.
 
 Two files hold them: the user's, which wins, and the one that comes with the package (empty as long
-as nothing has been measured). An entry belongs to an operation, a device's name, a minor version of
-jax, the facts of the call that change the kernel, and a number of tokens, rounded up to a power of
-two (its bucket). A call takes the entry of its bucket, else the nearest of two buckets on either
-side, the larger first; farther ones are another regime. What is malformed or does not fit is left
-out with one warning.
+as nothing has been measured). An entry belongs to an operation, the sources of its kernel (what was
+measured of others says nothing), a device's name, a minor version of jax, the facts of the call
+that change the kernel, and a number of tokens, rounded up to a power of two (its bucket). A call
+takes the entry of its bucket, else the nearest of two buckets on either side, the larger first;
+farther ones are another regime. What is malformed or does not fit is left out with one warning.
 
 Files are read once per process and written by the command `tune` only. A program that is compiled
 keeps the configuration it was traced with.
 """
 
 import functools
+import hashlib
 import json
 import math
 import os
@@ -21,7 +22,7 @@ from typing import NamedTuple
 
 from pallas_kernels import backend
 
-SCHEMA = 1
+SCHEMA = 2
 VARIABLE = "PALLAS_KERNELS_TUNING"
 SHIPPED = Path(__file__).with_name("shipped.json")
 REACH = 2  # buckets between a call and the entry it takes: a factor of four
@@ -38,6 +39,7 @@ class Key(NamedTuple):
       op: the operation, "w4a8.matmul".
       device: the device's name, as its driver gives it.
       jax: minor version, "0.12".
+      sources: digest of the kernel's source files.
       m: tokens, a power of two.
       facts: (name, number or word) pairs sorted by name: all else that changes the kernel.
     """
@@ -45,6 +47,7 @@ class Key(NamedTuple):
     op: str
     device: str
     jax: str
+    sources: str
     m: int
     facts: tuple[tuple[str, int | str], ...]
 
@@ -81,7 +84,23 @@ def bucket(m):
 def key(op, m, facts):
     """The `Key` of a call on the device that is traced for, under this jax."""
     minor = ".".join(map(str, backend.JAX_VERSION[:2]))
-    return Key(op, backend.device_kind(), minor, bucket(m), tuple(sorted(facts.items())))
+    where = backend.device_kind(), minor, sources(op.partition(".")[0])
+    return Key(op, *where, bucket(m), tuple(sorted(facts.items())))
+
+
+@functools.cache
+def sources(kernel):
+    """Digest of the files that a kernel is made of.
+
+    Args:
+      kernel: name of its folder, "w4a8".
+    """
+    root = Path(__file__).parent.parent
+    files = [root / "_compat.py", *sorted((root / kernel).glob("*.py"))]
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def find(op, m, facts, build):
@@ -174,14 +193,14 @@ def read(path):
     return entries, problems
 
 
-FIELDS = ("op", "device", "jax", "m", "facts", "config", "us", "heuristic_us", "date")
+FIELDS = ("op", "device", "jax", "sources", "m", "facts", "config", "us", "heuristic_us", "date")
 
 
 def parse(value, where):
     """An `Entry` from what JSON gave; ValueError says what is wrong with it."""
     if not isinstance(value, dict) or set(value) != set(FIELDS):
         raise ValueError(f"must hold {', '.join(FIELDS)} and nothing else")
-    for name in ("op", "device", "jax", "date"):
+    for name in ("op", "device", "jax", "sources", "date"):
         if not isinstance(value[name], str):
             raise ValueError(f"{name}={value[name]!r} is not a string")
     if not whole(value["m"]) or value["m"] not in BUCKETS:
@@ -197,9 +216,9 @@ def parse(value, where):
         raise ValueError("facts must be whole numbers and strings by name")
     if not isinstance(config, dict) or not config or not all(map(whole, config.values())):
         raise ValueError("config must be whole numbers by name")
-    named = Key(
-        value["op"], value["device"], value["jax"], value["m"], tuple(sorted(facts.items()))
-    )
+    pairs = tuple(sorted(facts.items()))
+    kernel = value["op"], value["device"], value["jax"], value["sources"]
+    named = Key(*kernel, value["m"], pairs)
     return Entry(named, config, value["us"], value["heuristic_us"], value["date"], where)
 
 

@@ -35,13 +35,15 @@ def candidates(call, cores=132):
     hopper, share = call.kernel == "sm90", -(-call.m // call.experts)
     few, largest = share <= FEW, plan.LIMITS[call.kernel]["largest"]
     fitting = next((size for size in (8, 16, 32, 64) if share <= size), 64)
+    # With half the tokens of a tile Ampere and Ada have registers to read more words ahead.
+    tokens = (fitting,) if hopper or fitting == 8 else (fitting, fitting // 2)
     grid = itertools.product(
-        (fitting,) if few else (largest // 2, largest),
+        tokens if few else (largest // 2, largest),
         (64, 128),
         (plan.LIMITS[call.kernel]["groups"],),
         ((4, 6) if few else (3, 4, 6)) if hopper else (4,),
         (1, 2, 4) if few else (1, 2),
-        (1, 2, 4, 8) if few else (1,),
+        (1, 2, 3, 4, 8) if few else (1, 2, 4),
     )
     found = [plan.Config(*sizes, cores=cores) for sizes in grid]
     return [c for c in found if plan.refuse(c, call) is None and fills(c, call)]

@@ -5,6 +5,8 @@ import functools
 from pallas_kernels import backend as registry
 from pallas_kernels.w4a8 import epilogue, refusals
 
+TESTS = {name: registry.tested("w4a8", name) for name in ("sm90", "sm80")}  # of all functions
+
 
 def reads_fragments(platform, capability):
     """Whether a device has a kernel that takes `Fragments` (others unpack them at every call).
@@ -37,6 +39,7 @@ def table(name, xla, reference):
             refuse=refusals.sm90,
             at_least=(9, 0),
             below=(10, 0),
+            test=TESTS["sm90"],
         ),
         registry.Backend(
             "sm80",
@@ -46,6 +49,7 @@ def table(name, xla, reference):
             at_least=(8, 0),
             below=(9, 0),
             jax=(0, 11, 2),
+            test=TESTS["sm80"],
         ),
         *(triton(name, xla) if name != "grouped" else ()),
         *(

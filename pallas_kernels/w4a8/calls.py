@@ -10,7 +10,7 @@ import importlib
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import quantize
+from pallas_kernels import backend, quantize
 from pallas_kernels.tiles import Padding
 from pallas_kernels.w4a8 import epilogue, plan
 from pallas_kernels.w4a8.packed import split_columns
@@ -45,11 +45,11 @@ def followed(
 
     Elsewhere the kernel leaves float32 sums, which XLA adds up with what follows them.
     """
-    x8, sx = rounded(x, sx)
-    call = plan.Call.of("matmul", kernel, x8, codes, scales, treatment, out_dtype)
-    config = config or plan.pick(call, cores())
-    module, n = load(kernel), scales.shape[1]
-    run = functools.partial(single, config, codes, scales, treatment, interpret, x8, sx.T / divisor)
+    call = plan.Call.of("matmul", kernel, x, codes, scales, treatment, out_dtype)
+    config = config or plan.pick(call, backend.cores())
+    x8, sx = rounded(x, sx, config.tile_m)
+    module, n, fixed = load(kernel), scales.shape[1], (treatment, interpret, call.m)
+    run = functools.partial(single, config, codes, scales, *fixed, x8, sx.T / divisor)
     out = narrowest(out_dtype, config)
     if residual is None and not with_sumsq:
         return run(module.multiply, out=out)[:, :n], None
@@ -81,10 +81,11 @@ def glu(
 
     Few tokens are cut along k, and what follows the sums is left to XLA.
     """
-    x8, sx = rounded(x, sx)
-    call = plan.Call.of("glu", kernel, x8, codes, scales, treatment, out_dtype)
-    config = config or plan.pick(call, cores())
-    run = functools.partial(single, config, codes, scales, treatment, interpret, x8)
+    call = plan.Call.of("glu", kernel, x, codes, scales, treatment, out_dtype)
+    config = config or plan.pick(call, backend.cores())
+    x8, sx = rounded(x, sx, config.tile_m)
+    fixed = treatment, interpret, call.m
+    run = functools.partial(single, config, codes, scales, *fixed, x8)
     multiply = load(kernel).multiply
     if config.split_k == 1:
         out = narrowest(out_dtype, config)
@@ -98,20 +99,21 @@ def load(kernel):
     return importlib.import_module(f"pallas_kernels.w4a8.{kernel}")
 
 
-def rounded(x, sx):
-    """x as e4m3 and its scales [m, 1]: given, or by the rounding kernel of this device."""
-    return quantize.tokens(x) if sx is None else (x, sx)
+def rounded(x, sx, tile_m=1):
+    """x as e4m3 and its scales [m, 1]: given, or by the rounding kernel of this device, which
+    leaves whole tiles of tokens."""
+    return quantize.tokens(x, rows=-(-x.shape[0] // tile_m) * tile_m) if sx is None else (x, sx)
 
 
-def single(config, codes, scales, treatment, interpret, x8, sx, multiply, *, out, glu=False):
-    """`multiply` by one matrix, with tokens padded to whole tiles and cut off again."""
-    m, extra = x8.shape[0], -x8.shape[0] % config.tile_m
+def single(config, codes, scales, treatment, interpret, m, x8, sx, multiply, *, out, glu=False):
+    """`multiply` of m tokens by one matrix, padded to whole tiles and cut off again."""
+    extra = -x8.shape[0] % config.tile_m
     found = multiply(
         jnp.pad(x8, ((0, extra), (0, 0))),
         jnp.pad(sx, ((0, 0), (0, extra))),
         codes.words[None],
         padded_scales(scales[None], codes),
-        jnp.zeros(((m + extra) // config.tile_m,), jnp.int32),
+        jnp.zeros((-(-m // config.tile_m),), jnp.int32),
         config=config,
         encoding=codes.encoding,
         glu=glu,
@@ -140,7 +142,7 @@ def grouped(
     """Same contract as `api_grouped.plain`, for `Fragments`; the output may be 16 bits wide."""
     x8, sx = rounded(x, sx)
     call = plan.Call.of("grouped", kernel, x8, codes, scales, treatment, out_dtype)
-    config = config or plan.pick(call, cores())
+    config = config or plan.pick(call, backend.cores())
     padding = Padding.of(group_sizes, call.m, config.tile_m)
     y = load(kernel).multiply(
         x8[padding.token],
@@ -168,11 +170,3 @@ def narrowest(out_dtype, config):
     """The dtype to write: 16 bits where that is asked for and sums are whole."""
     narrow = config.split_k == 1 and jnp.dtype(out_dtype).itemsize == 2
     return out_dtype if narrow else jnp.float32
-
-
-def cores():
-    """Multiprocessors of the device that is traced for."""
-    abstract = jax.sharding.get_abstract_mesh().abstract_device
-    if abstract is not None:
-        return abstract.num_cores or 132
-    return getattr(jax.devices()[0], "core_count", None) or 132

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.aot.cases import Case, named
 from pallas_kernels.backend import lazy
+from pallas_kernels.bench.rows import EXPERT_TOKENS, EXPERTS, LAYERS, TOKENS
 from pallas_kernels.numerics import E4M3
 from pallas_kernels.w4a8 import api, backends, plan
 
@@ -71,7 +72,35 @@ def case(name, m, n, k, **options):
     config = options.pop("config", None) or plan.choose(m, n, k, glu=options.get("glu", False))
     make = functools.partial(product, "sm90", m, n, k, config, **options)
     expect, entries = ("QGMMA", "LDS.128"), named(TABLE, "sm90")
-    return Case(f"w4a8 {name}", make, ("h200",), expect, backends=entries)
+    return Case(f"w4a8 {name}", make, ("h200",), expect, max_spill=0, backends=entries)
+
+
+def layers():
+    """What `plan` chooses for every product of the bench's layers, once per way to cut."""
+    found = {}
+    for name, (width, hidden) in LAYERS.items():
+        for m in TOKENS:
+            for op, n, k in (("glu", 2 * hidden, width), ("down", width, hidden)):
+                config = plan.choose(m, n, k, glu=op == "glu")
+                uneven = k // 128 // config.k_tiles % config.split_k > 0
+                padded = -(-m // config.tile_m) * config.tile_m
+                made = functools.partial(case, f"{op} of {name}, {m} tokens", padded, n, k)
+                options = {"config": config, "glu": op == "glu" and config.split_k == 1}
+                found.setdefault((op, config, uneven), made(scales=jnp.bfloat16, **options))
+    return found
+
+
+def experts():
+    """What `plan` chooses for the experts of the bench, once per way to cut."""
+    found = {}
+    for count, (k, n) in EXPERTS.items():
+        for m in EXPERT_TOKENS:
+            config = plan.choose_grouped(m, n, k, count)
+            rows = (m // config.tile_m + count) * config.tile_m
+            name, options = f"{count} experts, {m} tokens", {"config": config, "experts": count}
+            made = functools.partial(case, name, rows, n, k, scales=jnp.bfloat16)
+            found.setdefault(config, made(**options))
+    return found
 
 
 def older(name, m, n, k, chip, instruction, **options):
@@ -108,7 +137,10 @@ def triton(m, n, k, group):
 
 CHIPS = (("a100", "HMMA.16816.F32"), ("l4", "QMMA.16832.F32.E4M3.E4M3"))
 CASES = (
-    *(case(f"matmul, {m} tokens", m, 4096, 4096) for m in (8, 16, 32, 64, 128, 4096)),
+    *layers().values(),
+    *experts().values(),
+    case("matmul, 32 tokens", 32, 4096, 4096),
+    case("glu, 32 tokens", 32, 28672, 4096, glu=True),
     *(case(f"matmul, {m} tokens, tc", m, 4096, 4096, encoding="tc") for m in (16, 64, 128)),
     *(
         case(f"matmul, {m} tokens, table", m, 4096, 4096, encoding="tc", treatment="table")
@@ -119,10 +151,6 @@ CASES = (
     case("matmul, 16 tokens, e4m3 scales", 16, 4096, 4096, scales=E4M3),
     *(following("residual and squares", m, True) for m in (64, 128, 4096)),
     following("residual", 128, False),
-    case("glu, 16 tokens", 16, 28672, 4096, glu=True, config=plan.Config(16, 128, k_tiles=2)),
-    case("glu, 64 tokens", 64, 28672, 4096, glu=True, config=plan.Config(64, 128)),
-    case("glu, 4096 tokens", 4096, 28672, 4096, glu=True),
-    case("glu, 8 experts", 1024, 28672, 4096, glu=True, experts=8, config=plan.Config(64, 128)),
     *(
         older(f"matmul, {m} tokens{name}", m, 4096, 4096, chip, instruction, encoding=encoding)
         for chip, instruction in CHIPS

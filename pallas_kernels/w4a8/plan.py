@@ -3,12 +3,15 @@
 import dataclasses
 
 import jax.numpy as jnp
+from jax import lax
 
 from pallas_kernels.tuning import cache
 
 # What differs between the kernels: tokens per tile, and compute warp groups per thread block.
 LIMITS = {"sm90": {"largest": 128, "groups": 2}, "sm80": {"largest": 64, "groups": 1}}
 SHARED = 232448 - 2048  # bytes of shared memory of a Hopper block, less its barriers
+EVEN = 100  # tokens from which arithmetic takes an H200 longer than four bits of weights
+PIECES, SHORTEST = 8, 4  # the most pieces of k, and the fewest steps of one
 HELD = 64 * 64  # sums per tile of columns that a warp group holds without spilling
 
 
@@ -22,7 +25,7 @@ class Config:
       groups: compute warp groups per thread block.
       stages: pipeline steps in flight.
       k_tiles: tiles of 128 rows of w per pipeline step.
-      split_k: blocks that share the rows of w.
+      split_k: blocks that share the rows of w, to within one step (`share`).
       cluster: blocks side by side that share a copy of the activations; no plan chooses 2, which
         spills 32 bytes per thread.
       cores: multiprocessors of the GPU.
@@ -124,8 +127,9 @@ def refuse(config, call):
     """Why a configuration does not fit a call of any number of tokens; None when it does.
 
     Registers count as far as the compiler has told (`python -m pallas_kernels.aot`): pairs of tiles
-    of columns spill above 64 tokens; on Ampere and Ada, where several steps of them are read ahead,
-    already at 64; so do more than four stages of a kernel that writes float32 sums.
+    of columns spill above 64 tokens, and already at 64 where a step has more than one tile of k, on
+    Ampere and Ada, and on Hopper for gate and up in one; so do more than four stages of a kernel
+    that writes float32 sums.
     """
     limits, fused = LIMITS[call.kernel], call.op == "glu" and config.split_k == 1
     if config.tile_m not in (8, 16, 32, 64, 128) or config.tile_m > limits["largest"]:
@@ -134,13 +138,15 @@ def refuse(config, call):
         return f"columns={config.columns}; accepted: {'128' if fused else '64, 128'}"
     if config.columns * config.tile_m > 2 * HELD:
         return f"columns={config.columns} with tile_m={config.tile_m} spills registers"
-    if call.kernel == "sm80" and too_wide(config.columns, config.tile_m, config.k_tiles):
+    if (call.kernel == "sm80" or fused) and too_wide(config.columns, config.tile_m, config.k_tiles):
         return f"columns={config.columns} with k_tiles={config.k_tiles} spills registers"
     if call.n % (config.columns * config.groups):
         return f"columns={config.columns} by {config.groups} groups do not divide n={call.n}"
     sizes = {name: getattr(config, name) for name in ("stages", "k_tiles", "split_k")}
-    if min(sizes.values()) < 1 or call.k // 128 % (config.k_tiles * config.split_k):
-        return f"k_tiles * split_k must divide the {call.k // 128} tiles of k; got {sizes}"
+    if min(sizes.values()) < 1 or call.k // 128 % config.k_tiles:
+        return f"k_tiles must divide the {call.k // 128} tiles of k; got {sizes}"
+    if config.split_k > (steps := call.k // 128 // config.k_tiles):
+        return f"split_k={config.split_k}; a step for each piece, there are {steps}"
     if call.op == "grouped" and config.split_k > 1:
         return f"split_k={config.split_k}; groups are not split"
     if call.kernel == "sm80":
@@ -157,6 +163,24 @@ def too_wide(columns, tile_m, k_tiles):
     return k_tiles > 1 and columns * tile_m > HELD
 
 
+def share(piece, steps, split):
+    """The steps of one of `split` pieces: the first, and how many (a number where all are alike).
+
+    Args:
+      piece: int32, traced.
+      steps, split: numbers.
+    """
+    if steps % split == 0:
+        return piece * (steps // split), steps // split
+    first, end = (lax.div((piece + i) * steps, jnp.int32(split)) for i in (0, 1))
+    return first, end - first
+
+
+def in_flight(config, k):
+    """Pipeline steps that a Hopper block has under way: no more than the shortest piece holds."""
+    return min(config.stages, k // 128 // config.k_tiles // config.split_k)
+
+
 def partial(config, call):
     """Whether a kernel writes float32 sums, not the result."""
     return config.split_k > 1 or call.out == "float32"
@@ -166,7 +190,7 @@ def shared(config, call):
     """Bytes of shared memory that a Hopper block takes: the steps in flight and the output."""
     wide = config.groups * config.columns
     weights, scales = 64 * wide, jnp.dtype(call.scales).itemsize * wide
-    steps = min(config.stages, call.k // 128 // config.k_tiles // config.split_k)
+    steps = in_flight(config, call.k)
     loaded = config.k_tiles * (weights + 128 * config.tile_m + scales)
     staged = (
         4096
@@ -179,8 +203,8 @@ def shared(config, call):
 def choose(m, n, k, *, glu=False, cores=132, largest=128, groups=2):
     """A configuration for m tokens, n columns (gate's and up's together) and k rows.
 
-    Up to 64 tokens the weights' bytes are what takes the time: small tiles of tokens, and blocks
-    enough to fill the GPU's waves. Beyond, the largest tiles of tokens reuse a decoded weight most.
+    Up to 64 tokens the weights' bytes are what takes the time: small tiles of tokens. Beyond, the
+    largest tiles of tokens reuse a decoded weight most. Rows of w are split where that pays.
 
     Args:
       m, n, k: padded sizes; n a multiple of 128, k of 128.
@@ -195,27 +219,59 @@ def choose(m, n, k, *, glu=False, cores=132, largest=128, groups=2):
     tile_m = next((size for size in (8, 16, 32, 64) if m <= size <= largest), many)
     columns = 128 if glu else 64
     k_tiles = 2 if m <= 64 and k % 256 == 0 else 1
-    if groups == 1 and too_wide(columns, tile_m, k_tiles):
+    if (groups == 1 or glu) and too_wide(columns, tile_m, k_tiles):
         k_tiles = 1
-    steps, blocks = k // 128 // k_tiles, -(-m // tile_m) * n // (groups * columns)
-    split = best_split(steps, blocks, cores) if m <= 64 else 1
+    rows = -(-m // tile_m)
+    blocks = rows * n // (groups * columns)
+    k_tiles, split = best_cut(rows * tile_m, k // 128, k_tiles, blocks, cores)
     return Config(tile_m, columns, groups, 4, k_tiles, split, 1, cores)
 
 
+def best_cut(m, tiles, k_tiles, blocks, cores):
+    """Tiles of k per step, and pieces of k: the largest and fewest that cost about the least.
+
+    The cost counts a weight's byte as 1: the time of the weights, or of the arithmetic where m
+    tokens make that longer, over the share of the GPU that works; and that of the pieces' float32
+    sums, which are written and read again.
+
+    Args:
+      m: tokens in whole tiles.
+      tiles: of 128 rows of k; k_tiles: of them in a step, or else 1.
+      blocks: of threads that unsplit work takes; cores: multiprocessors.
+
+    >>> best_cut(16, 86, 2, 32, 132), best_cut(16, 32, 2, 86, 132), best_cut(16, 32, 2, 112, 132)
+    ((2, 4), (1, 3), (2, 1))
+    """
+
+    def cost(cut):
+        (size, split), work = cut, max(1, m / EVEN)
+        sums = 8 * split * m / (64 * tiles) if split > 1 else 0
+        return work / busy(tiles // size, split, blocks, cores) + sums
+
+    pairs = [(size, split) for size in (k_tiles, 1) for split in range(1, PIECES + 1)]
+    pairs = [c for c in pairs if c[1] == 1 or tiles // c[0] // c[1] >= SHORTEST]
+    return next(c for c in pairs if cost(c) <= 1.05 * min(map(cost, pairs)))
+
+
 def best_split(steps, blocks, cores):
-    """The fewest pieces of `steps` that leave the least of the GPU idle in its last wave.
+    """The fewest even pieces of `steps` that leave the least of the GPU idle in its last wave.
 
     >>> best_split(16, 32, 132), best_split(16, 132, 132)
     (4, 1)
     """
-    sizes = [s for s in (1, 2, 4, 8) if steps % s == 0 and (s == 1 or steps // s >= 4)]
+    sizes = [s for s in (1, 2, 4, 8) if steps % s == 0 and (s == 1 or steps // s >= SHORTEST)]
+    best = max(busy(steps, s, blocks, cores) for s in sizes)
+    return next(s for s in sizes if busy(steps, s, blocks, cores) > 0.9 * best)
 
-    def busy(split):
-        work = blocks * split
-        return work / (-(-work // cores) * cores)
 
-    best = max(map(busy, sizes))
-    return next(s for s in sizes if busy(s) > 0.9 * best)
+def busy(steps, split, blocks, cores):
+    """The share of the GPU that works while blocks of `steps` in `split` pieces go round it.
+
+    >>> busy(43, 1, 33, 132), busy(43, 4, 33, 132)  # a quarter; 11, 11, 11 and 10 steps of 11
+    (0.25, 0.9772727272727273)
+    """
+    waves = -(-blocks * split // cores)
+    return blocks * steps / (cores * waves * -(-steps // split))
 
 
 def choose_grouped(m, n, k, experts, *, cores=132, largest=128, groups=2):

@@ -50,7 +50,7 @@ def multiply(
     """Same contract as `sm90.multiply`; `treatment` is "promote" and the output float32."""
     (m, k), tiles = x8.shape, words.shape[1]
     ada = backend.device()[1] == (8, 9)
-    steps = k // 128 // config.k_tiles // config.split_k
+    steps = k // 128 // config.k_tiles
     shape = Shape(config, encoding, glu, ada, interpret, steps)
     if not ada:
         x8 = x8.astype(jnp.float16)
@@ -84,6 +84,7 @@ def body(shape, tile_group, x, sx, words, scales, out):
         zero = jnp.zeros((64, tile_m), jnp.float32)
         if not shape.interpret:
             zero = plgpu.layout_cast(zero, _compat.mma_layouts(operand)[2])
+        first, count = plan.share(piece, shape.steps, shape.config.split_k)
         add = functools.partial(
             step,
             shape,
@@ -91,10 +92,10 @@ def body(shape, tile_group, x, sx, words, scales, out):
             words.at[group],
             scales.at[group],
             column * shape.blocks,
-            piece * shape.steps,
+            first,
             zero,
         )
-        sums = lax.fori_loop(0, shape.steps, add, (zero,) * shape.blocks)
+        sums = lax.fori_loop(0, count, add, (zero,) * shape.blocks)
         write(shape, sums, sx, out, (row, column, piece))
 
 

@@ -8,7 +8,7 @@ rounds q * scale to e4m3 in registers instead and adds the partial sums as they 
 persistent and walk over (tokens, columns) in a snake, so that neighbours share what they load.
 
 With few tokens there are fewer blocks than multiprocessors: `split_k` cuts the rows of w between
-blocks, whose float32 partial sums XLA adds.
+blocks, evenly or to within a step, and XLA adds their float32 partial sums.
 
 A residual is added to the sums in registers. Sums of squares are taken of the rounded tile as it
 lies in shared memory: there a row of it belongs to four lanes, in registers it belongs to four
@@ -80,8 +80,13 @@ class Shape:
 
     @property
     def steps(self) -> int:
-        """Pipeline steps of one piece."""
-        return self.k // 128 // self.config.k_tiles // self.config.split_k
+        """Pipeline steps of all pieces."""
+        return self.k // 128 // self.config.k_tiles
+
+    @property
+    def longest(self) -> int:
+        """Pipeline steps of the longest piece."""
+        return -(-self.steps // self.config.split_k)
 
     @property
     def partial(self) -> bool:
@@ -204,7 +209,8 @@ def cluster_options(config):
 def body(shape, tile_group, *references):
     """One persistent thread block: allocates the pipeline's buffers, then works off its pieces."""
     memory = Memory.of(shape, *references)
-    buffers = pipeline(shape, lambda *_: None, lambda *_: None).get_allocations(
+    nothing = lambda *_: None  # noqa: E731
+    buffers = pipeline(shape, shape.longest, nothing, nothing).get_allocations(
         memory.words.at[0], memory.x, memory.scales.at[0]
     )
 
@@ -233,23 +239,26 @@ def body(shape, tile_group, *references):
 def one_piece(shape, memory, buffers, where):
     """A tile of tokens times a thread block's columns, over one piece of the rows of w."""
     row, column, piece = where
-    tile_m, tile_n, span = shape.config.tile_m, shape.tile_n, shape.steps * shape.config.k_tiles
+    tile_m, tile_n, k_tiles = shape.config.tile_m, shape.tile_n, shape.config.k_tiles
+    first, count = plan.share(piece, shape.steps, shape.config.split_k)
+    # As many as the longest piece has, which never go past the end: the grid has the number.
+    first, span = first * k_tiles, shape.longest * k_tiles
 
     def context(run):
         zero = plgpu.layout_cast(jnp.zeros((64, tile_m), jnp.float32), plgpu.Layout.WGMMA)
         sums = run((zero,) * shape.blocks)
         write(shape, sums, memory, where)  # reads sx only now: registers are scarce
 
-    pipeline(shape, functools.partial(step, shape), context)(
-        memory.words.at[pl.ds(column * tile_n, tile_n), pl.ds(piece * span, span)],
-        memory.x.at[pl.ds(row * tile_m, tile_m), pl.ds(piece * span * 128, span * 128)],
-        memory.scales.at[pl.ds(piece * span, span), pl.ds(column * tile_n * 64, tile_n * 64)],
+    pipeline(shape, count, functools.partial(step, shape), context)(
+        memory.words.at[pl.ds(column * tile_n, tile_n), pl.ds(first, span)],
+        memory.x.at[pl.ds(row * tile_m, tile_m), pl.ds(first * 128, span * 128)],
+        memory.scales.at[pl.ds(first, span), pl.ds(column * tile_n * 64, tile_n * 64)],
         allocations=buffers,
     )
 
 
-def pipeline(shape, step, context):
-    """Loads of weights, activations and scales beside `step`, by a warp group of its own."""
+def pipeline(shape, count, step, context):
+    """Loads for `count` times `step` beside it, by a warp group of its own."""
     config, k_tiles, tile_n = shape.config, shape.config.k_tiles, shape.tile_n
     tokens = plgpu.BlockSpec(
         (config.tile_m, 128 * k_tiles),
@@ -261,11 +270,11 @@ def pipeline(shape, step, context):
     spec = functools.partial(plgpu.BlockSpec, memory_space=plgpu.SMEM)
     return plgpu.emit_pipeline_warp_specialized(
         step,
-        grid=(shape.steps,),
+        grid=(count,),
         memory_registers=40,
         wg_axis="wg",
         num_compute_wgs=config.groups,
-        max_concurrent_steps=min(config.stages, shape.steps),
+        max_concurrent_steps=plan.in_flight(config, shape.k),
         compute_context=context,
         in_specs=[
             spec((tile_n, k_tiles, *WORD_SHAPE), lambda i: (0, i, 0, 0)),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 
+from pallas_kernels import backend
 from pallas_kernels._triton import launch
 from pallas_kernels.w4a8 import calls, plan
 from pallas_kernels.w4a8.packed import canonical
@@ -66,7 +67,7 @@ def matmul(x, sx, codes, scales, divisor, *, group, **_):
     tokens = next((size for size in (16, 32) if m <= size), LARGEST)
     columns, rows = -(-n // COLUMNS), -(-m // tokens)
     groups = k // group
-    pieces = plan.best_split(groups, columns * rows, calls.cores()) if m <= LARGEST else 1
+    pieces = plan.best_split(groups, columns * rows, backend.cores()) if m <= LARGEST else 1
     parts = launch(
         product_kernel, (pieces, m, n), (columns, rows, pieces),
         pairs, codes, scales.astype(jnp.float32), warps=8 if tokens == LARGEST else 4, stages=3,

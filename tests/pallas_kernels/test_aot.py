@@ -8,7 +8,17 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import backend
-from pallas_kernels.aot import CHIPS, __main__, collect, lower_for, report, table, topology, worker
+from pallas_kernels.aot import (
+    CHIPS,
+    __main__,
+    alignment,
+    collect,
+    lower_for,
+    report,
+    table,
+    topology,
+    worker,
+)
 from pallas_kernels.aot.cases import Case, named, too_old
 from pallas_kernels.backend import Backend, named_capability
 
@@ -104,6 +114,76 @@ def test_complaints_about_what_the_assembler_lets_pass():
     assert report.complaints(more.replace("240", "232"), "ptxas info : Used 168 registers") == []
     found = report.complaints(more, "Potential Performance Loss: wgmma are serialized due to")
     assert [line.split(" ")[0] for line in found] == ["Potential", "warp"] and "520" in found[1]
+
+
+COPIES = """.entry kernel(.param .u64 kernel_param_0)
+\tmov.b64 \t%rd1, __dynamic_shmem__0;
+\tadd.s64 \t%rd2, %rd1, {first};
+\tmov.b32 \t%r1, %tid.x;
+\tbra.uni \t$L__BB0_2;
+$L__BB0_1:
+\tadd.s64 \t%rd2, %rd2, {slot};
+\tadd.s64 \t%rd1, %rd1, 8;
+$L__BB0_2:
+\tmul.wide.u32 \t%rd3, %r1, {turn};
+\tsub.s64 \t%rd4, %rd2, %rd3;
+\tcvt.u32.u64 \t%r2, %rd4;
+\t@%p1 cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes [%r2], [%rd9, {{%r1,%r1}}], [%r5];
+\t@%p2 bra \t$L__BB0_1;
+\tmov.b64 \t%rd5, __dynamic_shmem__0;
+\tcvt.u32.u64 \t%r3, %rd5;
+\tcp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%rd9, {{%r1, %r1}} ], [%r3+{out}];
+\tret;
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        ({}, []),
+        ({"slot": 64}, ["(2d) at a multiple of 64 bytes"]),
+        ({"turn": 96}, ["(2d) at a multiple of 32 bytes"]),
+        ({"first": 4104, "out": 16}, ["(2d) at a multiple of 8 bytes", "a multiple of 16 bytes"]),
+    ],
+)
+def test_tensor_copies_off_128_bytes_are_refused(change, wrong):
+    """A pointer that a loop moves, and one that moves by 8 and is not copied to."""
+    module = COPIES.format(**{"first": 4096, "slot": 128, "turn": 768, "out": 256} | change)
+    found = report.complaints(module, "")
+    assert len(found) == len(wrong)
+    assert all(text in line for text, line in zip(wrong, found, strict=True))
+
+
+PROGRAM = """HloModule jit_run
+
+%fused (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %n = f32[8]{0} negate(%p)
+}
+
+ENTRY %main (x: f32[8]) -> bf16[8] {
+  %x = f32[8]{0} parameter(0), metadata={op_name="x"}
+  %a = (f32[8]{0}, f32[2,4]{1,0}) fusion(%x), kind=kInput, calls=%fused, metadata={op_name="f(y)"}
+  %b = f32[8]{0} get-tuple-element(%a), index=0
+  %c = f32[1,8]{1,0} bitcast(%b)
+  ROOT %d = bf16[8]{0} custom-call(%c), custom_call_target="mosaic_gpu_v2"
+}
+"""
+
+
+def test_launches_are_counted_in_the_entry_alone():
+    assert report.launches(PROGRAM) == 2
+    program = PROGRAM.replace("bitcast(%b)", "copy(%b)")
+    assert report.launches(program) == 3
+
+
+def test_what_an_unknown_instruction_computes_is_not_trusted():
+    module = COPIES.format(first=4096, slot=128, turn=768, out=256)
+    for other in ("mul.hi.u32 \t%r2, %r1, 1024", "ld.global.b32 \t%r2, [%rd9]"):
+        changed = module.replace("cvt.u32.u64 \t%r2, %rd4", other)
+        assert alignment.misplaced(changed) == [
+            "a tensor copy (2d) at a multiple of 1 bytes of shared memory, not of 128"
+        ]
 
 
 def test_a_missing_tool_says_what_to_install(monkeypatch):

@@ -1,7 +1,15 @@
 """Choosing a kernel's implementation: order, platforms, and all reasons at once."""
 
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from pallas_kernels import backend as registry
+from pallas_kernels import selftest
 from pallas_kernels.aot import topology
 from pallas_kernels.backend import Backend, choose, device, lazy, named_capability
 
@@ -86,3 +94,103 @@ def test_a_lazy_function_is_imported_at_its_call():
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         missing()
     assert lazy("builtins", "sorted", reverse=True)([1, 2]) == [2, 1]
+
+
+def test_the_environment_takes_backends_out_by_name(monkeypatch):
+    table = (FAST, TPU, ANY)
+    monkeypatch.setenv(registry.DISABLE, "mosaic, sm90")
+    assert choose(table, platform="gpu", rows=2) is ANY
+    assert choose(table, platform="tpu", rows=2) is TPU
+    with pytest.raises(ValueError, match="sm90: disabled by PALLAS_KERNELS_DISABLE"):
+        choose(table, "sm90", platform="gpu", rows=2)
+    for wrong in ("sm9", "mosaic,xla"):
+        monkeypatch.setenv(registry.DISABLE, wrong)
+        with pytest.raises(ValueError, match=f"names {wrong[-3:]}; accepted: sm90, sm80, mosaic"):
+            choose(table, platform="cpu", rows=2)
+    monkeypatch.setenv(registry.DISABLE, "")
+    assert choose(table, platform="gpu", rows=2) is FAST
+
+
+def proven(test):
+    """A backend of this machine that proves itself by `test`, before one that need not."""
+    return Backend("sm90", print, test=test), ANY
+
+
+def test_a_backend_that_fails_its_test_is_left_out_with_one_warning():
+    ran = []
+
+    def test():
+        ran.append(True)
+        raise ValueError("its results are\n2.0e-01 from the reference's")
+
+    table = proven(test)
+    with pytest.warns(UserWarning, match="backend sm90 failed its self-test on cpu: its res") as w:
+        assert choose(table) is ANY and choose(table) is ANY
+    assert len(w) == len(ran) == 1
+    with topology.abstract_mesh("h200", 1, "x"):  # a device that is not here proves nothing
+        assert choose(table) is table[0]
+    assert choose(table, "sm90") is table[0]  # asked for by name
+    assert len(ran) == 1
+
+
+def test_a_test_runs_for_real_while_a_program_is_traced():
+    found = []
+
+    def test():
+        found.append(float(jax.jit(lambda x: 2 * x)(jnp.float32(3))))
+
+    @jax.jit
+    def traced(x):
+        assert choose(proven(test)).name == "sm90"
+        return x + 1
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert float(traced(jnp.float32(1))) == 2
+    assert found == [6.0]
+
+
+def test_every_kernel_for_gpus_has_a_test():
+    from pallas_kernels import attention, grouped, quantize, sparse, w4a8
+
+    tables = [w4a8.api.BACKENDS, *sparse.api.BACKENDS.values(), quantize.api.TOKENS]
+    tables += [quantize.api.GROUPS, grouped.api.MULTIPLY, grouped.api.OUTER]
+    tables += [attention.api.BACKENDS, attention.api_decode.BACKENDS]
+    kernels = [b for table in tables for b in table if b.name in ("sm90", "sm80", "mosaic")]
+    assert len(kernels) == 18
+    for kernel in kernels:
+        assert callable(getattr(selftest, kernel.test.name))
+        assert kernel.test.options == {"backend": kernel.name}
+
+
+interpreted = pytest.mark.skipif(
+    registry.JAX_VERSION < registry.INTERPRETER, reason="Pallas interprets from jax 0.11"
+)
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("kernel", "name"),
+    [
+        ("w4a8", "sm90"),
+        ("w4a8", "sm80"),
+        ("quantize", "mosaic"),
+        pytest.param("sparse", "mosaic", marks=pytest.mark.slow),
+        pytest.param("grouped", "sm90", marks=pytest.mark.slow),
+        pytest.param("prefill", "sm90", marks=pytest.mark.slow),
+        pytest.param("decode", "sm90", marks=pytest.mark.slow),
+    ],
+)
+def test_the_kernels_pass_their_tests_in_the_interpreter(kernel, name):
+    getattr(selftest, kernel)(f"{name}_interpret")
+
+
+def test_a_wrong_number_and_a_nan_fail():
+    def run(x, name, wrong):
+        return x if name == "reference" else wrong(x)
+
+    x = jnp.ones((3,))
+    selftest.compare(functools.partial(run, wrong=lambda x: x), 0.0, "sm90", x)
+    for wrong in (lambda x: x.at[0].add(1e-2), lambda x: x.at[2].set(np.nan)):
+        with pytest.raises(ValueError, match="from the reference's, above 1e-03"):
+            selftest.compare(functools.partial(run, wrong=wrong), 1e-3, "sm90", x)

@@ -10,7 +10,7 @@ import pytest
 from ffnlab.cli.main import main as ffnlab
 from pallas_kernels.aot import topology
 from pallas_kernels.bench import Row, Work, __main__, goals, measure, picture, rows, torch
-from pallas_kernels.bench.measure import RATES, Absent, floor
+from pallas_kernels.bench.measure import RATES, Absent, alone, floor, varied
 
 
 def small():
@@ -78,8 +78,54 @@ def test_a_row_is_timed_and_one_that_fails_says_why(capsys):
     lines = [Row("task", "xla", small, True), Row("task", "ours", broken, True)]
     found = __main__.table(lines, "NVIDIA H200", {"sets": 1, "turns": 1})
     assert found[0]["ratio"] == 1 and found[1]["wrong"] == "no such layout"
-    printed = capsys.readouterr().out
-    assert "| task | ours | failed: no such layout |" in printed and "% |" in printed
+    assert "task, ours: failed: no such layout\n" in capsys.readouterr().out
+    assert __main__.describe(found[1]) == "| task | ours | failed: no such layout | | | | | |"
+    assert "% | 1.00 |" in __main__.describe(found[0])
+
+
+def test_what_is_asked_first_is_timed_first_and_kept_at_once(capsys):
+    lines = [Row("task", "xla", small, True), Row("task", "ours", small, True, early=True)]
+    lines = [
+        row._replace(measure=lambda work, us=us: us) for row, us in zip(lines, (6, 2), strict=True)
+    ]
+    kept = []
+    found = __main__.table(lines, "cpu", {}, lambda found: kept.append([r["name"] for r in found]))
+    assert kept == [["ours"], ["ours", "xla"]] and [row["ratio"] for row in found] == [1, 3]
+    early = [row for row in rows() if row.early]
+    assert {row.name for row in early} >= {"w4a8", "INT4", "bfloat16", "attention FP8"}
+    assert not any("XLA" in row.name or "cuDNN" in row.name or "torch" in row.name for row in early)
+
+
+def test_a_product_is_the_difference_of_two_programs():
+    clock, passed = [0.0], []
+
+    def program(products):
+        def run():
+            clock[0] += 3.0 + 0.25 * products  # 3 seconds of dispatch
+            passed.append(products)
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.perf_counter", lambda: clock[0])
+        assert alone(program(8), program(32), 8, 32, 3, lambda done: done) == 0.25
+        same = program(0)
+        assert alone(same, same, 8, 32, 3, lambda done: done) == 3 / 32  # an upper bound
+    assert passed[:8] == [8, 32] * 4
+
+
+def test_every_product_of_a_program_has_tokens_of_its_own():
+    """Nothing that is computed of tokens alone can serve two products."""
+    work = small()
+    common = jnp.arange(32.0).reshape(4, 8), jnp.arange(4)
+    turned = [varied(common, i) for i in range(8)]
+    assert len({x[0].tobytes() for x, _ in turned}) == 8
+    assert all((ints == common[1]).all() for _, ints in turned)
+    work, seen = work._replace(common=common[0]), []
+    with jax.disable_jit():
+        measure(work._replace(run=lambda x, w: seen.append(x) or x @ w), sets=2, turns=1)
+    seen = [x.tobytes() for x in seen if not isinstance(x, jax.core.Tracer)]
+    assert len(set(seen)) == 8 and len(seen) == 2 * (2 + 8)
 
 
 def test_without_a_gpu_it_says_so(capsys, tmp_path):
@@ -97,7 +143,7 @@ def test_without_torch_its_rows_say_so_and_the_run_is_whole(capsys, monkeypatch)
     monkeypatch.setattr(torch.importlib.util, "find_spec", lambda name: None)
     found = __main__.table(chosen[-2:], "NVIDIA H200", {})
     assert [row["absent"] for row in found] == ["torch is not installed"] * 2
-    assert "| FP8 torch | not timed: torch is not installed |" in capsys.readouterr().out
+    assert ", FP8 torch: not timed: torch is not installed\n" in capsys.readouterr().out
     monkeypatch.undo()
     blind = types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: False))
     monkeypatch.setattr(torch.importlib.util, "find_spec", lambda name: True)

@@ -11,8 +11,10 @@ from ffnlab.testing import counted
 from ffnlab.weights import kv as formats
 from pallas_kernels.aot import lower_for
 from pallas_kernels.attention import decode
+from pallas_kernels.attention.api_decode import seen, shares
 from pallas_kernels.attention.cases import make_decode
 from pallas_kernels.backend import INTERPRETER, JAX_VERSION
+from pallas_kernels.numerics import E4M3
 
 interpreted = pytest.mark.skipif(
     JAX_VERSION < INTERPRETER, reason=f"jax {jax.__version__} has no interpreter for GPU kernels"
@@ -93,6 +95,7 @@ def test_hopper_body_equals_plain_attention(kind, lengths, window, splits, page)
     """Memory that nobody wrote is NaN in the interpreter."""
     shapes = {"s": 192 if page is None else 128, "kv": len(lengths), "d": 64}
     q, cache, scales, exact = operands(kind, lengths, **shapes, dtype=jnp.bfloat16)
+    scales = {name: x.astype(E4M3) for name, x in scales.items()}  # they are e4m3's numbers
     pages = None
     if page is not None:
         cache, scales, pages = paged(cache, scales, page)
@@ -104,6 +107,23 @@ def test_hopper_body_equals_plain_attention(kind, lengths, window, splits, page)
     assert np.abs(np.asarray(y, np.float64) - wanted).max() < 2.0**-8 * np.abs(wanted).max()
     if page is None:
         np.testing.assert_array_equal(y, run(**options, out_dtype=jnp.float32))
+
+
+@pytest.mark.parametrize("keys", [4096, 32768])
+@pytest.mark.parametrize("sequences", [1, 4, 16, 33, 64])
+def test_a_gpu_is_filled_by_one_block_per_multiprocessor(sequences, keys):
+    blocks, tiles, cores = 8 * sequences, keys // 64, 132
+    split = shares(blocks, tiles, cores)
+    load = np.zeros(cores)
+    for piece in range(blocks * split):  # the next free multiprocessor takes the next block
+        first = piece % split * -(-tiles // split)
+        load[load.argmin()] += max(0, min(-(-tiles // split), tiles - first))
+    assert load.sum() == blocks * tiles
+    assert load.mean() / load.max() >= 0.9
+
+
+def test_a_window_leaves_its_own_tiles():
+    assert [seen(300, w) for w in (None, 1, 64, 65, 1000)] == [5, 2, 2, 3, 5]
 
 
 def kernels(chip, function, arguments):

@@ -155,3 +155,17 @@ def test_registers_of_scores_are_an_operand_of_bytes():
     taken = held_by_lane(layout.WGMMA_8BIT.to_mgpu(), shape)
     order = np.asarray(fragments.key_order(jnp.arange(64 * 128).reshape(shape)))
     np.testing.assert_array_equal(handed, order.flat[taken])
+
+
+@pytest.mark.parametrize("t", [1024, 2048, 4096])
+def test_the_longest_blocks_of_all_heads_start_first(t):
+    """A GPU starts blocks of threads by the grid's last axis first; 132 run at a time."""
+    from pallas_kernels.attention import sm90
+
+    heads, tile = 32, 64
+    grid, busy = sm90.order(t // sm90.BLOCK, heads, 1), np.zeros(132)
+    for block, _, _ in np.ndindex(grid):  # the last index fastest
+        last = (grid[0] - block) * sm90.BLOCK  # see `sm90.body`: block 0 has the last queries
+        busy[busy.argmin()] += -(-last // tile)
+    assert grid[0] * grid[1] == t // sm90.BLOCK * heads
+    assert busy.max() <= 1.05 * busy.mean()

@@ -9,6 +9,7 @@ import pytest
 
 from pallas_kernels import grouped, quantize, w4a8
 from pallas_kernels.numerics import E4M3, quantize_tokens
+from pallas_kernels.w4a8 import calls, plan
 
 pytestmark = pytest.mark.gpu
 CLOSE = 3e-3  # relative norm of the error of a bfloat16 result
@@ -77,6 +78,65 @@ def test_w4a8_with_a_residual_and_squares(kernel, large, m):
     expected = rounded(x) @ w + np.asarray(residual).astype(np.float64)
     assert error(y[:, :-1], expected) < CLOSE
     assert error(y[:, -1], np.square(expected).sum(-1)) < CLOSE
+
+
+@pytest.fixture
+def four(kernel, interpreted):
+    """A kernel that works with the blocks of four multiprocessors: each has several pieces."""
+
+    def bound(function, **config):
+        name = kernel.removesuffix("_interpret")
+        config = plan.Config(**config, groups=plan.LIMITS[name]["groups"], cores=4)
+        options = {"kernel": name, "treatment": "promote", "interpret": interpreted}
+        return functools.partial(function, config=config, **options)
+
+    return bound
+
+
+@pytest.mark.parametrize(
+    ("out", "config"),
+    [
+        (jnp.bfloat16, {"tile_m": 16}),
+        (jnp.bfloat16, {"tile_m": 16, "columns": 128, "k_tiles": 2}),
+        (jnp.float32, {"tile_m": 8, "split_k": 3}),  # pieces of unequal length
+        (jnp.float32, {"tile_m": 32, "split_k": 2, "k_tiles": 2, "stages": 2}),
+    ],
+)
+def test_several_pieces_per_block(four, large, out, config):
+    random = np.random.default_rng(0)
+    codes, s, w = weights(random, 512 * large, 200 * large, "sm")
+    x = jnp.asarray(random.normal(size=(70, w.shape[0])), jnp.bfloat16)
+    run = four(calls.matmul, **config)
+    y = poisoned(lambda x, c, s: run(x, None, c, s, jnp.float32(1), out_dtype=out), x, codes, s)
+    assert error(y, rounded(x) @ w) < CLOSE
+
+
+def test_several_pieces_per_block_with_a_residual_and_squares(four, large):
+    random = np.random.default_rng(0)
+    codes, s, w = weights(random, 256 * large, 200 * large, "sm")
+    x = jnp.asarray(random.normal(size=(200, w.shape[0])), jnp.bfloat16)
+    residual = jnp.asarray(random.normal(size=(200, w.shape[1])), jnp.bfloat16)
+    call = functools.partial(four(calls.followed, tile_m=64), out_dtype=jnp.bfloat16)
+
+    def run(x, c, s, residual):
+        y, squares = call(x, None, c, s, jnp.float32(1), residual=residual, with_sumsq=True)
+        return jnp.concatenate([y.astype(jnp.float32), squares[:, None]], axis=1)
+
+    y = np.asarray(poisoned(run, x, codes, s, residual))
+    expected = rounded(x) @ w + np.asarray(residual).astype(np.float64)
+    assert error(y[:, :-1], expected) < CLOSE
+    assert error(y[:, -1], np.square(expected).sum(-1)) < CLOSE
+
+
+def test_several_pieces_per_block_with_an_empty_expert(four, large):
+    random = np.random.default_rng(0)
+    codes, s, w = weights(random, 128 * large, 256 * large, "sm", experts=(4,))
+    x = jnp.asarray(random.normal(size=(70, 128 * large)), jnp.bfloat16)
+    sizes = jnp.array([40, 0, 1, 26], jnp.int32)
+    call = functools.partial(four(calls.grouped, tile_m=8), out_dtype=jnp.bfloat16)
+    y = poisoned(lambda x, c, s, n: call(x, None, c, s, jnp.ones(4), n), x, codes, s, sizes)
+    parts = [rounded(x)[:40] @ w[0], rounded(x)[40:41] @ w[2], rounded(x)[41:67] @ w[3]]
+    assert error(y[:67], np.concatenate(parts)) < CLOSE and (np.asarray(y[67:]) == 0).all()
 
 
 @pytest.mark.parametrize("group", [32, 128])

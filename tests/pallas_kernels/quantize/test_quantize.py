@@ -37,6 +37,21 @@ def matrix(rows, columns, dtype=jnp.float32, seed=0):
 def test_the_kernel_rounds_tokens_to_the_references_bits(m, k, seed):
     x = matrix(m, k, jnp.bfloat16, seed)
     assert bits(quantize.tokens(x, backend="mosaic_interpret")) == bits(quantize.tokens(x))
+    rows = functools.partial(quantize.tokens, x.at[-1].set(jnp.nan), rows=m + 2)
+    codes, scale = rows(backend="mosaic_interpret")
+    assert bits([codes[:-3], scale]) == bits([rows()[0][:-3], rows()[1]])
+    assert np.isnan(np.asarray(codes[m - 1], np.float32)).all()  # and not of the rows behind
+    assert (np.asarray(codes[m:], np.float32) == 0).all() and (scale[m:] == 1).all()
+
+
+def test_rows_behind_are_zeros_with_scale_1():
+    x = matrix(3, 5)
+    codes, scale = quantize.tokens(x, rows=8)
+    assert bits([codes[:3], scale[:3]]) == bits(quantize.tokens(x))
+    assert (codes[3:].astype(jnp.float32) == 0).all() and (scale[3:] == 1).all()
+    for wrong in (x, x[None]):
+        with pytest.raises(ValueError, match="rows=2 must be at least m of x"):
+            quantize.tokens(wrong, rows=2)
 
 
 @interpreted

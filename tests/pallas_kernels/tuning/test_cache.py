@@ -71,11 +71,35 @@ def test_another_call_takes_no_entry(files, change):
     assert picked(other) == plan.heuristic(other, 100)
 
 
-@pytest.mark.parametrize("change", [{"device": "NVIDIA H200"}, {"jax": "0.9"}, {"op": "w4a8.glu"}])
-def test_another_device_or_jax_takes_no_entry(files, change):
+@pytest.mark.parametrize(
+    "change",
+    [{"device": "NVIDIA H200"}, {"jax": "0.9"}, {"op": "w4a8.glu"}, {"sources": "0" * 16}],
+)
+def test_another_device_jax_or_kernel_takes_no_entry(files, change):
     cache.record(entry(**change), files[0])
     cache.reload()
     assert picked() == plan.heuristic(CALL, 100)
+
+
+def test_the_digest_is_of_the_kernels_own_sources(monkeypatch, tmp_path):
+    for path in ("_compat.py", "w4a8/sm90.py", "sparse/mosaic.py", "tuning/cache.py"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text("1\n")
+    monkeypatch.setattr(cache, "__file__", str(tmp_path / "tuning" / "cache.py"))
+
+    def digests():
+        cache.sources.cache_clear()
+        return cache.sources("w4a8"), cache.sources("sparse")
+
+    first = digests()
+    (tmp_path / "w4a8" / "sm90.py").write_text("2\n")
+    second = digests()
+    assert second[0] != first[0] and second[1] == first[1] != first[0]
+    (tmp_path / "_compat.py").write_text("2\n")
+    third = digests()
+    assert third[0] != second[0] and third[1] != second[1] and digests() == third
+    monkeypatch.undo()
+    cache.sources.cache_clear()
 
 
 def test_the_device_is_the_one_that_is_traced_for(files):
@@ -111,7 +135,7 @@ def test_the_users_file_wins_and_the_shipped_one_serves_where_it_is_bad(files):
         ({"tile_m": 128, "columns": 128}, "spills registers"),
         ({"k_tiles": 3}, "must divide the 32 tiles of k"),
         ({"stages": 0}, "must divide the 32 tiles of k"),
-        ({"split_k": 10**30}, "must divide the 32 tiles of k"),
+        ({"split_k": 10**30}, "split_k=1000.*; a step for each piece, there are 32"),
         ({"tile_m": 128, "k_tiles": 4, "stages": 6}, "bytes of shared memory, 230400 are there"),
         ({"split_k": 2}, "stages=8 with float32 sums to write spills registers"),
         ({"cluster": 2}, "config must hold tile_m, columns"),
@@ -154,7 +178,7 @@ GOOD = {
 def test_a_malformed_entry_is_left_out_and_the_others_stay(files, change, message):
     user, _ = files
     user.parent.mkdir()
-    user.write_text(json.dumps({"version": 1, "entries": [GOOD | change, GOOD]}))
+    user.write_text(json.dumps({"version": 2, "entries": [GOOD | change, GOOD]}))
     with pytest.warns(UserWarning, match=f"user.json, entry 0: .*{message}"):
         assert picked().stages == 8
 
@@ -163,12 +187,12 @@ def test_a_malformed_entry_is_left_out_and_the_others_stay(files, change, messag
     ("text", "message"),
     [
         ("", "Expecting value"),
-        (json.dumps({"version": 1, "entries": [GOOD]})[:-40], "Unterminated string"),
+        (json.dumps({"version": 2, "entries": [GOOD]})[:-40], "Unterminated string"),
         ('{"version": ' + "1" * 5000 + "}", "digits"),
         ("[" * 100_000, "recursion|nested|Expecting"),
         ("[]", "must hold 'version' and 'entries'"),
-        ('{"version": 2, "entries": []}', "version=2, accepted: 1"),
-        ('{"version": 1, "entries": {}}', "accepted: 1 with a list"),
+        ('{"version": 1, "entries": []}', "version=1, accepted: 2"),
+        ('{"version": 2, "entries": {}}', "accepted: 2 with a list"),
         ("\udcff", "utf-8|decode|Expecting"),
     ],
 )
@@ -205,7 +229,7 @@ def test_whatever_a_field_holds_the_entry_is_taken_or_refused(name, value):
 def test_many_bad_entries_are_one_warning(files):
     user, _ = files
     user.parent.mkdir()
-    user.write_text(json.dumps({"version": 1, "entries": [GOOD | {"m": 3}] * 5}))
+    user.write_text(json.dumps({"version": 2, "entries": [GOOD | {"m": 3}] * 5}))
     with pytest.warns(UserWarning, match=r"entry 0.*entry 2.*\(and 2 more\)") as said:
         picked()
     assert len(said) == 1

@@ -15,6 +15,7 @@ from pallas_kernels import tune
 from pallas_kernels.backend import INTERPRETER, JAX_VERSION
 from pallas_kernels.tuning import cache, search, w4a8
 from pallas_kernels.tuning import sparse as skipping
+from pallas_kernels.tuning.trials import Trials
 from pallas_kernels.w4a8 import calls, plan, reference
 from pallas_kernels.w4a8.packed import Fragments, canonical, split_columns
 
@@ -90,9 +91,9 @@ def test_a_configuration_with_wrong_numbers_is_not_timed(place, op):
     right, wrong = task.heuristic, plan.dataclasses.replace(task.heuristic, stages=8)
     assert task.error(right) < task.bound
     refused = plan.dataclasses.replace(task.heuristic, stages=6)
-    found = search.one(
-        task._replace(candidates=(wrong, refused)), lambda work: 1e-6, lambda text: None
-    )
+    trials = Trials(place, cache.key(task.op, task.m, task.facts))
+    tried = task._replace(candidates=(wrong, refused))
+    found = search.one(tried, lambda work: 1e-6, lambda text: None, trials)
     assert found.tried == 1 and found.entry.config == w4a8.named(right)
     (_, first), (_, second) = found.refused
     assert first.startswith("error 1.0e-01 from the reference") and second == "ptxas says no"
@@ -128,6 +129,46 @@ def test_an_interrupted_run_keeps_what_is_finished_and_goes_on(place, clock, mon
     second = len(clock)
     assert tune.main(two) == 0 and len(clock) == second
     assert tune.main([*two, "--again"]) == 0 and len(clock) == 2 * second
+
+
+def test_each_trial_is_written_at_once_and_not_repeated(place, clock, monkeypatch, capsys):
+    """A process that ends in the middle of a task has timed what it has timed."""
+    timed, lost = tune.measure, []
+
+    def dies(work):
+        if len(clock) == 1:
+            lost.append(True)
+            raise RuntimeError("an illegal memory access was encountered")
+        return timed(work)
+
+    monkeypatch.setattr(tune, "measure", dies)
+    monkeypatch.setattr(search, "alive", lambda: not lost)
+    assert tune.main(["w4a8.matmul", *SHAPE]) == 1
+    said = capsys.readouterr().err
+    assert "the device is lost after w4a8 matmul, 8 tokens" in said and "illegal memory" in said
+    assert not place.exists() and len(clock) == 1
+    trials = place.with_name("tuned.json.trials")
+    found = [json.loads(line)["found"] for line in trials.read_text().split("\n") if line]
+    assert found == [10, "an illegal memory access was encountered"]
+    with trials.open("a") as file:  # nor does a damaged line count
+        file.write('{"key": 3}\n[]\n{"key"')
+    lost.clear()
+    monkeypatch.setattr(tune, "measure", timed)
+    assert tune.main(["w4a8.matmul", *SHAPE]) == 0
+    assert len(cache.read(place)[0]) == 1 and "illegal memory" in capsys.readouterr().out
+    tried = len(clock) + 1  # one was lost, none was timed twice
+    assert tried > 2 and trials.read_text().count('"found"') == tried
+    assert tune.main(["w4a8.matmul", *SHAPE, "--again"]) == 0 and len(clock) == 2 * tried - 1
+
+
+def test_a_device_that_computes_is_alive(monkeypatch):
+    assert search.alive()
+
+    def fault(x):
+        raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    monkeypatch.setattr(search.jax, "block_until_ready", fault)
+    assert not search.alive()
 
 
 def test_another_file_and_other_forms_of_the_weights(place, clock, tmp_path):

@@ -94,6 +94,7 @@ def test_glu_and_grouped_of_ampere_equal_the_reference():
     "config",
     [
         plan.Config(tile_m=8, split_k=2, k_tiles=2, cores=3, stages=2),
+        plan.Config(tile_m=8, split_k=3, cores=4, stages=2),  # 1, 1 and 2 steps
         plan.Config(tile_m=16, columns=128, cores=2),
         plan.Config(tile_m=16, cluster=2, cores=4, stages=2),
     ],
@@ -116,6 +117,17 @@ def test_every_way_to_cut_the_work(config):
     expected = w4a8.matmul(x, codes, scales, group=128, backend="reference")
     assert error(y, expected) < (WIDE if config.split_k > 1 else NARROW)
     np.testing.assert_array_equal(y, run(x, None, fragments, scales, jnp.float32(1)))
+
+
+@interpreted
+def test_ampere_cuts_rows_unevenly_too():
+    from pallas_kernels.w4a8 import calls
+
+    codes, fragments, scales = weights(128, 512)
+    x, config = tokens(5, 512), plan.Config(tile_m=8, groups=1, split_k=3)
+    options = {"kernel": "sm80", "treatment": "promote", "out_dtype": jnp.float32}
+    y = calls.matmul(x, None, fragments, scales, 1.0, **options, config=config, interpret=True)
+    assert error(y, w4a8.matmul(x, codes, scales, group=128, backend="reference")) < WIDE
 
 
 @interpreted
@@ -158,6 +170,21 @@ def test_grouped_equals_the_reference_and_leaves_dead_tiles_alone():
     assert error(call(codes=codes, scales=scales, backend="xla"), expected) < WIDE
     one = w4a8.matmul(tokens(25, 128)[5:22], codes[2], scales[2], divisor=4.0, group=128)
     assert error(expected[5:22], one) < WIDE
+
+
+@interpreted
+def test_blocks_walk_over_several_experts_and_past_an_empty_one():
+    from pallas_kernels.w4a8 import calls
+
+    codes, fragments, scales = weights(128, 128, experts=(4,))
+    sizes, x = jnp.array([5, 0, 17, 1], jnp.int32), tokens(25, 128)
+    options = {"kernel": "sm90", "treatment": "promote", "out_dtype": jnp.bfloat16}
+    config = plan.Config(tile_m=8, cores=2)  # 8 tiles of tokens, of which 5 are an expert's
+    y = calls.grouped(
+        *(x, None, fragments, scales, jnp.ones(4), sizes), **options, config=config, interpret=True
+    )
+    expected = w4a8.grouped(x, codes, scales, sizes, backend="reference")
+    assert error(y, expected) < NARROW and (y[23:] == 0).all()
 
 
 @interpreted
