@@ -25,6 +25,10 @@ sys.exit(main(sys.argv[1:]))
 OURS_ALONE = ("XLA_FLAGS", "FFNLAB_DATA", "JAX_ENABLE_X64")
 
 
+@pytest.mark.skipif(
+    not (ROOT / "colab").is_dir(),
+    reason="an archive of the sources has neither notebooks nor results",
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("slug", STUDIES)
 def test_a_quick_study_comes_out_as_recorded(slug, tmp_path):

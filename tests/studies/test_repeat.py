@@ -1,6 +1,7 @@
 """`ffnlab run --all`: what is run and what is not, what differs, failures, interruption."""
 
 import os
+import re
 import signal
 
 import pytest
@@ -48,7 +49,7 @@ def test_all_are_run_once(machine, tmp_path, capsys):
     assert main(["run", "--all", "--seed", "3"]) == 0
     assert machine.calls == [(slug, False, 3) for slug in SLUGS]
     said = capsys.readouterr().out
-    assert "[3/3] noprop: 1 of 1 claims hold, after 0 s" in said
+    assert re.search(r"^\[3/3\] noprop: 1 of 1 claims hold, after \d+ s$", said, re.MULTILINE)
     assert "every claim came out as recorded" in said
     for slug in SLUGS:
         assert read(tmp_path / "results", slug).seed == 3
@@ -90,7 +91,7 @@ def test_a_failure_stops_no_other_and_is_named_at_the_end(machine, tmp_path, cap
     assert main(["run", "--all"]) == 1
     assert [slug for slug, *_ in machine.calls] == list(SLUGS)
     said = capsys.readouterr().out
-    assert said.rstrip().splitlines()[-1] == "lamb: failed after 0 s, exit status 7"
+    assert re.search(r"\nlamb: failed after \d+ s, exit status 7\n$", said)
     assert read(tmp_path / "results", "lamb").status == "0 of 1", "what was there stays"
     del machine.does["lamb"]
     machine.calls.clear()

@@ -34,8 +34,8 @@ def sources(slug: str) -> dict[str, str]:
     Returns:
       dotted name -> 16 hexadecimal digits, by name.
 
-    >>> list(sources("lamb"))[:2]
-    ['ffnlab.learning.backprop', 'ffnlab.learning.trust']
+    >>> "ffnlab.learning.trust" in sources("lamb")
+    True
     """
     study = STUDIES[slug]
     inside = ("ffnlab.studies", "ffnlab.bench", f"ffnlab.{study.package}")
