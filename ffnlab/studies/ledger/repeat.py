@@ -113,7 +113,7 @@ def why_run(found: Recorded | None, seed: int) -> str:
 def judged(new: Recorded, old: Recorded | None, said: str) -> Outcome:
     """The outcome of a study that has a result, beside the one recorded."""
     if old is None:
-        return Outcome(new.slug, said)
+        return Outcome(new.slug, f"{said}; nothing was recorded to compare with")
     differs = differences(old.claims, new.claims)
     if differs and new.versions != old.versions:
         differs.append(f"with {new.made_with}; recorded with {old.made_with}")
@@ -163,4 +163,4 @@ def summarize(done: Sequence[Outcome]) -> None:
         for line in outcome.differs:
             say(f"{outcome.slug} differs from what was recorded: {line}")
     if not any(outcome.failed or outcome.differs for outcome in done) and not left:
-        say("all studies have results, and every claim came out as recorded")
+        say("all studies have results, and no claim differs from what was recorded")
