@@ -64,7 +64,7 @@ BROKEN = {
     "the model stays .*model or a batch was changed": plain(step=after(emptied)),
     "the model stays .*the state is another": plain(step=after(drawn)),
     "the model stays .*the metrics are others": plain(
-        step=after(lambda state, metrics, batch: (state, {"at": next(count)}))
+        step=after(lambda state, metrics, batch: (state, {"at": jnp.int32(next(count))}))
     ),
     "compiles nothing: 1 programs": plain(step=lambda s, b: jax.jit(lambda *a: hebbian(*a))(s, b)),
     "learns: predictions": plain(
