@@ -124,7 +124,8 @@ gpu-test:
 	PYTHONPATH=. $(PY) $(GPU_SUITE)/run.py $(ARGS)
 
 gpu-first:
-	$(PY) -m pallas_kernels.first --json gpu-first.json $(ARGS)
+	@mkdir -p build
+	$(PY) -m pallas_kernels.first --json build/gpu-first.json $(ARGS)
 
 gpu-bench:
 	$(PY) -m pallas_kernels.bench $(ARGS)

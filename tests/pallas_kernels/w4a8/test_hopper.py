@@ -309,6 +309,16 @@ def test_the_others_lower_to_the_kernel(name):
     assert MOSAIC in lower_for(call, abstract((x, fragments, scales)), "h200")
 
 
+def test_pieces_of_unequal_length_lower_to_the_kernel():
+    """Their number of steps is known on the device only."""
+    assert plan.choose(1, 4096, 11008).split_k == 4  # of 43 steps
+    array = jax.ShapeDtypeStruct
+    codes = w4a8.Fragments(array((64, 86, 8, 128), jnp.int32), "sm")
+    x, scales = array((1, 11008), jnp.bfloat16), array((86, 4096), jnp.bfloat16)
+    text = lower_for(functools.partial(w4a8.matmul, group=128), (x, codes, scales), "h200")
+    assert text.count(f"@{MOSAIC}") == 2  # tokens rounded, and the product
+
+
 def feed_forward(x, gate_up, gate_up_scales, down, down_scales, axis=None):
     """A gated FFN whose hidden channels lie on the devices of `axis`, if any."""
     hidden = w4a8.glu(x, gate_up, gate_up_scales)
