@@ -107,8 +107,14 @@ def damaged_bytes(draw):
     return bytes(content)
 
 
+OTHER_DATA = hs.binary(min_size=len(DATA), max_size=len(DATA))
 HOSTILE = hs.one_of(
-    damaged_bytes(), lying_header(), odd_json(), duplicate_keys(), hs.binary(max_size=64)
+    damaged_bytes(),
+    lying_header(),
+    odd_json(),
+    duplicate_keys(),
+    hs.binary(max_size=64),
+    OTHER_DATA.map(lambda data: encode(VALID, data)),  # these load
 )
 
 
