@@ -29,7 +29,7 @@ ARGS ?=
 export JAX_COMPILATION_CACHE_DIR := $(CACHE)
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 
-.PHONY: run test test-kernels test-slow test-faults test-tree-mode fuzz parity wheel-test bench bench-check \
+.PHONY: run test test-kernels test-slow test-faults test-tree-mode fuzz mutants parity wheel-test bench bench-check \
 	ledger ledger-check lint types format \
 	install install-test clean aot gpu-test gpu-first gpu-bench
 .DEFAULT_GOAL := test
@@ -90,6 +90,11 @@ test-slow: $(VENV)/test.stamp
 
 fuzz: $(VENV)/test.stamp
 	$(VENV)/bin/python -m pytest -q -n $(WORKERS) -m fuzz $(ARGS)
+
+# A sample of small wrong changes, and whether the tests see them; goes on where it was left.
+mutants: $(VENV)/test.stamp
+	@mkdir -p build/mutants/jax-cache
+	JAX_COMPILATION_CACHE_DIR=$(CURDIR)/build/mutants/jax-cache nice $(VENV)/bin/python -m tests.mutation $(ARGS)
 
 test-faults: $(VENV)/test.stamp
 	$(VENV)/bin/python -m pytest -q -n 0 -m faults $(ARGS)

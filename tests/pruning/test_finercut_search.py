@@ -120,6 +120,22 @@ def test_each_choice_is_the_first_smallest(seed):
         assert ids[int(np.nanargmin(row))] == chosen
 
 
+def test_a_pass_leaves_the_search_before_it_as_it_was():
+    pool = candidates(np.ones((3, 2), bool), "both", None)
+    before = start(np.ones((3, 2), bool))._replace(
+        sums=np.arange(6.0).reshape(3, 2), count=np.asarray(2.0)
+    )
+    copy = [np.copy(part) for part in before]
+    after = decide(pool, np.ones(6, bool), before, 2, False)
+    for a, b in zip(copy, before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(after.scores[0], before.sums / 2)
+    assert removal_order(after) == [0] and after.passes == 1
+    assert after.count == 0 and not after.sums.any()
+    with pytest.raises(ConfigError, match="calibration set is empty"):
+        decide(pool, np.ones(6, bool), after, 2, False)
+
+
 def test_goal_floors_as_the_authors_do():
     pool = candidates(np.ones((50, 2), bool), "both", None)
     assert goal(pool, None, 0.29, one_shot=False) == int(100 * 0.29) == 28

@@ -42,6 +42,26 @@ def test_picture_has_every_label(n):
     figure.canvas.draw()
 
 
+def test_picture_grows_with_the_blocks_and_says_what_is_dark():
+    for n, width in ((4, 4.5), (40, 1.8 + 0.36 * 40)):
+        figure = example(n).draw()
+        assert figure.get_size_inches().tolist() == pytest.approx([width, 2.3])
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["attention", "ffn"]
+    (image,) = axes.images
+    assert image.get_clim() == (0, 2), "from the first removal to the last"
+    # Of removals 0, 1 and 2 those before 0.6 * 2 are dark.
+    colors = {text.get_text(): text.get_color() for text in axes.texts}
+    assert colors == {"1": "white", "2": "white", "3": "black", "·": "black"}
+    start_, end = axes.collections[0].get_datalim(axes.transData).get_points()
+    assert start_.tolist() == [1.5, -0.5] and end.tolist() == [2.5, 0.5]
+
+
+def test_text_has_a_block_at_least_however_narrow():
+    lines = example().text(columns=1).splitlines()
+    assert len(lines) == 12 and lines[6].split() == ["block", "2"]
+
+
 def test_a_search_that_removed_nothing_draws():
     figure = removal_map(start(np.ones((2, 2), bool))).draw()
     figure.canvas.draw()
