@@ -1,13 +1,16 @@
 """Memory of this process while transforms calibrate, on few batches and on four times as many.
 
-`python -m tests.calibrating`: prints a JSON object, transform -> [highest resident bytes seen at a
-batch with BATCHES, the same with 4 BATCHES]; see `test_contracts_methods.py`. "holding" is one that
-keeps an activation of every batch, to show that it would be seen.
+`python -m tests.calibrating`: prints a JSON object, transform -> how many more resident bytes are
+seen at a batch with 4 BATCHES than with BATCHES, the least of three times: what is held shows in
+each, what the kernel does with pages does not. See `test_contracts_methods.py`. "holding" is one
+that keeps an activation of every batch, to show that it would be seen.
 """
 
+import ctypes
+import gc
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -50,8 +53,10 @@ def resident() -> int:
     """Bytes of memory that this process has now (not the highest so far).
 
     Without pages of files: the kernel takes those of libraries away and brings them back as it
-    likes, 18 MB once on a busy machine.
+    likes, 18 MB once on a busy machine. Without what was freed and the allocator keeps, either.
     """
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     with open("/proc/self/statm") as file:
         pages, of_files = (int(number) for number in file.read().split()[1:3])
     return (pages - of_files) * os.sysconf("SC_PAGE_SIZE")
@@ -66,16 +71,20 @@ def holding() -> Transform:
     return Transform("holding", lambda model: (), observe, lambda model, stats: model)
 
 
-def highest(make: Callable[[], Transform], model: Decoder, count: int) -> int:
+def highest(made: Transform, model: Decoder, count: int) -> int:
     """The most seen while a transform calibrates on so many batches."""
     batches = Batches(count)
-    transform.calibrate(make(), model, batches, progress=False)
+    transform.calibrate(made, model, batches, progress=False)
     return batches.highest
 
 
 if __name__ == "__main__":
+    # Else the more batches there are, the more are under way at once.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     model, found = Decoder(CONFIG, key=jax.random.key(0)), {}
     for name, make in (TRANSFORMS | {"holding": holding}).items():
-        highest(make, model, 2 * BATCHES)  # compiles, and fills what the allocator keeps
-        found[name] = [highest(make, model, count) for count in (BATCHES, 4 * BATCHES)]
+        made = make()  # once: its programs take memory too
+        highest(made, model, 2 * BATCHES)  # compiles
+        pairs = [[highest(made, model, n) for n in (BATCHES, 4 * BATCHES)] for _ in range(3)]
+        found[name] = min(four - one for one, four in pairs)
     print(json.dumps(found))
