@@ -92,9 +92,9 @@ def stands(job: Job, row: Mapping | None) -> bool:
     return bool(row["killed_by"]) or row["tests"] == tests_digest(job)
 
 
-def tests_digest(job: Job) -> str:
-    """A sum over the tests of a file."""
-    return sandbox.digest(*(sandbox.ROOT / test for test in job.tests))
+def tests_digest(job: Job, root: Path = sandbox.ROOT) -> str:
+    """A sum over the tests of a file, in the repository or a copy of it."""
+    return sandbox.digest(*(root / test for test in job.tests))
 
 
 def diff(job: Job) -> str:
@@ -137,10 +137,13 @@ def serve(jobs: Sequence[Job], target: str, copy: Path, watched: Sequence[str]) 
     os.environ["PYTHONPATH"] = str(copy)
     sandbox.prepare(target, some.tests)
     known = baseline(some.tests, watched)
-    limit = 60 + 3 * sum(test["seconds"] for test in known.values())
+    limit = 30 + 2 * sum(test["seconds"] for test in known.values())
     killers = [(row["scope"], row["killed_by"]) for row in results().values()]
     file = Path(target)
-    source, sums = file.read_bytes(), {"file": sandbox.digest(file), "tests": tests_digest(some)}
+    source, sums = (
+        file.read_bytes(),
+        {"file": sandbox.digest(file), "tests": tests_digest(some, copy)},
+    )
     while (job := next_job(jobs, target)) is not None:
         scope = job.change.scope
         first = likely(target, scope, known, killers)
