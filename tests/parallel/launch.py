@@ -30,7 +30,7 @@ packed = true
 
 [optimizer]
 name = "sgd"
-rate = 0.05
+rate = {rate}
 warmup = 5
 
 [run]
@@ -44,11 +44,12 @@ FLAGS = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_lev
 PATIENCE = 200  # seconds for anything at all
 
 
-def write_config(folder: Path, steps: int) -> Path:
+def write_config(folder: Path, steps: int, rate: float = 0.05) -> Path:
     """A configuration of a tiny run, with its text beside it."""
     (folder / "text.txt").write_text(TEXT)
     path = folder / "tiny.toml"
-    path.write_text(CONFIG.format(text=(folder / "text.txt").as_posix(), steps=steps))
+    text = (folder / "text.txt").as_posix()
+    path.write_text(CONFIG.format(text=text, steps=steps, rate=rate))
     return path
 
 

@@ -47,9 +47,11 @@ def die_and_go_on(tmp_path, count: int, victim: int) -> None:
     assert bits[0] == pytest.approx(bits[1], abs=1e-5)
 
 
-def stopped(tmp_path, steps: int, after: int, notified: int = 0) -> tuple[Path, Path, list]:
+def stopped(
+    tmp_path, steps: int, after: int, notified: int = 0, rate: float = 0.05
+) -> tuple[Path, Path, list]:
     """Configuration, folder and processes of a run of two that a notice to one has stopped."""
-    config, out = launch.write_config(tmp_path, steps), tmp_path / "out"
+    config, out = launch.write_config(tmp_path, steps, rate), tmp_path / "out"
     processes = launch.start_all(2, config, out)
     launch.wait_for_step(processes[notified], out, after)
     processes[notified].send_signal(signal.SIGTERM)
@@ -75,7 +77,8 @@ def test_a_notice_to_one_process_stops_all_after_the_same_step(tmp_path):
 
 @pytest.mark.faults
 def test_a_run_of_two_processes_goes_on_as_one(tmp_path):
-    config, out, _ = stopped(tmp_path, steps=60, after=7)
+    # A rate at which 60 steps do not amplify the rounding of another order of sums.
+    config, out, _ = stopped(tmp_path, steps=60, after=7, rate=0.005)
     assert launch.rows(out)[-1]["step"] < 60
     last = launch.start(config, out, "--resume")
     assert last.wait(timeout=launch.PATIENCE) == 0
@@ -83,11 +86,8 @@ def test_a_run_of_two_processes_goes_on_as_one(tmp_path):
     losses, wanted = launch.losses(out), launch.losses(tmp_path / "alone")
     assert list(losses) == list(wanted)
     found, alone = (np.array([*rows.values()]) for rows in (losses, wanted))
-    np.testing.assert_allclose(found[:30], alone[:30], atol=1e-5, rtol=0)
-    # Training amplifies the rounding of another order of sums, to 6e-5 where two processes went on
-    # beyond step 30; the batch of another step is off by far more.
-    assert np.median(np.abs(np.diff(alone))) > 0.02
-    np.testing.assert_allclose(found, alone, atol=2e-4, rtol=0)
+    assert np.median(np.abs(np.diff(alone))) > 0.02, "the batch of another step would be seen"
+    np.testing.assert_allclose(found, alone, atol=1e-5, rtol=0)
 
 
 @pytest.mark.faults
