@@ -1,6 +1,8 @@
 """`ffnlab generate`: continues a prompt, token by token."""
 
+import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 __all__ = ["generate"]
@@ -45,28 +47,15 @@ def generate(
 
     from ffnlab import models
     from ffnlab.errors import ConfigError, at_least, check_seed
-    from ffnlab.models.generation_config import advised_sampling, stop_ids
+    from ffnlab.models.generation_config import stop_ids
 
     check_seed(seed)
     at_least(1, max_tokens=max_tokens)
     if not prompt:
         raise ConfigError("prompt is empty; give at least one character")
     decoder, tokenizer = models.open_model(model)
-    advised, unused = models.Sampling(), []
-    if model_sampling:
-        advised, unused = advised_sampling(tokenizer.beside.generation)
-    if unused:
-        warn(f"generation_config.json has {', '.join(unused)}, which are not used")
-    sampling = models.Sampling(
-        advised.temperature if temperature is None else temperature,
-        advised.top_k if top_k is None else top_k,
-        advised.top_p if top_p is None else top_p,
-        advised.min_p if min_p is None else min_p,
-    )
-    if sampling.is_greedy and (top_k, top_p, min_p) != (None, None, None):
-        raise ConfigError(
-            "top_k, top_p and min_p draw at random; give a temperature above 0 with them"
-        )
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    sampling = chosen(given, tokenizer.beside.generation if model_sampling else None)
     if chat:
         ids = tokenizer.encode(tokenizer.chat([{"role": "user", "content": prompt}]))
     else:
@@ -91,6 +80,33 @@ def generate(
         print(flush=True)  # what went wrong is said on a line of its own
         raise
     print(text.finish())
+
+
+def chosen(given: Mapping[str, float | None], advice: Mapping[str, object] | None):
+    """How tokens are drawn: as it was given, else as generation_config.json advises, if asked.
+
+    Args:
+      given: options of the command line by name; None where they were not.
+      advice: content of generation_config.json, or None.
+    Returns:
+      an `ffnlab.models.Sampling`.
+    Raises:
+      ConfigError: a limit of the draw, and nothing is drawn.
+    """
+    from ffnlab.errors import ConfigError
+    from ffnlab.models import Sampling
+    from ffnlab.models.generation_config import advised_sampling
+
+    advised, unused = (Sampling(), []) if advice is None else advised_sampling(advice)
+    if unused:
+        warn(f"generation_config.json has {', '.join(unused)}, which are not used")
+    said = {name: value for name, value in given.items() if value is not None}
+    sampling = dataclasses.replace(advised, **said)
+    if sampling.is_greedy and said.keys() - {"temperature"}:
+        raise ConfigError(
+            "top_k, top_p and min_p draw at random; give a temperature above 0 with them"
+        )
+    return sampling
 
 
 def warn(message: str) -> None:

@@ -7,6 +7,7 @@ that had not goes on at its last pass. All files are written atomically.
 """
 
 import dataclasses
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ __all__ = ["FOLDER", "Interrupted", "State", "begin"]
 FOLDER = ".resume"
 RUN_FILE = "run.json"
 FORMAT = 1
+UNSAFE = re.compile(r"[^\w.-]+", re.ASCII)  # in the name of a file
+LONGEST = 80
 Interrupted = Literal["refuse", "resume", "restart"]
 
 
@@ -53,8 +56,8 @@ class State:
         write_json(self.file, content)
 
     def checkpoint(self, number: int, name: str) -> Path:
-        """The file for the statistics of a stage, whose transform may be a "module:factory"."""
-        return self.folder / f"{number:02}-{name.replace(':', '.')}.npz"
+        """The file for the statistics of a stage; names from outside may have any character."""
+        return self.folder / f"{number:02}-{UNSAFE.sub('.', name)[:LONGEST]}.npz"
 
     def finish(self) -> None:
         """Removes the state: the job is done."""

@@ -68,3 +68,18 @@ def test_the_state_is_plain_json(tmp_path):
         "identity": IDENTITY,
         "measured": {"original": {"perplexity": 2.5}},
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("fireq", "02-fireq.npz"),
+        ("a.b:c.d", "02-a.b.c.d.npz"),
+        ("../x y/é", "02-...x.y..npz"),  # packages may register any name
+        ("n" * 300, f"02-{'n' * 80}.npz"),
+    ],
+    ids=["ours", "module", "registered", "long"],
+)
+def test_statistics_lie_in_the_folder_whatever_the_transform_is_called(tmp_path, name, file):
+    path = begin(tmp_path, IDENTITY).checkpoint(2, name)
+    assert path == tmp_path / FOLDER / file

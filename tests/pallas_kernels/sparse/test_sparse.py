@@ -197,13 +197,15 @@ def test_vmap_and_leading_axes():
     np.testing.assert_allclose(cube.reshape(4, 6), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("backend", ["xla", "dense", "reference"])
 @pytest.mark.parametrize("m", [1, 2])
-def test_half_precision_keeps_its_dtype(m):
+def test_half_precision_keeps_its_dtype(m, backend):
     args = operands(24, 8, 6, 0.5, m=m, dtype=jnp.bfloat16)
-    for name, value in in_jax(*args, config=ALWAYS).items():
+    found = in_jax(*args, backend=backend, config=ALWAYS)
+    for name, value in found.items():
         assert value.dtype == jnp.bfloat16, name
     # bfloat16 has 8 bits of precision, and glu rounds twice.
-    assert_close(in_jax(*args, config=ALWAYS), in_float64(*args), scale=2e3)
+    assert_close(found, in_float64(*args), scale=2e3)
 
 
 def test_second_call_compiles_nothing():
