@@ -159,7 +159,9 @@ def test_a_damaged_result_is_refused_before_anything_runs(machine, tmp_path, cap
     file_of(tmp_path / "results", "noprop").write_text("{}")
     for arguments in (["run", "--all"], ["run", "--all", "--out", "again"]):
         assert main(arguments) == 2
-        assert "noprop/result.json is not the file that was written" in capsys.readouterr().err
+        printed = capsys.readouterr()
+        assert "noprop/result.json is not the file that was written" in printed.err
+        assert printed.out == "", "the same command does not go on"
     assert machine.calls == []
 
 

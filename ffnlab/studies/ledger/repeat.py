@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -57,11 +57,14 @@ def run_all(out: Path, against: Path, *, quick: bool = False, seed: int = 0) -> 
       KeyboardInterrupt: a signal came; what was finished is kept.
     """
     check_seed(seed)
+    there = {
+        slug: (read(out, slug, quick=quick), read(against, slug, quick=quick)) for slug in STUDIES
+    }
     out.mkdir(parents=True, exist_ok=True)
     done: list[Outcome] = []
     try:
         with handled(interrupt, SIGNALS):
-            for outcome in outcomes(out, against, quick=quick, seed=seed):
+            for outcome in outcomes(out, there, quick=quick, seed=seed):
                 say(f"[{len(done) + 1}/{len(STUDIES)}] {outcome.slug}: {outcome.said}")
                 done.append(outcome)
     finally:
@@ -79,11 +82,20 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def outcomes(out: Path, against: Path, *, quick: bool, seed: int) -> Iterator[Outcome]:
-    """Runs what is to be run, study by study."""
-    there = {
-        slug: [read(folder, slug, quick=quick) for folder in (out, against)] for slug in STUDIES
-    }
+def outcomes(
+    out: Path,
+    there: Mapping[str, tuple[Recorded | None, Recorded | None]],
+    *,
+    quick: bool,
+    seed: int,
+) -> Iterator[Outcome]:
+    """Runs what is to be run, study by study.
+
+    Args:
+      out: folder of the results.
+      there: of each study, what is in it, and what is recorded to compare with.
+      quick, seed: as `run_all`.
+    """
     for slug, (found, old) in there.items():
         reason = why_run(found, seed)
         if found is not None and not reason:
