@@ -1,7 +1,7 @@
 """Files written before blocks had slots load unchanged.
 
 The fixture is a decoder of two blocks (width 8, hidden 16, two heads, vocab 16, drawn by key 5),
-quantized by FireQ (groups of 8, one post-RoPE channel) and saved as a tree and as a model directory,
+quantized by FireQ (groups of 8, one post-RoPE channel), saved as a tree and as a model directory,
 with its logits of tokens 0 .. 7.
 """
 
