@@ -1,6 +1,7 @@
 """The transforms and rules that the contract tests run over. A new one joins by one line.
 
-Transforms take `testing.tiny()` and `testing.batches()`, a rule what its case says.
+Transforms take `testing.tiny()` and `testing.batches()` unless a case says otherwise, a rule what
+its case says.
 `test_contracts_methods.py` fails when a factory of a method package is missing here.
 """
 
@@ -14,21 +15,32 @@ from jaxtyping import PyTree
 
 from ffnlab import learning, pruning, quantization, sparsity
 from ffnlab.layers import MLP
+from ffnlab.models import adapters
 from ffnlab.rule import Rule
-from ffnlab.testing import batches, tiny
-from ffnlab.transform import Transform
+from ffnlab.testing import TransformCase, batches, tiny
 
-TRANSFORMS: dict[str, Callable[[], Transform]] = {
-    "cats": lambda: sparsity.cats(sparsity=0.5),
-    "chess": lambda: sparsity.chess(sparsity=0.5),
-    "chess-abs-attention": lambda: sparsity.chess(sparsity=0.5, importance="abs", attention=True),
-    "finercut": lambda: pruning.finercut(remove=1),
-    "fireq": lambda: quantization.fireq(group=8, top_k=1),
-    "fireq-weights": lambda: quantization.fireq(
-        group=8, kv=None, query=None, channel=False, pre_rope=False, post_rope=False
+TRANSFORMS: dict[str, TransformCase] = {
+    "adapter": TransformCase(lambda: adapters.adapter(bottleneck=3, seed=1)),
+    "biases": TransformCase(adapters.biases),
+    "cats": TransformCase(lambda: sparsity.cats(sparsity=0.5)),
+    "chess": TransformCase(lambda: sparsity.chess(sparsity=0.5)),
+    "chess-abs-attention": TransformCase(
+        lambda: sparsity.chess(sparsity=0.5, importance="abs", attention=True)
     ),
-    "nearest": lambda: quantization.nearest(format="int4", group=8),
-    "nearest-float8": lambda: quantization.nearest(format="float8", activations="e4m3"),
+    "finercut": TransformCase(lambda: pruning.finercut(remove=1)),
+    "fireq": TransformCase(lambda: quantization.fireq(group=8, top_k=1)),
+    "fireq-weights": TransformCase(
+        lambda: quantization.fireq(
+            group=8, kv=None, query=None, channel=False, pre_rope=False, post_rope=False
+        )
+    ),
+    "head": TransformCase(adapters.head),
+    "lora": TransformCase(lambda: adapters.lora(rank=2)),
+    "nearest": TransformCase(lambda: quantization.nearest(format="int4", group=8)),
+    "nearest-float8": TransformCase(
+        lambda: quantization.nearest(format="float8", activations="e4m3")
+    ),
+    "prompts": TransformCase(lambda: adapters.prompts(tokens=2)),
 }
 
 
