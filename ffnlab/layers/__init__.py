@@ -4,18 +4,15 @@ Parts that models are assembled from: linear maps, norms, attention, feed-forwar
 A whole network (embedding to logits) belongs in `ffnlab.models`.
 """
 
+from ffnlab.layers.activations import ACTIVATIONS, PReLU
 from ffnlab.layers.attention.attention import Attention, AttentionSpec, Context
 from ffnlab.layers.attention.rope import Rope
 from ffnlab.layers.block import Block
 from ffnlab.layers.conv import Conv
-from ffnlab.layers.feed_forward.ffn import (
-    ACTIVATIONS,
-    GatedFFN,
-    JoinedGatedFFN,
-    SparseGatedFFN,
-)
+from ffnlab.layers.feed_forward.ffn import GatedFFN, JoinedGatedFFN, SparseGatedFFN
 from ffnlab.layers.feed_forward.mlp import MLP
-from ffnlab.layers.linear import Embedding, Linear, RMSNorm
+from ffnlab.layers.linear import Embedding, Linear
+from ffnlab.layers.norms import LayerNorm, RMSNorm
 from ffnlab.layers.stacking import Statistic
 
 __all__ = [
@@ -29,7 +26,9 @@ __all__ = [
     "Embedding",
     "GatedFFN",
     "JoinedGatedFFN",
+    "LayerNorm",
     "Linear",
+    "PReLU",
     "RMSNorm",
     "Rope",
     "SparseGatedFFN",

@@ -4,8 +4,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ffnlab.layers.attention.attention import Attention, Context
-from ffnlab.layers.linear import RMSNorm
 from ffnlab.layers.logical import constrain
+from ffnlab.layers.norms import RMSNorm
 from ffnlab.weights import kv
 
 

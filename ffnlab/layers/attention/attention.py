@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float
 from ffnlab.layers.attention.causal import causal_attention
 from ffnlab.layers.attention.masked import masked_attention
 from ffnlab.layers.attention.rope import Rope, rotate
-from ffnlab.layers.linear import Linear, RMSNorm, together
+from ffnlab.layers.linear import Linear, together
+from ffnlab.layers.norms import RMSNorm
 from ffnlab.weights import kv
 
 Angles = tuple[Array, Array]
