@@ -7,12 +7,14 @@ A whole network (embedding to logits) belongs in `ffnlab.models`.
 from ffnlab.layers.activations import ACTIVATIONS, PReLU
 from ffnlab.layers.attention.attention import Attention, AttentionSpec, Context
 from ffnlab.layers.attention.rope import Rope
+from ffnlab.layers.batch_norm import BatchNorm, FixedAffine, Moments, measured, written
 from ffnlab.layers.block import Block
 from ffnlab.layers.conv import Conv
 from ffnlab.layers.feed_forward.ffn import GatedFFN, JoinedGatedFFN, SparseGatedFFN
 from ffnlab.layers.feed_forward.mlp import MLP
+from ffnlab.layers.folding import fold
 from ffnlab.layers.linear import Embedding, Linear
-from ffnlab.layers.norms import LayerNorm, RMSNorm
+from ffnlab.layers.norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm, ScaleNorm
 from ffnlab.layers.stacking import Statistic
 
 __all__ = [
@@ -20,17 +22,26 @@ __all__ = [
     "MLP",
     "Attention",
     "AttentionSpec",
+    "BatchNorm",
     "Block",
     "Context",
     "Conv",
     "Embedding",
+    "FixedAffine",
     "GatedFFN",
+    "GroupNorm",
+    "InstanceNorm",
     "JoinedGatedFFN",
     "LayerNorm",
     "Linear",
+    "Moments",
     "PReLU",
     "RMSNorm",
     "Rope",
+    "ScaleNorm",
     "SparseGatedFFN",
     "Statistic",
+    "fold",
+    "measured",
+    "written",
 ]
