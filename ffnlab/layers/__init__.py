@@ -10,11 +10,13 @@ from ffnlab.layers.attention.rope import Rope
 from ffnlab.layers.batch_norm import BatchNorm, FixedAffine, Moments, measured, written
 from ffnlab.layers.block import Block
 from ffnlab.layers.conv import Conv
+from ffnlab.layers.dropout import dropout
 from ffnlab.layers.feed_forward.ffn import GatedFFN, JoinedGatedFFN, SparseGatedFFN
 from ffnlab.layers.feed_forward.mlp import MLP
 from ffnlab.layers.folding import fold
 from ffnlab.layers.linear import Embedding, Linear
 from ffnlab.layers.norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm, ScaleNorm
+from ffnlab.layers.pooling import avg_pool, global_avg_pool, global_max_pool, max_pool
 from ffnlab.layers.stacking import Statistic
 
 __all__ = [
@@ -41,7 +43,12 @@ __all__ = [
     "ScaleNorm",
     "SparseGatedFFN",
     "Statistic",
+    "avg_pool",
+    "dropout",
     "fold",
+    "global_avg_pool",
+    "global_max_pool",
+    "max_pool",
     "measured",
     "written",
 ]
