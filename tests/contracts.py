@@ -130,6 +130,14 @@ LAYERS: dict[str, Callable[[], None]] = {
     "MLP": checked(lambda k: layers.MLP((16, 12, 8), key=k)),
     "PReLU": checked(lambda k: layers.PReLU(16)),
     "RMSNorm": checked(lambda k: layers.RMSNorm(16, offset=1.0)),
+    "Recurrent": checked(
+        lambda k: layers.Recurrent(16, 6, key=k, layers=2, direction="both"),
+        call=lambda m, x: m(x)[0],
+    ),
+    "Recurrent-gru": checked(
+        lambda k: layers.Recurrent(16, 6, key=k, cell="gru", direction="reverse"),
+        call=lambda m, x: m(x, mask=jnp.arange(5) < jnp.array([[3], [5]]))[0],
+    ),
     "ScaleNorm": checked(lambda k: layers.ScaleNorm(16)),
     "SparseGatedFFN": checked(sparse_ffn, input_of((2, 5, IN))),
 }

@@ -17,10 +17,12 @@ from ffnlab.layers.folding import fold
 from ffnlab.layers.linear import Embedding, Linear
 from ffnlab.layers.norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm, ScaleNorm
 from ffnlab.layers.pooling import avg_pool, global_avg_pool, global_max_pool, max_pool
+from ffnlab.layers.recurrent import CELLS, Recurrent
 from ffnlab.layers.stacking import Statistic
 
 __all__ = [
     "ACTIVATIONS",
+    "CELLS",
     "MLP",
     "Attention",
     "AttentionSpec",
@@ -39,6 +41,7 @@ __all__ = [
     "Moments",
     "PReLU",
     "RMSNorm",
+    "Recurrent",
     "Rope",
     "ScaleNorm",
     "SparseGatedFFN",
