@@ -7,7 +7,7 @@ A whole network (embedding to logits) belongs in `ffnlab.models`.
 from ffnlab.layers.activations import ACTIVATIONS, PReLU
 from ffnlab.layers.attention.attention import Attention, AttentionSpec, Context
 from ffnlab.layers.attention.rope import Rope
-from ffnlab.layers.batch_norm import BatchNorm, FixedAffine, Moments, measured, written
+from ffnlab.layers.batch_norm import BatchNorm, FixedAffine, Moments, measured
 from ffnlab.layers.block import Block
 from ffnlab.layers.conv import Conv
 from ffnlab.layers.dropout import dropout
@@ -53,5 +53,4 @@ __all__ = [
     "global_max_pool",
     "max_pool",
     "measured",
-    "written",
 ]

@@ -1,29 +1,27 @@
 """Batch normalization whose statistics are data that a call returns (arXiv 1502.03167).
 
-A layer never changes: in training form it gives its output with the batch's `Moments`, `measured`
-collects those of a whole model by path, a loss returns them, and `written` makes the model whose
-running statistics have moved. The moments of the parts of a batch are `merged` to those of the
-whole, exactly, before they are written.
+A layer never changes: in training form it gives its output with the batch's `Moments`, and
+`statistics` says what they make of the running ones. `measured` runs a whole model so, and gives
+the new statistics by path, as a loss returns them.
 """
 
 import contextvars
-from collections.abc import Mapping
-from typing import NamedTuple, TypeVar
+import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ffnlab import tree
-from ffnlab.errors import ConfigError
+from ffnlab.errors import ConfigError, SelectionError
 from ffnlab.layers.norms import Scaled
 from ffnlab.layers.stacking import Statistic
+from ffnlab.weights.base import register, static
 
-__all__ = ["BatchNorm", "FixedAffine", "Moments", "measured", "written"]
-
-M = TypeVar("M", bound=nnx.Module)
+__all__ = ["BatchNorm", "FixedAffine", "Moments", "NextVariance", "measured"]
 
 
 class Moments(NamedTuple):
@@ -57,13 +55,47 @@ class Moments(NamedTuple):
         return Moments(n, mean, (share * (self.variance + (self.mean - mean) ** 2)).sum(0))
 
 
+@register
+@dataclasses.dataclass(frozen=True)
+class NextVariance:
+    """A running variance that has moved towards that of a batch, made of means over its rows.
+
+    Those of the parts of a batch average to those of the batch, and `settle` then gives what the
+    whole batch would: the variance of a batch is that within its parts and that of their means,
+    which is measured from the running mean, so that float32 keeps its digits.
+
+    Attributes:
+      within: variance of a part.
+      mean, square: of a part, its mean less the running one, and the square of that.
+      was: the running variance.
+      count: [] values of every channel in a part.
+      momentum, unbiased: the norm's (static).
+    """
+
+    within: Float[Array, "*stack d"]
+    mean: Float[Array, "*stack d"]
+    square: Float[Array, "*stack d"]
+    was: Float[Array, "*stack d"]
+    count: Float[Array, "*stack"]
+    momentum: float = static()
+    unbiased: bool = static()
+
+    def settle(self, parts: int) -> Float[Array, "*stack d"]:
+        """The new running variance, after so many equal parts have been averaged."""
+        variance = self.within + jnp.maximum(self.square - self.mean**2, 0.0)
+        if self.unbiased:
+            n = parts * self.count[..., None]
+            variance = variance * n / jnp.maximum(n - 1, 1.0)
+        return (1 - self.momentum) * self.was + self.momentum * variance
+
+
 class BatchNorm(Scaled):
     """(x - mean) / sqrt(variance + eps) * scale + bias, of every channel.
 
     A call uses the running statistics. `in_training` uses those of the batch, over all axes but the
     last, and returns them: in a jitted step over a sharded batch they are those of the global
-    batch. Of a batch that is taken in parts (microbatches) each part is normalized by itself, and
-    the moments of the whole batch move the running statistics once.
+    batch. Of a batch that is taken in parts (microbatches) each part is normalized by its own
+    moments, and those of the whole batch move the running statistics, once.
 
     Attributes:
       scale, bias: Param holding [d], or None.
@@ -115,19 +147,20 @@ class BatchNorm(Scaled):
         y = (x.astype(jnp.float32) - mean) * jax.lax.rsqrt(variance + self.eps)
         return self.scaled(y).astype(x.dtype)
 
-    def updated(self, moments: Moments) -> "BatchNorm":
-        """A norm whose running statistics have moved towards those of a batch."""
-        spread = moments.variance
-        if self.unbiased:
-            n = moments.count[..., None]
-            spread = spread * n / jnp.maximum(n - 1, 1.0)
-        old = self.mean.get_value(), self.variance.get_value()
-        share = self.momentum
-        mean, variance = (
-            (1 - share) * was + share * now
-            for was, now in zip(old, (moments.mean, spread), strict=True)
+    def statistics(self, moments: Moments) -> dict[str, PyTree]:
+        """What the moments of a batch, or of a part of one, make of the running statistics.
+
+        Returns:
+          by attribute: "mean" [d], which averages over parts as it is, and "variance", a
+          `NextVariance`. Those of a stacked norm have its leading axes.
+        """
+        old = self.mean.get_value()
+        off = moments.mean - old
+        was, share = self.variance.get_value(), self.momentum
+        variance = NextVariance(
+            moments.variance, off, off**2, was, moments.count, share, self.unbiased
         )
-        return self.with_statistics(mean, variance)
+        return {"mean": old + share * off, "variance": variance}
 
     def with_statistics(self, mean: Float[Array, "d"], variance: Float[Array, "d"]) -> "BatchNorm":
         """A norm with other running statistics."""
@@ -178,19 +211,19 @@ class _InTraining(BatchNorm):
 
 def measured(
     model: nnx.Module, *args: object, **kwargs: object
-) -> tuple[object, dict[str, Moments]]:
+) -> tuple[object, dict[str, PyTree]]:
     """Runs `model(*args, **kwargs)` with every batch norm in training form.
 
         def loss(model, batch):
-            logits, moments = measured(model, batch[0])
+            logits, statistics = measured(model, batch[0])
             nats, metrics = labelled(lambda _: logits, batch)
-            return nats, metrics, moments
+            return nats, metrics, statistics
 
     A norm that runs more than once measures all its inputs as one. Norms of a scanned stack live
     inside the scan: `models.unstack` first.
 
     Returns:
-      (output, moments by the norm's path).
+      (output, new statistics by path, see `BatchNorm.statistics`).
     Raises:
       SelectionError: the model has no batch norm, or one of them did not run.
     """
@@ -201,35 +234,24 @@ def measured(
         new.path = path
         return new
 
-    noting = tree.map_at_path(model, tree.of_type(BatchNorm), in_training)
-    paths = [path for path, _ in tree.select(noting, tree.of_type(_InTraining)).items()]
+    norms = tree.select(model, tree.of_type(BatchNorm))
+    noting = tree.replace(model, {path: in_training(path, norm) for path, norm in norms.items()})
     token = _moments.set({})
     try:
         output = noting(*args, **kwargs)
         found = _moments.get()
     finally:
         _moments.reset(token)
-    missing = [path for path in paths if path not in found]
+    missing = [path for path in norms if path not in found]
     if missing:
-        raise tree.SelectionError(f"batch norms did not run: {missing[:5]}")
-    return output, {path: joined(found[path]) for path in paths}
+        raise SelectionError(f"batch norms did not run: {missing[:5]}")
+    return output, {
+        f"{path}.{name}": value
+        for path, norm in norms.items()
+        for name, value in norm.statistics(joined(found[path])).items()
+    }
 
 
 def joined(parts: list[Moments]) -> Moments:
     """The moments of all parts together."""
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.stack(x), *parts).merged()
-
-
-def written(model: M, moments: Mapping[str, Moments]) -> M:
-    """The model whose batch norms, by path, have moved towards some moments.
-
-    Raises:
-      SelectionError: a path does not exist.
-      ValueError: there is no batch norm at a path.
-    """
-    nodes = dict(tree.walk(model))
-    for path in moments:
-        if path in nodes and not isinstance(nodes[path], BatchNorm):
-            raise ValueError(f"{path} is a {type(nodes[path]).__name__}, no BatchNorm")
-    moved = lambda path, m: nodes[path].updated(m) if path in nodes else None  # noqa: E731
-    return tree.replace(model, {path: moved(path, m) for path, m in moments.items()})

@@ -3,8 +3,9 @@
     a = x_t @ w_input + b_input,   u = h_(t-1) @ w_hidden (+ b_hidden)
     state_t = cell(a, u, state_(t-1))
 
-The products with the inputs of all steps are one product before the scan, and the gradient of
-w_hidden is one product after it: inside a scan it would be a sum over steps of small ones.
+The products with the inputs of all steps are one product before the scan. An adjoint of our own
+that makes the gradient of w_hidden one product after the scan was tried: it is as fast as the
+scan's own.
 
 A row may be ragged: where a mask is False the state stays what it was and the output is 0.
 
@@ -203,7 +204,12 @@ class Recurrent(nnx.Module):
         h, *rest = first
         first = (h.astype(x.dtype), *(part.astype(jnp.float32) for part in rest))
         hidden = self.hidden[at]
-        ys, final = scanned(self.cell, reverse, hidden.weight, hidden.bias, a, first, mask)
+
+        def step(state: State, given: tuple) -> tuple[State, Array]:
+            u = product(hidden.weight, hidden.bias, state[0])
+            return stepped(self.cell, given[0], u, state, given[1])
+
+        final, ys = jax.lax.scan(step, first, (a, mask), reverse=reverse)
         return jnp.swapaxes(ys, 0, 1), final
 
     def check(self, x: Array, state: State, mask: Array | None) -> None:
@@ -217,77 +223,6 @@ class Recurrent(nnx.Module):
             )
         if mask is not None and mask.shape != x.shape[:2]:
             raise ValueError(f"mask has shape {mask.shape}, the rows {x.shape[:2]}")
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def scanned(
-    cell: str,
-    reverse: bool,
-    weight: Weight,
-    bias: Array | None,
-    a: Float[Array, "t b gh"],
-    first: State,
-    mask: Bool[Array, "t b 1"] | None,
-) -> tuple[Float[Array, "t b h"], State]:
-    """The outputs of all steps and the final state; `first` says the dtypes of both."""
-    ys, final, _ = forward(cell, reverse, weight, bias, a, first, mask)
-    return ys, final
-
-
-def forward(
-    cell: str,
-    reverse: bool,
-    weight: Weight,
-    bias: Array | None,
-    a: Array,
-    first: State,
-    mask: Array | None,
-) -> tuple[Array, State, tuple[State, Array]]:
-    """As `scanned`, with what each step began with: the state, and its product."""
-
-    def step(state: State, given: tuple) -> tuple[State, tuple]:
-        u = product(weight, bias, state[0])
-        new, y = stepped(cell, given[0], u, state, given[1])
-        return new, (y, state, u)
-
-    final, (ys, states, us) = jax.lax.scan(step, first, (a, mask), reverse=reverse)
-    return ys, final, (states, us)
-
-
-def backward(
-    cell: str, reverse: bool, kept: tuple, cotangents: tuple[Array, State]
-) -> tuple[Weight, Array | None, Array, State, None]:
-    """Steps in the other order; the gradients of weight and bias are one product after them."""
-    weight, bias, a, mask, states, us = kept
-
-    def step(after: State, given: tuple) -> tuple[State, tuple]:
-        dy, a, mask, state, u = given
-        _, pull = jax.vjp(lambda a, u, state: stepped(cell, a, u, state, mask), a, u, state)
-        da, du, before = pull((after, dy))
-        _, pull = jax.vjp(lambda h: product(weight, bias, h), state[0])
-        return (before[0] + pull(du)[0], *before[1:]), (da, du)
-
-    dys, dfinal = cotangents
-    dfirst, (da, du) = jax.lax.scan(step, dfinal, (dys, a, mask, states, us), reverse=not reverse)
-    _, pull = jax.vjp(lambda weight, bias: product(weight, bias, states[0]), weight, bias)
-    return *pull(du), da, dfirst, None
-
-
-def kept_forward(
-    cell: str,
-    reverse: bool,
-    weight: Weight,
-    bias: Array | None,
-    a: Array,
-    first: State,
-    mask: Array | None,
-) -> tuple[tuple[Array, State], tuple]:
-    """`scanned` with what `backward` needs."""
-    ys, final, (states, us) = forward(cell, reverse, weight, bias, a, first, mask)
-    return (ys, final), (weight, bias, a, mask, states, us)
-
-
-scanned.defvjp(kept_forward, backward)
 
 
 def product(weight: Weight, bias: Array | None, h: Float[Array, "*t b h"]) -> Array:

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ffnlab import compat, tree
 from ffnlab.errors import ConfigError, SelectionError
-from ffnlab.layers import BatchNorm, FixedAffine, Linear, Moments, measured, written
+from ffnlab.layers import BatchNorm, FixedAffine, Linear, Moments, measured
 from tests.contracts import input_of, linear
 from tests.fixtures.layers import record
 
@@ -42,6 +42,17 @@ class Shared(nnx.Module):
         return self.norm(x) + self.norm(2 * x + 1)
 
 
+def close(found, wanted):
+    """Holds two trees of arrays against each other."""
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=ATOL), found, wanted)
+
+
+def moved(norm, moments):
+    """The norm after a whole batch."""
+    new = norm.statistics(moments)
+    return norm.with_statistics(new["mean"], new["variance"].settle(1))
+
+
 def float32(*shape, seed=0):
     return jnp.asarray(record.normal(*shape, seed=seed), jnp.float32)
 
@@ -62,7 +73,7 @@ def test_three_steps_and_a_call_are_torch_s(expected):
         np.testing.assert_allclose(y, expected[name], atol=ATOL)
         weighed = lambda x: (norm.in_training(x)[0] * weigh).sum()  # noqa: B023, E731
         np.testing.assert_allclose(jax.grad(weighed)(x), expected[f"{name}/gradient"], atol=ATOL)
-        norm = norm.updated(moments)
+        norm = moved(norm, moments)
         np.testing.assert_allclose(norm.mean[...], expected[f"{name}/mean"], atol=ATOL)
         np.testing.assert_allclose(norm.variance[...], expected[f"{name}/variance"], atol=ATOL)
     np.testing.assert_allclose(norm(float32(4, 3, 2, 5)), expected["batch_norm/eval"], atol=ATOL)
@@ -72,7 +83,7 @@ def test_the_running_variance_is_biased_unless_asked_for():
     x = jnp.array([[1.0], [5.0]])  # mean 3, variance 4, of two less one 8
     for unbiased, found in ((False, 4.0), (True, 8.0)):
         norm = BatchNorm(1, momentum=1.0, unbiased=unbiased)
-        new = norm.updated(norm.in_training(x)[1])
+        new = moved(norm, norm.in_training(x)[1])
         np.testing.assert_allclose((new.mean[0], new.variance[0]), (3.0, found), rtol=1e-6)
         assert norm.mean[0] == 0.0 and norm.variance[0] == 1.0
 
@@ -82,7 +93,7 @@ def test_a_batch_of_one_row_is_its_bias_and_stays_finite():
     norm.bias.set_value(jnp.array([1.0, 2.0, 3.0]))
     y, moments = norm.in_training(input_of((1, 3)))
     np.testing.assert_array_equal(y, [[1, 2, 3]])
-    np.testing.assert_allclose(norm.updated(moments).variance[...], 0.9, rtol=1e-6)
+    np.testing.assert_allclose(moved(norm, moments).variance[...], 0.9, rtol=1e-6)
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.floats(-50, 50))
@@ -104,34 +115,61 @@ def test_no_gradient_reaches_what_is_written():
     np.testing.assert_array_equal(gradient, 0)
 
 
-def test_a_model_is_measured_and_written_by_path(key):
+def test_a_model_is_measured_by_path(key):
     net, x = Net(key), input_of((7, 6))
     before = jax.tree.map(np.array, net)
-    y, moments = jax.jit(measured)(net, x)
-    h = net.first(x)
-    first, at_first = net.norms[0].in_training(h)
+    y, found = jax.jit(measured)(net, x)
+    first, at_first = net.norms[0].in_training(net.first(x))
     second, at_second = net.norms[1].in_training(net.second(jax.nn.relu(first)))
     np.testing.assert_allclose(y, second, atol=ATOL)
-    assert moments.keys() == {"norms[0]", "norms[1]"}
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, atol=ATOL),
-        moments,
-        {"norms[0]": at_first, "norms[1]": at_second},
-    )
-    new = written(net, moments)
-    np.testing.assert_allclose(new.norms[1].mean[...], 0.1 * at_second.mean, atol=ATOL)
-    np.testing.assert_allclose(
-        new.norms[1].variance[...], 0.9 + 0.1 * at_second.variance, atol=ATOL
-    )
-    assert type(new.norms[0]) is BatchNorm and jax.tree.structure(new) == jax.tree.structure(net)
+    names = ("norms[0].mean", "norms[0].variance", "norms[1].mean", "norms[1].variance")
+    assert tuple(found) == names
+    wanted = {
+        f"norms[{i}].{name}": value
+        for i, moments in enumerate((at_first, at_second))
+        for name, value in net.norms[i].statistics(moments).items()
+    }
+    close(found, wanted)
+    np.testing.assert_allclose(found[names[2]], 0.1 * at_second.mean, atol=ATOL)
+    np.testing.assert_allclose(found[names[3]].settle(1), 0.9 + 0.1 * at_second.variance, atol=ATOL)
     jax.tree.map(np.testing.assert_array_equal, before, net)
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_parts_of_a_batch_average_to_the_whole_batch(unbiased, mean):
+    """What a rule does with microbatches: means over parts, settled once."""
+    norm = BatchNorm(3, unbiased=unbiased, momentum=0.3)
+    norm = norm.with_statistics(jnp.full(3, 0.9 * mean), jnp.full(3, 2.0))
+    x = jnp.asarray(record.normal(12, 3) + mean + np.arange(12)[:, None], jnp.float32)
+    whole = norm.statistics(norm.in_training(x)[1])
+    parts = [norm.statistics(norm.in_training(part)[1]) for part in jnp.split(x, 4)]
+    averaged = jax.tree.map(lambda *p: sum(p) / 4, *parts)
+    np.testing.assert_allclose(averaged["mean"], whole["mean"], rtol=1e-6)
+    expected = 0.7 * 2 + 0.3 * np.asarray(x, np.float64).var(0, ddof=int(unbiased))
+    for found, n in ((whole, 1), (averaged, 4)):
+        np.testing.assert_allclose(found["variance"].settle(n), expected, rtol=1e-5)
+
+
+def test_a_stacked_norm_has_stacked_statistics():
+    norm = BatchNorm(3, unbiased=True)
+    x = input_of((2, 5, 3)) + jnp.arange(2.0)[:, None, None]
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf + 1]), norm)
+    moments = jax.vmap(Moments.of)(x)
+    found = stacked.statistics(moments)
+    for i in range(2):
+        alone = jax.tree.map(lambda leaf: leaf[i], stacked)  # noqa: B023
+        same = alone.statistics(Moments.of(x[i]))
+        np.testing.assert_allclose(found["mean"][i], same["mean"], atol=ATOL)
+        settled = found["variance"].settle(2)[i]
+        np.testing.assert_allclose(settled, same["variance"].settle(2), atol=ATOL)
 
 
 def test_a_norm_that_runs_twice_measures_both_inputs_as_one():
     net, x = Shared(), input_of((4, 3))
-    _, moments = measured(net, x)
-    both = Moments.of(jnp.concatenate([x, 2 * x + 1]))
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=ATOL), moments, {"norm": both})
+    _, found = measured(net, x)
+    both = net.norm.statistics(Moments.of(jnp.concatenate([x, 2 * x + 1])))
+    close(found, {f"norm.{name}": value for name, value in both.items()})
 
 
 def test_statistics_are_not_trained(key):
@@ -147,11 +185,11 @@ def test_on_two_devices_the_moments_are_those_of_the_global_batch(key):
     mesh = compat.make_mesh((2,), ("data",))
     placed = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
     assert len(placed.addressable_shards) == 2
-    y, moments = jax.jit(measured)(net, placed)
+    y, found = jax.jit(measured)(net, placed)
     same, alone = jax.jit(measured)(net, x)
     np.testing.assert_allclose(y, same, atol=ATOL)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=ATOL), moments, alone)
-    assert moments["norms[0]"].count == 8
+    close(found, alone)
+    assert found["norms[0].variance"].count == 8
 
 
 def test_a_fixed_map_is_the_norm(key):
@@ -170,11 +208,6 @@ def test_refusals(key):
     for momentum in (-0.1, 1.1):
         with pytest.raises(ConfigError, match=r"must lie in 0\.\.1"):
             BatchNorm(3, momentum=momentum)
-    moments = Moments.of(input_of((4, 5)))
-    with pytest.raises(ValueError, match="first is a Linear, no BatchNorm"):
-        written(Net(key), {"first": moments})
-    with pytest.raises(SelectionError, match=r"path 'norms\[2\]' does not exist"):
-        written(Net(key), {"norms[2]": moments})
     with pytest.raises(SelectionError, match="matches nothing"):
         measured(nnx.List([Linear(3, 3, key=key, axes=("a", "b"))]))
 

@@ -1,6 +1,5 @@
 """Recurrent networks against torch (recorded), and the scan that the layer owns."""
 
-import functools
 import itertools
 
 import jax
@@ -12,7 +11,6 @@ from flax import nnx
 from ffnlab import tree, weights
 from ffnlab.errors import ConfigError, SelectionError
 from ffnlab.layers import CELLS, Linear, Recurrent
-from ffnlab.layers.recurrent import forward
 from tests.contracts import input_of
 from tests.fixtures.layers import record
 
@@ -68,27 +66,6 @@ def test_it_is_torch_s(cell, layout, ragged, expected, key):
     np.testing.assert_allclose(
         of_net.hidden[0].weight.dense(), expected[f"{name}/gradient/hidden"], atol=GRADIENT
     )
-
-
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("masked", [False, True])
-def test_its_gradients_are_those_of_the_plain_scan(cell, masked, key, monkeypatch):
-    """The adjoint written by hand against automatic differentiation of the same steps."""
-    net = Recurrent(5, 4, key=key, cell=cell, direction="reverse")
-    shaken = lambda leaf: leaf + 0.1 * jax.random.normal(key, leaf.shape)  # noqa: E731
-    net = jax.tree.map(shaken, net)  # biases too
-    x, state = input_of((3, 7, 5)), (input_of((1, 1, 3, 4)),) * CELLS[cell].parts
-    mask = jnp.asarray(np.random.default_rng(0).random((3, 7)) < 0.7) if masked else None
-
-    def loss(net, x, state):
-        y, final = net(x, state, mask=mask)
-        return sum((v * jnp.cos(jnp.arange(v.size)).reshape(v.shape)).sum() for v in (y, *final))
-
-    ours = jax.grad(loss, (0, 1, 2))(net, x, state)
-    plain = lambda *args: forward(*args)[:2]  # noqa: E731
-    monkeypatch.setattr("ffnlab.layers.recurrent.scanned", plain)
-    found = jax.grad(loss, (0, 1, 2))(net, x, state)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=ATOL), ours, found)
 
 
 @pytest.mark.parametrize("cell", CELLS)
