@@ -5,13 +5,14 @@ A whole network (embedding to logits) belongs in `ffnlab.models`.
 """
 
 from ffnlab.layers.activations import ACTIVATIONS, PReLU
-from ffnlab.layers.attention.attention import Attention, AttentionSpec, Context
+from ffnlab.layers.attention.attention import Attention, AttentionSpec
 from ffnlab.layers.attention.rope import Rope
 from ffnlab.layers.batch_norm import BatchNorm, FixedAffine, Moments, measured
-from ffnlab.layers.block import Block
+from ffnlab.layers.block import Block, Join
+from ffnlab.layers.context import Context, LayerInputs, LayerOutputs, Memory, TokenFacts
 from ffnlab.layers.conv import Conv
 from ffnlab.layers.dropout import dropout
-from ffnlab.layers.feed_forward.ffn import GatedFFN, JoinedGatedFFN, SparseGatedFFN
+from ffnlab.layers.feed_forward.ffn import FFN, GatedFFN, JoinedGatedFFN, SparseGatedFFN
 from ffnlab.layers.feed_forward.mlp import MLP
 from ffnlab.layers.folding import fold
 from ffnlab.layers.linear import Embedding, Linear
@@ -23,6 +24,7 @@ from ffnlab.layers.stacking import Statistic
 __all__ = [
     "ACTIVATIONS",
     "CELLS",
+    "FFN",
     "MLP",
     "Attention",
     "AttentionSpec",
@@ -35,9 +37,13 @@ __all__ = [
     "GatedFFN",
     "GroupNorm",
     "InstanceNorm",
+    "Join",
     "JoinedGatedFFN",
+    "LayerInputs",
     "LayerNorm",
+    "LayerOutputs",
     "Linear",
+    "Memory",
     "Moments",
     "PReLU",
     "RMSNorm",
@@ -46,6 +52,7 @@ __all__ = [
     "ScaleNorm",
     "SparseGatedFFN",
     "Statistic",
+    "TokenFacts",
     "avg_pool",
     "dropout",
     "fold",

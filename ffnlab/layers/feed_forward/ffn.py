@@ -1,4 +1,4 @@
-"""Gated feed-forward networks, dense and with sparse activations."""
+"""Feed-forward networks of blocks: plain, gated, and gated with sparse activations."""
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,38 @@ from ffnlab.layers.linear import Linear
 from ffnlab.layers.stacking import Statistic
 from ffnlab.weights import Dense, JoinedInt4, Transposed, Weight, map_weights
 from pallas_kernels import sparse
+
+
+class FFN(nnx.Module):
+    """y = down(act(up(x))), the ungated network of the original transformer (arXiv 1706.03762).
+
+    Attributes:
+      up: Linear map [width, hidden]; down: [hidden, width].
+      activation: name of the non-linearity (static).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        key: Array,
+        activation: str = "gelu",
+        bias: bool = True,
+        out_scale: float = 1.0,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        check_activation(activation)
+        up, down = jax.random.split(key)
+        common = {"bias": bias, "dtype": dtype}
+        self.up = Linear(width, hidden, key=up, axes=("embed", "mlp"), **common)
+        self.down = Linear(
+            hidden, width, key=down, axes=("mlp", "embed"), scale=out_scale, **common
+        )
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))
 
 
 class GatedFFN(nnx.Module):
