@@ -11,6 +11,7 @@ from typing import Any
 
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.decoder import Cache, Decoder
+from ffnlab.models.norms import population_norms
 from ffnlab.models.remat import remat
 from ffnlab.models.remove import remove, removed
 from ffnlab.models.stack import Stacked, stack, unstack
@@ -37,6 +38,7 @@ __all__ = [
     "Decoder",
     "DecoderConfig",
     "Stacked",
+    "population_norms",
     "remat",
     "remove",
     "removed",
