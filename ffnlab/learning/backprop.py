@@ -9,24 +9,20 @@ in float32 whatever the parameters are.
 """
 
 import functools
-import math
-from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Int, PyTree
 
 from ffnlab import tree
 from ffnlab.errors import ConfigError
 from ffnlab.learning.accumulate import accumulated
 from ffnlab.learning.optimizers.masters import in_float32
-from ffnlab.rule import Rule
-
-Metrics = Mapping[str, Array]
-Loss = Callable[[PyTree, PyTree], tuple[Array, Metrics]]
+from ffnlab.losses import Loss, next_token
+from ffnlab.rule import Metrics, Rule
 
 
 class BackpropState(NamedTuple):
@@ -41,39 +37,6 @@ class BackpropState(NamedTuple):
     model: PyTree
     optimizer: PyTree
     step: Int[Array, ""]
-
-
-def next_token(
-    model: Callable, batch: Int[Array, "b t"]
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Mean cross-entropy of every token given those before it in its row.
-
-    Args:
-      model: tokens [b, t - 1] -> logits [b, t - 1, v].
-      batch: token ids, [b, t], t >= 2.
-    Returns:
-      (nats per token [], {"bits": bits per token []}).
-    """
-    logits = model(batch[:, :-1]).astype(jnp.float32)
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:]).mean()
-    return nats, {"bits": nats / math.log(2)}
-
-
-def labelled(
-    model: Callable, batch: tuple[Float[Array, "b d"], Int[Array, "b"]]
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Mean cross-entropy of labelled inputs.
-
-    Args:
-      model: inputs [b, d] -> logits [b, classes].
-      batch: inputs and classes (`ffnlab.data.Labelled`).
-    Returns:
-      (nats per input [], {"accuracy": fraction whose class has the largest logit []}).
-    """
-    inputs, classes = batch
-    logits = model(inputs).astype(jnp.float32)
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, classes).mean()
-    return nats, {"accuracy": jnp.mean(logits.argmax(-1) == classes)}
 
 
 def computed_in(dtype: DTypeLike, loss: Loss) -> Loss:

@@ -8,7 +8,7 @@ import pytest
 
 from ffnlab import tree
 from ffnlab.errors import SelectionError
-from ffnlab.learning import backprop, computed_in, next_token
+from ffnlab.learning import backprop, computed_in
 from ffnlab.models import Decoder, DecoderConfig
 from ffnlab.testing import counted
 
@@ -88,14 +88,6 @@ def test_a_cycle_is_learned_with_one_compilation(key):
     assert float(first["bits"]) > 3 and float(last["bits"]) < 0.3
     logits = rule.predict(state, batches[0][:, :-1])
     assert (np.argmax(logits, -1) == batches[0][:, 1:]).mean() > 0.95
-
-
-def test_next_token_is_the_cross_entropy():
-    table = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [1 / 3, 1 / 3, 1 / 3]]))
-    nats, metrics = next_token(lambda tokens: table[tokens], jnp.array([[0, 1, 1], [0, 0, 2]]))
-    expected = -np.log([0.25, 0.8, 0.5, 0.25]).mean()
-    np.testing.assert_allclose(nats, expected, rtol=1e-6)
-    np.testing.assert_allclose(metrics["bits"], expected / np.log(2), rtol=1e-6)
 
 
 def test_same_key_same_bits(key):
