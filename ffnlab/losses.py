@@ -33,6 +33,7 @@ __all__ = [
     "Moment",
     "PackedRows",
     "Taught",
+    "Unsettled",
     "distillation",
     "distilled",
     "labelled",
@@ -58,6 +59,26 @@ class Moment(NamedTuple):
 
     step: Int[Array, ""]
     key: Array
+
+
+@runtime_checkable
+class Unsettled(Protocol):
+    """A statistic that is no mean over rows, a variance say, in terms of means that are.
+
+    It is a pytree whose arrays are means over the rows a loss was given, so that those of parts
+    average to those of the batch; the statistic is made of them once, when the step is over.
+
+        @ffnlab.weights.register
+        @dataclasses.dataclass(frozen=True)
+        class Variance:
+            mean: Array; square: Array        # of x and of x^2
+            def settle(self, parts):
+                return self.square - self.mean**2
+    """
+
+    def settle(self, parts: int) -> Array:
+        """The new statistic, when the rows of so many parts have been averaged."""
+        ...
 
 
 InformedLoss = Callable[[PyTree, PyTree, Moment], Costs | MeasuredCosts]

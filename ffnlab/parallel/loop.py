@@ -239,7 +239,9 @@ class _Run:
         state = state if self.where is None else abstract(state, *self.where)
         like = _checkpoint(state, 0, 0.0)
         accept = None if self.identity is None else self.identity.accept
-        saved, about = checkpoints.resume(self._in("checkpoint"), like, accept)
+        # Not every state held a key from the beginning; it is the run's where it does.
+        absent = {"['state'].key": key}
+        saved, about = checkpoints.resume(self._in("checkpoint"), like, accept, absent)
         if saved["position"] > self.steps:
             raise ConfigError(
                 f"steps={self.steps}, but {self.folder} has taken {saved['position']} already; "
