@@ -346,7 +346,7 @@ def test_a_state_from_before_there_was_a_key_gets_that_of_its_run(key, tmp_path,
     rule = backprop(lambda model, x: (jnp.mean((model["w"] * x) ** 2), {}), optax.adamw(0.1))
 
     def step(state, batch):
-        after, metrics = rule.step(BackpropState(*state, key), batch)
+        after, metrics = rule.step(BackpropState(*state, jnp.copy(key)), batch)
         return Before(*after[:3]), metrics
 
     earlier = Rule("backprop", lambda m, k: Before(*rule.init(m, k)[:3]), step, rule.predict)
