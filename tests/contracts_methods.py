@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+import optax
 from jaxtyping import PyTree
 
 from ffnlab import learning, pruning, quantization, sparsity
@@ -68,6 +69,20 @@ def classifier(make: Callable[[], Rule], network: Callable = PLAIN) -> RuleCase:
     return RuleCase(make, model, labelled, lambda batch: jax.numpy.asarray(batch[0]))
 
 
+PLAIN_OF = lambda key: PLAIN(key=key)  # noqa: E731
+
+
+def several() -> Rule:
+    """Three members of backpropagation, two at a time, each at a rate of its own."""
+    one = lambda rate: learning.backprop(learning.labelled, optax.adam(rate))  # noqa: E731
+    return learning.members(one, 3, vary={"rate": [1e-2, 1e-3, 1e-4]}, chunk=2)
+
+
+def a_row_for_each_of_three(outputs: PyTree, inputs: PyTree) -> None:
+    """Holds scores of each input by each member."""
+    assert outputs.shape == (3, len(inputs), 4), f"outputs are {outputs.shape}"
+
+
 def scheduled(key: jax.Array) -> learning.NoPropNet:
     """A network of NoProp that learns its embedding and its noise schedule."""
     schedule = learning.LearnedSchedule(4, key=key)
@@ -78,6 +93,10 @@ def scheduled(key: jax.Array) -> learning.NoPropNet:
 RULES: dict[str, RuleCase] = {
     "backprop": RuleCase(learning.backprop),
     "counter_current": classifier(learning.counter_current),
+    "members": dataclasses.replace(
+        classifier(several, lambda key: jax.vmap(PLAIN_OF)(jax.random.split(key, 3))),
+        check=a_row_for_each_of_three,
+    ),
     "noprop": classifier(
         learning.noprop, functools.partial(learning.NoPropNet, 5, 4, hidden=6, blocks=3)
     ),
