@@ -8,6 +8,7 @@ tokenizers belong to `ffnlab.models`, placing batches on devices to `ffnlab.para
 from ffnlab.data.batches.arrays import ArrayBatches
 from ffnlab.data.batches.records import RecordBatches
 from ffnlab.data.batches.tfds import tfds_records
+from ffnlab.data.batches.zipped import Parted, Zipped
 from ffnlab.data.clusters import Labelled, digits, gaussian_clusters
 from ffnlab.data.images.files import ImageFolder, read_idx
 from ffnlab.data.images.mnist import mnist, mnist_folder
@@ -27,9 +28,11 @@ __all__ = [
     "Labelled",
     "Packed",
     "PackedBatches",
+    "Parted",
     "RecordBatches",
     "StdlibText",
     "TextBatches",
+    "Zipped",
     "digits",
     "gaussian_clusters",
     "held_out_windows",
