@@ -28,7 +28,7 @@ FLOORS = (
     {
         *("errors", "compat", "docstrings", "options", "outside", "progress", "storage"),
     },
-    {"weights", "tree", "transform", "rule", "probe"},
+    {"weights", "tree", "transform", "rule", "probe", "graph"},
     {"layers"},
     {"models"},
     {"formats"},
