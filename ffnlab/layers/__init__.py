@@ -1,6 +1,7 @@
 """Layers: `nnx.Module`s with y = layer(x) whose matrices are weights.
 
-Parts that models are assembled from: linear maps, norms, attention, feed-forward networks, blocks.
+Parts that models are assembled from: linear maps, norms, attention, feed-forward networks, layers
+on graphs (`layer(x, graph)`), blocks.
 A whole network (embedding to logits) belongs in `ffnlab.models`.
 """
 
@@ -15,11 +16,14 @@ from ffnlab.layers.feed_forward.ffn import (
     SparseGatedFFN,
 )
 from ffnlab.layers.feed_forward.mlp import MLP
+from ffnlab.layers.graph_conv import GAT, GCN, GraphSAGE
 from ffnlab.layers.linear import Embedding, Linear, RMSNorm
 from ffnlab.layers.stacking import Statistic
 
 __all__ = [
     "ACTIVATIONS",
+    "GAT",
+    "GCN",
     "MLP",
     "Attention",
     "AttentionSpec",
@@ -28,6 +32,7 @@ __all__ = [
     "Conv",
     "Embedding",
     "GatedFFN",
+    "GraphSAGE",
     "JoinedGatedFFN",
     "Linear",
     "RMSNorm",
