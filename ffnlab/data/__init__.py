@@ -9,6 +9,8 @@ from ffnlab.data.batches.arrays import ArrayBatches
 from ffnlab.data.batches.records import RecordBatches
 from ffnlab.data.batches.tfds import tfds_records
 from ffnlab.data.clusters import Labelled, digits, gaussian_clusters
+from ffnlab.data.folders import find_folder, folder
+from ffnlab.data.graphs import LabelledNodes, block_model, cora
 from ffnlab.data.images.files import ImageFolder, read_idx
 from ffnlab.data.images.mnist import mnist, mnist_folder
 from ffnlab.data.text.packing import Packed, PackedBatches
@@ -25,12 +27,17 @@ __all__ = [
     "HeldOut",
     "ImageFolder",
     "Labelled",
+    "LabelledNodes",
     "Packed",
     "PackedBatches",
     "RecordBatches",
     "StdlibText",
     "TextBatches",
+    "block_model",
+    "cora",
     "digits",
+    "find_folder",
+    "folder",
     "gaussian_clusters",
     "held_out_windows",
     "mnist",
