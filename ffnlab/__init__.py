@@ -21,6 +21,7 @@ __all__ = [
     "errors",
     "layers",
     "formats",
+    "graph",
     "learning",
     "losses",
     "models",

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ffnlab import layers, weights
+from ffnlab.graph import Graph, with_self_loops
 from ffnlab.layers import Block, Linear
 from ffnlab.layers.attention.rope import tables
 from ffnlab.testing import check_layer, tiny
@@ -104,6 +105,12 @@ def checked(make: Callable, x: jax.Array | None = None, **more: Callable) -> Cal
     return functools.partial(check_layer, make, INPUT if x is None else x, **more)
 
 
+def on_graph(make: Callable) -> Callable[[], None]:
+    """The check of a layer of graphs, on a small one."""
+    graph = with_self_loops(Graph.make([0, 1, 2, 2, 4], [1, 2, 0, 1, 3], nodes=6))
+    return checked(make, input_of((6, 16)), call=lambda m, x: m(x, graph))
+
+
 INPUT = input_of((2, 5, 16))
 IDS = jnp.array([[0, 1, 2, 1], [63, 4, 4, 0]])
 FFN = {"activation": "gelu_tanh", "bias": True}
@@ -122,6 +129,9 @@ LAYERS: dict[str, Callable[[], None]] = {
     "GatedFFN": checked(lambda k: layers.GatedFFN(16, 32, key=k, **FFN)),
     "GroupNorm": checked(lambda k: layers.GroupNorm(16, 4)),
     "InstanceNorm": checked(lambda k: layers.InstanceNorm(16)),
+    "GAT": on_graph(lambda k: layers.GAT(16, 8, key=k, heads=2)),
+    "GCN": on_graph(lambda k: layers.GCN(16, 8, key=k)),
+    "GraphSAGE": on_graph(lambda k: layers.GraphSAGE(16, 20, key=k)),
     "JoinedGatedFFN": checked(
         lambda k: layers.JoinedGatedFFN(linear(k, 16, 16), linear(k, 8, 16), activation="silu")
     ),

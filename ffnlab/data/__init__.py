@@ -10,6 +10,8 @@ from ffnlab.data.batches.records import RecordBatches
 from ffnlab.data.batches.tfds import tfds_records
 from ffnlab.data.batches.zipped import Parted, Zipped
 from ffnlab.data.clusters import Labelled, digits, gaussian_clusters
+from ffnlab.data.folders import find_folder, folder
+from ffnlab.data.graphs import LabelledNodes, block_model, cora
 from ffnlab.data.images.files import ImageFolder, read_idx
 from ffnlab.data.images.mnist import mnist, mnist_folder
 from ffnlab.data.text.packing import Packed, PackedBatches
@@ -26,6 +28,7 @@ __all__ = [
     "HeldOut",
     "ImageFolder",
     "Labelled",
+    "LabelledNodes",
     "Packed",
     "PackedBatches",
     "Parted",
@@ -33,7 +36,11 @@ __all__ = [
     "StdlibText",
     "TextBatches",
     "Zipped",
+    "block_model",
+    "cora",
     "digits",
+    "find_folder",
+    "folder",
     "gaussian_clusters",
     "held_out_windows",
     "mnist",

@@ -1,6 +1,7 @@
 """Layers: `nnx.Module`s with y = layer(x) whose matrices are weights.
 
-Parts that models are assembled from: linear maps, norms, attention, feed-forward networks, blocks.
+Parts that models are assembled from: linear maps, norms, attention, feed-forward networks, layers
+on graphs (`layer(x, graph)`), blocks.
 A whole network (embedding to logits) belongs in `ffnlab.models`.
 """
 
@@ -15,6 +16,7 @@ from ffnlab.layers.dropout import dropout
 from ffnlab.layers.feed_forward.ffn import FFN, GatedFFN, JoinedGatedFFN, SparseGatedFFN
 from ffnlab.layers.feed_forward.mlp import MLP
 from ffnlab.layers.folding import fold
+from ffnlab.layers.graph_conv import GAT, GCN, GraphSAGE
 from ffnlab.layers.linear import Embedding, Linear
 from ffnlab.layers.norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm, ScaleNorm
 from ffnlab.layers.pooling import avg_pool, global_avg_pool, global_max_pool, max_pool
@@ -25,6 +27,8 @@ __all__ = [
     "ACTIVATIONS",
     "CELLS",
     "FFN",
+    "GAT",
+    "GCN",
     "MLP",
     "Attention",
     "AttentionSpec",
@@ -35,6 +39,7 @@ __all__ = [
     "Embedding",
     "FixedAffine",
     "GatedFFN",
+    "GraphSAGE",
     "GroupNorm",
     "InstanceNorm",
     "Join",

@@ -11,6 +11,7 @@ from typing import Any
 
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.decoder import Cache, Decoder
+from ffnlab.models.graph_network import GraphNetwork, GraphNetworkConfig
 from ffnlab.models.norms import population_norms
 from ffnlab.models.remat import remat
 from ffnlab.models.remove import remove, removed
@@ -37,6 +38,8 @@ __all__ = [
     "Cache",
     "Decoder",
     "DecoderConfig",
+    "GraphNetwork",
+    "GraphNetworkConfig",
     "Stacked",
     "population_norms",
     "remat",
