@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ffnlab.models.config import DecoderConfig
+from ffnlab.models.convnet import ConvAutoencoder, ConvMirror, ConvNet
 from ffnlab.models.decoder import Cache, Decoder
 from ffnlab.models.remat import remat
 from ffnlab.models.remove import remove, removed
@@ -34,6 +35,9 @@ ABOVE = MappingProxyType(
 
 __all__ = [
     "Cache",
+    "ConvAutoencoder",
+    "ConvMirror",
+    "ConvNet",
     "Decoder",
     "DecoderConfig",
     "Stacked",
