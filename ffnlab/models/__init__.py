@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ffnlab.models.config import DecoderConfig
+from ffnlab.models.convnet import ConvAutoencoder, ConvMirror, ConvNet
 from ffnlab.models.decoder import Cache, Decoder
 from ffnlab.models.graph_network import GraphNetwork, GraphNetworkConfig
 from ffnlab.models.norms import population_norms
@@ -36,6 +37,9 @@ ABOVE = MappingProxyType(
 
 __all__ = [
     "Cache",
+    "ConvAutoencoder",
+    "ConvMirror",
+    "ConvNet",
     "Decoder",
     "DecoderConfig",
     "GraphNetwork",
