@@ -125,6 +125,7 @@ LAYERS: dict[str, Callable[[], None]] = {
     "Conv": checked(lambda k: layers.Conv(16, 8, key=k), INPUT[:, :, None]),
     "Conv-1d": checked(lambda k: layers.Conv(16, 8, key=k, size=(3,), groups=8, bias=True)),
     "Embedding": checked(lambda k: layers.Embedding(64, 16, key=k), IDS),
+    "FFN": checked(lambda k: layers.FFN(16, 32, key=k)),
     "FixedAffine": checked(lambda k: layers.FixedAffine(input_of((16,)), jnp.ones(16))),
     "GatedFFN": checked(lambda k: layers.GatedFFN(16, 32, key=k, **FFN)),
     "GroupNorm": checked(lambda k: layers.GroupNorm(16, 4)),
