@@ -124,13 +124,13 @@ def feed_forward(m, width, hidden):
         return Fragments(words, "sm"), array((k // 128, n), jnp.bfloat16)
 
     def run(x, gated, down, divisors, divisor):
-        inner = api_glu.glu(x, *gated, divisors=divisors, backend="sm90")
+        inner = api_glu.glu(x, *gated, divisors=(divisors[0], divisors[1]), backend="sm90")
         options = {"group": 128, "divisor": divisor, "residual": x, "backend": "sm90"}
         return api.matmul(inner, *down, **options)
 
-    scalar = array((), jnp.float32)
+    divisors = array((2,), jnp.float32), array((), jnp.float32)
     matrices = matrix(width, 2 * hidden), matrix(hidden, width)
-    return run, (array((m, width), jnp.bfloat16), *matrices, (scalar, scalar), scalar)
+    return run, (array((m, width), jnp.bfloat16), *matrices, *divisors)
 
 
 def whole(name, m, launches):
