@@ -80,7 +80,7 @@ def case(name, m, n, k, **options):
         f"w4a8 {name}",
         make,
         ("h200",),
-        expect=("QGMMA", "LDS.128"),
+        expect=("QGMMA", "LDS.128", *(("MULTICAST",) if config.cluster > 1 else ())),
         patterns=(ALL_BUT_ONE,) if config.tile_m <= 64 else (),
         max_spill=0,
         backends=named(TABLE, "sm90"),
