@@ -21,7 +21,7 @@ WORKERS ?= 2
 # Flax plans a mode without graph updates: `make test` repeats the contracts in it, and
 # `make test-tree-mode` everything.
 TREE_MODE := NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false
-CONTRACTS := tests/test_contracts.py tests/test_contracts_methods.py tests/test_io.py \
+CONTRACTS := tests/test_contracts.py tests/test_contracts_methods.py tests/storage/test_trees.py \
 	tests/test_transform.py tests/test_tree.py
 ARGS ?=
 

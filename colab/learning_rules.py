@@ -132,7 +132,7 @@ plt.show()
 # the scores, columns the maps of the network; backpropagation would fill the last row.
 
 # %%
-from ffnlab.learning.counter_current import local_losses, mirrored
+from ffnlab.learning.counter_current.rule import local_losses, mirrored
 
 pair = mlp, mirrored(mlp, jax.random.key(1))
 x, y = jnp.asarray(train_data.x[:64]), jnp.asarray(train_data.y[:64])

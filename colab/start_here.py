@@ -87,7 +87,7 @@ sizes = [float(np.abs(call.output).mean()) for call in seen.values()]
 print("mean |output| of each FFN:", np.round(sizes, 3))
 
 # %%
-from ffnlab.models.evaluate import perplexity
+from ffnlab.text.evaluate import perplexity
 
 
 def measure(model):

@@ -10,8 +10,8 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Generic, NamedTuple, TypeVar
 
-from ffnlab import io
 from ffnlab.progress import track
+from ffnlab.storage import npz
 
 M = TypeVar("M")
 S = TypeVar("S")
@@ -146,7 +146,7 @@ def calibrate(
     if checkpoint is not None and isinstance(stats, ChainStats):
         raise ValueError("checkpoint= does not take a chain; calibrate its transforms one by one")
     if checkpoint is not None and os.path.exists(checkpoint):
-        stats = io.load_stats(checkpoint, stats)
+        stats = npz.load_stats(checkpoint, stats)
         stats, done = transform.advance(model, stats)
         if done:
             return stats
@@ -159,7 +159,7 @@ def calibrate(
         if count == 0:
             raise ValueError(f"batches is empty: {transform.name} has nothing to observe")
         if checkpoint is not None:
-            io.save_stats(checkpoint, stats)
+            npz.save_stats(checkpoint, stats)
         stats, done = transform.advance(model, stats)
     return stats
 

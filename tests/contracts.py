@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ffnlab import layers, weights
 from ffnlab.layers import Block, Linear
-from ffnlab.layers.rope import tables
+from ffnlab.layers.attention.rope import tables
 from ffnlab.testing import check_layer, tiny
 
 IN, OUT, GROUP = 24, 16, 8

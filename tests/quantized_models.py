@@ -8,10 +8,10 @@ import ml_dtypes
 import numpy as np
 
 from ffnlab import tree
+from ffnlab.formats import safetensors as st
+from ffnlab.formats.huggingface.names import Names
+from ffnlab.formats.huggingface.plan import variables
 from ffnlab.layers import Linear
-from ffnlab.models import safetensors as st
-from ffnlab.models.names import Names
-from ffnlab.models.plan import variables
 from ffnlab.weights import Float8, Int4, Int8, SparseInput
 
 

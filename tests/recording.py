@@ -3,7 +3,7 @@
 import functools
 from pathlib import Path
 
-from ffnlab.files import sealed, write_json
+from ffnlab.storage.files import sealed, write_json
 from ffnlab.studies.ledger.recorded import FULL, QUICK
 from ffnlab.studies.ledger.sources import sources
 from ffnlab.studies.result import Claim, Result

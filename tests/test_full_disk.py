@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ffnlab import files, io, models
-from ffnlab.models import Decoder, DecoderConfig, Tokenizer
+from ffnlab import models
+from ffnlab.formats import Tokenizer
+from ffnlab.models import Decoder, DecoderConfig
 from ffnlab.parallel import checkpoints
 from ffnlab.parallel.events import Events
 from ffnlab.parallel.log import MetricsFile
+from ffnlab.storage import files, npz
 from ffnlab.studies import result
 from ffnlab.studies.result import Claim, Result
 from tests.full_disk import every_call, filling, small_files
@@ -43,7 +45,7 @@ def write_model(folder: Path, seed: int) -> None:
 
 
 def write_stats(folder: Path, seed: int) -> None:
-    io.save_stats(folder / "there", {"a": np.arange(10) + seed, "b": (1.5, np.float32(seed))})
+    npz.save_stats(folder / "there", {"a": np.arange(10) + seed, "b": (1.5, np.float32(seed))})
 
 
 def write_folder(folder: Path, seed: int) -> None:

@@ -26,26 +26,17 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Floors of ffnlab, lowest first: a package imports from its own floor and those below it.
 FLOORS = (
     {
-        "errors",
-        "compat",
-        "docstrings",
-        "files",
-        "io",
-        "leaves",
-        "npz",
-        "options",
-        "outside",
-        "placing",
-        "progress",
-        "sidecar",
+        *("errors", "compat", "docstrings", "options", "outside", "progress", "storage"),
     },
     {"weights", "tree", "transform", "rule", "probe"},
     {"layers"},
-    {"models", "data", "parallel"},
+    {"models"},
+    {"formats"},
+    {"text", "data", "parallel"},
     {"pruning", "quantization", "sparsity", "learning"},
     {"bench", "cli", "compress", "recipes", "studies", "testing"},
 )
-METHODS = FLOORS[4]
+METHODS = FLOORS[-2]
 
 # Packages of extras, imported inside functions only, through `ffnlab.errors.require`.
 OPTIONAL = {

@@ -9,7 +9,7 @@ import pytest
 
 from ffnlab.cli.main import COMMANDS
 from ffnlab.cli.training import TrainConfig, rule_of
-from ffnlab.models import open_model
+from ffnlab.formats import open_model
 from ffnlab.parallel import from_table
 from ffnlab.recipes import parse_recipe
 from tests.conftest import ROOT

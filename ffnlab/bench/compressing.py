@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ffnlab.files import read_json
+from ffnlab.storage.files import read_json
 
 __all__ = ["job"]
 

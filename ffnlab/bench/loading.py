@@ -10,10 +10,10 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from ffnlab.files import write_json
+from ffnlab.formats.huggingface.families import write_config
+from ffnlab.formats.safetensors import Entry, write_directory
 from ffnlab.models.config import DecoderConfig
-from ffnlab.models.families import write_config
-from ffnlab.models.safetensors import Entry, write_directory
+from ffnlab.storage.files import write_json
 
 __all__ = ["peak", "peaks"]
 

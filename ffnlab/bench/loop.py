@@ -18,8 +18,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from ffnlab.data import TextBatches
+from ffnlab.formats import embedded
 from ffnlab.learning import backprop
-from ffnlab.models import Decoder, DecoderConfig, embedded
+from ffnlab.models import Decoder, DecoderConfig
 from ffnlab.parallel import LoopOptions, Work, train
 from ffnlab.rule import Rule
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ffnlab.errors import FFNLabError, MissingExtraError
-from ffnlab.files import StrPath
+from ffnlab.storage.files import StrPath
 
 __all__ = ["Peer", "peer_python"]
 

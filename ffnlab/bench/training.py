@@ -17,11 +17,11 @@ import numpy as np
 import optax
 from rich.table import Table
 
-from ffnlab import models
 from ffnlab.bench.peer import Peer
 from ffnlab.bench.versus import embedded_model
 from ffnlab.data import TextBatches, stdlib_text
 from ffnlab.errors import FFNLabError, at_least
+from ffnlab.formats import load
 from ffnlab.learning import backprop
 from ffnlab.progress import track
 
@@ -102,7 +102,7 @@ def compare(
       MissingExtraError: torch or transformers is nowhere to be found.
       FFNLabError: the two sides do not compute the same.
     """
-    model = models.load(directory, extras=False)
+    model = load(directory, extras=False)
     batches = TextBatches(tokens_for(model.config.vocab), settings.batch, settings.length)
     rule = backprop(optimizer=optax.adamw(RATE, weight_decay=DECAY))
     state = rule.init(model, jax.random.key(0))

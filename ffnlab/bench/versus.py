@@ -22,12 +22,14 @@ from jaxtyping import Array, Int
 from rich import box
 from rich.table import Table
 
-from ffnlab import models, weights
+from ffnlab import weights
 from ffnlab.bench.peer import Peer
 from ffnlab.errors import FFNLabError, at_least
+from ffnlab.formats import load, save
 from ffnlab.models import Cache, Decoder, DecoderConfig
-from ffnlab.models.evaluate import nats_of
 from ffnlab.progress import track
+from ffnlab.text import generate
+from ffnlab.text.evaluate import nats_of
 
 __all__ = ["Comparison", "Settings", "Task", "compare", "embedded_model", "ratios"]
 
@@ -131,7 +133,7 @@ def compare(
       MissingExtraError: torch or transformers is nowhere to be found.
       FFNLabError: the two sides do not compute the same.
     """
-    model = weights.prepare(models.load(directory, extras=False))
+    model = weights.prepare(load(directory, extras=False))
     random = np.random.default_rng(0)
 
     def tokens(*shape: int) -> np.ndarray:
@@ -209,7 +211,7 @@ def fill(model: Decoder, tokens: Int[Array, "b t"]) -> tuple[Int[Array, "b"], Ca
 def decode(model: Decoder, prompt: np.ndarray, new: int) -> dict:
     """Our greedy continuation, prefill included."""
     start = time.perf_counter()
-    result = models.generate(model, [prompt.tolist()], max_tokens=new)
+    result = generate(model, [prompt.tolist()], max_tokens=new)
     return {"seconds": time.perf_counter() - start, "tokens": result.tokens[0].tolist()}
 
 
@@ -233,7 +235,7 @@ def embedded_model() -> Iterator[Path]:
         256, 128, 384, layers=8, heads=4, kv_heads=2, head_dim=32, max_positions=1024
     )
     with tempfile.TemporaryDirectory() as path:
-        models.save(Decoder(config, key=jax.random.key(0)), path)
+        save(Decoder(config, key=jax.random.key(0)), path)
         yield Path(path)
 
 

@@ -50,9 +50,9 @@ def compress(
     from ffnlab.cli.keys import recipe_keys
     from ffnlab.cli.show import show
     from ffnlab.cli.trained import provenance, warn_of_seen
-    from ffnlab.data.documents import documents_of, read_documents, split
+    from ffnlab.data.text.documents import documents_of, read_documents, split
     from ffnlab.errors import ConfigError
-    from ffnlab.models.embedded import open_model, shipped
+    from ffnlab.formats.embedded import open_model, shipped
 
     if keys:
         show(Group(*recipe_keys()))

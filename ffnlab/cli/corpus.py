@@ -18,7 +18,7 @@ from ffnlab.data import (
     text_identity,
     validation_split,
 )
-from ffnlab.data.documents import (
+from ffnlab.data.text.documents import (
     SEPARATOR,
     Scored,
     check_ids,
@@ -30,8 +30,8 @@ from ffnlab.data.documents import (
     split_all,
 )
 from ffnlab.errors import ConfigError
-from ffnlab.models import Tokenizer
-from ffnlab.models.tokenizer import TOKENIZER_FILE
+from ffnlab.formats import Tokenizer
+from ffnlab.formats.tokenizer.tokenizer import TOKENIZER_FILE
 
 __all__ = ["Corpus", "load_corpus"]
 

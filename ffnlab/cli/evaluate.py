@@ -29,17 +29,17 @@ def evaluate(
       limit: bytes of text to score at most.
       held_out: score only the last tenth of every document of `text`, which training holds out.
     """
-    from ffnlab import models
     from ffnlab.cli.trained import provenance, warn_of_seen
     from ffnlab.data import stdlib_text
-    from ffnlab.data.documents import documents_of, joined, read_documents, scored, split
+    from ffnlab.data.text.documents import documents_of, joined, read_documents, scored, split
     from ffnlab.errors import ConfigError, at_least
-    from ffnlab.models.evaluate import perplexity
+    from ffnlab.formats import open_model
+    from ffnlab.text.evaluate import perplexity
 
     at_least(1, limit=limit, window=window, stride=stride)
     if held_out and not text:
         raise ConfigError("--held-out is of --text; without files the text is held out already")
-    decoder, tokenizer = models.open_model(model)
+    decoder, tokenizer = open_model(model)
     if text:
         whole = read_documents(text)
         parts = [split(document)[1] for document in whole] if held_out else whole

@@ -45,15 +45,16 @@ def generate(
     """
     import jax
 
-    from ffnlab import models
     from ffnlab.errors import ConfigError, at_least, check_seed
-    from ffnlab.models.generation_config import stop_ids
+    from ffnlab.formats import open_model
+    from ffnlab.text import stream_tokens
+    from ffnlab.text.generation_config import stop_ids
 
     check_seed(seed)
     at_least(1, max_tokens=max_tokens)
     if not prompt:
         raise ConfigError("prompt is empty; give at least one character")
-    decoder, tokenizer = models.open_model(model)
+    decoder, tokenizer = open_model(model)
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     sampling = chosen(given, tokenizer.beside.generation if model_sampling else None)
     if chat:
@@ -62,7 +63,7 @@ def generate(
         ids = tokenizer.encode(prompt, special=model is not None)
     if tokenizer.begins_twice(ids):
         warn("the prompt begins with the beginning-of-text token, which is put before it once more")
-    tokens = models.stream_tokens(
+    tokens = stream_tokens(
         decoder,
         ids,
         max_tokens=max_tokens,
@@ -89,13 +90,13 @@ def chosen(given: Mapping[str, float | None], advice: Mapping[str, object] | Non
       given: options of the command line by name; None where they were not.
       advice: content of generation_config.json, or None.
     Returns:
-      an `ffnlab.models.Sampling`.
+      an `ffnlab.text.Sampling`.
     Raises:
       ConfigError: a limit of the draw, and nothing is drawn.
     """
     from ffnlab.errors import ConfigError
-    from ffnlab.models import Sampling
-    from ffnlab.models.generation_config import advised_sampling
+    from ffnlab.text import Sampling
+    from ffnlab.text.generation_config import advised_sampling
 
     advised, unused = (Sampling(), []) if advice is None else advised_sampling(advice)
     if unused:

@@ -24,9 +24,10 @@ from ffnlab.cli.training import (
     rule_of,
 )
 from ffnlab.errors import ConfigError, FFNLabError, at_least
-from ffnlab.files import read_json
-from ffnlab.models import Decoder, families
+from ffnlab.formats.huggingface import families
+from ffnlab.models import Decoder
 from ffnlab.parallel import read_config
+from ffnlab.storage.files import read_json
 
 __all__ = ["measure", "plan"]
 

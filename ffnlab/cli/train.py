@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 from rich.console import Group
 
-from ffnlab import io, parallel, placing
+from ffnlab import parallel
 from ffnlab.cli.corpus import Corpus, load_corpus
 from ffnlab.cli.identity import identity_of, versions
 from ffnlab.cli.keys import Section, method_keys, training_keys
@@ -28,8 +28,8 @@ from ffnlab.cli.training import (
 )
 from ffnlab.data import HeldOut
 from ffnlab.errors import ConfigError, at_least
+from ffnlab.formats import load, save
 from ffnlab.learning import OPTIMIZERS
-from ffnlab.models import load, save
 from ffnlab.models.account import parameters
 from ffnlab.parallel import (
     Outcome,
@@ -40,6 +40,8 @@ from ffnlab.parallel import (
     to_table,
 )
 from ffnlab.rule import Rule
+from ffnlab.storage import placing
+from ffnlab.storage.files import write_json
 
 
 def train(
@@ -220,7 +222,7 @@ def written(
     bits = bits / corpus.held_out.bytes_per_token
     record = training_record(settings, outcome, bits, corpus, work)
     if parallel.is_first():
-        io.write_json(folder / "training.json", record)
+        write_json(folder / "training.json", record)
     return record
 
 

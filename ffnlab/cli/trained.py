@@ -6,9 +6,9 @@ from contextlib import nullcontext
 from importlib import resources
 from pathlib import Path
 
-from ffnlab.data.documents import is_seen
-from ffnlab.models.embedded import shipped
-from ffnlab.models.untrusted import inside, read_json
+from ffnlab.data.text.documents import is_seen
+from ffnlab.formats.embedded import shipped
+from ffnlab.formats.untrusted import inside, read_json
 
 __all__ = ["FILE", "provenance", "warn_of_seen"]
 
@@ -19,7 +19,7 @@ def provenance(model: Path | None) -> dict[str, object]:
     """What the training.json of a model says of its text; empty without one of ours.
 
     Args:
-      model: as the command line names it, see `ffnlab.models.open_model`.
+      model: as the command line names it, see `ffnlab.formats.open_model`.
     Returns:
       "text" and "documents" as `ffnlab train` wrote them.
     Raises:

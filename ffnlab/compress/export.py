@@ -10,11 +10,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from ffnlab import models, tree, weights
+from ffnlab import tree, weights
 from ffnlab.compress.report import Export
 from ffnlab.errors import FormatError
-from ffnlab.files import sha256, write_json
-from ffnlab.models import Decoder, Tokenizer
+from ffnlab.formats import Tokenizer, is_packable, load, save
+from ffnlab.models import Decoder
+from ffnlab.storage.files import sha256, write_json
 
 __all__ = ["checksums", "export"]
 
@@ -53,7 +54,7 @@ def export(
     Raises:
       FormatError: a loaded model has other values or another perplexity than that in memory.
     """
-    packed = models.is_packable(model)
+    packed = is_packable(model)
     formats: dict[str, Format] = {"model": "compressed-tensors" if packed else "dense"}
     if dense and packed:
         formats["dense"] = "dense"
@@ -73,13 +74,13 @@ def write(
     origin: Mapping[str, object],
 ) -> Export:
     """Writes one directory in one format and checks it; see `export`."""
-    ignored = models.save(model, folder, format=format)
+    ignored = save(model, folder, format=format)
     tokenizer.save(folder)
     (folder / PROVENANCE).unlink(missing_ok=True)  # of what stood here before
     if origin:
         write_json(folder / PROVENANCE, dict(origin))
     files = checksums(folder)
-    loaded = models.load(folder)
+    loaded = load(folder)
     check_values(folder, model, loaded)
     loaded = weights.prepare(loaded)
     found = measure(loaded, f"written {folder.name}")
@@ -87,7 +88,7 @@ def write(
     elsewhere = found
     if (folder / "ffnlab.json").exists():
         del loaded
-        plain = weights.prepare(models.load(folder, extras=False))
+        plain = weights.prepare(load(folder, extras=False))
         elsewhere = measure(plain, f"written {folder.name} without ffnlab.json")
     return Export(
         folder=folder.name,

@@ -23,10 +23,11 @@ from ffnlab.compress.stages import apply_stage, measured, score
 from ffnlab.compress.state import Interrupted, begin
 from ffnlab.compress.text import Text
 from ffnlab.errors import require
-from ffnlab.files import StrPath, atomic_write
-from ffnlab.models import Decoder, Tokenizer
+from ffnlab.formats import Tokenizer
+from ffnlab.models import Decoder
 from ffnlab.parallel import locked
 from ffnlab.recipes import Recipe
+from ffnlab.storage.files import StrPath, atomic_write
 from ffnlab.studies.result import as_png, versions
 
 __all__ = ["compress"]

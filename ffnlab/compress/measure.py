@@ -16,11 +16,11 @@ from ffnlab.compress.text import Samples
 from ffnlab.errors import NumericalError
 from ffnlab.layers import SparseGatedFFN
 from ffnlab.models import Decoder, account
-from ffnlab.models.evaluate import nats_of
-from ffnlab.models.generate import begin
-from ffnlab.models.sample import Sampling
 from ffnlab.progress import track
 from ffnlab.sparsity import realised_sparsity
+from ffnlab.text.evaluate import nats_of
+from ffnlab.text.generate import begin
+from ffnlab.text.sample import Sampling
 from ffnlab.weights import SparseInput
 
 __all__ = ["Cost", "Quality", "cost", "decode_speeds", "device", "peak_memory", "quality"]

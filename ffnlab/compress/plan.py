@@ -12,12 +12,13 @@ import jax
 import numpy as np
 
 import ffnlab
-from ffnlab import sidecar
 from ffnlab.compress.state import State
 from ffnlab.compress.text import Samples, Text, calibration, held_out
 from ffnlab.errors import ConfigError, FFNLabError
-from ffnlab.models import Decoder, Tokenizer
+from ffnlab.formats import Tokenizer
+from ffnlab.models import Decoder
 from ffnlab.recipes import Calibration, Recipe
+from ffnlab.storage import structure
 from ffnlab.transform import Transform
 
 __all__ = ["Clock", "Job", "Plan", "digest", "identity", "plan"]
@@ -147,7 +148,7 @@ def labels_of(recipe: Recipe) -> list[str]:
 
 def digest(model: Decoder) -> str:
     """SHA-256 of a model: structure, static fields, dtypes, shapes and values."""
-    found = hashlib.sha256(json.dumps(sidecar.describe(model), sort_keys=True).encode())
+    found = hashlib.sha256(json.dumps(structure.describe(model), sort_keys=True).encode())
     for leaf in jax.tree.leaves(model):
         found.update(np.ascontiguousarray(np.asarray(leaf)).view(np.uint8).data)
     return found.hexdigest()

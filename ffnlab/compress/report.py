@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ffnlab.errors import FormatError
-from ffnlab.files import StrPath, read_json, write_json
+from ffnlab.storage.files import StrPath, read_json, write_json
 
 __all__ = ["FORMAT", "Export", "Report", "Rival", "Row", "Verdict", "read_report"]
 

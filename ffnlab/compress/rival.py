@@ -22,9 +22,10 @@ from ffnlab.compress.report import Rival, Row, Verdict, build, read_report
 from ffnlab.compress.text import Samples, Text, held_out
 from ffnlab.data import read_text
 from ffnlab.errors import FormatError
-from ffnlab.files import StrPath, read_json
-from ffnlab.models import Decoder, embedded
+from ffnlab.formats import embedded
+from ffnlab.models import Decoder
 from ffnlab.recipes import Recipe
+from ffnlab.storage.files import StrPath, read_json
 
 __all__ = ["embedded_rival", "record", "second_texts"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from ffnlab.errors import ConfigError, FormatError
-from ffnlab.files import read_json, write_json
+from ffnlab.storage.files import read_json, write_json
 
 __all__ = ["FOLDER", "Interrupted", "State", "begin"]
 

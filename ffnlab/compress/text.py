@@ -2,7 +2,8 @@
 
 Without files it is the standard library of the running interpreter (`ffnlab.data.stdlib_text`),
 whose held-out modules are fixed by name. Files of one's own are split as training splits them
-(`ffnlab.data.documents`): the first nine tenths of every document calibrate, the rest is held out.
+(`ffnlab.data.text.documents`): the first nine tenths of every document calibrate, the rest is
+held out.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from ffnlab.data import stdlib_text, text_identity
-from ffnlab.data.documents import (
+from ffnlab.data.text.documents import (
     SEPARATOR,
     SPLIT,
     Encoder,
@@ -26,8 +27,8 @@ from ffnlab.data.documents import (
     starts_with,
 )
 from ffnlab.errors import ConfigError
-from ffnlab.files import StrPath
 from ffnlab.recipes import Calibration, Evaluation
+from ffnlab.storage.files import StrPath
 
 __all__ = ["Samples", "Text", "calibration", "file_text", "held_out", "standard_text"]
 
@@ -69,7 +70,7 @@ def standard_text() -> Text:
         text.train,
         text.held_out,
         f"standard library of Python {text.identity['python']}",
-        "held-out modules are fixed by name in ffnlab.data.stdlib_text",
+        "held-out modules are fixed by name in ffnlab.data.text.stdlib_text",
     )
 
 

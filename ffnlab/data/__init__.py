@@ -5,15 +5,20 @@ batch, so that a run resumes exactly by remembering that integer. Corpora and wi
 tokenizers belong to `ffnlab.models`, placing batches on devices to `ffnlab.parallel`.
 """
 
-from ffnlab.data.arrays import ArrayBatches
+from ffnlab.data.batches.arrays import ArrayBatches
+from ffnlab.data.batches.records import RecordBatches
+from ffnlab.data.batches.tfds import tfds_records
 from ffnlab.data.clusters import Labelled, digits, gaussian_clusters
-from ffnlab.data.images import ImageFolder, read_idx
-from ffnlab.data.mnist import mnist, mnist_folder
-from ffnlab.data.packing import Packed, PackedBatches
-from ffnlab.data.records import RecordBatches
-from ffnlab.data.stdlib_text import StdlibText, stdlib_text, text_identity, validation_split
-from ffnlab.data.text import HeldOut, TextBatches, held_out_windows, read_text
-from ffnlab.data.tfds import tfds_records
+from ffnlab.data.images.files import ImageFolder, read_idx
+from ffnlab.data.images.mnist import mnist, mnist_folder
+from ffnlab.data.text.packing import Packed, PackedBatches
+from ffnlab.data.text.stdlib_text import (
+    StdlibText,
+    stdlib_text,
+    text_identity,
+    validation_split,
+)
+from ffnlab.data.text.windows import HeldOut, TextBatches, held_out_windows, read_text
 
 __all__ = [
     "ArrayBatches",

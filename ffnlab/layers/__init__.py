@@ -4,13 +4,18 @@ Parts that models are assembled from: linear maps, norms, attention, feed-forwar
 A whole network (embedding to logits) belongs in `ffnlab.models`.
 """
 
-from ffnlab.layers.attention import Attention, AttentionSpec, Context
+from ffnlab.layers.attention.attention import Attention, AttentionSpec, Context
+from ffnlab.layers.attention.rope import Rope
 from ffnlab.layers.block import Block
 from ffnlab.layers.conv import Conv
-from ffnlab.layers.ffn import ACTIVATIONS, GatedFFN, JoinedGatedFFN, SparseGatedFFN
+from ffnlab.layers.feed_forward.ffn import (
+    ACTIVATIONS,
+    GatedFFN,
+    JoinedGatedFFN,
+    SparseGatedFFN,
+)
+from ffnlab.layers.feed_forward.mlp import MLP
 from ffnlab.layers.linear import Embedding, Linear, RMSNorm
-from ffnlab.layers.mlp import MLP
-from ffnlab.layers.rope import Rope
 from ffnlab.layers.stacking import Statistic
 
 __all__ = [

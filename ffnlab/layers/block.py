@@ -3,7 +3,7 @@
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ffnlab.layers.attention import Attention, Context
+from ffnlab.layers.attention.attention import Attention, Context
 from ffnlab.layers.linear import RMSNorm
 from ffnlab.layers.logical import constrain
 from ffnlab.weights import kv

@@ -11,21 +11,31 @@ from ffnlab.learning.backprop import (
     labelled,
     next_token,
 )
-from ffnlab.learning.counter_current import CounterCurrentState, MapLoss, PairLoss, counter_current
-from ffnlab.learning.masters import MastersState, in_float32
-from ffnlab.learning.noise import gradient_noise, noise_scale
-from ffnlab.learning.noprop import NoPropOptions, NoPropState, noprop
-from ffnlab.learning.noprop_net import NoPropNet
-from ffnlab.learning.noprop_schedule import LearnedSchedule
-from ffnlab.learning.optimizers import (
+from ffnlab.learning.counter_current.rule import (
+    CounterCurrentState,
+    MapLoss,
+    PairLoss,
+    counter_current,
+)
+from ffnlab.learning.noprop.net import NoPropNet
+from ffnlab.learning.noprop.rule import NoPropOptions, NoPropState, noprop
+from ffnlab.learning.noprop.schedule import LearnedSchedule
+from ffnlab.learning.optimizers.masters import MastersState, in_float32
+from ffnlab.learning.optimizers.named import (
     OPTIMIZERS,
     Extension,
     OptimizerConfig,
     make_optimizer,
     rate_at,
 )
+from ffnlab.learning.optimizers.noise import gradient_noise, noise_scale
+from ffnlab.learning.optimizers.trust import (
+    lamb,
+    lars,
+    scale_by_trust_ratio,
+    sqrt_batch_schedule,
+)
 from ffnlab.learning.packed import packed_next_token
-from ffnlab.learning.trust import lamb, lars, scale_by_trust_ratio, sqrt_batch_schedule
 
 __all__ = [
     "OPTIMIZERS",

@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 
 from ffnlab.errors import ConfigError
 from ffnlab.layers.logical import constrain
-from ffnlab.learning.masters import widened
+from ffnlab.learning.optimizers.masters import widened
 from ffnlab.rule import Metrics
 
 __all__ = ["COUNT", "accumulated", "cut_rows"]

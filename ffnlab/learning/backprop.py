@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from ffnlab import tree
 from ffnlab.errors import ConfigError
 from ffnlab.learning.accumulate import accumulated
-from ffnlab.learning.masters import in_float32
+from ffnlab.learning.optimizers.masters import in_float32
 from ffnlab.rule import Rule
 
 Metrics = Mapping[str, Array]

@@ -1,40 +1,57 @@
-"""Models: assembled networks, their files (Hugging Face in and out), generation and evaluation.
+"""Models: assembled networks, and what turns one into another.
 
-Layers belong in `ffnlab.layers`; methods that rewrite models in their own packages above.
+Layers belong in `ffnlab.layers`, files in `ffnlab.formats`, generation and evaluation in
+`ffnlab.text`, methods that rewrite models in their own packages above. What users call most of
+those two is found here too, under the names of `ABOVE`, when it is first asked for.
 """
+
+import importlib
+from types import MappingProxyType
+from typing import Any
 
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.decoder import Cache, Decoder
-from ffnlab.models.embedded import embedded, open_model
-from ffnlab.models.generate import Generated, generate, stream_tokens
-from ffnlab.models.load import load
 from ffnlab.models.remat import remat
 from ffnlab.models.remove import remove, removed
-from ffnlab.models.sample import Sampling
-from ffnlab.models.save import is_packable, save
-from ffnlab.models.sidecar import ignored_by_others
 from ffnlab.models.stack import Stacked, stack, unstack
-from ffnlab.models.tokenizer import Tokenizer
+
+# Name -> "module:name". Nothing inside ffnlab uses these: they stand on higher floors.
+ABOVE = MappingProxyType(
+    {
+        "Generated": "ffnlab.text:Generated",
+        "Sampling": "ffnlab.text:Sampling",
+        "Tokenizer": "ffnlab.formats:Tokenizer",
+        "embedded": "ffnlab.formats:embedded",
+        "generate": "ffnlab.text:generate",
+        "ignored_by_others": "ffnlab.formats:ignored_by_others",
+        "is_packable": "ffnlab.formats:is_packable",
+        "load": "ffnlab.formats:load",
+        "open_model": "ffnlab.formats:open_model",
+        "save": "ffnlab.formats:save",
+        "stream_tokens": "ffnlab.text:stream_tokens",
+    }
+)
 
 __all__ = [
     "Cache",
     "Decoder",
     "DecoderConfig",
-    "Generated",
-    "Sampling",
     "Stacked",
-    "Tokenizer",
-    "embedded",
-    "generate",
-    "ignored_by_others",
-    "is_packable",
-    "load",
-    "open_model",
     "remat",
     "remove",
     "removed",
-    "save",
     "stack",
-    "stream_tokens",
     "unstack",
+    *ABOVE,
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ABOVE:
+        module, _, attribute = ABOVE[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *ABOVE})

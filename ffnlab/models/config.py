@@ -3,8 +3,8 @@
 import dataclasses
 
 from ffnlab.errors import ConfigError
-from ffnlab.layers.ffn import check_activation
-from ffnlab.layers.rope import Rope, check_rope
+from ffnlab.layers.attention.rope import Rope, check_rope
+from ffnlab.layers.feed_forward.ffn import check_activation
 
 
 @dataclasses.dataclass(frozen=True)

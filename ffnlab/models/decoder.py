@@ -23,9 +23,9 @@ from ffnlab.layers import (
     Linear,
     RMSNorm,
 )
-from ffnlab.layers.attention import causal_mask
+from ffnlab.layers.attention.attention import causal_mask
+from ffnlab.layers.attention.rope import tables
 from ffnlab.layers.logical import constrain
-from ffnlab.layers.rope import tables
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.remat import run_block
 from ffnlab.models.stack import Stacked

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 import jax
 
-from ffnlab import io
 from ffnlab.errors import DamagedError
-from ffnlab.files import remove
 from ffnlab.parallel.processes import meet
+from ffnlab.storage import trees
+from ffnlab.storage.files import remove
 
 __all__ = ["Saver", "exists", "resume", "restore", "save"]
 
@@ -39,7 +39,7 @@ def exists(folder: Path) -> bool:
 
 def is_finished(folder: Path, step: int) -> bool:
     """Whether the checkpoint of a step was written to its end, whatever has become of it."""
-    return os.path.lexists(folder / NAME.format(step) / io.SIDECAR)
+    return os.path.lexists(folder / NAME.format(step) / trees.SIDECAR)
 
 
 def save(folder: Path, step: int, tree: object, about: Mapping[str, Any] | None = None) -> None:
@@ -50,7 +50,7 @@ def save(folder: Path, step: int, tree: object, about: Mapping[str, Any] | None 
     Args:
       folder: of all checkpoints of the run.
       step: of this one; the checkpoint knows it, whatever its folder is called later.
-      tree: see `ffnlab.io.save`.
+      tree: see `ffnlab.storage.trees.save`.
       about: JSON values to keep under its sum; "step" is added.
     Raises:
       OSError: it could not be written; those before it are intact.
@@ -119,7 +119,7 @@ def _begin(
         if jax.process_index() == 0:
             remove(target)
         meet(f"the place of {target.name} is free")
-        end = io.begin_save(target, tree, about)
+        end = trees.begin_save(target, tree, about)
 
     def finish(passed: set[int]) -> None:
         with _write_errors(folder, step):
@@ -167,7 +167,7 @@ def resume(
 
     Args:
       folder: of all checkpoints of the run.
-      like: see `ffnlab.io.restore`.
+      like: see `ffnlab.storage.trees.restore`.
       accept: (about, name of the checkpoint) -> None; raises where it must not be used.
     Returns:
       its tree, and what it was saved with. A warning names each newer one that is damaged,
@@ -187,7 +187,7 @@ def resume(
                 accept(about, str(target))
 
         try:
-            return io.restore_about(target, like, check)
+            return trees.restore_about(target, like, check)
         except DamagedError as error:
             first = first or error
             warnings.warn(f"{error}; the checkpoint before it is tried", stacklevel=2)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ffnlab.errors import require
-from ffnlab.files import naming
+from ffnlab.storage.files import naming
 
 __all__ = ["Events"]
 

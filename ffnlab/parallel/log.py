@@ -10,11 +10,10 @@ from types import TracebackType
 
 import jax
 
-from ffnlab import io
-from ffnlab.files import naming, open_regular
 from ffnlab.parallel.events import Events
 from ffnlab.parallel.processes import is_first
 from ffnlab.progress import console
+from ffnlab.storage.files import atomic_write, naming, open_regular
 
 
 class MetricsFile:
@@ -32,7 +31,7 @@ class MetricsFile:
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             lines = self._kept()
-            with io.atomic_write(self.path) as file:
+            with atomic_write(self.path) as file:
                 file.write("".join(lines).encode())
         return self
 

@@ -17,7 +17,6 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from ffnlab import io
 from ffnlab.errors import ConfigError, NumericalError
 from ffnlab.layers.logical import LAYOUT, Layout
 from ffnlab.parallel import checkpoints
@@ -38,6 +37,7 @@ from ffnlab.parallel.sharding import (
 )
 from ffnlab.parallel.signals import stop_request
 from ffnlab.rule import Rule
+from ffnlab.storage import trees
 
 
 @runtime_checkable
@@ -346,7 +346,7 @@ class _Run:
         where = "all of the state is finite" if path is None else f"the first bad part is {path}"
         folder = self._in("failed")
         if folder is not None:
-            io.save(folder, _checkpoint(state, position, 0.0))
+            trees.save(folder, _checkpoint(state, position, 0.0))
             where += f" (saved in {folder})"
         raise NumericalError(
             f"step {position}: {figures.bad}; {where}; lower the learning rate, clip, or lengthen "

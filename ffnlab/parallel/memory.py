@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ffnlab import io
 from ffnlab.errors import ConfigError, FormatError
 from ffnlab.parallel.processes import is_first
+from ffnlab.storage.files import read_json, write_json
 
 __all__ = ["Identity", "Memory", "keep_table"]
 
@@ -115,7 +115,7 @@ def keep_table(folder: Path, identity: Identity, resumed: Mapping[str, Any] | No
         raise ConfigError(f"{file} is a folder; remove it")
     if resumed is not None:
         try:
-            identity.check(io.read_json(file), str(file), None)
+            identity.check(read_json(file), str(file), None)
             return
         except FileNotFoundError:
             problem = f"{file} is missing"
@@ -123,4 +123,4 @@ def keep_table(folder: Path, identity: Identity, resumed: Mapping[str, Any] | No
             problem = str(error)
         warnings.warn(f"{problem}; it is written again from the checkpoint", stacklevel=2)
     if is_first():
-        io.write_json(file, table)
+        write_json(file, table)

@@ -15,10 +15,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from ffnlab import placing, weights
+from ffnlab import weights
 from ffnlab.layers.logical import LAYOUT, Layout, partition
 from ffnlab.parallel.mesh import check_use, on
 from ffnlab.rule import Metrics, Rule
+from ffnlab.storage import placing
 from ffnlab.weights import AxisNames
 
 __all__ = [

@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Int
 from ffnlab import models, tree
 from ffnlab.errors import ConfigError, NumericalError
 from ffnlab.layers import Attention, Block, Context
-from ffnlab.layers.rope import rotate, rotated
+from ffnlab.layers.attention.rope import rotate, rotated
 from ffnlab.models import Decoder
 from ffnlab.models.calibration import check_tokens
 from ffnlab.quantization import fireq_core as core

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ffnlab.layers import Attention, Block, RMSNorm
-from ffnlab.layers.rope import rotated
+from ffnlab.layers.attention.rope import rotated
 from ffnlab.quantization import fireq_core as core
 from ffnlab.quantization import scaling
 from ffnlab.quantization.fireq_options import Options

@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from ffnlab.errors import ConfigError
-from ffnlab.files import StrPath
 from ffnlab.options import Option, checked, nearest
 from ffnlab.recipes.table import METHODS, options_of
-from ffnlab.sidecar import jsonable
+from ffnlab.storage.files import StrPath
+from ffnlab.storage.structure import jsonable
 from ffnlab.transform import Transform
 
 __all__ = ["Calibration", "Evaluation", "Recipe", "Stage", "default", "parse_recipe", "read_recipe"]

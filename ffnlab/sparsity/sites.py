@@ -9,7 +9,7 @@ from jaxtyping import Array, Int
 from ffnlab import models, tree
 from ffnlab.errors import ConfigError
 from ffnlab.layers import ACTIVATIONS, GatedFFN, Linear, SparseGatedFFN
-from ffnlab.layers.ffn import by_channel
+from ffnlab.layers.feed_forward.ffn import by_channel
 from ffnlab.models import Decoder
 from ffnlab.weights import SparseInput
 

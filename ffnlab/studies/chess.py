@@ -20,9 +20,9 @@ import numpy as np
 from ffnlab import models
 from ffnlab.bench import sparse as bench
 from ffnlab.data import TextBatches, stdlib_text
-from ffnlab.files import StrPath
+from ffnlab.formats.embedded import embedded
 from ffnlab.models import DecoderConfig
-from ffnlab.models.embedded import embedded
+from ffnlab.storage.files import StrPath
 from ffnlab.studies import STUDIES
 from ffnlab.studies.chess_measure import (
     RULES,

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ffnlab import models, weights
+from ffnlab import weights
 from ffnlab.models import Decoder, DecoderConfig
 from ffnlab.sparsity import cats, chess, realised_sparsity, sparsified
 from ffnlab.sparsity import chess_core as core
 from ffnlab.studies.fireq_measure import loss
+from ffnlab.text import generate
 from ffnlab.transform import Transform, apply, calibrate
 
 __all__ = ["RULES", "Errors", "Point", "Speed", "decode_speeds", "drawn_errors", "sweep"]
@@ -242,7 +243,7 @@ def decode_speeds(
 
     def decode(model: Decoder) -> tuple[float, Int[np.ndarray, "1 n"]]:
         start = time.perf_counter()
-        result = models.generate(model, prompt, max_tokens=tokens)
+        result = generate(model, prompt, max_tokens=tokens)
         return (time.perf_counter() - start) / tokens, result.tokens
 
     written = {k: decode(model)[1] for k, model in ready.items()}

@@ -15,11 +15,11 @@ import numpy as np
 import optax
 
 from ffnlab.data import digits, gaussian_clusters
-from ffnlab.files import StrPath
 from ffnlab.layers import MLP
 from ffnlab.learning import backprop, counter_current, labelled
-from ffnlab.learning.counter_current import local_losses, mirrored
+from ffnlab.learning.counter_current.rule import local_losses, mirrored
 from ffnlab.rule import Rule
+from ffnlab.storage.files import StrPath
 from ffnlab.studies import STUDIES, tuning
 from ffnlab.studies import counter_current_autoencoder as autoencoder
 from ffnlab.studies.classify import at_rate, clipped_sgd, clusters, grouped_bars

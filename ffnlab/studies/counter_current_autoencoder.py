@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PyTree
 from ffnlab.data import digits
 from ffnlab.layers import MLP
 from ffnlab.learning import MapLoss, backprop, counter_current
-from ffnlab.learning.counter_current import mirrored
+from ffnlab.learning.counter_current.rule import mirrored
 from ffnlab.models.convnet import ConvAutoencoder
 from ffnlab.rule import Rule
 from ffnlab.studies import tuning

@@ -19,11 +19,11 @@ from jaxtyping import Array, Float, Int
 
 from ffnlab import models
 from ffnlab.data import TextBatches, stdlib_text
-from ffnlab.files import StrPath
+from ffnlab.formats.embedded import embedded
 from ffnlab.models import Decoder
-from ffnlab.models.embedded import embedded
 from ffnlab.pruning import Search, finercut, removal_map, removal_order
 from ffnlab.pruning.finercut import sublayers
+from ffnlab.storage.files import StrPath
 from ffnlab.studies import STUDIES
 from ffnlab.studies.result import Claim, Result
 from ffnlab.transform import calibrate

@@ -24,10 +24,10 @@ from jaxtyping import Int
 
 from ffnlab import models
 from ffnlab.data import TextBatches, stdlib_text
-from ffnlab.files import StrPath
-from ffnlab.models import Decoder, Sampling
-from ffnlab.models.embedded import embedded
-from ffnlab.models.llama2c import load_model
+from ffnlab.formats.embedded import embedded
+from ffnlab.formats.llama2c import load_model
+from ffnlab.models import Decoder
+from ffnlab.storage.files import StrPath
 from ffnlab.studies import STUDIES
 from ffnlab.studies.fireq_measure import (
     Loss,
@@ -43,6 +43,7 @@ from ffnlab.studies.fireq_measure import (
     variants,
 )
 from ffnlab.studies.result import Claim, Result
+from ffnlab.text import Sampling, generate
 
 __all__ = ["run"]
 
@@ -154,7 +155,7 @@ def own_samples(model: Decoder, key: jax.Array) -> Int[np.ndarray, "40 201"]:
     """Texts that the model wrote itself: a quantized copy can only predict them worse."""
     begin = model.config.bos or 1
     sampling = Sampling(temperature=1.0)
-    found = models.generate(model, [[begin]] * 40, max_tokens=200, sampling=sampling, key=key)
+    found = generate(model, [[begin]] * 40, max_tokens=200, sampling=sampling, key=key)
     return np.pad(found.tokens, ((0, 0), (1, 0)), constant_values=begin)
 
 

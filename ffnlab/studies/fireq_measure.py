@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ffnlab import models, tree, weights
 from ffnlab.layers import Attention, Rope
-from ffnlab.layers.rope import rotate, tables
+from ffnlab.layers.attention.rope import rotate, tables
 from ffnlab.models import Decoder
 from ffnlab.quantization import fireq, nearest
 from ffnlab.quantization import fireq_core as core

@@ -17,11 +17,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
-from ffnlab.files import StrPath
 from ffnlab.layers import MLP
 from ffnlab.learning import BackpropState, backprop, gradient_noise, labelled
-from ffnlab.learning.noise import noise_scale
+from ffnlab.learning.optimizers.noise import noise_scale
 from ffnlab.rule import Rule
+from ffnlab.storage.files import StrPath
 from ffnlab.studies import STUDIES, tuning
 from ffnlab.studies.classify import CLUSTERS, at_rate, clusters, grouped_bars, paced
 from ffnlab.studies.result import Claim, Result

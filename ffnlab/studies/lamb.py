@@ -15,11 +15,11 @@ import numpy as np
 import optax
 
 from ffnlab.data import ArrayBatches, Labelled
-from ffnlab.files import StrPath
 from ffnlab.layers import MLP
 from ffnlab.learning import backprop, labelled, lamb, lars
-from ffnlab.learning.trust import matrices
+from ffnlab.learning.optimizers.trust import matrices
 from ffnlab.rule import Rule
+from ffnlab.storage.files import StrPath
 from ffnlab.studies import STUDIES, tuning
 from ffnlab.studies.classify import CLUSTERS, at_rate, clusters, grouped_bars, paced
 from ffnlab.studies.result import Claim, Result

@@ -21,10 +21,10 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
 from ffnlab.data import ArrayBatches, Labelled, digits, mnist, mnist_folder
-from ffnlab.files import StrPath
 from ffnlab.layers import MLP
 from ffnlab.learning import NoPropNet, NoPropOptions, backprop, counter_current, labelled, noprop
 from ffnlab.rule import Rule
+from ffnlab.storage.files import StrPath
 from ffnlab.studies import STUDIES, tuning
 from ffnlab.studies.classify import accuracy, at_rate, clipped_sgd, learned, paced
 from ffnlab.studies.result import Claim, Result

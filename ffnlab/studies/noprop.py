@@ -18,7 +18,6 @@ from jaxtyping import Array, Float
 
 from ffnlab import tree
 from ffnlab.data import gaussian_clusters
-from ffnlab.files import StrPath
 from ffnlab.layers import MLP
 from ffnlab.learning import (
     LearnedSchedule,
@@ -28,9 +27,10 @@ from ffnlab.learning import (
     labelled,
     noprop,
 )
-from ffnlab.learning import noprop_core as core
-from ffnlab.learning.noprop import block_losses
+from ffnlab.learning.noprop import core
+from ffnlab.learning.noprop.rule import block_losses
 from ffnlab.rule import Rule
+from ffnlab.storage.files import StrPath
 from ffnlab.studies import STUDIES, tuning
 from ffnlab.studies.classify import CLUSTERS, accuracy, at_rate, clusters, grouped_bars, paced
 from ffnlab.studies.result import Claim, Result

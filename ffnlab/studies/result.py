@@ -27,7 +27,7 @@ from rich.text import Text
 
 import ffnlab
 from ffnlab.errors import ConfigError, at_least, require
-from ffnlab.files import StrPath, atomic_write, sealed, write_json
+from ffnlab.storage.files import StrPath, atomic_write, sealed, write_json
 
 __all__ = ["PICTURE_LIMIT", "Claim", "Result", "plain", "versions"]
 

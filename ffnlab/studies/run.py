@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ffnlab.errors import check_seed
-from ffnlab.files import StrPath
+from ffnlab.storage.files import StrPath
 from ffnlab.studies import STUDIES, load
 from ffnlab.studies.ledger.sources import sources
 from ffnlab.studies.result import Result

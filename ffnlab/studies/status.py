@@ -10,7 +10,7 @@ import os
 import time
 from pathlib import Path
 
-from ffnlab.files import read_json, write_json
+from ffnlab.storage.files import read_json, write_json
 
 __all__ = ["last_status", "record"]
 

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ffnlab import io
 from ffnlab.errors import first_line
+from ffnlab.storage import trees
 
 __all__ = ["equal", "hold", "need"]
 
@@ -59,6 +59,6 @@ def equal(a: PyTree, b: PyTree) -> bool:
 
 def bits(leaf: object) -> tuple[np.dtype, tuple[int, ...], bytes]:
     """What a leaf is, bit by bit; a Python number is an array without dimensions."""
-    is_key = isinstance(leaf, jax.Array) and io.is_key(leaf)
+    is_key = isinstance(leaf, jax.Array) and trees.is_key(leaf)
     array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
     return array.dtype, array.shape, array.tobytes()

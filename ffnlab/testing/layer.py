@@ -12,7 +12,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, PyTree
 
-from ffnlab import io, tree
+from ffnlab import tree
+from ffnlab.storage import trees
 from ffnlab.testing.compiling import counted
 from ffnlab.testing.contract import equal, hold, need
 
@@ -139,6 +140,6 @@ def the_output_follows_the_dtype_of_the_input(case: Case) -> None:
 
 def what_is_saved_and_restored_is_equal(case: Case) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        io.save(Path(folder) / "layer", case.layer)
-        back = io.restore(Path(folder) / "layer", jax.eval_shape(lambda: case.layer))
+        trees.save(Path(folder) / "layer", case.layer)
+        back = trees.restore(Path(folder) / "layer", jax.eval_shape(lambda: case.layer))
     need(equal(back, case.layer), "it is not")

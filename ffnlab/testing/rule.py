@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ffnlab import io
 from ffnlab.rule import Metrics, Rule
+from ffnlab.storage import trees
 from ffnlab.testing import small
 from ffnlab.testing.compiling import counted
 from ffnlab.testing.contract import equal, hold, need
@@ -126,8 +126,8 @@ def metrics_are_finite_scalars(case: Case) -> None:
 def the_state_goes_on_from_a_checkpoint(case: Case) -> None:
     state, _ = case.steps(1)
     with tempfile.TemporaryDirectory() as folder:
-        io.save(Path(folder) / "state", state)
-        back = io.restore(Path(folder) / "state", jax.eval_shape(lambda: state))
+        trees.save(Path(folder) / "state", state)
+        back = trees.restore(Path(folder) / "state", jax.eval_shape(lambda: state))
     there, here = (case.rule.step(s, case.batches[1])[0] for s in (back, state))
     need(equal(there, here), "a step from the restored state gives another")
 

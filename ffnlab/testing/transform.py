@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ffnlab import io, models, transform
+from ffnlab import models, transform
 from ffnlab.models import Decoder
+from ffnlab.storage import npz
 from ffnlab.testing import small
 from ffnlab.testing.compiling import counted
 from ffnlab.testing.contract import equal, hold, need
@@ -148,8 +149,8 @@ def stats_are_saved_and_applied_elsewhere(case: Case) -> None:
     new, stats = case.outcome
     if jax.tree.leaves(stats):
         with tempfile.TemporaryDirectory() as folder:
-            io.save_stats(Path(folder) / "stats.npz", stats)
-            stats = io.load_stats(Path(folder) / "stats.npz", stats)
+            npz.save_stats(Path(folder) / "stats.npz", stats)
+            stats = npz.load_stats(Path(folder) / "stats.npz", stats)
     elsewhere = case.make().rewrite(jax.tree.map(lambda leaf: leaf, case.model), stats)
     need(equal(elsewhere, new), "rewrite of the saved stats is another")
 

@@ -12,7 +12,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from ffnlab import compat, io, weights
+from ffnlab import compat, weights
+from ffnlab.storage import trees
 from ffnlab.testing.compiling import counted
 from ffnlab.testing.contract import equal, hold, need
 from ffnlab.weights import Weight
@@ -172,8 +173,8 @@ def gradients_flow_to_the_input_and_to_float_arrays(case: Case) -> None:
 
 def what_is_saved_and_restored_is_equal(case: Case) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        io.save(Path(folder) / "w", case.w)
-        back = io.restore(Path(folder) / "w", jax.eval_shape(lambda: case.w))
+        trees.save(Path(folder) / "w", case.w)
+        back = trees.restore(Path(folder) / "w", jax.eval_shape(lambda: case.w))
     need(equal(back, case.w), "it is not")
 
 

@@ -14,9 +14,10 @@ import pytest
 from ffnlab import models
 from ffnlab.cli.main import main
 from ffnlab.compress import read_report
-from ffnlab.data.documents import digest, split
+from ffnlab.data.text.documents import digest, split
 from ffnlab.errors import ConfigError
-from ffnlab.models import Decoder, Tokenizer
+from ffnlab.formats import Tokenizer
+from ffnlab.models import Decoder
 from tests.compress.conftest import CONFIG, RECIPE, WORDS
 
 # What the makers of a model put beside its weights.

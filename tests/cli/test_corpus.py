@@ -4,16 +4,16 @@ import dataclasses
 
 import numpy as np
 import pytest
+from tests.formats.test_tokenizer import bpe
 
 from ffnlab.cli.corpus import load_corpus, with_ends
 from ffnlab.cli.train import TrainConfig, run
 from ffnlab.cli.training import DataConfig
 from ffnlab.compress import file_text
-from ffnlab.data.documents import digest, documents_of, read_documents, split
+from ffnlab.data.text.documents import digest, documents_of, read_documents, split
 from ffnlab.errors import ConfigError
-from ffnlab.models import Tokenizer, load
+from ffnlab.formats import Tokenizer, load
 from ffnlab.parallel import from_table, held_out_bits
-from tests.models.test_tokenizer import bpe
 
 MODEL = {"width": 8, "hidden": 16, "layers": 1, "heads": 1, "kv_heads": 1, "head_dim": 8}
 

@@ -7,15 +7,16 @@ import re
 import jax
 import numpy as np
 import pytest
+from tests.formats.test_tokenizer import bpe
 
 from ffnlab import models
 from ffnlab.cli.main import main
 from ffnlab.compress import file_text
 from ffnlab.compress.text import held_out
-from ffnlab.data.documents import digest, split
-from ffnlab.models import Decoder, DecoderConfig, Tokenizer
+from ffnlab.data.text.documents import digest, split
+from ffnlab.formats import Tokenizer
+from ffnlab.models import Decoder, DecoderConfig
 from ffnlab.recipes import Evaluation
-from tests.models.test_tokenizer import bpe
 
 CONFIG = DecoderConfig(
     vocab=300, width=16, hidden=16, layers=1, heads=2, kv_heads=1, head_dim=8, max_positions=64
@@ -127,7 +128,7 @@ def test_text_that_was_trained_on(folder, tmp_path, capsys, trained, more, warne
 def test_the_embedded_model_knows_its_text(tmp_path, capsys):
     from ffnlab.cli.trained import provenance, warn_of_seen
     from ffnlab.data import stdlib_text
-    from ffnlab.data.documents import documents_of
+    from ffnlab.data.text.documents import documents_of
 
     record = provenance(None)
     assert len(record["documents"]["train"]) == record["text"]["train_files"]

@@ -10,12 +10,12 @@ import socket
 import numpy as np
 import pytest
 
-from ffnlab import io
 from ffnlab.cli.identity import identity_of
 from ffnlab.cli.train import TrainConfig, run
 from ffnlab.errors import ConfigError, FormatError
-from ffnlab.files import sealed
 from ffnlab.parallel import checkpoints, read_config
+from ffnlab.storage import trees
+from ffnlab.storage.files import sealed, write_json
 from tests.parallel import launch
 
 
@@ -49,7 +49,7 @@ def test_a_run_killed_in_its_first_save_and_begun_anew_is_the_new_one(
 ):
     out, faster = tmp_path / "run", changed(settings, "optimizer", rate=0.07)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(io, "checksums", killed)  # all but the sidecar has been written
+        patch.setattr(trees, "checksums", killed)  # all but the sidecar has been written
         run(settings, out)
     assert checkpoints.steps(out / "checkpoint") and rate_in(out / "run.json") == 0.05
     run(to_steps(faster, 6), out)
@@ -80,7 +80,7 @@ def test_the_run_file_of_another_run_is_refused(settings, tmp_path):
     run(to_steps(settings, 4), out)
     table = json.loads((out / "run.json").read_text())
     table["config"]["optimizer"]["rate"] = 0.07
-    io.write_json(out / "run.json", table)
+    write_json(out / "run.json", table)
     for other in (settings, changed(settings, "optimizer", rate=0.07)):
         with pytest.raises(ConfigError, match="started with another config"):
             run(other, out, resume=True)
@@ -109,10 +109,10 @@ def test_checkpoints_that_do_not_say_of_which_run_are_refused(settings, tmp_path
     out = tmp_path / "run"
     run(to_steps(settings, 4), out)
     (target,) = (out / "checkpoint").iterdir()
-    file = target / io.SIDECAR
-    content = io.read_sidecar(target)
+    file = target / trees.SIDECAR
+    content = trees.read_sidecar(target)
     content["about"]["run"] = None
-    io.write_json(file, sealed(content))
+    write_json(file, sealed(content))
     with pytest.raises(FormatError, match="does not say which run it is of"):
         run(settings, out, resume=True)
 

@@ -9,8 +9,8 @@ import pytest
 from ffnlab.cli.keys import recipe_keys, training_keys
 from ffnlab.cli.main import main
 from ffnlab.cli.training import TrainConfig
+from ffnlab.formats.huggingface.ropes import Rope
 from ffnlab.models import DecoderConfig
-from ffnlab.models.ropes import Rope
 from ffnlab.parallel import from_table
 from ffnlab.recipes import TRANSFORMS, factory, parse_recipe
 

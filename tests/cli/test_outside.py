@@ -8,13 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from ffnlab import io, models
+from ffnlab import models
 from ffnlab.cli.main import main
 from ffnlab.cli.train import TrainConfig, run
 from ffnlab.cli.training import rule_of
 from ffnlab.errors import ConfigError
 from ffnlab.learning import OptimizerConfig, make_optimizer, rate_at
 from ffnlab.parallel import from_table, read_config, to_table
+from ffnlab.storage.files import write_json
 from tests.parallel import launch
 from tests.test_outside import register
 
@@ -181,12 +182,12 @@ def test_nothing_that_a_run_folder_or_a_model_names_is_imported(
     for file in (out / "run.json", out / "model" / "training.json"):
         table = json.loads(file.read_text())
         table.get("config", table.get("recipe")).update(trap)
-        io.write_json(file, table)
+        write_json(file, table)
     with pytest.raises(ConfigError, match="started with another config"):
         run(settings, out, resume=True)
     extra = {"format": "ffnlab", "version": 1, "blocks": 1, "windows": None, "removed": []}
     said = {"layers[0].ffn.up": {"stored": "rules_trap:rule"}}
-    io.write_json(out / "model" / "ffnlab.json", extra | {"by_block": {}, "linears": said})
+    write_json(out / "model" / "ffnlab.json", extra | {"by_block": {}, "linears": said})
     models.load(out / "model")
     (tmp_path / "a.txt").write_text("the cat sat on the mat; " * 9)
     assert main(["eval", str(out / "model"), "--text", str(tmp_path / "a.txt")]) == 0

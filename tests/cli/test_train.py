@@ -18,7 +18,7 @@ import pytest
 from ffnlab.cli.corpus import load_corpus, load_text
 from ffnlab.cli.train import TrainConfig, run, train, xz_bits
 from ffnlab.errors import ConfigError
-from ffnlab.models import Tokenizer, load
+from ffnlab.formats import Tokenizer, load
 from ffnlab.parallel import read_config
 
 CONFIG = """
@@ -132,7 +132,7 @@ def test_sigterm_in_a_process_and_resumed_to_the_same_bits(config, tmp_path):
     out = tmp_path / "cut"
     arguments = f"Path({str(config)!r}), out=Path({str(out)!r}), steps=40"
     code = f"from pathlib import Path; from ffnlab.cli.train import train; train({arguments})"
-    slow = "import ffnlab.data.text as t, time; f = t.TextBatches.__call__; "
+    slow = "import ffnlab.data.text.windows as t, time; f = t.TextBatches.__call__; "
     slow += "t.TextBatches.__call__ = lambda s, p: (time.sleep(0.2), f(s, p))[1]; "
     process = subprocess.Popen(
         [sys.executable, "-c", slow + code], stdout=subprocess.PIPE, text=True, env=os.environ

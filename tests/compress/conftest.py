@@ -6,7 +6,8 @@ import jax
 import pytest
 
 from ffnlab.compress import Text
-from ffnlab.models import Decoder, DecoderConfig, Tokenizer
+from ffnlab.formats import Tokenizer
+from ffnlab.models import Decoder, DecoderConfig
 from ffnlab.recipes import Recipe, parse_recipe
 
 CONFIG = DecoderConfig(

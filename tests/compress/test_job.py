@@ -8,16 +8,18 @@ import jax
 import numpy as np
 import pytest
 
-from ffnlab import files, io, models, transform, weights
+from ffnlab import models, transform, weights
 from ffnlab.compress import compress, export, job, read_report, stages
 from ffnlab.compress.measure import quality
 from ffnlab.compress.plan import digest, labels_of
 from ffnlab.compress.state import FOLDER, State
 from ffnlab.compress.text import Text, held_out
 from ffnlab.errors import ConfigError, FormatError, NumericalError
-from ffnlab.models import Decoder, Tokenizer
+from ffnlab.formats import Tokenizer
+from ffnlab.models import Decoder
 from ffnlab.quantization import nearest
 from ffnlab.recipes import Stage, parse_recipe
+from ffnlab.storage import files, npz, trees
 from ffnlab.transform import Transform
 from tests.compress.conftest import CONFIG, RECIPE
 from tests.holding import holder
@@ -139,7 +141,7 @@ def stop_after_measuring(label, monkeypatch):
 
 def stop_after_saving(count, monkeypatch):
     """Stops when statistics were saved for the `count`-th time."""
-    save, saved = io.save_stats, []
+    save, saved = npz.save_stats, []
 
     def stopping(path, stats):
         save(path, stats)
@@ -147,7 +149,7 @@ def stop_after_saving(count, monkeypatch):
         if len(saved) == count:
             raise Stop
 
-    monkeypatch.setattr(io, "save_stats", stopping)
+    monkeypatch.setattr(trees, "save_stats", stopping)
 
 
 def stop_in(module, name, monkeypatch):

@@ -143,7 +143,7 @@ def test_the_shipped_rival_is_of_equal_files_and_trained_alike():
     """Its files come to at most those of the recorded compressed model, within two percent."""
     from importlib import resources
 
-    from ffnlab.files import read_json
+    from ffnlab.storage.files import read_json
 
     package = resources.files("ffnlab")
     found = read_json(package / "embedded" / "equal_bytes.json")

@@ -8,7 +8,7 @@ import pytest
 from ffnlab.compress import Text, file_text, standard_text
 from ffnlab.compress.text import calibration, encode, held_out
 from ffnlab.errors import ConfigError, FFNLabError
-from ffnlab.models import Tokenizer
+from ffnlab.formats import Tokenizer
 from ffnlab.recipes import Calibration, Evaluation
 
 BYTES = Tokenizer.bytes()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffnlab.data.documents import (
+from ffnlab.data.text.documents import (
     check_ids,
     digest,
     documents_of,
@@ -18,7 +18,7 @@ from ffnlab.data.documents import (
     starts_with,
 )
 from ffnlab.errors import ConfigError, FFNLabError
-from ffnlab.models import Tokenizer
+from ffnlab.formats import Tokenizer
 
 BYTES = Tokenizer.bytes()
 

@@ -20,7 +20,7 @@ from ffnlab.data import (
     read_idx,
     tfds_records,
 )
-from ffnlab.data.packing import checked_position
+from ffnlab.data.text.packing import checked_position
 from ffnlab.errors import FFNLabError, FormatError
 
 RECORDS = [{"x": np.full(3, i, np.float32), "y": np.int32(i)} for i in range(20)]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ffnlab.data.stdlib_text import (
+from ffnlab.data.text.stdlib_text import (
     EXCLUDED,
     HELD_OUT,
     MIN_FILES,

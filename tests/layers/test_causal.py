@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ffnlab.layers import causal
-from ffnlab.layers.causal import causal_attention
+from ffnlab.layers.attention import causal
+from ffnlab.layers.attention.causal import causal_attention
 
 # Float32 sums in another order: a few units in the last place of values of order one.
 TOLERANCE = 2e-5

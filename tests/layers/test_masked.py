@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ffnlab.layers import causal
-from ffnlab.layers.causal import BLOCK
-from ffnlab.layers.masked import masked_attention, split
+from ffnlab.layers.attention import causal
+from ffnlab.layers.attention.causal import BLOCK
+from ffnlab.layers.attention.masked import masked_attention, split
 
 
 def inputs(key, t, s, dtype=jnp.float32):

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from ffnlab.data import ArrayBatches, digits, gaussian_clusters
 from ffnlab.layers import MLP
 from ffnlab.learning import backprop, labelled
-from ffnlab.learning.counter_current import (
+from ffnlab.learning.counter_current.rule import (
     MapLoss,
     PairLoss,
     centralize,

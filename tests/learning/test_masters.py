@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffnlab import io
 from ffnlab.errors import FormatError
 from ffnlab.layers import MLP
 from ffnlab.learning import (
@@ -25,7 +24,8 @@ from ffnlab.learning import (
     make_optimizer,
     noprop,
 )
-from ffnlab.learning.optimizers import OPTIMIZERS
+from ffnlab.learning.optimizers.named import OPTIMIZERS
+from ffnlab.storage import trees
 from ffnlab.testing import batches, tiny
 
 NARROW = [jnp.bfloat16, jnp.float16]
@@ -164,14 +164,14 @@ def test_a_checkpoint_of_narrow_moments_is_refused_by_their_dtype(key, tmp_path)
     model = {"w": jnp.ones((4, 4), jnp.bfloat16)}
     loss = lambda model, batch: (jnp.sum(model["w"] * batch), {})  # noqa: E731
     state = backprop(loss).init(model, key)
-    io.save(tmp_path / "now", state)
+    trees.save(tmp_path / "now", state)
     for found, wanted in zip(
-        jax.tree.leaves(io.restore(tmp_path / "now", state)), jax.tree.leaves(state), strict=True
+        jax.tree.leaves(trees.restore(tmp_path / "now", state)), jax.tree.leaves(state), strict=True
     ):
         assert found.dtype == wanted.dtype
-    io.save(tmp_path / "before", state._replace(optimizer=optax.adamw(1e-3).init(model)))
+    trees.save(tmp_path / "before", state._replace(optimizer=optax.adamw(1e-3).init(model)))
     with pytest.raises(FormatError, match="optimizer"):
-        io.restore(tmp_path / "before", state)
+        trees.restore(tmp_path / "before", state)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -7,10 +7,10 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ffnlab import io
 from ffnlab.compat import make_mesh
 from ffnlab.errors import ConfigError
 from ffnlab.learning import OptimizerConfig, backprop, gradient_noise, make_optimizer, noise_scale
+from ffnlab.storage import trees
 
 ETA, GAMMA = 0.3, 0.55
 
@@ -76,8 +76,8 @@ def test_a_checkpoint_keeps_the_decay(key, tmp_path):
     gradient, noise = {"a": jnp.zeros(5)}, gradient_noise(ETA, key=key)
     whole, _ = run(noise, gradient, 4)
     _, state = run(noise, gradient, 2)
-    io.save(tmp_path / "state", state)
-    restored = io.restore(tmp_path / "state", noise.init(gradient))
+    trees.save(tmp_path / "state", state)
+    restored = trees.restore(tmp_path / "state", noise.init(gradient))
     assert int(restored.step) == 2
     updates, _ = jax.jit(noise.update)(gradient, restored)
     np.testing.assert_array_equal(updates["a"], whole[2]["a"])

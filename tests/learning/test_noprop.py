@@ -13,8 +13,8 @@ from ffnlab import tree
 from ffnlab.data import ArrayBatches, gaussian_clusters
 from ffnlab.errors import ConfigError
 from ffnlab.learning import LearnedSchedule, NoPropNet, NoPropOptions, noprop
-from ffnlab.learning import noprop_core as core
-from ffnlab.learning.noprop import block_losses, continuous, predicted
+from ffnlab.learning.noprop import core
+from ffnlab.learning.noprop.rule import block_losses, continuous, predicted
 from ffnlab.weights import Dense
 
 ETA = 0.1

@@ -7,7 +7,7 @@ import pytest
 
 from ffnlab.errors import ConfigError
 from ffnlab.learning import Extension, OptimizerConfig, make_optimizer, rate_at
-from ffnlab.learning.optimizers import OPTIMIZERS, layer_matrices
+from ffnlab.learning.optimizers.named import OPTIMIZERS, layer_matrices
 from ffnlab.models import Decoder, DecoderConfig, stack
 
 CONFIG = DecoderConfig(vocab=16, width=8, hidden=8, layers=2, heads=1, kv_heads=1, head_dim=8)

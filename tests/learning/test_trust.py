@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ffnlab.compat import make_mesh
 from ffnlab.errors import ConfigError
 from ffnlab.learning import lamb, lars, scale_by_trust_ratio, sqrt_batch_schedule
-from ffnlab.learning.trust import matrices, stacked
+from ffnlab.learning.optimizers.trust import matrices, stacked
 from ffnlab.models import Decoder, DecoderConfig, stack, unstack
 
 B1, B2, EPS, DECAY, RATE = 0.9, 0.99, 1e-6, 0.01, 0.02

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ffnlab import io, models
+from ffnlab import models
 from ffnlab.errors import ConfigError
 from ffnlab.layers import Rope
 from ffnlab.models import Decoder, DecoderConfig
+from ffnlab.storage import trees
 from ffnlab.testing import batches, counted, tiny
 from ffnlab.weights import Float8, map_weights
 
@@ -227,9 +228,9 @@ def test_tied_embeddings_are_one_parameter():
 
 def test_model_survives_a_checkpoint(tmp_path):
     model = decoder("gemma2")
-    io.save(tmp_path / "model", model)
+    trees.save(tmp_path / "model", model)
     like = jax.eval_shape(lambda: decoder("gemma2"))
-    back = io.restore(tmp_path / "model", like)
+    back = trees.restore(tmp_path / "model", like)
     assert jax.tree.structure(back) == jax.tree.structure(model)
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, back, model)))
 

@@ -16,8 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-from ffnlab import io
 from ffnlab.parallel import checkpoints
+from ffnlab.storage.files import write_json
 from tests.parallel.forks import fork, is_over, status_of
 from tests.parallel.launch import rows
 
@@ -108,7 +108,7 @@ def main(config: Path, out: Path, kills: int, seed: int, saving: int, longest: i
         if killed is not None:
             found.append(killed)
             print(json.dumps(dataclasses.asdict(killed)), flush=True)
-    io.write_json(out / "kills.json", [dataclasses.asdict(kill) for kill in found])
+    write_json(out / "kills.json", [dataclasses.asdict(kill) for kill in found])
     return status_of(begin(config, out / "cut")) or whole
 
 

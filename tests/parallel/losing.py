@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from ffnlab import io
+from ffnlab.storage.files import write_json
 from tests.parallel.forks import fork, status_of
 from tests.parallel.launch import PATIENCE, free_port, rows
 
@@ -40,7 +40,7 @@ def main(config: Path, out: Path, count: int, victim: int, heartbeat: int) -> No
     left = [status_of(child) for i, child in enumerate(children) if i != victim]
     found = {"left": left, "seconds": time.monotonic() - begin, "rows": len(rows(out / "run"))}
     found["again"] = [status_of(c) for c in start("second", config, out, count, heartbeat)]
-    io.write_json(out / "lost.json", found)
+    write_json(out / "lost.json", found)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ffnlab import io
 from ffnlab.errors import ConfigError, DamagedError, FormatError
-from ffnlab.files import remove, sealed, verify
 from ffnlab.parallel import checkpoints
+from ffnlab.storage import trees
+from ffnlab.storage.files import remove, sealed, verify, write_json
 
 LIKE = {"position": 0, "w": jnp.zeros(1000)}
 
@@ -82,7 +82,7 @@ def test_whatever_is_damaged_the_checkpoint_before_is_used(folder, damage, tmp_p
     backup = tmp_path_factory.mktemp("backup") / "whole"
     shutil.copytree(newest(folder), backup)
     names, in_place = parts(folder), damage in (truncate, flip, DAMAGES["emptied"])
-    assert len(names) >= 5 and io.SIDECAR in names
+    assert len(names) >= 5 and trees.SIDECAR in names
     for name in names[damage is remove :]:  # a whole checkpoint deleted leaves nothing to name
         item = newest(folder) / name
         if in_place and (item.is_dir() or not item.stat().st_size):
@@ -97,15 +97,15 @@ def test_whatever_is_damaged_the_checkpoint_before_is_used(folder, damage, tmp_p
 
 def test_every_byte_of_the_description_is_under_its_sum(folder):
     """Any third byte changed: the same tree comes back, or the file is named."""
-    file = newest(folder) / io.SIDECAR
+    file = newest(folder) / trees.SIDECAR
     content, same = file.read_bytes(), []
-    whole = io.read_sidecar(newest(folder))
+    whole = trees.read_sidecar(newest(folder))
     for at in range(0, len(content), 3):
         changed = bytearray(content)
         changed[at] ^= 1 << (at % 8)
         file.write_bytes(changed)
         try:
-            assert io.read_sidecar(newest(folder)) == whole
+            assert trees.read_sidecar(newest(folder)) == whole
         except DamagedError as error:
             assert str(file) in str(error)
         else:
@@ -128,7 +128,7 @@ def test_every_byte_of_the_description_is_under_its_sum(folder):
     ],
 )
 def test_a_changed_description_is_never_believed(folder, changed):
-    file = newest(folder) / io.SIDECAR
+    file = newest(folder) / trees.SIDECAR
     before = file.read_text()
     file.write_text(changed(before))
     assert file.read_text() != before
@@ -152,7 +152,7 @@ def test_a_checkpoint_knows_its_step(folder):
     aside.rename(eight)
     with pytest.warns(UserWarning), pytest.raises(DamagedError, match="holds the .* of step 5"):
         checkpoints.restore(folder, LIKE)
-    io.save(folder / "step-000000041", tree(41))
+    trees.save(folder / "step-000000041", tree(41))
     with pytest.warns(UserWarning), pytest.raises(DamagedError, match="of step None"):
         checkpoints.restore(folder, LIKE)
 
@@ -175,7 +175,7 @@ def test_what_a_checkpoint_is_saved_with_comes_back(folder):
 
 def test_a_checkpoint_of_an_earlier_format_is_refused_by_its_number(folder, fixtures):
     for step in (5, 8):  # which that version wrote, of the tree {"position": 8, "w": arange(3.0)}
-        old = folder / f"step-{step:09d}" / io.SIDECAR
+        old = folder / f"step-{step:09d}" / trees.SIDECAR
         shutil.copy(fixtures / "checkpoints" / "tree-format-1.json", old)
     with pytest.raises(FormatError, match="is of format 1, and this version of ffnlab reads 2"):
         checkpoints.restore(folder, {"position": 0, "w": jnp.zeros(3)})
@@ -183,7 +183,7 @@ def test_a_checkpoint_of_an_earlier_format_is_refused_by_its_number(folder, fixt
 
 def test_what_was_passed_over_is_removed_by_the_next_save(folder):
     """A damaged checkpoint must not count as one of the newest two, nor be in the way."""
-    flip(newest(folder) / io.SIDECAR)
+    flip(newest(folder) / trees.SIDECAR)
     (folder / "step-000000007").mkdir()
     with checkpoints.Saver(folder, 5) as saver:
         saver.save(6, tree(6))
@@ -196,13 +196,13 @@ def test_what_was_passed_over_is_removed_by_the_next_save(folder):
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda p: p.symlink_to(p)])
 def test_a_save_clears_its_place(folder, make):
-    for place in (folder / "step-000000010", newest(folder) / io.SIDECAR):
+    for place in (folder / "step-000000010", newest(folder) / trees.SIDECAR):
         remove(place)
         make(place)
     checkpoints.save(folder, 8, tree(8))
     checkpoints.save(folder, 10, tree(10))
     assert checkpoints.restore(folder, LIKE)["position"] == 10
-    assert io.restore(newest(folder), LIKE)["position"] == 8
+    assert trees.restore(newest(folder), LIKE)["position"] == 8
 
 
 def test_every_flipped_bit_of_the_arrays_is_found(folder):
@@ -214,27 +214,27 @@ def test_every_flipped_bit_of_the_arrays_is_found(folder):
         changed[at] ^= 1 << (at % 8)
         data.write_bytes(changed)
         with pytest.raises(DamagedError, match="is not the file that was written"):
-            io.restore(newest(folder), LIKE)
+            trees.restore(newest(folder), LIKE)
     data.write_bytes(content)
-    assert io.restore(newest(folder), LIKE)["position"] == 8
+    assert trees.restore(newest(folder), LIKE)["position"] == 8
 
 
 def test_an_added_file_and_a_description_without_sums_are_refused(folder):
     arrays = next(newest(folder).glob("arrays-*"))
     (arrays / "more").write_text("x")
     with pytest.raises(DamagedError, match="more is not the file"):
-        io.restore(newest(folder), LIKE)
+        trees.restore(newest(folder), LIKE)
     (arrays / "more").unlink()
-    description = io.read_sidecar(newest(folder))
+    description = trees.read_sidecar(newest(folder))
     del description["files"]
-    io.write_json(newest(folder) / io.SIDECAR, sealed(description))
+    write_json(newest(folder) / trees.SIDECAR, sealed(description))
     with pytest.raises(DamagedError, match="has no checksums"):
-        io.restore(newest(folder), LIKE)
+        trees.restore(newest(folder), LIKE)
 
 
 def test_a_part_reads_its_files_and_misses_none(folder):
     arrays = next(newest(folder).glob("arrays-*"))
-    sums = json.loads((newest(folder) / io.SIDECAR).read_text())["files"]
+    sums = json.loads((newest(folder) / trees.SIDECAR).read_text())["files"]
     victim = arrays / sorted(sums)[1]
     victim.write_bytes(victim.read_bytes() + b"x")
     verify(arrays, sums, (0, 2))
@@ -247,7 +247,7 @@ def test_a_part_reads_its_files_and_misses_none(folder):
 
 
 def test_an_unfinished_checkpoint_is_passed_over(folder):
-    (newest(folder) / io.SIDECAR).unlink()
+    (newest(folder) / trees.SIDECAR).unlink()
     with pytest.warns(UserWarning, match=r"it has no tree\.json"):
         assert checkpoints.restore(folder, LIKE)["position"] == 5
     checkpoints.save(folder, 8, tree(8))  # and written again
@@ -258,7 +258,7 @@ def test_all_damaged_is_an_error_and_another_tree_is_not_passed_over(folder):
     with pytest.raises(FormatError, match=r"shape is \[1000\] in the file and \[7\]"):
         checkpoints.restore(folder, {"position": 0, "w": jnp.zeros(7)})
     for step in (5, 8):
-        (folder / f"step-00000000{step}" / io.SIDECAR).unlink()
+        (folder / f"step-00000000{step}" / trees.SIDECAR).unlink()
     assert not checkpoints.exists(folder)
     with pytest.warns(UserWarning), pytest.raises(DamagedError, match="step-000000008"):
         checkpoints.restore(folder, LIKE)
@@ -270,7 +270,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(folder, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(io, "write_json", full)
+    monkeypatch.setattr(trees, "write_json", full)
     with pytest.raises(
         OSError, match=r"step 9 could not be saved: .*No space.*of step 8 is intact"
     ):
@@ -291,7 +291,7 @@ def test_a_save_goes_on_behind_steps_that_overwrite_the_state(tmp_path):
                 state = add(state)
     assert checkpoints.steps(tmp_path) == [3, 2]
     for step in (3, 2):
-        found = io.restore(tmp_path / f"step-00000000{step}", like)
+        found = trees.restore(tmp_path / f"step-00000000{step}", like)
         for name, leaf in found.items():
             np.testing.assert_array_equal(leaf, float(name) + 3 * (step - 1))
 
@@ -301,7 +301,7 @@ def test_what_a_save_behind_the_run_raises_is_raised_by_the_next_or_the_last(fol
         raise OSError(28, "No space left on device")
 
     message = "step 9 could not be saved: .*No space.*of step 8 is intact"
-    monkeypatch.setattr(io, "write_json", full)
+    monkeypatch.setattr(trees, "write_json", full)
     with pytest.raises(OSError, match=message), checkpoints.Saver(folder) as saver:
         saver.save(9, tree(9))
     with pytest.raises(OSError, match=message), checkpoints.Saver(folder) as saver:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ffnlab import io
+from ffnlab.storage.files import read_json
 from tests.parallel import launch
 
 
@@ -22,7 +22,7 @@ def killed_again_and_again(
     same = [(folder / "model" / "model.safetensors").read_bytes() for folder in (whole, cut)]
     assert same[0] == same[1]
     assert launch.measured(whole) == launch.measured(cut)
-    found = io.read_json(tmp_path / "kills.json")
+    found = read_json(tmp_path / "kills.json")
     assert len(found) >= kills and sum(kill["saving"] for kill in found) >= saving
     behind = [kill["behind"] for kill in found]
     assert sum(step > 0 for step in behind) >= len(found) - 1, "a checkpoint to fall back to"
@@ -50,16 +50,16 @@ def test_twenty_kills_eight_of_them_in_a_save(tmp_path, capsys):
 @pytest.mark.faults
 def test_ended_before_any_change_of_a_file_a_run_goes_on_as_if_it_had_not(tmp_path):
     launch.script("writes", str(tmp_path), str(tmp_path))
-    found, whole = io.read_json(tmp_path / "writes.json"), tmp_path / "0"
+    found, whole = read_json(tmp_path / "writes.json"), tmp_path / "0"
     changes = [what.split()[0] for what, _ in found]
     assert len(changes) > 30 and {"mkdir", "replace", "fsync", "unlink"} <= set(changes)
-    assert io.read_json(tmp_path / "0.json") == [6, {"size": 45.0, "total": 45.0}, [15.0] * 3]
+    assert read_json(tmp_path / "0.json") == [6, {"size": 45.0, "total": 45.0}, [15.0] * 3]
     for number, (what, status) in enumerate(found, 1):
         out = tmp_path / str(number)
         assert status == 0, (what, (tmp_path / f"{number}.log").read_text())
         assert launch.measured(out) == launch.measured(whole), what
         for one, other in ((f"{number}.json", "0.json"), (out / "run.json", whole / "run.json")):
-            assert io.read_json(tmp_path / one) == io.read_json(tmp_path / other), what
+            assert read_json(tmp_path / one) == read_json(tmp_path / other), what
         assert not (out / "run.lock").exists(), what
 
 

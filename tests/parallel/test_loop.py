@@ -12,12 +12,12 @@ import numpy as np
 import optax
 import pytest
 
-from ffnlab import io
 from ffnlab.data import held_out_windows
 from ffnlab.errors import ConfigError, FormatError, MissingExtraError, NumericalError
 from ffnlab.learning import backprop
 from ffnlab.parallel import LoopOptions, checkpoints, held_out_bits, parse_mesh, rates, train
 from ffnlab.rule import Rule
+from ffnlab.storage import trees
 
 
 class Counts(NamedTuple):
@@ -49,7 +49,7 @@ def numbers(position: int) -> np.ndarray:
 
 
 def bits(tree) -> list[bytes]:
-    leaves = [jax.random.key_data(x) if io.is_key(x) else x for x in jax.tree.leaves(tree)]
+    leaves = [jax.random.key_data(x) if trees.is_key(x) else x for x in jax.tree.leaves(tree)]
     return [np.asarray(leaf).tobytes() for leaf in leaves]
 
 
@@ -239,7 +239,7 @@ def test_a_step_that_is_not_finite_is_named_and_its_state_kept(key, tmp_path):
     with pytest.raises(NumericalError, match=where):
         train(exploding(5), 0.0, np.asarray, 9, key=key, folder=tmp_path, options=options)
     like = {"position": 0, "seconds": 0.0, "state": {"a": jnp.int32(0), "b": [jnp.float32(0)]}}
-    failed = io.restore(tmp_path / "failed", like)
+    failed = trees.restore(tmp_path / "failed", like)
     assert failed["position"] == 6 and failed["state"]["a"] == 6
     assert checkpoints.restore(tmp_path / "checkpoint", like)["position"] == 4
 

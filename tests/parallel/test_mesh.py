@@ -11,7 +11,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from ffnlab import compat, io, models
+from ffnlab import compat, models
 from ffnlab.errors import ConfigError
 from ffnlab.layers.logical import LAYOUT, ambient
 from ffnlab.learning import backprop, labelled
@@ -30,6 +30,7 @@ from ffnlab.parallel import (
     train,
 )
 from ffnlab.rule import Rule
+from ffnlab.storage import trees
 
 CONFIG = DecoderConfig(vocab=64, width=16, hidden=32, layers=2, heads=4, kv_heads=4, head_dim=8)
 CUSTOM = {"batch": ("model",), "mlp": ("data",), "heads": ("data",), "vocab": ("data",)}
@@ -116,9 +117,9 @@ def test_stacks_are_not_cut_along_their_layers():
 
 def test_stacks_go_on_on_another_mesh(tmp_path):
     model = decoder(stacked=True)
-    io.save(tmp_path / "saved", shard(model, parse_mesh("fsdp=2,tp=2")))
+    trees.save(tmp_path / "saved", shard(model, parse_mesh("fsdp=2,tp=2")))
     like = abstract(model, parse_mesh("dp=2,tp=4"))
-    found = io.restore(tmp_path / "saved", like)
+    found = trees.restore(tmp_path / "saved", like)
     assert found.layers.period[0].ffn.up.weight.w.sharding.spec == PartitionSpec(None, None, "tp")
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(model), strict=True):
         np.testing.assert_array_equal(a, b)

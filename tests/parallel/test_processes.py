@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ffnlab import io, placing
 from ffnlab.cli.train import TrainConfig, run
 from ffnlab.errors import ConfigError
 from ffnlab.parallel import agree, batch_part, joined, parse_mesh, read_config
 from ffnlab.parallel.sharding import part_of
+from ffnlab.storage import placing
+from ffnlab.storage.files import read_json
 from tests.parallel import launch
 
 HEARTBEAT, STEPS = 5, 30
@@ -27,7 +28,7 @@ def die_and_go_on(tmp_path, count: int, victim: int) -> None:
         [(tmp_path / f"{name}-{i}.log").read_text() for i in range(count)]
         for name in ("first", "second")
     )
-    found = io.read_json(tmp_path / "lost.json")
+    found = read_json(tmp_path / "lost.json")
     assert len(found["left"]) == count - 1 and all(found["left"]), "\n".join(first)
     assert found["seconds"] < HEARTBEAT + 2 and found["rows"] < STEPS
     dead = rf"stopped sending heartbeats\):\n{victim}\n|Task {victim} heartbeat timeout"
@@ -97,7 +98,7 @@ def test_processes_that_slurm_starts_find_each_other(tmp_path):
     ended = [process.wait(timeout=launch.PATIENCE) for process in processes]
     logs = [process.log.read_text() for process in processes]
     assert ended == [0, 0], "\n".join(logs)
-    assert io.read_json(out / "run.json")["processes"] == 2
+    assert read_json(out / "run.json")["processes"] == 2
     assert "bits per byte" in logs[0] and "bits per byte" not in logs[1], "one process writes"
 
 
@@ -105,7 +106,7 @@ def test_processes_that_slurm_starts_find_each_other(tmp_path):
 def test_several_processes_pass_over_a_damaged_checkpoint_together(tmp_path):
     config, out, _ = stopped(tmp_path, steps=60, after=25)
     newest = max((out / "checkpoint").iterdir())
-    files = io.read_json(newest / "tree.json")
+    files = read_json(newest / "tree.json")
     names = sorted(files["files"])
     damaged = newest / files["arrays"] / names[1]  # process 1 reads it, process 0 does not
     content = bytearray(damaged.read_bytes())

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ffnlab import io
 from ffnlab.parallel import Identity, LoopOptions, train
 from ffnlab.rule import Rule
+from ffnlab.storage.files import write_json
 from tests.parallel.forks import status_of
 
 # What a run imports late.
@@ -67,7 +67,7 @@ def run(out: Path) -> None:
         identity=Identity({"what": "a sum"}, lambda table, source, position: []),
     )
     state = np.asarray(outcome.state).tolist()
-    io.write_json(out.with_suffix(".json"), [outcome.position, outcome.metrics, state])
+    write_json(out.with_suffix(".json"), [outcome.position, outcome.metrics, state])
 
 
 def status(out: Path, number: int | None = None) -> int:
@@ -97,7 +97,7 @@ def main(out: Path) -> int:
         change = (out / f"{number}.txt").read_text()
         found.append([change, status(out / str(number))])
         number += 1
-    io.write_json(out / "writes.json", found)
+    write_json(out / "writes.json", found)
     return whole
 
 

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ffnlab import io, models, tree
+from ffnlab import models, tree
 from ffnlab.errors import ConfigError, NumericalError
 from ffnlab.pruning import finercut, removal_order
 from ffnlab.pruning.finercut import sublayers, together
+from ffnlab.storage import npz
 from ffnlab.testing import batches, counted, tiny
 from ffnlab.transform import apply, calibrate, chain
 
@@ -227,8 +228,8 @@ def test_search_saves_and_resumes_in_the_middle_of_a_pass(tmp_path):
         stats = transform.observe(stats, model, batch)
     stats, _ = transform.advance(model, stats)
     stats = transform.observe(stats, model, batches()[0])
-    io.save_stats(tmp_path / "search.npz", stats)
-    stats = io.load_stats(tmp_path / "search.npz", transform.init(model))
+    npz.save_stats(tmp_path / "search.npz", stats)
+    stats = npz.load_stats(tmp_path / "search.npz", transform.init(model))
     stats, done = transform.advance(model, transform.observe(stats, model, batches()[1]))
     while not done:
         for batch in batches():

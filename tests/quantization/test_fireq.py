@@ -8,7 +8,7 @@ import pytest
 from ffnlab import models, transform, tree
 from ffnlab.errors import ConfigError, NumericalError, SelectionError
 from ffnlab.layers import GatedFFN, Linear, SparseGatedFFN
-from ffnlab.layers.rope import Rope, tables
+from ffnlab.layers.attention.rope import Rope, tables
 from ffnlab.quantization import fireq_core as core
 from ffnlab.quantization.fireq import fireq, keys
 from ffnlab.testing import counted

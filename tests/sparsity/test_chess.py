@@ -10,13 +10,13 @@ import pytest
 from ffnlab import models, sparsity, tree, weights
 from ffnlab.data import TextBatches, held_out_windows, stdlib_text
 from ffnlab.errors import ConfigError, NumericalError, SelectionError
+from ffnlab.formats.embedded import embedded
 from ffnlab.layers import GatedFFN, SparseGatedFFN
-from ffnlab.models import evaluate
-from ffnlab.models.embedded import embedded
 from ffnlab.pruning import finercut
 from ffnlab.quantization import nearest
 from ffnlab.sparsity.sites import activations
 from ffnlab.testing import batches, tiny
+from ffnlab.text import evaluate
 from ffnlab.transform import apply, calibrate
 from ffnlab.weights import Dense, Int4, SparseInput, Transposed
 

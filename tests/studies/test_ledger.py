@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from ffnlab.errors import FormatError
-from ffnlab.files import sealed
+from ffnlab.storage.files import sealed
 from ffnlab.studies import STUDIES
 from ffnlab.studies.ledger import pages, recorded, tables
 from ffnlab.studies.ledger.__main__ import main
@@ -103,11 +103,14 @@ def test_stale_results_name_what_changed(tmp_path):
     record(tmp_path, "lamb")
     found = read(tmp_path, "lamb")
     assert changes(found) == []
-    edited = dict(found.sources) | {"ffnlab.learning.trust": "0" * 16, "ffnlab.learning.gone": "1"}
+    edited = dict(found.sources) | {
+        "ffnlab.learning.optimizers.trust": "0" * 16,
+        "ffnlab.learning.gone": "1",
+    }
     del edited["ffnlab.studies.lamb"]
     assert changes(found._replace(sources=edited)) == [
         "ffnlab.learning.gone",
-        "ffnlab.learning.trust",
+        "ffnlab.learning.optimizers.trust",
         "ffnlab.studies.lamb",
     ]
 

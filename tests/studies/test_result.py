@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from ffnlab.errors import ConfigError
-from ffnlab.files import unsealed
+from ffnlab.storage.files import unsealed
 from ffnlab.studies import result as result_module
 from ffnlab.studies.result import PICTURE_LIMIT, Claim, Result, plain, versions
 

@@ -89,8 +89,11 @@ def test_a_study_s_own_module_and_its_method_are_covered(slug):
 def test_helpers_of_a_study_are_covered_and_other_methods_are_not():
     assert {"ffnlab.studies.chess_measure", "ffnlab.bench.sparse"} <= sources("chess").keys()
     noise = sources("gradient-noise").keys()
-    assert {"ffnlab.learning.noise", "ffnlab.studies.tuning"} <= noise
-    assert not {"ffnlab.learning.noprop", "ffnlab.learning.trust", "ffnlab.studies.lamb"} & noise
+    assert {"ffnlab.learning.optimizers.noise", "ffnlab.studies.tuning"} <= noise
+    assert (
+        not {"ffnlab.learning.noprop", "ffnlab.learning.optimizers.trust", "ffnlab.studies.lamb"}
+        & noise
+    )
 
 
 def test_names_are_followed_to_the_module_they_come_from(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ffnlab.errors import FormatError
-from ffnlab.files import atomic_write
+from ffnlab.storage.files import atomic_write
 from ffnlab.studies.ledger.pages import pages, problems, recorded
 
 __all__ = ["main"]

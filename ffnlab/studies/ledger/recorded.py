@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ffnlab.errors import FormatError
-from ffnlab.files import read_json, unsealed
+from ffnlab.storage.files import read_json, unsealed
 from ffnlab.studies.ledger.sources import sources
 from ffnlab.studies.result import Claim
 

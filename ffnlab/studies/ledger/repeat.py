@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from ffnlab.errors import check_seed
-from ffnlab.files import atomic_write
 from ffnlab.parallel.signals import SIGNALS, handled
+from ffnlab.storage.files import atomic_write
 from ffnlab.studies.ledger.recorded import FULL, Recorded, changes, differences, file_of, read
 from ffnlab.studies.table import STUDIES
 

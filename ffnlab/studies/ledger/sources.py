@@ -34,7 +34,7 @@ def sources(slug: str) -> dict[str, str]:
     Returns:
       dotted name -> 16 hexadecimal digits, by name.
 
-    >>> "ffnlab.learning.trust" in sources("lamb")
+    >>> "ffnlab.learning.optimizers.trust" in sources("lamb")
     True
     """
     study = STUDIES[slug]
@@ -84,7 +84,7 @@ def home(module: str, name: str) -> str:
     """The module that a name of another one comes from: packages re-export.
 
     >>> home("ffnlab.learning", "lamb"), home("ffnlab.learning", "noprop")
-    ('ffnlab.learning.trust', 'ffnlab.learning.noprop')
+    ('ffnlab.learning.optimizers.trust', 'ffnlab.learning.noprop')
     """
     if file_of(f"{module}.{name}"):
         return f"{module}.{name}"

@@ -1,0 +1,68 @@
+"""One token through a decoder: whether what it says is made of numbers, and if not, since where.
+
+Values that are finite one by one still overflow together: scales of 3e38, a divisor of 1e-40, a
+norm's scale of 1e30. Weights are used block by block, and a dense head piece by piece, so that the
+pass takes little memory beside the model's.
+"""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from ffnlab.layers import Block, Context
+from ffnlab.layers.attention.rope import tables
+from ffnlab.models.decoder import Decoder
+from ffnlab.weights import Dense
+
+PIECE = 2**24  # entries of a head that are widened at a time
+
+
+def not_finite(model: Decoder) -> str | None:
+    """The first part of a decoder that gives NaN or infinity for one token; None for none.
+
+    Args:
+      model: blocks in a list, all on one device.
+    Returns:
+      "embed", "layers[i]" or "head"; the token is the config's bos, or 0.
+    """
+    token = jnp.full((1, 1), model.config.bos or 0, jnp.int32)
+    scale = jnp.asarray(model.config.embed_scale, jnp.float32)
+    h = model.embed(token).astype(model.compute_dtype)
+    h = (h * scale).astype(h.dtype)
+    if not jnp.isfinite(h).all():
+        return "embed"
+    for i, block in enumerate(model.layers):
+        h, is_sane = _after(block, h)
+        if not is_sane:
+            return f"layers[{i}]"
+    return None if all(bool(jnp.isfinite(part).all()) for part in _logits(model, h)) else "head"
+
+
+@jax.jit
+def _after(block: Block, h: Float[Array, "1 1 d"]) -> tuple[Float[Array, "1 1 d"], Bool[Array, ""]]:
+    """The residual stream after a block, of one token at position 0, and whether it is finite."""
+    context = Context({}, {})
+    if block.attn is not None:
+        spec = block.attn.spec
+        angles = tables(spec.rope, spec.head_dim, jnp.zeros((1, 1), jnp.int32))
+        context = Context({spec.rope: angles}, {spec.window: None})
+    h = block(h, context)[0]
+    return h, jnp.isfinite(h).all()
+
+
+def _logits(model: Decoder, h: Float[Array, "1 1 d"]) -> Iterator[Array]:
+    """The logits before any cap, in pieces where the head is dense."""
+    h = model.norm(h)
+    yield h
+    weight = model.embed.weight if model.head is None else model.head.weight
+    if not isinstance(weight, Dense):
+        yield model.embed.logits(h) if model.head is None else model.head(h)
+        return
+    axis = 0 if model.head is None else 1
+    step = max(PIECE // weight.shape[1 - axis], 1)
+    for start in range(0, weight.shape[axis], step):
+        stop = min(start + step, weight.shape[axis])
+        part = jax.lax.slice_in_dim(weight.w, start, stop, axis=axis).astype(h.dtype)
+        yield h @ (part.T if model.head is None else part)

@@ -1,0 +1,298 @@
+"""Decoders into Hugging Face directories that stock tools load.
+
+A block that lost both sublayers is left out and the config rewritten; a sublayer removed alone is
+written as zeros, which add nothing. Weights in formats of ours are written as the dense matrices
+they stand for, or packed (`ffnlab.formats.compressed_tensors`), and then such zeros are too. What
+the files cannot say goes to `ffnlab.json`. `[in, out]` becomes `[out, in]` in `_stored`, and there.
+"""
+
+import dataclasses
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ffnlab.errors import ConfigError, FormatError
+from ffnlab.formats.compressed_tensors.schemes import Scheme
+from ffnlab.formats.compressed_tensors.writing import Encoded, Encoder, scheme_of
+from ffnlab.formats.huggingface import sidecar
+from ffnlab.formats.huggingface.families import read_config, write_config
+from ffnlab.formats.huggingface.finite import not_finite
+from ffnlab.formats.huggingface.names import Names, Place
+from ffnlab.formats.huggingface.plan import variables
+from ffnlab.formats.safetensors import MODEL_FILES, Entry, write_directory
+from ffnlab.formats.stream import is_finite
+from ffnlab.layers import GatedFFN, SparseGatedFFN
+from ffnlab.models.config import DecoderConfig
+from ffnlab.models.decoder import Decoder, abstract
+from ffnlab.models.stack import unstack
+from ffnlab.storage.files import StrPath, atomic_dir, write_json
+from ffnlab.weights import Int4, SparseInput, Weight
+
+MAX_SHARD_BYTES = 5 * 10**9
+IN_SIDECAR = (".ffn.threshold", ".attn.post_scale")
+FORMATS = ("dense", "compressed-tensors")
+LAYER = re.compile(r"layers\[(\d+)\]")
+
+
+def save(
+    model: Decoder,
+    directory: StrPath,
+    *,
+    dtype: jax.typing.DTypeLike | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    format: Literal["dense", "compressed-tensors"] = "dense",
+) -> tuple[str, ...]:
+    """Writes a model directory that `transformers` loads; `load` gives the same logits back.
+
+    The directory appears as a whole, or stays as it was; files in it that are not of a model
+    (a tokenizer, notes) are kept.
+
+    Args:
+      model: a list of blocks or stacked; all on this host.
+      directory: where to.
+      dtype: of all dense tensors, float32, bfloat16 or float16; when None, the widest that a part
+        of the model has (a quantized matrix counts as float32: its values need it, unless packed).
+      max_shard_bytes: size above which the tensors are split over several files.
+      format: "dense", or "compressed-tensors" to pack Int4, Int8 and Float8 weights so that vLLM
+        reads them.
+    Returns:
+      what tools that read only the Hugging Face files will not do, or may stumble on, one sentence
+      each.
+    Raises:
+      ConfigError: the config's family has no words for the model, dtype is none of the three, the
+        format is unknown, or there is nothing to pack.
+      FormatError: the model holds a part that is neither a matrix nor in `ffnlab.json`, a number
+        that is not finite in the dtype it is written in, or gives such numbers for one token.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"format={format!r}; accepted: {', '.join(map(repr, FORMATS))}")
+    encoder = Encoder() if format == "compressed-tensors" else None
+    extra, writer = _writer(model, dtype, encoder)
+    entries = {name: _checked(name, item) for name, item in writer.entries()}
+    written = write_config(writer.config)
+    written |= {"dtype": writer.dtype.name, "torch_dtype": writer.dtype.name}
+    if encoder is None:
+        _writer(model, dtype, asked := Encoder())
+        notes = [f"{note} (as {writer.dtype})" for note in asked.dense()]
+    else:
+        extra = _without_packed(extra, writer)
+        written["quantization_config"] = encoder.quantization_config
+        notes = encoder.notes(writer.dtype)
+    with atomic_dir(directory) as temporary:
+        _keep_others(Path(directory), temporary)
+        write_directory(temporary, entries, max_shard_bytes=max_shard_bytes)
+        write_json(temporary / "config.json", written)
+        if extra.is_needed:
+            sidecar.write(temporary, extra)
+            sidecar.read(temporary, read_config(written))
+        _check_logits(model)
+    return (*sidecar.sentences(extra), *notes)
+
+
+def _checked(name: str, item: Entry) -> Entry:
+    """The same tensor, refused when it is made if it holds what `load` refuses."""
+
+    def make() -> np.ndarray:
+        array = item.make()
+        if jnp.issubdtype(array.dtype, jnp.floating) and not is_finite(array):
+            raise FormatError(f"tensor {name} holds NaN or infinity as {array.dtype}")
+        return array
+
+    return dataclasses.replace(item, make=make)
+
+
+def _check_logits(model: Decoder) -> None:
+    """Raises FormatError for a model, on one device, that gives no number for one token."""
+    leaves = [leaf for leaf in jax.tree.leaves(model) if isinstance(leaf, jax.Array)]
+    where = not_finite(unstack(model)) if all(len(x.devices()) == 1 for x in leaves) else None
+    if where is not None:
+        raise FormatError(f"model: {where} gives NaN or infinity for one token")
+
+
+def is_packable(model: Decoder) -> bool:
+    """Whether format "compressed-tensors" of `save` has something of a model to pack.
+
+    Raises:
+      ConfigError, FormatError: as `save` does, in either format.
+    """
+    return bool(_writer(model, None, Encoder())[1].encoded)
+
+
+def _writer(
+    model: Decoder, dtype: jax.typing.DTypeLike | None, encoder: Encoder | None
+) -> tuple[sidecar.Sidecar, "_Writer"]:
+    """The sidecar of a model and the writer of its tensors."""
+    model = unstack(model)
+    extra = sidecar.extract(model)
+    kept = [model.layers[i] for i in extra.kept]
+    for i, block in zip(extra.kept, kept, strict=True):
+        if block.ffn is not None and not isinstance(block.ffn, GatedFFN | SparseGatedFFN):
+            kind = type(block.ffn).__name__
+            raise FormatError(f"layers[{i}].ffn is a {kind}; gated FFNs can be written")
+    parts = jax.tree.map(lambda leaf: leaf, model)
+    parts.layers = nnx.List(kept)
+    return extra, _Writer(_kept_config(model, extra.kept), variables(parts), dtype, encoder)
+
+
+def _kept_config(model: Decoder, kept: tuple[int, ...]) -> DecoderConfig:
+    config = model.config
+    windows = None if config.windows is None else tuple(config.windows[i] for i in kept)
+    return dataclasses.replace(
+        config, layers=len(kept), windows=windows, tie_embeddings=model.head is None
+    )
+
+
+def _without_packed(extra: sidecar.Sidecar, writer: "_Writer") -> sidecar.Sidecar:
+    """The sidecar without what the packed tensors say themselves, and with what they cannot say."""
+    linears = dict(extra.linears)
+    for stored, scales in writer.scales().items():
+        layer, path = LAYER.match(stored), stored
+        if layer is not None:
+            path = f"layers[{extra.kept[int(layer[1])]}]{stored[layer.end() :]}"
+        said = linears.pop(path, sidecar.LinearExtra())
+        said = dataclasses.replace(said, stored=None, act=None, scales=scales)
+        if said != sidecar.LinearExtra():
+            linears[path] = said
+    return dataclasses.replace(extra, linears=linears)
+
+
+def _dtype(dtype: jax.typing.DTypeLike | None, held: list[jnp.dtype]) -> np.dtype:
+    found = jnp.result_type(*held) if dtype is None else jnp.dtype(dtype)
+    if found not in (jnp.float32, jnp.bfloat16, jnp.float16):
+        raise ConfigError(f"dtype={found}: float32, bfloat16 or float16 is accepted")
+    return found
+
+
+def _keep_others(source: Path, target: Path) -> None:
+    """Puts what else is in a model directory beside its new files."""
+    if not source.is_dir():
+        return
+    for item in source.iterdir():
+        if MODEL_FILES.fullmatch(item.name) or item.name in ("config.json", sidecar.FILE):
+            continue
+        _keep(item, target / item.name)
+
+
+def _keep(item: Path, target: Path) -> None:
+    if item.is_dir() and not item.is_symlink():
+        target.mkdir()
+        for inside in item.iterdir():
+            _keep(inside, target / inside.name)
+        shutil.copystat(item, target)
+    else:
+        _link(item, target)
+
+
+def _link(source: StrPath, target: StrPath) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+class _Writer:
+    """Lists the tensors of a model, made one at a time when they are written."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        held: Mapping[str, nnx.Variable],
+        dtype: jax.typing.DTypeLike | None,
+        encoder: Encoder | None,
+    ):
+        self.config, self.held = config, held
+        self.names = Names(config.family)
+        self.wanted = variables(abstract(config))
+        unknown = [p for p in held if p not in self.wanted and not p.endswith(IN_SIDECAR)]
+        if unknown:
+            raise FormatError(f"{unknown[0]} has no place in a {config.family} directory")
+        self.places = list(self._places())
+        self.encoded = {} if encoder is None else dict(self._encode(encoder))
+        packed = {
+            path for where in self.places if where.name in self.encoded for path in where.paths
+        }
+        dense = [p for p in held if p in self.wanted and p not in packed]
+        self.dtype = _dtype(dtype, [jnp.dtype(held[p].get_value().dtype) for p in dense])
+
+    def _places(self) -> Iterator[Place]:
+        for path in self.wanted:
+            where = self.names.place(path)
+            if where is None:
+                raise ConfigError(f"a {self.config.family} checkpoint has no place for {path}")
+            if where.part == 0:
+                yield where
+
+    def _encode(self, encoder: Encoder) -> Iterator[tuple[str, Encoded]]:
+        for where in self.places:
+            if where.transposed:
+                held = [self._plain(path) for path in where.paths]
+                plain = tuple(weight for weight in held if weight is not None)
+                encoded = encoder(where.name.removesuffix(".weight"), plain)
+                if encoded is not None:
+                    yield where.name, encoded
+
+    def _plain(self, path: str) -> Weight | None:
+        """The weight of a linear map without its threshold; of a removed one, packed zeros where
+        another block has it in a packed format, else None."""
+        if path not in self.held:
+            end = LAYER.sub("", path)
+            others = (self._plain(other) for other in self.held if LAYER.sub("", other) == end)
+            return next((_zeros(w) for w in others if isinstance(scheme_of(w), Scheme)), None)
+        weight = self.held[path].get_value()
+        return weight.w if isinstance(weight, SparseInput) else weight
+
+    def scales(self) -> dict[str, sidecar.ScalesExtra | None]:
+        """What to say of the scales of each packed map, by path without ".w"."""
+        found = {}
+        for where in self.places:
+            if where.name in self.encoded:
+                pairs = zip(where.paths, self.encoded[where.name].extras(self.dtype), strict=True)
+                found |= {path.removesuffix(".w"): e for path, e in pairs if path in self.held}
+        return found
+
+    def entries(self) -> Iterator[tuple[str, Entry]]:
+        """Pairs (name, tensor) in the order of the model."""
+        for where in self.places:
+            if where.name in self.encoded:
+                yield from self.encoded[where.name].tensors(self.dtype).items()
+            else:
+                yield self._dense(where)
+
+    def _dense(self, where: Place) -> tuple[str, Entry]:
+        shapes = [tuple(self.wanted[path].get_value().shape) for path in where.paths]
+        shape = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
+        shape = shape[::-1] if where.transposed else shape
+        return where.name, Entry(self.dtype, shape, lambda: self._values(where))
+
+    def _values(self, where: Place) -> np.ndarray:
+        parts = [_stored(self._part(path), self.dtype, where.transposed) for path in where.paths]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _part(self, path: str) -> np.ndarray | jax.Array:
+        if path not in self.held:  # of a removed sublayer
+            shape = self.wanted[path].get_value().shape
+            neutral = 1.0 - self.config.norm_offset if path.endswith(".scale") else 0.0
+            return np.full(shape, neutral, self.dtype)
+        value = self.held[path].get_value()
+        return value.dense() if isinstance(value, Weight) else value
+
+
+def _zeros(weight: Weight) -> Weight:
+    """A packed weight of the same format that is zero."""
+    neutral = {"divisor": jnp.ones_like(weight.divisor)} if isinstance(weight, Int4) else {}
+    codes, scales = jnp.zeros_like(weight.codes), jnp.ones_like(weight.scales)
+    return dataclasses.replace(weight, codes=codes, scales=scales, **neutral)  # type: ignore[arg-type]
+
+
+def _stored(array: np.ndarray | jax.Array, dtype: np.dtype, transposed: bool) -> np.ndarray:
+    with np.errstate(over="ignore"):  # told by `_checked`
+        values = np.asarray(array).astype(dtype, copy=False)
+    return values.T if transposed else values

@@ -1,0 +1,1 @@
+"""Feed-forward networks: gated, plain, and the forms that skip what is zero."""

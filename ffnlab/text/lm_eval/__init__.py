@@ -1,0 +1,1 @@
+"""Our models in EleutherAI's lm-evaluation-harness, with the conventions of its own HFLM."""
