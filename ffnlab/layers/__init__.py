@@ -4,12 +4,14 @@ Parts that models are assembled from: linear maps, norms, attention, feed-forwar
 A whole network (embedding to logits) belongs in `ffnlab.models`.
 """
 
-from ffnlab.layers.attention.attention import Attention, AttentionSpec, Context
+from ffnlab.layers.attention.attention import Attention, AttentionSpec
 from ffnlab.layers.attention.rope import Rope
-from ffnlab.layers.block import Block
+from ffnlab.layers.block import Block, Join
+from ffnlab.layers.context import Context, LayerInputs, LayerOutputs, Memory, TokenFacts
 from ffnlab.layers.conv import Conv
 from ffnlab.layers.feed_forward.ffn import (
     ACTIVATIONS,
+    FFN,
     GatedFFN,
     JoinedGatedFFN,
     SparseGatedFFN,
@@ -20,7 +22,9 @@ from ffnlab.layers.stacking import Statistic
 
 __all__ = [
     "ACTIVATIONS",
+    "FFN",
     "MLP",
+    "Memory",
     "Attention",
     "AttentionSpec",
     "Block",
@@ -28,10 +32,14 @@ __all__ = [
     "Conv",
     "Embedding",
     "GatedFFN",
+    "Join",
     "JoinedGatedFFN",
+    "LayerInputs",
+    "LayerOutputs",
     "Linear",
     "RMSNorm",
     "Rope",
     "SparseGatedFFN",
     "Statistic",
+    "TokenFacts",
 ]
