@@ -12,23 +12,22 @@ from jaxtyping import Array, Float
 
 from ffnlab import tree
 from ffnlab.errors import ConfigError
+from ffnlab.layers.convolve import DIMENSIONS, convolve
 from ffnlab.layers.linear import Map, drawn
 from ffnlab.layers.sliding import Padding, named_padding, pads, per_dimension
 from ffnlab.weights import Dense, SparseInput, Weight
 
 __all__ = ["Conv"]
 
-DIMENSIONS = "DHW"  # names that XLA's dimension numbers give them, the last first
-
 
 class Conv(Map):
     """y[i] = sum_k x[i * stride + k * dilation - before] @ w[k] + b, zeros beyond the edges.
 
-    One convolution of XLA computes it, and patches are never laid out in memory. Its kernel is the
-    dense matrix of the weight: a quantized one is dequantized once a call, so that its format saves
-    memory at rest and no time. A kernel of one tap, ungrouped and without padding, is the weight's
-    own product, in its own kernel and with what the format does to its input; elsewhere formats
-    that change their input (`act="e4m3"`, `SparseInput`) are refused.
+    A convolution computes it (`convolve`), and patches are never laid out in memory. Its kernel is
+    the dense matrix of the weight: a quantized one is dequantized once a call, so that its format
+    saves memory at rest and no time. A kernel of one tap, ungrouped and without padding, is the
+    weight's own product, in its own kernel and with what the format does to its input; elsewhere
+    formats that change their input (`act="e4m3"`, `SparseInput`) are refused.
 
     Attributes:
       w: Param holding a Weight [taps * in / groups, out]; rows by tap, the last dimension fastest,
@@ -137,16 +136,8 @@ class Conv(Map):
                 "thresholds its input: there are no patches to do it to; use the weight without it"
             )
         kernel = weight.dense().astype(x.dtype).reshape(*self.size, -1, weight.shape[1])
-        letters = DIMENSIONS[-len(self.size) :]
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            self.stride,
-            self.pads(x.shape[1:-1]),
-            rhs_dilation=self.dilation,
-            dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
-            feature_group_count=self.groups,
-        )
+        pads = self.pads(x.shape[1:-1])
+        return convolve(x, kernel, self.stride, pads, self.dilation, self.groups)
 
 
 def changes_input(weight: Weight) -> bool:
