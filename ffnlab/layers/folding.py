@@ -61,7 +61,7 @@ def norm_before(norm: Affine, layer: Linear | Conv) -> Linear | Conv:
     a, c = norm.affine()
     groups, taps = 1, 1
     if isinstance(layer, Conv):
-        groups, taps = layer.groups, math.prod(layer.size)
+        groups, taps = layer.groups, math.prod(layer.window.size)
         if layer.is_padded:
             raise ValueError(
                 f"padding={layer.padding!r} adds zeros that the norm before it never saw; only a "

@@ -7,7 +7,7 @@ from ffnlab.errors import ConfigError
 
 __all__ = ["Padding", "pads", "per_dimension"]
 
-Padding = str | int | Sequence[int | tuple[int, int]]
+Padding = str | int | Sequence[int | Sequence[int]]
 NAMES = ("SAME", "VALID", "causal")
 
 

@@ -12,6 +12,7 @@ from ffnlab import weights
 from ffnlab.errors import ConfigError
 from ffnlab.layers import Conv
 from ffnlab.models.convnet import ConvNet
+from ffnlab.storage import structure
 from tests.contracts import input_of
 from tests.fixtures.layers import record
 
@@ -37,17 +38,18 @@ def test_it_is_torch_s(name, expected, key):
 
 def brute(conv, x):
     """Sums over taps, position by position, in float64."""
+    window = conv.window
     padding = conv.pads(x.shape[1:-1])
     x = np.pad(np.asarray(x, np.float64), ((0, 0), *padding, (0, 0)))
-    w = np.asarray(conv.weight.dense(), np.float64).reshape(*conv.size, -1, conv.channels[1])
-    reach = [(n - 1) * d + 1 for n, d in zip(conv.size, conv.dilation, strict=True)]
-    cells = [(n - r) // s + 1 for n, r, s in zip(x.shape[1:-1], reach, conv.stride, strict=True)]
+    w = np.asarray(conv.weight.dense(), np.float64).reshape(*window.size, -1, conv.channels[1])
+    reach = [(n - 1) * d + 1 for n, d in zip(window.size, window.dilation, strict=True)]
+    cells = [(n - r) // s + 1 for n, r, s in zip(x.shape[1:-1], reach, window.stride, strict=True)]
     y = np.zeros((len(x), *cells, conv.channels[1]))
     ins, outs = x.shape[-1] // conv.groups, conv.channels[1] // conv.groups
     for cell, tap, group in itertools.product(
-        np.ndindex(*cells), np.ndindex(*conv.size), range(conv.groups)
+        np.ndindex(*cells), np.ndindex(*window.size), range(conv.groups)
     ):
-        at = zip(cell, conv.stride, tap, conv.dilation, strict=True)
+        at = zip(cell, window.stride, tap, window.dilation, strict=True)
         place = tuple(c * s + t * d for c, s, t, d in at)
         seen = x[(slice(None), *place, slice(group * ins, (group + 1) * ins))]
         columns = slice(group * outs, (group + 1) * outs)
@@ -85,6 +87,22 @@ def test_draws_of_the_layer_and_of_the_network_are_what_they_were(key):
         net.convs[1].weight.dense(), Conv(4, 5, key=second).weight.dense()
     )
     assert net.sizes == [3, 4, 5, 2]
+
+
+def test_layers_of_older_files_have_the_same_structure(key):
+    """A 3 x 3 kernel over two dimensions with zeros around is written as it always was."""
+    (root, *_), leaves = (structure.describe(Conv(3, 4, key=key))[k] for k in ("nodes", "leaves"))
+    assert root["type"] == "Conv" and root["static"] == {"size": 3}
+    assert [leaf["path"] for leaf in leaves] == ["w.value.w"]
+    same = Conv(3, 4, key=key, size=(3, 3), stride=(1, 1), dilation=1, padding="SAME", groups=1)
+    assert jax.tree.structure(same) == jax.tree.structure(Conv(3, 4, key=key))
+    other = structure.describe(Conv(4, 4, key=key, size=(3,), groups=2, padding=1, stride=2))
+    assert other["nodes"][0]["static"] == {
+        "size": [3],
+        "stride": [2],
+        "groups": 2,
+        "padding": [[1, 1]],
+    }
 
 
 def test_an_initializer_sees_the_kernel_with_its_taps(key):

@@ -55,7 +55,7 @@ def test_conv(name):
     layer = Conv(4, 8, key=key, **CONVS[name])
     if layer.b is not None:
         layer = layer.replace(layer.weight, input_of((8,)))
-    x = input_of((2, *(6,) * len(layer.size), 4))
+    x = input_of((2, *(6,) * len(layer.window.size), 4))
     before, after = random_norm(4, key), random_norm(8, key)
     np.testing.assert_allclose(fold(layer, after)(x), after(layer(x)), atol=ATOL)
     if name != "same":
