@@ -1,8 +1,9 @@
 """Graphs beside torch: the sparse product, its gradient, and a training step of one GCN layer.
 
 The peer, in its own process (`graphs_peer.py`), takes the fastest of its forms: torch's CSR product
-with either width of indices, its gradient by autograd or by a transpose that is stored; PyTorch
-Geometric's `GCNConv` over edges, over a CSR matrix, or compiled. The two take turns, so that what
+with either width of indices and its gradient by autograd; the same as two products by hand, with a
+transpose that is stored, which is what ours does; PyTorch Geometric's `GCNConv` over edges, over a
+CSR matrix, or compiled. The two take turns, so that what
 else the machine does falls on both; a ratio is the median of the turns' ratios. Both compute in
 float32, and products, gradients and losses are compared, else the figures would not be of the same
 work. The layer narrows, so that ours takes the product behind the linear map as the peer's does.
@@ -83,7 +84,8 @@ class Comparison:
     """All tasks, and what the two sides are.
 
     Attributes:
-      tasks: "forward, 3000", "backward, 3000" (forward and backward), …, "train".
+      tasks: "forward, 3000", "backward, 3000" (forward and backward), "two_products, 3000" (that
+        by hand), …, "train".
       about: versions; one line.
     """
 
@@ -138,7 +140,7 @@ def compare(settings: Settings = Settings(), *, progress: bool = False) -> Compa
             todo: list[tuple[str, str, Callable]] = [
                 (do, name, lambda c=case, run=run: products(run, c))
                 for name, case in cases.items()
-                for do, run in (("forward", forward), ("backward", backward))
+                for do, run in DOINGS.items()
             ]
             tasks = {
                 f"{do}, {name}": measure(peer, do, name, ours, settings.turns, Path(folder))
@@ -191,6 +193,9 @@ def backward(graph: Graph, values: Array, x: Array, gradient: Array) -> tuple[Ar
     """(A x, A' gradient)."""
     y, pull = jax.vjp(lambda x: aggregate(graph, values, x), x)
     return y, *pull(gradient)
+
+
+DOINGS = {"forward": forward, "backward": backward, "two_products": backward}
 
 
 def products(run: Callable, case: Case) -> tuple[Array, ...]:

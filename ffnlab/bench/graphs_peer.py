@@ -5,13 +5,14 @@ Run by `peer_server.py`. Requests and answers; "result" names a file for what wa
     {"do": "load", "directory": D, "threads": n}   -> {"dtype", "threads", "versions"}
     {"do": "forward", "case": C, "result": F}      -> {"seconds", "form"}
     {"do": "backward", "case": C, "result": F}     -> {"seconds", "form"}
+    {"do": "two_products", "case": C, "result": F} -> {"seconds", "form"}
     {"do": "train", "case": C, "rate": r}          -> {"seconds", "form", "loss"}
 
 D holds C.npz for each case: edges sorted by receiver ("senders", "starts", those of the transpose,
-the "values" of both), "x", "gradient", "labels", "w". A forward product is y = A x, with its
-gradient y and A' gradient: by autograd, or as two products with matrices that are both there. A
-step is one of SGD on `GCNConv` from the same W on, with edges normalized beforehand: over edges, or
-over a CSR matrix. All float32.
+the "values" of both), "x", "gradient", "labels", "w". Forward is y = A x; backward is that and A'
+gradient by autograd; two products are the same by hand, with a matrix that is stored both ways. A
+step is one of SGD on `GCNConv` from the same W on, with edges normalized beforehand: over edges,
+eager or compiled, or over a CSR matrix. All float32.
 """
 
 import pathlib
@@ -55,16 +56,22 @@ class Tasks:
         return self.answer(f"forward, {case}", forms, result)
 
     def backward(self, case, result):
-        """y = A x and A' gradient."""
+        """y = A x and its gradient, as torch finds it."""
         given = self.cases[case]
-        forms = {}
-        for name, (matrix, other) in given.matrices.items():
-            forms[f"CSR, {name}, autograd"] = lambda m=matrix: given.by_autograd(m)
-            forms[f"CSR, {name}, stored transpose"] = lambda m=matrix, t=other: (
-                m @ given.x,
-                t @ given.gradient,
-            )
+        forms = {
+            f"CSR, {name}": lambda matrix=matrix: given.by_autograd(matrix)
+            for name, (matrix, _) in given.matrices.items()
+        }
         return self.answer(f"backward, {case}", forms, result)
+
+    def two_products(self, case, result):
+        """The same as two products."""
+        given = self.cases[case]
+        forms = {
+            f"CSR, {name}": lambda m=matrix, other=other: (m @ given.x, other @ given.gradient)
+            for name, (matrix, other) in given.matrices.items()
+        }
+        return self.answer(f"two products, {case}", forms, result)
 
     def answer(self, task, forms, result):
         """The fastest form's answer, its arrays written to a file."""

@@ -43,7 +43,7 @@ class Fake:
         if do == "train":
             return answer | {"loss": wrong * self.step(a, rate)}
         arrays = [a["matrix"] @ a["x"]]
-        arrays += [a["matrix"].T @ a["gradient"]] if do == "backward" else []
+        arrays += [a["matrix"].T @ a["gradient"]] if do != "forward" else []
         if result:
             np.savez(result, *arrays[:-1], wrong * arrays[-1])
         return answer
@@ -70,7 +70,8 @@ class Fake:
 def test_both_sides_do_the_same(monkeypatch, capsys):
     monkeypatch.setattr(graphs, "Peer", Fake)
     found = compare(SMALL)
-    expected = ["forward, 7", "backward, 7", "forward, 5", "backward, 5", "train"]
+    does = ("forward", "backward", "two_products")
+    expected = [*(f"{do}, {n}" for n in (7, 5) for do in does), "train"]
     assert list(found.tasks) == expected
     for task in found.tasks.values():
         assert task.ours > 0 and task.theirs == 0.5 and task.form == "dense"
@@ -80,7 +81,7 @@ def test_both_sides_do_the_same(monkeypatch, capsys):
     assert "fake 1.0, up to 3 threads" in said and "float32 both" in said
 
 
-@pytest.mark.parametrize("do", ["forward", "backward", "train"])
+@pytest.mark.parametrize("do", ["forward", "backward", "two_products", "train"])
 def test_figures_of_other_work_are_refused(monkeypatch, do):
     monkeypatch.setattr(graphs, "Peer", type("Spoiled", (Fake,), {"spoil": do}))
     with pytest.raises(FFNLabError, match=f"{do}.*the two sides.* differ by (1.0e-02|9.9e-03)"):
