@@ -5,12 +5,14 @@ on graphs (`layer(x, graph)`), blocks.
 A whole network (embedding to logits) belongs in `ffnlab.models`.
 """
 
-from ffnlab.layers.attention.attention import Attention, AttentionSpec, Context
+from ffnlab.layers.attention.attention import Attention, AttentionSpec
 from ffnlab.layers.attention.rope import Rope
-from ffnlab.layers.block import Block
+from ffnlab.layers.block import Block, Join
+from ffnlab.layers.context import Context, LayerInputs, LayerOutputs, Memory, TokenFacts
 from ffnlab.layers.conv import Conv
 from ffnlab.layers.feed_forward.ffn import (
     ACTIVATIONS,
+    FFN,
     GatedFFN,
     JoinedGatedFFN,
     SparseGatedFFN,
@@ -22,9 +24,11 @@ from ffnlab.layers.stacking import Statistic
 
 __all__ = [
     "ACTIVATIONS",
+    "FFN",
     "GAT",
     "GCN",
     "MLP",
+    "Memory",
     "Attention",
     "AttentionSpec",
     "Block",
@@ -33,10 +37,14 @@ __all__ = [
     "Embedding",
     "GatedFFN",
     "GraphSAGE",
+    "Join",
     "JoinedGatedFFN",
+    "LayerInputs",
+    "LayerOutputs",
     "Linear",
     "RMSNorm",
     "Rope",
     "SparseGatedFFN",
     "Statistic",
+    "TokenFacts",
 ]

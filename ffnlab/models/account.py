@@ -14,7 +14,7 @@ from flax import nnx
 
 from ffnlab import tree
 from ffnlab.errors import SelectionError
-from ffnlab.layers import Block, Linear, SparseGatedFFN, Statistic
+from ffnlab.layers import Attention, Linear, SparseGatedFFN, Statistic
 from ffnlab.models.decoder import Decoder
 from ffnlab.models.stack import Stacked, unstack
 from ffnlab.weights import LoRA, LowRank, Masked, SparseInput, Transposed, Weight, is_weight
@@ -71,7 +71,7 @@ def cache_bytes_per_token(model: Decoder) -> int:
 
 
 def flops_per_token(
-    model: Decoder, context: int, *, zeros: Mapping[str, float] | None = None
+    model: nnx.Module, context: int, *, zeros: Mapping[str, float] | None = None
 ) -> float:
     """Floating-point operations to process one token.
 
@@ -80,27 +80,37 @@ def flops_per_token(
     Quantized matrices count like dense ones: the products are the same. A low-rank matrix costs
     2 r (in + out), LoRA that on top of its base, and a mask saves nothing. A sparse FFN skips the
     dropped channels' share of `up` and `down` (its gate is always whole), a sparse input its share
-    of the matrix.
+    of the matrix. A layer with a method `flops_per_token(share)` answers for itself and for all in
+    it: a mixture for its router and the experts of a token, a choice by the measured share.
 
     Args:
-      model: a decoder, stacked or not; leaves may be abstract.
+      model: a decoder or another model of linear maps and blocks, stacked or not; leaves may be
+        abstract.
       context: tokens that the token attends to, itself included, >= 1.
-      zeros: fraction of zeros in [0, 1] of sparse FFNs and projections by path, as measured
-        (`Realised.zeros` of `ffnlab.sparsity`); those not named count as dense.
+      zeros: by path, the fraction of zeros in [0, 1] of sparse FFNs and projections as measured
+        (`Realised.zeros` of `ffnlab.sparsity`), or what a layer that answers for itself takes as
+        its share; those not named count as dense.
     Returns:
       operations.
     Raises:
       SelectionError: a path in `zeros` that the model does not have, or that is not sparse.
     """
-    if isinstance(model.layers, Stacked):
+    if isinstance(getattr(model, "layers", None), Stacked):
         model = jax.eval_shape(unstack, model)
     zeros, used, total = dict(zeros or {}), set(), 0.0
     nodes = dict(tree.walk(model))
+    answered = ""  # path of the last layer that answered for itself
     for path, node in nodes.items():
-        if isinstance(node, Block) and node.attn is not None:
-            spec = node.attn.spec
+        if answered and path.startswith(answered):
+            continue
+        if isinstance(node, nnx.Module) and hasattr(node, "flops_per_token"):
+            total += node.flops_per_token(zeros.get(path))
+            used.add(path)
+            answered = f"{path}."
+        elif isinstance(node, Attention):
+            spec = node.spec
             total += 4 * spec.heads * spec.head_dim * min(context, spec.window or context)
-        if isinstance(node, Linear):
+        elif isinstance(node, Linear):
             weight, (parent, _, name) = node.weight, path.rpartition(".")
             own = path if isinstance(weight, SparseInput) else None
             in_gated = isinstance(nodes.get(parent), SparseGatedFFN) and name in ("up", "down")
@@ -111,8 +121,8 @@ def flops_per_token(
     unknown = sorted(zeros.keys() - used)
     if unknown:
         raise SelectionError(f"zeros names {unknown}, which are no sparse layers of this model")
-    head = 2 * math.prod(model.embed.weight.shape) if model.head is None else 0
-    return total + head
+    tied = isinstance(model, Decoder) and model.head is None
+    return total + (2 * math.prod(model.embed.weight.shape) if tied else 0)
 
 
 def weight_flops(weight: Weight) -> int:

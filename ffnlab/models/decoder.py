@@ -6,6 +6,7 @@ that is scanned (`ffnlab.models.stack`); a block may have lost a sublayer or bot
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from ffnlab.errors import ConfigError
 from ffnlab.layers import (
     Attention,
     AttentionSpec,
@@ -20,15 +22,17 @@ from ffnlab.layers import (
     Context,
     Embedding,
     GatedFFN,
+    LayerInputs,
+    LayerOutputs,
     Linear,
     RMSNorm,
+    TokenFacts,
 )
-from ffnlab.layers.attention.attention import causal_mask
-from ffnlab.layers.attention.rope import tables
+from ffnlab.layers.attention.attention import seen
 from ffnlab.layers.logical import constrain
+from ffnlab.models import trunk
 from ffnlab.models.config import DecoderConfig
-from ffnlab.models.remat import run_block
-from ffnlab.models.stack import Stacked
+from ffnlab.models.stack import Stacked, period_of
 from ffnlab.weights import kv, register
 
 
@@ -68,7 +72,7 @@ class Decoder(nnx.Module):
         """Draws random weights; residual outputs are scaled down by sqrt(2 * layers)."""
         embed, head, *blocks = jax.random.split(key, 2 + config.layers)
         self.embed = Embedding(config.vocab, config.width, key=embed, dtype=dtype)
-        self.layers = nnx.List(
+        self.layers: Sequence[nnx.Module] | Stacked = nnx.List(
             [make_block(config, i, key=k, dtype=dtype) for i, k in enumerate(blocks)]
         )
         self.norm = _norm(config, dtype)
@@ -86,7 +90,7 @@ class Decoder(nnx.Module):
         *,
         positions: Int[Array, "b t"] | None = None,
         segments: Int[Array, "b t"] | None = None,
-        gates: Float[Array, "n 2"] | None = None,
+        inputs: LayerInputs | None = None,
     ) -> Float[Array, "b t v"]:
         """Next-token logits, float32.
 
@@ -95,28 +99,67 @@ class Decoder(nnx.Module):
           positions: position of each token; 0 .. t-1 when None.
           segments: 0 for padding, else the number of the text a token belongs to; tokens attend
             causally within their segment. None: each row is one text.
-          gates: [layers, 2] multipliers of every block's attention and FFN branch; 1 when None.
+          inputs: what each layer is given of its own, leaves [layers, ...]: gates of the branches,
+            choices, keys.
         """
-        return self.logits(self.hidden(tokens, positions=positions, segments=segments, gates=gates))
+        return self.logits(
+            self.hidden(tokens, positions=positions, segments=segments, inputs=inputs)
+        )
 
     def hidden(
         self,
-        tokens: Int[Array, "b t"],
+        tokens: Int[Array, "b t"] | None = None,
         *,
+        embeddings: Float[Array, "b t d"] | None = None,
         positions: Int[Array, "b t"] | None = None,
         segments: Int[Array, "b t"] | None = None,
-        gates: Float[Array, "n 2"] | None = None,
+        inputs: LayerInputs | None = None,
     ) -> Float[Array, "b t d"]:
-        """The residual stream after the last block, before the final norm; see `__call__`."""
-        t = tokens.shape[1]
+        """The residual stream after the last block, before the final norm; see `run`."""
+        options = {"positions": positions, "segments": segments, "inputs": inputs}
+        return self.run(tokens, embeddings=embeddings, **options)[0]
+
+    def run(
+        self,
+        tokens: Int[Array, "b t"] | None = None,
+        *,
+        embeddings: Float[Array, "b t d"] | None = None,
+        positions: Int[Array, "b t"] | None = None,
+        segments: Int[Array, "b t"] | None = None,
+        inputs: LayerInputs | None = None,
+        facts: TokenFacts | None = None,
+        branches: bool = False,
+    ) -> tuple[Float[Array, "b t d"], LayerOutputs]:
+        """The residual stream before the final norm, and what the layers report.
+
+        Args:
+          tokens, positions, segments, inputs: see `__call__`.
+          embeddings: instead of tokens, what would stand for them (see `embed_tokens`), [b, t, d].
+          facts: of each token, for layers that treat tokens differently; padding of `segments` is
+            not valid unless they say otherwise.
+          branches: also return what each sublayer added to the stream.
+        Returns:
+          (h [b, t, d], outputs with a leading axis of layers).
+        Raises:
+          ConfigError: tokens and embeddings, or neither.
+        """
+        h = self._start(tokens, embeddings)
+        t = h.shape[1]
         positions = jnp.arange(t)[None] if positions is None else positions
-        masks = dict.fromkeys(self._windows())
+        kinds = trunk.specs(self.layers)
+        masks = {spec.window: None for spec in kinds}
         if segments is not None:
             same = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
             slots = jnp.arange(t)
-            masks = {w: (same & causal_mask(slots, slots, w))[:, None] for w in masks}
-        context = Context(self._angles(positions), masks)
-        return self._run(self._embed(tokens), context, gates, None)[0]
+            masks = {spec.window: (same & seen(slots, slots, spec))[:, None] for spec in kinds}
+        facts = TokenFacts() if facts is None else facts
+        if segments is not None and facts.valid is None:
+            facts = facts._replace(valid=segments > 0)
+        context = Context(trunk.angles(self.layers, positions), masks, tokens=facts)
+        h, _, outputs = trunk.run(
+            self.layers, h, context, inputs=inputs, remat=self.remat, branches=branches
+        )
+        return h, outputs
 
     def logits(self, h: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         """Final norm, head and soft cap: hidden states to logits, float32."""
@@ -135,13 +178,18 @@ class Decoder(nnx.Module):
           kind: "dense", "float8" or "int4" for every layer; what each layer's `kv_format` says when
             None.
           dtype: of dense caches; the compute dtype when None.
+        Raises:
+          ConfigError: a block has more than one attention that reads its own input.
         """
         dtype = self.compute_dtype if dtype is None else dtype
 
         def empty(block: Block) -> kv.KV | None:
-            if block.attn is None:
+            found = trunk.self_attentions(block)
+            if len(found) > 1:
+                raise ConfigError(f"a block has {len(found)} attentions; one can have a cache")
+            if not found:
                 return None
-            spec = block.attn.spec
+            spec = found[0].spec
             wanted = kind or spec.kv_format or "dense"
             return kv.empty(wanted, batch, length, spec.kv_heads, spec.head_dim, dtype)
 
@@ -158,9 +206,10 @@ class Decoder(nnx.Module):
 
     def extend(
         self,
-        tokens: Int[Array, "b t"],
+        tokens: Int[Array, "b t"] | None,
         cache: Cache,
         *,
+        embeddings: Float[Array, "b t d"] | None = None,
         valid: Bool[Array, "b t"] | None = None,
         last: bool = False,
     ) -> tuple[Float[Array, "b u v"], Cache]:
@@ -169,23 +218,28 @@ class Decoder(nnx.Module):
         Args:
           tokens: [b, t]; they fill slots index .. index + t - 1. The caller keeps within the
             length.
+          embeddings: instead of tokens (None), what would stand for them, [b, t, d].
           valid: [b, t], False for padding (on the left of a prompt); all True when None.
           last: return the logits of the last token only, [b, 1, v].
+        Raises:
+          ConfigError: tokens and embeddings, or neither.
         """
-        t, length = tokens.shape[1], cache.valid.shape[1]
-        valid = jnp.ones(tokens.shape, bool) if valid is None else valid
+        h = self._start(tokens, embeddings)
+        t, length = h.shape[1], cache.valid.shape[1]
+        valid = jnp.ones(h.shape[:2], bool) if valid is None else valid
         steps = jnp.cumsum(valid, axis=1)
         positions = jnp.maximum(cache.positions[:, None] + steps - 1, 0)
-        seen = jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, cache.index, axis=1)
-        slots = cache.index + jnp.arange(t)
+        filled = jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, cache.index, axis=1)
+        slots, keys = cache.index + jnp.arange(t), jnp.arange(length)
         masks = {
-            w: (seen[:, None, :] & causal_mask(slots, jnp.arange(length), w))[:, None]
-            for w in self._windows()
+            spec.window: (filled[:, None, :] & seen(slots, keys, spec))[:, None]
+            for spec in trunk.specs(self.layers)
         }
-        context = Context(self._angles(positions), masks, cache.index)
-        h, layers = self._run(self._embed(tokens), context, None, cache.layers)
+        angles = trunk.angles(self.layers, positions)
+        context = Context(angles, masks, cache.index, TokenFacts(valid=valid))
+        h, layers, _ = trunk.run(self.layers, h, context, caches=cache.layers)
         logits = self.logits(h[:, -1:] if last else h)
-        new = Cache(layers, cache.index + t, seen, cache.positions + steps[:, -1])
+        new = Cache(layers, cache.index + t, filled, cache.positions + steps[:, -1])
         return logits, new
 
     @property
@@ -197,17 +251,10 @@ class Decoder(nnx.Module):
 
     def blocks(self) -> list[Block]:
         """The blocks in order; of a stacked model, those of one period."""
-        return list(self.layers.period if isinstance(self.layers, Stacked) else self.layers)
+        return period_of(self.layers)
 
-    def _windows(self) -> set[int | None]:
-        return {block.attn.spec.window for block in self.blocks() if block.attn is not None}
-
-    def _angles(self, positions: Int[Array, "b t"]) -> dict:
-        specs = {block.attn.spec for block in self.blocks() if block.attn is not None}
-        ropes = {(spec.rope, spec.head_dim) for spec in specs}
-        return {rope: tables(rope, head_dim, positions) for rope, head_dim in ropes}
-
-    def _embed(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+    def embed_tokens(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        """What stands for tokens at the beginning of the residual stream, in the compute dtype."""
         h = self.embed(tokens).astype(self.compute_dtype)
         scale = self.config.embed_scale
         # Rounded to the parameters' dtype first, as the models that scale embeddings were trained.
@@ -215,23 +262,17 @@ class Decoder(nnx.Module):
             h if scale == 1.0 else h * jnp.asarray(scale, self.embed.weight.dtype).astype(h.dtype)
         )
 
-    def _run(
-        self, h: Array, context: Context, gates: Array | None, caches: tuple | None
-    ) -> tuple[Array, tuple | None]:
-        if isinstance(self.layers, Stacked):
-            return self.layers(h, context, gates=gates, caches=caches, remat=self.remat)
-        new = []
-        for i, block in enumerate(self.layers):
-            h, cache = run_block(
-                block,
-                self.remat,
-                h,
-                context,
-                gates=None if gates is None else gates[i],
-                cache=None if caches is None else caches[i],
+    def _start(self, tokens: Array | None, embeddings: Array | None) -> Float[Array, "b t d"]:
+        if (tokens is None) == (embeddings is None):
+            both = "both" if tokens is not None else "neither"
+            raise ConfigError(f"one of tokens and embeddings is accepted, not {both}")
+        if embeddings is None:
+            return self.embed_tokens(tokens)
+        if embeddings.ndim != 3 or embeddings.shape[2] != self.config.width:
+            raise ConfigError(
+                f"embeddings has shape {embeddings.shape}; [b, t, {self.config.width}] is accepted"
             )
-            new.append(cache)
-        return h, None if caches is None else tuple(new)
+        return embeddings.astype(self.compute_dtype)
 
 
 def abstract(config: DecoderConfig) -> Decoder:

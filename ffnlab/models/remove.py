@@ -1,34 +1,42 @@
-"""Physical removal of sublayers from a decoder."""
+"""Physical removal of sublayers from a model."""
 
 from collections.abc import Iterable
+from typing import TypeVar, cast
 
 import jax
+from flax import nnx
 
-from ffnlab.models.decoder import Decoder
 from ffnlab.models.stack import unstack
+from ffnlab.models.units import units
+
+M = TypeVar("M")
 
 
-def remove(model: Decoder, units: Iterable[int]) -> Decoder:
-    """The decoder without some of its sublayers; unit 2i is attention of block i, 2i + 1 its FFN.
+def remove(model: M, numbers: Iterable[int]) -> M:
+    """The model without some of its sublayers, by their numbers (`ffnlab.models.units`).
 
-    Blocks keep their numbers: one that has lost both sublayers stays in the list and does nothing.
-    A stacked model is unstacked.
+    Blocks keep their numbers: one that has lost all its sublayers stays in the list and does
+    nothing. A stacked model is unstacked.
 
+    Args:
+      model: with layers that are blocks.
+      numbers: of units; where every block has attention and an FFN, 2i is the attention of block i
+        and 2i + 1 its FFN.
     Raises:
-      ValueError: a unit out of range, named twice, or removed before.
+      ValueError: a number out of range, named twice, or removed before.
     """
-    units = [int(u) for u in units]
-    new = unstack(model) if units else jax.tree.map(lambda leaf: leaf, model)
-    n = 2 * model.config.layers
-    for unit in units:
-        if not 0 <= unit < n:
-            raise ValueError(f"units holds {unit}, outside 0..{n - 1}")
-        new.layers[unit // 2] = new.layers[unit // 2].without("ffn" if unit % 2 else "attn")
+    numbers = [int(number) for number in numbers]
+    known = units(model)
+    new = unstack(model) if numbers else jax.tree.map(lambda leaf: leaf, model)
+    layers = cast(nnx.List, new.layers)
+    for number in numbers:
+        if not 0 <= number < len(known):
+            raise ValueError(f"units holds {number}, outside 0..{len(known) - 1}")
+        layer = known[number].layer
+        layers[layer] = layers[layer].without(known[number].slot)
     return new
 
 
-def removed(model: Decoder) -> list[int]:
+def removed(model: object) -> list[int]:
     """Units (see `remove`) whose sublayer is missing, in order."""
-    blocks = unstack(model).layers
-    parts = [part for block in blocks for part in (block.attn, block.ffn)]
-    return [unit for unit, part in enumerate(parts) if part is None]
+    return [unit.number for unit in units(model) if not unit.present]

@@ -1,116 +1,92 @@
-"""Stacks of alike blocks, scanned: compile time and program size do not grow with depth.
+"""Stacks of alike layers, scanned: compile time and program size do not grow with depth.
 
-`stack` puts the blocks of a decoder on a leading axis and `unstack` takes them apart again, both
+`stack` puts the layers of a model on a leading axis and `unstack` takes them apart again, both
 without changing a bit. Where layers alternate (Gemma's windows), the shortest repeating period is
 stacked.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any, TypeVar, cast
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float
 
 from ffnlab.errors import ConfigError
-from ffnlab.layers import Block, Context
-from ffnlab.layers.stacking import stack_modules, with_axes
-from ffnlab.models.remat import run_block
+from ffnlab.layers.stacking import stack_modules, unstack_modules
 
-if TYPE_CHECKING:
-    from ffnlab.models.decoder import Decoder
+__all__ = ["Stacked", "check_layered", "period_of", "stack", "unstack"]
 
 
 class Stacked(nnx.Module):
-    """`repeats` times a period of blocks, each leaf with a leading axis of that length.
+    """`repeats` times a period of layers, each leaf with a leading axis of that length.
 
     Attributes:
-      period: nnx.List of Block; every parameter's logical axes begin with "layers".
+      period: nnx.List of modules; the logical axes of every variable begin with "layers".
       repeats: how often the period repeats (static).
     """
 
-    def __init__(self, period: list[Block], repeats: int):
+    def __init__(self, period: list[nnx.Module], repeats: int):
         self.period = nnx.List(period)
         self.repeats = repeats
 
-    def __call__(
-        self,
-        h: Float[Array, "b t d"],
-        context: Context,
-        *,
-        gates: Float[Array, "n 2"] | None = None,
-        caches: tuple | None = None,
-        remat: str | None = None,
-    ) -> tuple[Float[Array, "b t d"], tuple | None]:
-        """Runs all blocks by `lax.scan`; arguments as `Block` with a leading axis.
 
-        Args:
-          remat: see `ffnlab.models.remat`.
-        """
-        width = len(self.period)
-        if gates is not None:
-            gates = gates.reshape(self.repeats, width, 2)
-
-        def body(h: Array, xs: tuple) -> tuple[Array, tuple | None]:
-            blocks, gate, cache = xs
-            new = []
-            for i, block in enumerate(blocks):
-                h, kv = run_block(
-                    block,
-                    remat,
-                    h,
-                    context,
-                    gates=None if gate is None else gate[i],
-                    cache=None if cache is None else cache[i],
-                )
-                new.append(kv)
-            return h, None if cache is None else tuple(new)
-
-        return jax.lax.scan(body, h, (self.period, gates, caches), length=self.repeats)
+M = TypeVar("M")  # any model whose `layers` are an `nnx.List` of modules, or the same `Stacked`
 
 
-def stack(model: Decoder) -> Decoder:
-    """The same decoder with its blocks stacked, to be scanned.
+def check_layered(model: object) -> None:
+    """Raises ConfigError unless a model has `layers`, in a list or stacked."""
+    if not isinstance(getattr(model, "layers", None), nnx.List | Stacked):
+        raise ConfigError(
+            f"model is a {type(model).__name__}; a Decoder or another model with layers is accepted"
+        )
+
+
+def period_of(layers: Sequence[nnx.Module] | Stacked) -> list[nnx.Module]:
+    """The layers in order; of a stack, those of one period."""
+    return list(layers.period if isinstance(layers, Stacked) else layers)
+
+
+def stack(model: M) -> M:
+    """The same model with its layers stacked, to be scanned.
 
     Raises:
+      ConfigError: it has no layers.
       ValueError: the model is stacked already.
     """
+    check_layered(model)
     if isinstance(model.layers, Stacked):
         raise ValueError("model is stacked already; models.unstack(model) gives the list form")
-    blocks = list(model.layers)
-    n = len(blocks)
-    kinds = [_kind(block) for block in blocks]
+    layers = list(model.layers)
+    n = len(layers)
+    if not n:
+        raise ConfigError("model.layers is empty: there is nothing to stack")
+    kinds = [_kind(layer) for layer in layers]
     width = next(p for p in range(1, n + 1) if n % p == 0 and kinds[p:] == kinds[: n - p])
-    period = [stack_modules(blocks[i::width]) for i in range(width)]
+    period = [stack_modules(layers[i::width]) for i in range(width)]
     return _with_layers(model, Stacked(period, n // width))
 
 
-def unstack(model: Decoder) -> Decoder:
-    """The same decoder with its blocks in a list; one that is not stacked is copied.
+def unstack(model: M) -> M:
+    """The same model with its layers in a list; one that is not stacked is copied.
 
     Raises:
-      ConfigError: it is no decoder.
+      ConfigError: it has no layers.
     """
-    if not hasattr(model, "layers"):
-        raise ConfigError(f"model is a {type(model).__name__}; a Decoder is accepted")
-    if not isinstance(model.layers, Stacked):
-        return jax.tree.map(lambda leaf: leaf, model)
+    check_layered(model)
     layers = model.layers
-    blocks = []
-    for repeat in range(layers.repeats):
-        for block in layers.period:
-            one = jax.tree.map(lambda leaf, i=repeat: leaf[i], block)
-            blocks.append(with_axes(one, lambda axes: axes[1:]))
-    return _with_layers(model, nnx.List(blocks))
+    if not isinstance(layers, Stacked):
+        return jax.tree.map(lambda leaf: leaf, model)
+    columns = [unstack_modules(module, layers.repeats) for module in layers.period]
+    rows = zip(*columns, strict=True)
+    return _with_layers(model, nnx.List([module for row in rows for module in row]))
 
 
-def _kind(block: Block) -> tuple:
-    leaves, treedef = jax.tree.flatten(block)
+def _kind(layer: nnx.Module) -> tuple:
+    leaves, treedef = jax.tree.flatten(layer)
     return treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
 
-def _with_layers(model: Decoder, layers: nnx.Module) -> Decoder:
+def _with_layers(model: M, layers: nnx.Module) -> M:
     new = jax.tree.map(lambda leaf: leaf, model)
-    new.layers = layers
+    new.layers = cast(Any, layers)
     return new

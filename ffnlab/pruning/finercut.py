@@ -30,6 +30,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ffnlab import models
 from ffnlab.errors import ConfigError, NumericalError
+from ffnlab.layers import LayerInputs
 from ffnlab.models import Decoder
 from ffnlab.models.calibration import check_tokens
 from ffnlab.pruning.finercut_core import DISTANCES, Distance
@@ -168,10 +169,10 @@ def summing(metric: Distance) -> Callable:
         active: Int[Array, ""],
     ) -> tuple[Float[Array, "m c"], Bool[Array, ""]]:
         """Summed distance of each candidate in the first `active` groups; is the original sane?"""
-        original = model(tokens, gates=jnp.ones_like(gates[0, 0]))
+        original = model(tokens, inputs=LayerInputs(gates=jnp.ones_like(gates[0, 0])))
 
         def one(gate: Float[Array, "n 2"]) -> Float[Array, ""]:
-            return metric.total(original, model(tokens, gates=gate), tokens)
+            return metric.total(original, model(tokens, inputs=LayerInputs(gates=gate)), tokens)
 
         def group(i: Int[Array, ""], sums: Float[Array, "m c"]) -> Float[Array, "m c"]:
             return sums.at[i].set(jax.vmap(one)(gates[i]))

@@ -178,7 +178,8 @@ def keys(
     spec = attention.spec
     before = attention.k(x).reshape(*x.shape[:2], spec.kv_heads, spec.head_dim)
     before = before if attention.k_norm is None else attention.k_norm(before)
-    return before, rotate(before, *context.angles[spec.rope])
+    after = before if spec.rope is None else rotate(before, *context.angles[spec.rope])
+    return before, after
 
 
 def rewrite(options: Options, model: Decoder, stats: FireQStats) -> Decoder:

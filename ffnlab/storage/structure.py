@@ -25,6 +25,8 @@ SHOWN = 8  # differences listed in one message
 # Variable metadata that flax sets by itself; names differ between its releases.
 FLAX_METADATA = frozenset({"eager_sharding", "hijax", "ref", "mesh"})
 
+LATER = "ffnlab.later"  # marks a field of a dataclass, see `later`
+
 JSONValue = None | bool | int | float | str | list | dict
 
 
@@ -163,13 +165,33 @@ def static_part(node: object, keys: list) -> dict[str, JSONValue]:
     if callable(get_metadata):  # an NNX Variable
         fields = {k: v for k, v in get_metadata().items() if k not in FLAX_METADATA}
     elif dataclasses.is_dataclass(node):
-        fields = {f.name: getattr(node, f.name, None) for f in dataclasses.fields(node)}
+        fields = {f.name: getattr(node, f.name, None) for f in told(node)}
     elif isinstance(node, dict | list | tuple) or node is None:
         fields = {}
     else:
         fields = {k: v for k, v in vars(node).items() if not k.startswith("_")}
     static = {k: jsonable(fields[k]) for k in sorted(fields.keys() - children)}
     return {"static": static} if static else {}
+
+
+def later(default: Any) -> Any:
+    """A field of a dataclass that older files know nothing of; told where it is not its default.
+
+    >>> @dataclasses.dataclass
+    ... class Spec:
+    ...     heads: int
+    ...     causal: bool = later(True)
+    >>> jsonable(Spec(2)), jsonable(Spec(2, False))
+    ({'type': 'Spec', 'heads': 2}, {'type': 'Spec', 'heads': 2, 'causal': False})
+    """
+    return dataclasses.field(default=default, metadata={LATER: True})
+
+
+def told(node: Any) -> Iterator[dataclasses.Field]:
+    """The fields of a dataclass that its description holds."""
+    for field in dataclasses.fields(node):
+        if LATER not in field.metadata or getattr(node, field.name, None) != field.default:
+            yield field
 
 
 def jsonable(value: object) -> JSONValue:
@@ -192,7 +214,7 @@ def jsonable(value: object) -> JSONValue:
         case np.generic():
             return jsonable(value.item())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {f.name: jsonable(getattr(value, f.name)) for f in told(value)}
         return {"type": type(value).__qualname__} | fields
     return getattr(value, "__qualname__", None) or stable_repr(value)
 

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from ffnlab import models
 from ffnlab.data import TextBatches, stdlib_text
 from ffnlab.formats.embedded import embedded
+from ffnlab.layers import LayerInputs
 from ffnlab.models import Decoder
 from ffnlab.pruning import Search, finercut, removal_map, removal_order
 from ffnlab.pruning.finercut import sublayers
@@ -155,7 +156,7 @@ def sum_scores(
     model: Decoder, rows: Int[Array, "b t"], gates: Float[Array, "n 2"]
 ) -> Float[Array, "2"]:
     """Summed (negative log-likelihood, number of right guesses) of the rows' next tokens."""
-    logits, targets = model(rows[:, :-1], gates=gates), rows[:, 1:]
+    logits, targets = model(rows[:, :-1], inputs=LayerInputs(gates=gates)), rows[:, 1:]
     likely = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)
     return jnp.stack([-likely.sum(), (logits.argmax(-1) == targets).sum().astype(jnp.float32)])
 
@@ -163,7 +164,7 @@ def sum_scores(
 def cut_gap(model: Decoder, tokens: Int[np.ndarray, "b t"], search: Search) -> float:
     """Masked against physically removed, a quarter of the units; see `Comparison`."""
     quarter = removal_order(search, search.step.size // 4)
-    forward = jax.jit(lambda model, tokens, gates: model(tokens, gates=gates))
+    forward = jax.jit(lambda model, tokens, gates: model(tokens, inputs=LayerInputs(gates=gates)))
     masked = forward(model, tokens, gates_without(len(search.step), quarter))
     cut = forward(finercut(remove=len(quarter)).rewrite(model, search), tokens, None)
     return float(jnp.abs(masked - cut).max() / jnp.abs(cut).max())

@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tests.formats.test_tokenizer import bpe
 
 from ffnlab.cli.corpus import load_corpus, with_ends
 from ffnlab.cli.train import TrainConfig, run
@@ -14,6 +13,7 @@ from ffnlab.data.text.documents import digest, documents_of, read_documents, spl
 from ffnlab.errors import ConfigError
 from ffnlab.formats import Tokenizer, load
 from ffnlab.parallel import from_table, held_out_bits
+from tests.formats.test_tokenizer import bpe
 
 MODEL = {"width": 8, "hidden": 16, "layers": 1, "heads": 1, "kv_heads": 1, "head_dim": 8}
 

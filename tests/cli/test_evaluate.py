@@ -7,7 +7,6 @@ import re
 import jax
 import numpy as np
 import pytest
-from tests.formats.test_tokenizer import bpe
 
 from ffnlab import models
 from ffnlab.cli.main import main
@@ -17,6 +16,7 @@ from ffnlab.data.text.documents import digest, split
 from ffnlab.formats import Tokenizer
 from ffnlab.models import Decoder, DecoderConfig
 from ffnlab.recipes import Evaluation
+from tests.formats.test_tokenizer import bpe
 
 CONFIG = DecoderConfig(
     vocab=300, width=16, hidden=16, layers=1, heads=2, kv_heads=1, head_dim=8, max_positions=64

@@ -4,13 +4,13 @@ import json
 
 import jax
 import pytest
-from tests.formats.test_tokenizer import bpe, spaced
 
 from ffnlab import models
 from ffnlab.cli.main import main
 from ffnlab.errors import ConfigError
 from ffnlab.formats import Tokenizer
 from ffnlab.models import Decoder, DecoderConfig
+from tests.formats.test_tokenizer import bpe, spaced
 
 CONFIG = DecoderConfig(
     vocab=300, width=16, hidden=16, layers=1, heads=2, kv_heads=1, head_dim=8, max_positions=64

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.formats.test_tokenizer import bpe
 
 from ffnlab.errors import ConfigError, FormatError
 from ffnlab.formats import Tokenizer
 from ffnlab.formats.tokenizer import chat
 from ffnlab.formats.tokenizer.chat import render
 from tests.fixtures.chat.record import CONVERSATIONS, TEMPLATES, TOKENS, cases
+from tests.formats.test_tokenizer import bpe
 
 RECORDED = Path(__file__).parents[1] / "fixtures" / "chat" / "expected.json"
 USER = [{"role": "user", "content": "hi"}]

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from ffnlab import tree, weights
 from ffnlab.errors import SelectionError
-from ffnlab.layers import Linear, SparseGatedFFN
+from ffnlab.layers import GatedFFN, Linear, SparseGatedFFN
 from ffnlab.models import Decoder, DecoderConfig, account, remove, stack
 
 D, H, V, L, HEADS, KV, HD = 16, 24, 40, 3, 4, 2, 8
@@ -138,3 +139,35 @@ def test_close_to_what_xla_counts():
     mean = account.flops_per_token(model, 16)  # one block of queries sees all 16 keys
     # XLA also counts norms, softmax and activations; at this width they are a few per cent.
     assert mean * 16 <= analysis["flops"] <= 1.2 * mean * 16
+
+
+class OneOfTwo(nnx.Module):
+    """An FFN of which a token takes one of two, the first by a share that is measured."""
+
+    def __init__(self, big, small):
+        self.big, self.small = big, small
+
+    def __call__(self, x):
+        return self.big(x)
+
+    def flops_per_token(self, share):
+        sizes = [
+            2 * sum(m.weight.shape[0] * m.weight.shape[1] for m in (f.gate, f.up, f.down))
+            for f in (self.big, self.small)
+        ]
+        share = 1.0 if share is None else share
+        return share * sizes[0] + (1 - share) * sizes[1]
+
+
+def test_a_layer_that_answers_for_itself_is_asked_once(model):
+    small = GatedFFN(D, 4, key=jax.random.key(1))
+    chosen = tree.map_at(
+        model, tree.at("layers[1].ffn"), lambda ffn: OneOfTwo(ffn, small), expect=1
+    )
+    base = expected_flops(9)
+    assert account.flops_per_token(chosen, 9) == base
+    half = account.flops_per_token(chosen, 9, zeros={"layers[1].ffn": 0.5})
+    assert half == base - FFN + 3 * D * 4
+    assert account.flops_per_token(stack(chosen), 9) == base
+    with pytest.raises(SelectionError, match=r"layers\[0\]\.ffn"):
+        account.flops_per_token(chosen, 9, zeros={"layers[0].ffn": 0.5})

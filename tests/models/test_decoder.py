@@ -10,7 +10,7 @@ import pytest
 
 from ffnlab import models
 from ffnlab.errors import ConfigError
-from ffnlab.layers import Rope
+from ffnlab.layers import LayerInputs, Rope
 from ffnlab.models import Decoder, DecoderConfig
 from ffnlab.storage import trees
 from ffnlab.testing import batches, counted, tiny
@@ -171,7 +171,7 @@ def test_removed_sublayers_equal_closed_gates(kind, units):
     short = models.remove(model, units)
     assert models.removed(short) == sorted(units)
     without = forward(short, tokens)
-    closed = forward(model, tokens, gates=gates)
+    closed = forward(model, tokens, inputs=LayerInputs(gates=gates))
     # Two programs for one function: the last bits differ.
     np.testing.assert_allclose(without, closed, rtol=1e-5, atol=1e-6)
     if kind == "gemma2":
@@ -199,7 +199,7 @@ def test_removed_layers_have_no_cache():
 
 def test_gates_are_traced_and_compile_once():
     model, tokens = tiny(), batches()[0]
-    run = jax.jit(lambda m, t, g: m(t, gates=g))
+    run = jax.jit(lambda m, t, g: m(t, inputs=LayerInputs(gates=g)))
     gates = [jnp.ones((3, 2)).at[i, j].set(0.0) for i in range(3) for j in range(2)]
     run(model, tokens, gates[0])
     with counted() as count:

@@ -11,6 +11,7 @@ import pytest
 
 from ffnlab import models, tree
 from ffnlab.errors import ConfigError, NumericalError
+from ffnlab.layers import LayerInputs
 from ffnlab.pruning import finercut, removal_order
 from ffnlab.pruning.finercut import sublayers, together
 from ffnlab.storage import npz
@@ -35,7 +36,7 @@ def search(model, data=None, **options):
 @jax.jit
 def gated(model, tokens, gates):
     """Logits with gates: the one forward pass that the oracles use."""
-    return model(tokens, gates=gates)
+    return model(tokens, inputs=LayerInputs(gates=gates))
 
 
 def keep(n: int, units=()) -> np.ndarray:

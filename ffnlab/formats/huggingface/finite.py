@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from ffnlab.layers import Block, Context
-from ffnlab.layers.attention.rope import tables
+from ffnlab.models import trunk
 from ffnlab.models.decoder import Decoder
 from ffnlab.weights import Dense
 
@@ -28,12 +29,10 @@ def not_finite(model: Decoder) -> str | None:
       "embed", "layers[i]" or "head"; the token is the config's bos, or 0.
     """
     token = jnp.full((1, 1), model.config.bos or 0, jnp.int32)
-    scale = jnp.asarray(model.config.embed_scale, jnp.float32)
-    h = model.embed(token).astype(model.compute_dtype)
-    h = (h * scale).astype(h.dtype)
+    h = model.embed_tokens(token)
     if not jnp.isfinite(h).all():
         return "embed"
-    for i, block in enumerate(model.layers):
+    for i, block in enumerate(model.blocks()):
         h, is_sane = _after(block, h)
         if not is_sane:
             return f"layers[{i}]"
@@ -43,11 +42,9 @@ def not_finite(model: Decoder) -> str | None:
 @jax.jit
 def _after(block: Block, h: Float[Array, "1 1 d"]) -> tuple[Float[Array, "1 1 d"], Bool[Array, ""]]:
     """The residual stream after a block, of one token at position 0, and whether it is finite."""
-    context = Context({}, {})
-    if block.attn is not None:
-        spec = block.attn.spec
-        angles = tables(spec.rope, spec.head_dim, jnp.zeros((1, 1), jnp.int32))
-        context = Context({spec.rope: angles}, {spec.window: None})
+    layers = nnx.List([block])
+    masks = {spec.window: None for spec in trunk.specs(layers)}
+    context = Context(trunk.angles(layers, jnp.zeros((1, 1), jnp.int32)), masks)
     h = block(h, context)[0]
     return h, jnp.isfinite(h).all()
 

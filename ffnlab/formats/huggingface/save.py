@@ -132,7 +132,8 @@ def _writer(
     """The sidecar of a model and the writer of its tensors."""
     model = unstack(model)
     extra = sidecar.extract(model)
-    kept = [model.layers[i] for i in extra.kept]
+    blocks = model.blocks()
+    kept = [blocks[i] for i in extra.kept]
     for i, block in zip(extra.kept, kept, strict=True):
         if block.ffn is not None and not isinstance(block.ffn, GatedFFN | SparseGatedFFN):
             kind = type(block.ffn).__name__

@@ -71,7 +71,7 @@ def extract(model: Decoder) -> Sidecar:
     """
     model = unstack(model)
     blocks, linears = {}, {}
-    for i, block in enumerate(model.layers):
+    for i, block in enumerate(model.blocks()):
         found = _block_extra(block)
         if found != BlockExtra():
             blocks[i] = found

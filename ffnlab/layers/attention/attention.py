@@ -1,8 +1,7 @@
-"""Grouped-query attention: rotary positions, windows, soft caps, quantized keys and values."""
+"""Grouped-query attention: causal or not, rotary positions or none, windows, soft caps, biases,
+quantized keys and values, and keys from elsewhere."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,28 +9,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from ffnlab.errors import ConfigError
 from ffnlab.layers.attention.causal import causal_attention
 from ffnlab.layers.attention.masked import masked_attention
 from ffnlab.layers.attention.rope import Rope, rotate
+from ffnlab.layers.context import Angles, Context
 from ffnlab.layers.linear import Linear, RMSNorm, together
+from ffnlab.storage.structure import later
 from ffnlab.weights import kv
-
-Angles = tuple[Array, Array]
-
-
-class Context(NamedTuple):
-    """What all layers of one forward pass share, computed once.
-
-    Attributes:
-      angles: (cos, sin) of each kind of rotary embedding in the model.
-      masks: which keys each query may see, [b, 1, t, S] bool, by window size; a mask of None means
-        plain causal attention over t tokens (within the window).
-      index: cache slot of the first query token, or None without a cache.
-    """
-
-    angles: Mapping[Rope, Angles]
-    masks: Mapping[int | None, Array | None]
-    index: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,23 +25,36 @@ class AttentionSpec:
 
     Attributes:
       heads, kv_heads, head_dim: sizes; heads is a multiple of kv_heads.
-      rope: rotary embedding.
-      window: a token sees itself and window - 1 tokens before it; None for all.
+      rope: rotary embedding; None for none.
+      window: a token sees itself and window - 1 tokens before it (and after it, where attention is
+        not causal); None for all.
       softcap: scores become softcap * tanh(scores / softcap).
       scale: multiplies the scores; 1 / sqrt(head_dim) when None.
       kv_format: None, "float8" or "int4": how keys and values are rounded, with a cache or without.
       query_format: None or "e4m3".
+      causal: a token sees none that comes later.
+      memory: keys and values are made of `Context.memory` instead of the layer's own input; they
+        are not rotated, neither causal nor cached.
     """
 
     heads: int
     kv_heads: int
     head_dim: int
-    rope: Rope
+    rope: Rope | None
     window: int | None = None
     softcap: float | None = None
     scale: float | None = None
     kv_format: str | None = None
     query_format: str | None = None
+    causal: bool = later(True)
+    memory: bool = later(False)
+
+    def __post_init__(self) -> None:
+        if self.memory and (self.causal or self.rope is not None or self.window is not None):
+            raise ConfigError(
+                "memory=True: keys from elsewhere have neither causality, rope nor window; "
+                "use causal=False, rope=None, window=None"
+            )
 
 
 class Attention(nnx.Module):
@@ -70,12 +68,15 @@ class Attention(nnx.Module):
       spec: AttentionSpec (static).
     """
 
+    mixes = True  # a block calls it with the context and a cache
+
     def __init__(
         self,
         spec: AttentionSpec,
         width: int,
         *,
         key: Array,
+        source: int | None = None,
         qkv_bias: bool = False,
         o_bias: bool = False,
         qk_norm: bool = False,
@@ -84,12 +85,14 @@ class Attention(nnx.Module):
         out_scale: float = 1.0,
         dtype: DTypeLike = jnp.float32,
     ):
+        """Draws random maps; `source` is the width of what keys are made of, `width` when None."""
+        source = width if source is None else source
         q, k, v, o = jax.random.split(key, 4)
         inner, kv_inner = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
         common = {"bias": qkv_bias, "dtype": dtype}
         self.q = Linear(width, inner, key=q, axes=("embed", "heads"), **common)
-        self.k = Linear(width, kv_inner, key=k, axes=("embed", "kv_heads"), **common)
-        self.v = Linear(width, kv_inner, key=v, axes=("embed", "kv_heads"), **common)
+        self.k = Linear(source, kv_inner, key=k, axes=("embed", "kv_heads"), **common)
+        self.v = Linear(source, kv_inner, key=v, axes=("embed", "kv_heads"), **common)
         self.o = Linear(
             inner, width, key=o, axes=("heads", "embed"), bias=o_bias, dtype=dtype, scale=out_scale
         )
@@ -104,20 +107,32 @@ class Attention(nnx.Module):
         self.spec = spec
 
     def project(
-        self, x: Float[Array, "b t d"], angles: Angles, *, merge: bool = False
-    ) -> tuple[Float[Array, "b t h hd"], Float[Array, "b t kv hd"], Float[Array, "b t kv hd"]]:
+        self,
+        x: Float[Array, "b t d"],
+        angles: Angles | None,
+        *,
+        source: Float[Array, "b s m"] | None = None,
+        merge: bool = False,
+    ) -> tuple[Float[Array, "b t h hd"], Float[Array, "b s kv hd"], Float[Array, "b s kv hd"]]:
         """Queries, keys and values after norms, rotation and post-RoPE scale, before rounding.
 
-        `merge` lets the three maps be one product (`together`): not under a mesh that shards them.
+        Args:
+          angles: of the rotation; None for none.
+          source: what keys and values are made of; x itself when None.
+          merge: lets the three maps be one product (`together`): not under a mesh that shards them.
         """
         spec = self.spec
         split = lambda y, n: y.reshape(*y.shape[:2], n, spec.head_dim)  # noqa: E731
         maps = self.q, self.k, self.v
-        q, k, v = together(x, *maps) if merge else (m(x) for m in maps)
+        if source is None:
+            q, k, v = together(x, *maps) if merge else (m(x) for m in maps)
+        else:
+            q, k, v = self.q(x), self.k(source), self.v(source)
         q, k, v = split(q, spec.heads), split(k, spec.kv_heads), split(v, spec.kv_heads)
         q = q if self.q_norm is None else self.q_norm(q)
         k = k if self.k_norm is None else self.k_norm(k)
-        q, k = rotate(q, *angles), rotate(k, *angles)
+        if angles is not None:
+            q, k = rotate(q, *angles), rotate(k, *angles)
         if self.post_scale is not None:
             scale = self.post_scale.get_value().astype(q.dtype)
             k = k * scale
@@ -127,10 +142,17 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "b t d"], context: Context, cache: kv.KV | None = None
     ) -> tuple[Float[Array, "b t d"], kv.KV | None]:
-        """Returns (output, cache with the new keys and values written)."""
+        """Returns (output, cache with the new keys and values written).
+
+        Raises:
+          ConfigError: it reads from elsewhere and the context has no memory.
+        """
         spec = self.spec
+        if spec.memory:
+            return self._from_memory(x, context), cache
+        angles = None if spec.rope is None else context.angles[spec.rope]
         # With a cache this is inference, and the maps are whole; training shards them.
-        q, k, v = self.project(x, context.angles[spec.rope], merge=cache is not None)
+        q, k, v = self.project(x, angles, merge=cache is not None)
         if spec.query_format is not None:
             q = kv.fake_query(spec.query_format, q)
         if cache is not None:
@@ -138,16 +160,32 @@ class Attention(nnx.Module):
             k, v = cache.read(x.dtype)
         else:
             k, v = kv.fake(spec.kv_format, k), kv.fake(spec.kv_format, v)
-        y = attend(q, k, v, context.masks[spec.window], spec)
+        y = attend(q, k, v, context.masks[spec.window], spec, context.bias)
         return self.o(y.reshape(*x.shape[:2], -1)), cache
+
+    def _from_memory(self, x: Float[Array, "b t d"], context: Context) -> Float[Array, "b t d"]:
+        if context.memory is None:
+            raise ConfigError(
+                "an attention layer reads keys from elsewhere, and Context.memory is None"
+            )
+        states, mask = context.memory
+        q, k, v = self.project(x, None, source=states.astype(x.dtype))
+        if self.spec.query_format is not None:
+            q = kv.fake_query(self.spec.query_format, q)
+        k, v = kv.fake(self.spec.kv_format, k), kv.fake(self.spec.kv_format, v)
+        if mask is not None:
+            mask = jnp.broadcast_to(mask, (*mask.shape[:2], x.shape[1], states.shape[1]))
+        y = attend(q, k, v, mask, self.spec)
+        return self.o(y.reshape(*x.shape[:2], -1))
 
 
 def attend(
     q: Float[Array, "b t h hd"],
     k: Float[Array, "b s kv hd"],
     v: Float[Array, "b s kv hd"],
-    mask: Bool[Array, "b 1 t s"] | None,
+    mask: Bool[Array, "mb 1 t s"] | None,
     spec: AttentionSpec,
+    bias: Float[Array, "bb h t s"] | None = None,
 ) -> Float[Array, "b t h hd"]:
     """Attention by `jax.nn.dot_product_attention` where it can say it, except on a CPU.
 
@@ -157,17 +195,29 @@ def attend(
     scale = spec.head_dim**-0.5 if spec.scale is None else spec.scale
     cpu = jax.default_backend() == "cpu"
     if spec.softcap is None and not cpu:
-        window = None if spec.window is None or mask is not None else (spec.window - 1, 0)
+        reach = None if spec.window is None or mask is not None else spec.window - 1
+        window = None if reach is None else (reach, 0 if spec.causal else reach)
+        causal = spec.causal and mask is None
         return jax.nn.dot_product_attention(
-            q, k, v, mask=mask, scale=scale, is_causal=mask is None, local_window_size=window
+            q, k, v, bias, mask, scale=scale, is_causal=causal, local_window_size=window
         )
-    if mask is None and spec.window is None and spec.softcap is None:
+    plain = spec.window is None and spec.softcap is None and bias is None
+    if mask is None and plain and spec.causal:
         q32, k32, v32 = (x.astype(jnp.float32) for x in (q, k, v))
         return causal_attention(q32, k32, v32, scale).astype(q.dtype)
     if mask is None:
-        slots = jnp.arange(q.shape[1])
-        mask = causal_mask(slots, slots, spec.window)[None, None]
-    return masked_attention(q, k, v, mask, scale=scale, softcap=spec.softcap, causal=True)
+        mask = seen(jnp.arange(q.shape[1]), jnp.arange(k.shape[1]), spec)[None, None]
+    return masked_attention(
+        q, k, v, mask, scale=scale, softcap=spec.softcap, bias=bias, causal=spec.causal
+    )
+
+
+def seen(q_slots: Array, k_slots: Array, spec: AttentionSpec) -> Bool[Array, "t s"]:
+    """Whether the query in slot q sees the key in slot k, in a layer of this kind."""
+    if spec.causal:
+        return causal_mask(q_slots, k_slots, spec.window)
+    distance = jnp.abs(q_slots[:, None] - k_slots[None, :])
+    return jnp.full(distance.shape, True) if spec.window is None else distance < spec.window
 
 
 def causal_mask(q_slots: Array, k_slots: Array, window: int | None) -> Bool[Array, "t s"]:

@@ -26,11 +26,12 @@ def masked_attention(
     *,
     scale: float,
     softcap: float | None = None,
+    bias: Float[Array, "bb h t s"] | None = None,
     causal: bool = False,
 ) -> Float[Array, "b t h hd"]:
     """Attention of each query to the keys that its mask allows.
 
-    s = q·k scale, s = softcap tanh(s / softcap) where capped, y = softmax(s where mask) v
+    s = q·k scale, s = softcap tanh(s / softcap) where capped, y = softmax(s + bias where mask) v
 
     Args:
       q: queries, [b, t, h, hd]; h is a multiple of kv.
@@ -39,18 +40,23 @@ def masked_attention(
         gets an average of all values (of those before it, where causal).
       scale: multiplies the scores.
       softcap: bound of the scores (Gemma 2, arXiv 2408.00118), or None.
+      bias: added to the scores, [b, h, t, s] or [1, h, t, s], or None.
       causal: a promise about the mask: query i sees no key after s - t + i, as in the last t of at
         most s tokens. What the mask forbids beyond that, it still has to say.
     Returns:
       [b, t, h, hd] in v's dtype.
     """
     queries, t, s = by_head(q * scale, k.shape[2]), q.shape[1], k.shape[1]
+    if bias is not None:  # heads as the queries have them
+        bias = bias.reshape(bias.shape[0], k.shape[2], -1, t, s)
     if not causal or s < t:
-        return by_token(attend(queries, k, v, mask, softcap))
+        return by_token(attend(queries, k, v, mask, softcap, bias))
     parts = []
     for low, high in blocks(t):
         block, end = queries[:, :, :, low:high], s - t + high
-        parts.append(attend(block, k[:, :end], v[:, :end], mask[:, :, low:high, :end], softcap))
+        added = None if bias is None else bias[..., low:high, :end]
+        seen = mask[:, :, low:high, :end]
+        parts.append(attend(block, k[:, :end], v[:, :end], seen, softcap, added))
     return by_token(jnp.concatenate(parts, axis=3))
 
 
@@ -60,12 +66,14 @@ def attend(
     v: Float[Array, "b s kv hd"],
     mask: Bool[Array, "mb 1 t s"],
     softcap: float | None,
+    bias: Float[Array, "bb kv group t s"] | None = None,
 ) -> Float[Array, "b kv group t hd"]:
     """`masked_attention` of scaled queries in the order of `by_head`, BLOCK of them at a time."""
 
-    def one(block: Array, seen: Array) -> Array:
+    def one(block: Array, seen: Array, added: Array | None) -> Array:
         s = jnp.einsum("bkgtd,bskd->bkgts", block, k, preferred_element_type=jnp.float32)
         s = s if softcap is None else softcap * jnp.tanh(s / softcap)
+        s = s if added is None else s + added
         s = jnp.where(seen[:, :, None], s, NEGATIVE)
         p = jnp.exp(s - jax.lax.stop_gradient(jnp.max(s, axis=-1, keepdims=True)))
         y = jnp.einsum("bkgts,bskd->bkgtd", p.astype(v.dtype), v)
@@ -73,9 +81,9 @@ def attend(
 
     t = queries.shape[3]
     if t <= BLOCK:
-        return one(queries, mask)
+        return one(queries, mask, bias)
     n = -(-t // BLOCK)
-    pieces = split(queries, 3, n), split(mask, 2, n)
+    pieces = split(queries, 3, n), split(mask, 2, n), None if bias is None else split(bias, 3, n)
     out = jnp.concatenate(jnp.unstack(jax.lax.map(lambda xs: one(*xs), pieces)), axis=3)
     return out[:, :, :, :t]
 

@@ -1,4 +1,4 @@
-"""Gated feed-forward networks, dense and with sparse activations."""
+"""Feed-forward networks of blocks: plain, gated, and gated with sparse activations."""
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,38 @@ def check_activation(name: str) -> None:
     """Raises ConfigError unless `name` is a known activation."""
     if name not in ACTIVATIONS:
         raise ConfigError(f"activation={name!r} is not one of {sorted(ACTIVATIONS)}")
+
+
+class FFN(nnx.Module):
+    """y = down(act(up(x))), the ungated network of the original transformer (arXiv 1706.03762).
+
+    Attributes:
+      up: Linear map [width, hidden]; down: [hidden, width].
+      activation: name of the non-linearity (static).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        key: Array,
+        activation: str = "gelu",
+        bias: bool = True,
+        out_scale: float = 1.0,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        check_activation(activation)
+        up, down = jax.random.split(key)
+        common = {"bias": bias, "dtype": dtype}
+        self.up = Linear(width, hidden, key=up, axes=("embed", "mlp"), **common)
+        self.down = Linear(
+            hidden, width, key=down, axes=("mlp", "embed"), scale=out_scale, **common
+        )
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))
 
 
 class GatedFFN(nnx.Module):

@@ -1,0 +1,155 @@
+"""The trunk of a model: its blocks one after the other, from a list or from a stack.
+
+What the blocks share is one `Context`, what differs is `LayerInputs` with a leading axis of layers,
+and what they report comes back as `LayerOutputs` with the same axis, equal for both forms.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from ffnlab.errors import ConfigError
+from ffnlab.layers import Attention, Block
+from ffnlab.layers.attention.attention import AttentionSpec
+from ffnlab.layers.attention.rope import Rope, tables
+from ffnlab.layers.context import Angles, Context, LayerInputs, LayerOutputs
+from ffnlab.layers.stacking import rematerialized, run_stack
+from ffnlab.models.stack import Stacked, period_of
+
+__all__ = ["angles", "run", "self_attentions", "specs"]
+
+T = TypeVar("T")
+Layers = Sequence[nnx.Module] | Stacked
+
+
+def run(
+    layers: Layers,
+    h: Float[Array, "b t d"],
+    context: Context,
+    *,
+    inputs: LayerInputs | None = None,
+    caches: tuple | None = None,
+    remat: str | None = None,
+    branches: bool = False,
+) -> tuple[Float[Array, "b t d"], tuple | None, LayerOutputs]:
+    """Runs all blocks.
+
+    Args:
+      layers: `nnx.List` of n `Block`s, or the same `Stacked`.
+      inputs: of all layers, every leaf [n, ...].
+      caches: one cache per block; of a stack, one per block of its period, with a leading axis.
+      remat: what blocks keep for a backward pass (`ffnlab.layers.stacking.rematerialized`); one
+        with a cache is not differentiated.
+      branches: also return what each sublayer added.
+    Returns:
+      (h, caches, outputs), every leaf of the outputs with a leading axis of layers.
+    Raises:
+      ConfigError: inputs of another number of layers, or reports or branches of different shapes.
+    """
+    period = period_of(layers)
+    repeats = layers.repeats if isinstance(layers, Stacked) else 1
+    inputs = LayerInputs() if inputs is None else inputs
+    check_inputs(inputs, period, repeats)
+
+    def call(blocks: Sequence[Block], h: Array, xs: tuple) -> tuple[Array, tuple]:
+        given, kept = xs
+        new, outputs = [], []
+        for i, block in enumerate(blocks):
+            own = jax.tree.map(lambda x, i=i: x[i], given)
+            cache = None if kept is None else kept[i]
+            h, cache, output = _run_block(block, remat, h, context, own, cache, branches)
+            new.append(cache)
+            outputs.append(output)
+        return h, (None if kept is None else tuple(new), outputs)
+
+    if not isinstance(layers, Stacked):
+        h, (new, outputs) = call(period, h, (inputs, caches))
+        outputs = [jax.tree.map(lambda x: x[None], output) for output in outputs]
+        return h, new, gathered(outputs)
+    given = jax.tree.map(lambda x: x.reshape(repeats, len(period), *x.shape[1:]), inputs)
+    h, (new, outputs) = run_stack(layers.period, h, call, xs=(given, caches), length=repeats)
+    return h, new, gathered(outputs)
+
+
+def _run_block(
+    block: Block,
+    remat: str | None,
+    h: Array,
+    context: Context,
+    inputs: LayerInputs,
+    cache: Any,
+    branches: bool,
+) -> tuple:
+    if cache is not None:
+        return block(h, context, inputs=inputs, cache=cache, branches=branches)
+
+    # The context is no argument: keys of its masks (None beside numbers) cannot be sorted.
+    def call(block: Block, h: Array, inputs: LayerInputs) -> tuple:
+        return block(h, context, inputs=inputs, branches=branches)
+
+    return rematerialized(call, remat)(block, h, inputs)
+
+
+def check_inputs(inputs: LayerInputs, period: Sequence[Block], repeats: int) -> None:
+    """Raises ConfigError unless every leaf has as many layers as the model, gates all slots."""
+    n = repeats * len(period)
+    for name, value in inputs._asdict().items():
+        if value is not None and (value.ndim < 1 or value.shape[0] != n):
+            raise ConfigError(f"inputs.{name} has shape {value.shape}; the model has {n} layers")
+    if inputs.gates is not None:
+        wanted = {len(block.slots) for block in period}
+        if len(wanted) != 1 or inputs.gates.shape != (n, *wanted):
+            raise ConfigError(
+                f"inputs.gates has shape {inputs.gates.shape}; the {n} layers have "
+                f"{sorted(wanted)} sublayers each"
+            )
+
+
+def gathered(outputs: Sequence[LayerOutputs]) -> LayerOutputs:
+    """Outputs of the blocks of a period, each with a leading axis r, in the order of the layers.
+
+    Raises:
+      ConfigError: what is to be put on one axis has different shapes.
+    """
+    names = sorted({name for output in outputs for name in output.reports})
+    reports = {}
+    for name in names:
+        parts = [output.reports[name] for output in outputs if name in output.reports]
+        reports[name] = _interleaved(parts, f"reports of {name!r}")
+    branches = [output.branches for output in outputs]
+    if any(b is None for b in branches):
+        return LayerOutputs(reports)
+    return LayerOutputs(reports, _interleaved(branches, "branches"))
+
+
+def _interleaved(parts: Sequence[T], what: str) -> T:
+    """[r, ...] of each of w parts as [r * w, ...], part by part within each of the r."""
+    kinds = {
+        (jax.tree.structure(part), *(leaf.shape for leaf in jax.tree.leaves(part)))
+        for part in parts
+    }
+    if len(kinds) > 1:
+        raise ConfigError(f"{what} differ in shape from layer to layer: they cannot be stacked")
+    return jax.tree.map(lambda *xs: jnp.stack(xs, 1).reshape(-1, *xs[0].shape[1:]), *parts)
+
+
+def self_attentions(block: nnx.Module) -> list[Attention]:
+    """The attention sublayers of a block that read their own input."""
+    found = [getattr(block, name) for name in getattr(block, "slots", ())]
+    return [part for part in found if isinstance(part, Attention) and not part.spec.memory]
+
+
+def specs(layers: Layers) -> list[AttentionSpec]:
+    """What kinds of self-attention a trunk has, each once, in order."""
+    found = [attn.spec for block in period_of(layers) for attn in self_attentions(block)]
+    return list(dict.fromkeys(found))
+
+
+def angles(layers: Layers, positions: Int[Array, "b t"]) -> dict[Rope, Angles]:
+    """The rotations of a trunk's attention at some positions, by kind of rotary embedding."""
+    ropes = dict.fromkeys((spec.rope, spec.head_dim) for spec in specs(layers))
+    return {rope: tables(rope, dim, positions) for rope, dim in ropes if rope is not None}
