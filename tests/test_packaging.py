@@ -61,7 +61,7 @@ OPTIONAL = {
         "tensorflow",
         "tensorflow_datasets",
     ),
-    *("tokenizers", "torch", "transformers", "triton", "tyro"),
+    *("tokenizers", "torch", "torch_geometric", "transformers", "triton", "tyro"),
 }
 MAX_FILE, MAX_FUNCTION = 400, 60  # lines; a function's docstring is not counted
 
@@ -212,6 +212,7 @@ def test_no_module_touches_an_optional_package_on_import():
     loaded = modules_after("\n".join(f"import {module}" for module in MODULES))
     # grain and tokenizers may be loaded by other libraries; torch and TensorFlow never are.
     heavy = {"torch", "tensorflow", "jax_triton", "triton", "matplotlib", "transformers", "lm_eval"}
+    heavy |= {"torch_geometric"}
     assert {name.partition(".")[0] for name in loaded}.isdisjoint(heavy)
 
 

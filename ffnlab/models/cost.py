@@ -1,8 +1,8 @@
 """What a function costs, counted from its jaxpr: multiplications of its matrix products.
 
-Counted are dot products, convolutions and grouped products, a loop as often as it runs and of the
-branches of a condition the dearest. Elementwise work, reductions and look-ups are not. It is exact
-where shapes decide the work, and knows nothing of how a compiler fuses or expands; XLA's own
+Counted are dot products, convolutions, grouped products and those with a sparse matrix, a loop as
+often as it runs and of the branches of a condition the dearest. Elementwise work, reductions and
+look-ups are not. It is exact where shapes decide the work, and knows nothing of how a compiler fuses or expands; XLA's own
 count is no evidence beside it, as that takes a loop's body once and, on a CPU, a grouped product
 as one over all groups.
 """
@@ -102,8 +102,15 @@ def _grouped(equation: Any) -> int:
     return left[0] * left[1] * right[1]  # [m, k] by [m, n]: one [k, n] for each group
 
 
+def _sparse(equation: Any) -> int:
+    """Numbers that are stored, [e], times columns of [m, d]."""
+    stored, *_, right = (v.aval.shape for v in equation.invars)
+    return stored[0] * right[1]
+
+
 PRODUCTS: Mapping[str, Callable[[Any], int]] = MappingProxyType(
     {
+        "bcsr_dot_general": _sparse,
         "conv_general_dilated": _convolution,
         "dot_general": _dot,
         "ragged_dot": _grouped,

@@ -17,7 +17,7 @@ from ffnlab.errors import ConfigError
 from ffnlab.graph import Graph, row_norm, symmetric_norm
 from ffnlab.layers import GAT, GCN, GraphSAGE
 from ffnlab.layers.activations import ACTIVATIONS
-from ffnlab.layers.stacking import stack_modules, with_axes
+from ffnlab.layers.stacking import run_stack, stack_modules, unstack_modules
 
 __all__ = ["GraphNetwork", "GraphNetworkConfig", "Repeated"]
 
@@ -70,12 +70,11 @@ class Repeated(nnx.Module):
 
     def apart(self) -> list[nnx.Module]:
         """The layers, each for itself."""
-        each = (jax.tree.map(lambda leaf, i=i: leaf[i], self.layer) for i in range(self.count))
-        return [with_axes(layer, lambda axes: axes[1:]) for layer in each]
+        return unstack_modules(self.layer, self.count)
 
     def __call__(self, x: Float[Array, "n d"], step: Callable) -> Float[Array, "n d"]:
         """x through all layers; `step(layer, x)` is one of them with what follows it."""
-        return jax.lax.scan(lambda x, layer: (step(layer, x), None), x, self.layer)[0]
+        return run_stack(self.layer, x, lambda layer, x, _: (step(layer, x), None))[0]
 
 
 class GraphNetwork(nnx.Module):

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from ffnlab.compat import make_mesh
 from ffnlab.errors import FFNLabError
 from ffnlab.graph import Graph, aggregate
 from ffnlab.graph.product import PIECE, by_rows, by_values, sampled
@@ -137,6 +139,20 @@ def test_gradients_of_gradients():
     ours = curved(functools.partial(aggregate, edges))(weights, x)
     for a, b in zip(ours, curved(by_matrix)(weights, x), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())  # cubes of sums
+
+
+@pytest.mark.parametrize("spec", [("dp",), (None, "dp")])
+def test_on_a_mesh_a_graph_is_whole_and_x_may_be_cut(spec):
+    edges = Graph.make(*drawn(6, 30, 8, 8), nodes=8)
+    random = np.random.default_rng(0)
+    x, gradient = jnp.asarray(random.normal(size=(2, 8, 4)), jnp.float32)
+    weights = jnp.asarray(random.normal(size=30), jnp.float32)
+    mesh = make_mesh((4,), ("dp",), devices=jax.devices()[:4])
+    cut, whole = (NamedSharding(mesh, PartitionSpec(*s)) for s in (spec, ()))
+    placed = jax.device_put((edges, weights), whole), jax.device_put(x, cut)
+    found = jax.jit(with_gradients)(*placed[0], placed[1], gradient)
+    for ours, theirs in zip(found, expected(edges, weights, x, gradient), strict=True):
+        near(ours, theirs)
 
 
 @pytest.mark.parametrize("edges", [PIECE - 1, PIECE, PIECE + 1, 2 * PIECE + 7])

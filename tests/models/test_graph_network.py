@@ -13,6 +13,7 @@ from ffnlab.graph import Graph, row_norm, symmetric_norm, with_self_loops
 from ffnlab.layers import GAT, GCN, MLP, GraphSAGE
 from ffnlab.learning import backprop
 from ffnlab.models import GraphNetwork, GraphNetworkConfig
+from ffnlab.models.cost import multiply_adds
 from ffnlab.models.graph_network import Repeated
 from ffnlab.testing import counted, equal
 from tests.graph_cases import drawn
@@ -114,6 +115,12 @@ def test_configurations_that_mean_nothing_are_refused(options, said):
 def test_attention_takes_no_weights():
     with pytest.raises(ConfigError, match="find their own"):
         network("gat", (3, 2))(inputs(), GRAPH, jnp.ones(GRAPH.num_edges))
+
+
+def test_products_with_a_graph_count_as_they_cost():
+    model, (e, n) = network("gcn", (3, 8, 2)), (GRAPH.num_edges, GRAPH.num_nodes)
+    found = multiply_adds(model, inputs(), GRAPH)
+    assert found == n * (3 * 8 + 8 * 2) + e * (3 + 2)  # on the narrower sides: 3 of 3-8, 2 of 8-2
 
 
 def loss(model, batch):
