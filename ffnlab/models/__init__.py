@@ -10,8 +10,15 @@ from types import MappingProxyType
 from typing import Any
 
 from ffnlab.models.config import DecoderConfig
-from ffnlab.models.convnet import ConvAutoencoder, ConvMirror, ConvNet
+from ffnlab.models.convnet import (
+    AutoencoderConfig,
+    ConvAutoencoder,
+    ConvMirror,
+    ConvNet,
+    ConvNetConfig,
+)
 from ffnlab.models.decoder import Cache, Decoder
+from ffnlab.models.mlp import MLPConfig
 from ffnlab.models.remat import remat
 from ffnlab.models.remove import remove, removed
 from ffnlab.models.stack import Stacked, stack, unstack
@@ -34,12 +41,15 @@ ABOVE = MappingProxyType(
 )
 
 __all__ = [
+    "AutoencoderConfig",
     "Cache",
     "ConvAutoencoder",
     "ConvMirror",
     "ConvNet",
+    "ConvNetConfig",
     "Decoder",
     "DecoderConfig",
+    "MLPConfig",
     "Stacked",
     "remat",
     "remove",

@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ffnlab.errors import ConfigError
@@ -19,8 +21,17 @@ NONLINEARITIES: dict[str, Callable[[Array], Array]] = {
     "gelu": jax.nn.gelu,
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
-    "tanh": jax.numpy.tanh,
+    "tanh": jnp.tanh,
 }
+
+
+def check_mlp(sizes: Sequence[int], activation: str) -> None:
+    """Raises ConfigError unless there are two or more positive widths and a known nonlinearity."""
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise ConfigError(f"sizes={list(sizes)} must be two or more positive widths")
+    if activation not in NONLINEARITIES:
+        accepted = sorted(NONLINEARITIES)
+        raise ConfigError(f"activation={activation!r} is not one of {accepted}")
 
 
 class MLP(nnx.Module):
@@ -39,6 +50,7 @@ class MLP(nnx.Module):
         activation: str = "relu",
         bias: bool = True,
         std: float | None = None,
+        dtype: DTypeLike = jnp.float32,
     ):
         """Draws the maps from N(0, std^2), biases zero.
 
@@ -48,12 +60,11 @@ class MLP(nnx.Module):
           activation: name of the nonlinearity.
           bias: whether maps have one.
           std: of every entry; sqrt(2 / inputs) when None (He et al., arXiv 1502.01852).
+          dtype: of the parameters.
+        Raises:
+          ConfigError: as `check_mlp`.
         """
-        if len(sizes) < 2 or min(sizes) < 1:
-            raise ConfigError(f"sizes={list(sizes)} must be two or more positive widths")
-        if activation not in NONLINEARITIES:
-            accepted = sorted(NONLINEARITIES)
-            raise ConfigError(f"activation={activation!r} is not one of {accepted}")
+        check_mlp(sizes, activation)
         keys = jax.random.split(key, len(sizes) - 1)
         self.maps = nnx.List(
             [
@@ -64,6 +75,7 @@ class MLP(nnx.Module):
                     axes=("embed", "mlp"),
                     bias=bias,
                     scale=math.sqrt(2) if std is None else std * math.sqrt(a),
+                    dtype=dtype,
                 )
                 for (a, b), k in zip(itertools.pairwise(sizes), keys, strict=True)
             ]
