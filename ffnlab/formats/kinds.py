@@ -25,6 +25,8 @@ from ffnlab.models import (
     Decoder,
     DecoderConfig,
     MLPConfig,
+    NoPropConfig,
+    NoPropNet,
 )
 
 __all__ = ["KINDS", "Config", "Kind", "check_kind", "check_runs", "kind_of"]
@@ -49,8 +51,10 @@ class Kind:
       make: (config, key=, dtype=) -> the model, drawn.
       reads: what it is called with: "tokens" int [b, t], "rows" [b, d] or "images" [b, h, w, c].
       example: (model) -> the least input that it takes, abstract.
+      classes: (config) -> how many classes its scores tell apart; None where it has no scores.
       families: values of `model_type` in Hugging Face directories that hold this kind.
       files: names beside the tensors, in the order in which formats are tried.
+      call: (model, input) -> output.
     """
 
     config: type
@@ -58,8 +62,10 @@ class Kind:
     make: Callable[..., Any]
     reads: Reads
     example: Callable[[Any], jax.ShapeDtypeStruct]
+    classes: Callable[[Any], int] | None = None
     families: tuple[str, ...] = ()
     files: tuple[str, ...] = (NATIVE_FILE,)
+    call: Callable[[Any, Any], Any] = lambda model, x: model(x)
 
 
 def tokens(model: Any) -> jax.ShapeDtypeStruct:
@@ -69,7 +75,8 @@ def tokens(model: Any) -> jax.ShapeDtypeStruct:
 
 def row(model: Any) -> jax.ShapeDtypeStruct:
     """One row as wide as the first map."""
-    return jax.ShapeDtypeStruct((1, model.sizes[0]), jnp.float32)
+    first = model.blocks.of_input.weight if isinstance(model, NoPropNet) else model.maps[0].weight
+    return jax.ShapeDtypeStruct((1, first.shape[0]), jnp.float32)
 
 
 def image(model: Any) -> jax.ShapeDtypeStruct:
@@ -78,14 +85,40 @@ def image(model: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, side, side, model.sizes[0]), jnp.float32)
 
 
-_DECODER = (tokens, tuple(FAMILIES), (NATIVE_FILE, CONFIG_FILE, SIDECAR_FILE))
+def denoise(model: NoPropNet, x: Any) -> Any:
+    """The first denoiser and the readout, each once."""
+    z = model.of_class(jnp.zeros(len(x), jnp.int32))
+    is_timed = model.block_of(0) is model.blocks
+    return model.block_of(0)(x, z, *([jnp.zeros(len(x))] if is_timed else [])), model.out(z)
+
+
+# A line for each; what a new kind is made of beside it, README.md says.
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
-        "decoder": Kind(DecoderConfig, Decoder, Decoder, "tokens", *_DECODER),
-        "mlp": Kind(MLPConfig, MLP, MLPConfig.make, "rows", row),
-        "convnet": Kind(ConvNetConfig, ConvNet, ConvNetConfig.make, "images", image),
+        "decoder": Kind(
+            DecoderConfig,
+            Decoder,
+            Decoder,
+            "tokens",
+            tokens,
+            families=tuple(FAMILIES),
+            files=(NATIVE_FILE, CONFIG_FILE, SIDECAR_FILE),
+        ),
+        "mlp": Kind(MLPConfig, MLP, MLPConfig.make, "rows", row, lambda c: c.sizes[-1]),
+        "convnet": Kind(
+            ConvNetConfig, ConvNet, ConvNetConfig.make, "images", image, lambda c: c.classes
+        ),
         "autoencoder": Kind(
             AutoencoderConfig, ConvAutoencoder, AutoencoderConfig.make, "images", image
+        ),
+        "noprop": Kind(
+            NoPropConfig,
+            NoPropNet,
+            NoPropConfig.make,
+            "rows",
+            row,
+            lambda c: c.classes,
+            call=denoise,
         ),
     }
 )
@@ -134,7 +167,7 @@ def check_runs(model: object, where: Path) -> None:
     if kind is None:
         return
     try:
-        jax.eval_shape(lambda m, x: m(x), model, KINDS[kind].example(model))
+        jax.eval_shape(KINDS[kind].call, model, KINDS[kind].example(model))
     except Exception as error:  # noqa: BLE001 - of a tree from outside, which may lack anything
         what = f"{type(error).__name__}: {first_line(error)}"
         raise FormatError(f"{where}: no {kind} that can be run: {what}") from None

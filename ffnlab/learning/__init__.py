@@ -17,9 +17,7 @@ from ffnlab.learning.counter_current.rule import (
     PairLoss,
     counter_current,
 )
-from ffnlab.learning.noprop.net import NoPropNet
 from ffnlab.learning.noprop.rule import NoPropOptions, NoPropState, noprop
-from ffnlab.learning.noprop.schedule import LearnedSchedule
 from ffnlab.learning.optimizers.masters import MastersState, in_float32
 from ffnlab.learning.optimizers.named import (
     OPTIMIZERS,
@@ -36,6 +34,8 @@ from ffnlab.learning.optimizers.trust import (
     sqrt_batch_schedule,
 )
 from ffnlab.learning.packed import packed_next_token
+from ffnlab.models.noise import LearnedSchedule
+from ffnlab.models.noprop_net import NoPropNet
 
 __all__ = [
     "OPTIMIZERS",

@@ -19,6 +19,8 @@ from ffnlab.models.convnet import (
 )
 from ffnlab.models.decoder import Cache, Decoder
 from ffnlab.models.mlp import MLPConfig
+from ffnlab.models.noise import LearnedSchedule
+from ffnlab.models.noprop_net import Denoiser, NoPropConfig, NoPropNet
 from ffnlab.models.remat import remat
 from ffnlab.models.remove import remove, removed
 from ffnlab.models.stack import Stacked, stack, unstack
@@ -49,7 +51,11 @@ __all__ = [
     "ConvNetConfig",
     "Decoder",
     "DecoderConfig",
+    "Denoiser",
+    "LearnedSchedule",
     "MLPConfig",
+    "NoPropConfig",
+    "NoPropNet",
     "Stacked",
     "remat",
     "remove",

@@ -21,8 +21,15 @@ CONFIGS = {
     "mlp": models.MLPConfig((3, 5, 2), "elu", bias=False),
     "convnet": models.ConvNetConfig((1, 3, 4), 5),
     "autoencoder": models.AutoencoderConfig((2, 3)),
+    "noprop": models.NoPropConfig(3, 2, hidden=4, blocks=2),
 }
-OUTPUTS = {"decoder": (1, 1, 64), "mlp": (1, 2), "convnet": (1, 5), "autoencoder": (1, 2, 2, 2)}
+OUTPUTS = {
+    "decoder": [(1, 1, 64)],
+    "mlp": [(1, 2)],
+    "convnet": [(1, 5)],
+    "autoencoder": [(1, 2, 2, 2)],
+    "noprop": [(1, 2), (1, 2)],
+}
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -34,10 +41,25 @@ def test_every_kind(name, key):
     assert type(model) is kind.model
     assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype(jnp.bfloat16)}
     assert kind_of(model) == kind_of(config) == kind_of(kind.model) == name
-    made = jax.eval_shape(lambda model, x: model(x), model, kind.example(model))
-    assert made.shape == OUTPUTS[name]
+    made = jax.eval_shape(kind.call, model, kind.example(model))
+    assert [leaf.shape for leaf in jax.tree.leaves(made)] == OUTPUTS[name]
+    assert kind.classes is None or kind.classes(config) == OUTPUTS[name][0][-1]
     check_runs(model, Path("here"))
     assert {kind.config.__name__, kind.model.__name__} <= listed().keys()
+
+
+def test_noprop_networks_of_all_kinds(key):
+    for options, outputs in (
+        ({"blocks": 0, "schedule": 4, "embedding": 6}, 2),
+        ({"blocks": 0, "velocity": True, "embedding": 6}, 6),
+    ):
+        config = models.NoPropConfig(3, 2, hidden=4, **options)
+        model = jax.eval_shape(lambda key, config=config: config.make(key=key), key)
+        found = jax.eval_shape(KINDS["noprop"].call, model, KINDS["noprop"].example(model))
+        assert [leaf.shape for leaf in found] == [(1, outputs), (1, 2)]
+        assert (model.schedule is not None) == bool(config.schedule) and model.learned
+    with pytest.raises(ConfigError, match="blocks=-1 must be at least 0"):
+        models.NoPropConfig(3, 2, blocks=-1)
 
 
 def test_families_are_of_decoders():
