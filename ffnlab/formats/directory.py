@@ -7,7 +7,7 @@ from pathlib import Path
 from ffnlab.formats.safetensors import MODEL_FILES
 from ffnlab.storage.files import StrPath
 
-__all__ = ["NATIVE_FILE", "SIDECAR_FILE", "keep_others"]
+__all__ = ["CONFIG_FILE", "NATIVE_FILE", "SIDECAR_FILE", "keep_others"]
 
 CONFIG_FILE = "config.json"
 SIDECAR_FILE = "ffnlab.json"

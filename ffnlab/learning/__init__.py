@@ -16,9 +16,7 @@ from ffnlab.learning.counter_current.rule import (
     counter_current,
 )
 from ffnlab.learning.members import members
-from ffnlab.learning.noprop.net import NoPropNet
 from ffnlab.learning.noprop.rule import NoPropOptions, NoPropState, noprop
-from ffnlab.learning.noprop.schedule import LearnedSchedule
 from ffnlab.learning.optimizers.masters import MastersState, in_float32
 from ffnlab.learning.optimizers.named import (
     OPTIMIZERS,
@@ -35,6 +33,8 @@ from ffnlab.learning.optimizers.trust import (
     sqrt_batch_schedule,
 )
 from ffnlab.losses import labelled, next_token, packed_next_token
+from ffnlab.models.noise import LearnedSchedule
+from ffnlab.models.noprop_net import NoPropNet
 
 __all__ = [
     "OPTIMIZERS",

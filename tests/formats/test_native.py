@@ -85,6 +85,10 @@ MODELS = {
     "mlp": lambda: layers.MLP((6, 5, 3), key=jax.random.key(0), activation="elu"),
     "convnet": lambda: models.ConvNet((1, 4, 5), 3, key=jax.random.key(0)),
     "autoencoder": lambda: models.ConvAutoencoder((1, 4, 5), key=jax.random.key(0)),
+    "noprop": lambda: models.NoPropConfig(3, 2, hidden=4, blocks=2).make(key=jax.random.key(0)),
+    "noprop-learned": lambda: models.NoPropConfig(3, 2, blocks=0, embedding=4, schedule=3).make(
+        key=jax.random.key(0)
+    ),
     "block": lambda: layers.Block(
         None,
         None,

@@ -38,6 +38,7 @@ from ffnlab.weights import Int4, SparseInput, Weight
 MAX_SHARD_BYTES = 5 * 10**9
 IN_SIDECAR = (".ffn.threshold", ".attn.post_scale")
 FORMATS = ("dense", "compressed-tensors")
+NATIVE = 'format="ffnlab" writes any model of ours, for ffnlab alone'
 LAYER = re.compile(r"layers\[(\d+)\]")
 
 
@@ -136,7 +137,7 @@ def _writer(
     for i, block in zip(extra.kept, kept, strict=True):
         if block.ffn is not None and not isinstance(block.ffn, GatedFFN | SparseGatedFFN):
             kind = type(block.ffn).__name__
-            raise FormatError(f"layers[{i}].ffn is a {kind}; gated FFNs can be written")
+            raise FormatError(f"layers[{i}].ffn is a {kind}; gated FFNs can be written; {NATIVE}")
     parts = jax.tree.map(lambda leaf: leaf, model)
     parts.layers = nnx.List(kept)
     return extra, _Writer(_kept_config(model, extra.kept), variables(parts), dtype, encoder)
@@ -186,7 +187,7 @@ class _Writer:
         self.wanted = variables(abstract(config))
         unknown = [p for p in held if p not in self.wanted and not p.endswith(IN_SIDECAR)]
         if unknown:
-            raise FormatError(f"{unknown[0]} has no place in a {config.family} directory")
+            raise FormatError(f"{unknown[0]} has no place in a {config.family} directory; {NATIVE}")
         self.places = list(self._places())
         self.encoded = {} if encoder is None else dict(self._encode(encoder))
         packed = {
@@ -199,7 +200,8 @@ class _Writer:
         for path in self.wanted:
             where = self.names.place(path)
             if where is None:
-                raise ConfigError(f"a {self.config.family} checkpoint has no place for {path}")
+                family = self.config.family
+                raise ConfigError(f"a {family} checkpoint has no place for {path}; {NATIVE}")
             if where.part == 0:
                 yield where
 

@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from flax import nnx
 from ffnlab.compat import bare_module
 from ffnlab.errors import ConfigError, FormatError
 from ffnlab.formats.directory import NATIVE_FILE
+from ffnlab.formats.kinds import KINDS, check_runs, kind_of
 from ffnlab.formats.native.schema import (
     CONTAINERS,
     checked_fields,
@@ -34,7 +36,7 @@ from ffnlab.progress import track
 from ffnlab.storage.files import StrPath
 from ffnlab.weights import AxisNames, Weight
 
-__all__ = ["is_native", "load", "root_type"]
+__all__ = ["is_native", "load", "root_config", "root_type"]
 
 DEPTH, NODES, PROBLEMS_SHOWN = 64, 2**20, 20
 
@@ -59,6 +61,21 @@ def root_type(directory: StrPath) -> type:
     return kind
 
 
+def root_config(directory: StrPath) -> Any:
+    """The static field `config` of the model in a native directory; no array is looked at.
+
+    Raises:
+      FormatError: as `load`, or there is none that fits the model's kind.
+    """
+    tree = _described(Path(directory))
+    static = tree.get("static") if isinstance(tree, dict) else None
+    given = static.get("config") if isinstance(static, dict) else None
+    config, kind = from_json(given, f"{directory}: config"), kind_of(root_type(directory))
+    if kind is None or not isinstance(config, KINDS[kind].config):
+        raise FormatError(f"{directory}: config is a {type(config).__name__}, of another kind")
+    return config
+
+
 def load(
     directory: StrPath,
     *,
@@ -81,8 +98,8 @@ def load(
       that were one are one.
     Raises:
       ConfigError: dtype is no float type.
-      FormatError: files are missing, damaged, hostile or of a newer version; all tensors that do
-        not fit are named at once, before any is read.
+      FormatError: files are missing, damaged, hostile or of a newer version, or describe a model
+        that cannot be called; all tensors that do not fit are named at once, before any is read.
     """
     if dtype is not None and not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
         raise ConfigError(f"dtype={jnp.dtype(dtype)}: a float type is accepted")
@@ -91,6 +108,7 @@ def load(
     builder = _Builder(open_directory(directory), None if dtype is None else jnp.dtype(dtype))
     abstract = builder.node(tree, "", trained=True, depth=0)
     builder.finish()
+    check_runs(abstract, directory)
     arrays = {}
     for slot in track(builder.slots.values(), f"loading {directory.name}", enabled=progress):
         shape, kept = slot.abstract.shape, np.dtype(slot.abstract.dtype)

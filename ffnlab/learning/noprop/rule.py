@@ -28,8 +28,8 @@ from ffnlab import tree
 from ffnlab.errors import ConfigError, is_known
 from ffnlab.learning.labels import check_labels
 from ffnlab.learning.noprop import core
-from ffnlab.learning.noprop.net import NoPropNet
 from ffnlab.learning.optimizers.masters import in_float32
+from ffnlab.models.noprop_net import NoPropNet
 from ffnlab.rule import Rule
 
 __all__ = ["NoPropOptions", "NoPropState", "block_losses", "noprop"]
