@@ -22,6 +22,7 @@ __all__ = [
     "layers",
     "formats",
     "learning",
+    "losses",
     "models",
     "options",
     "outside",

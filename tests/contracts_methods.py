@@ -16,6 +16,7 @@ from ffnlab import learning, pruning, quantization, sparsity
 from ffnlab.layers import MLP
 from ffnlab.rule import Rule
 from ffnlab.testing import batches, tiny
+from ffnlab.testing.rule import one_for_each
 from ffnlab.transform import Transform
 
 TRANSFORMS: dict[str, Callable[[], Transform]] = {
@@ -41,12 +42,14 @@ class RuleCase:
       model: where it starts.
       batches: two of them.
       inputs: of a batch, what `predict` takes.
+      check: raises AssertionError for outputs that are not those of the inputs.
     """
 
     make: Callable[[], Rule]
     model: Callable[[], PyTree] = tiny
     batches: Callable[[], list] = batches
     inputs: Callable[[PyTree], PyTree] = lambda batch: batch
+    check: Callable[[PyTree, PyTree], None] = one_for_each
 
 
 def labelled() -> list[tuple[np.ndarray, np.ndarray]]:

@@ -78,4 +78,5 @@ def test_any_order_composes(order):
 @pytest.mark.parametrize("name", RULES)
 def test_rule(name):
     case = RULES[name]
-    check_rule(case.make, model=case.model(), batches=case.batches(), inputs=case.inputs)
+    given = {"inputs": case.inputs, "check": case.check}
+    check_rule(case.make, model=case.model(), batches=case.batches(), **given)

@@ -30,7 +30,7 @@ FLOORS = (
     },
     {"weights", "tree", "transform", "rule", "probe"},
     {"layers"},
-    {"models"},
+    {"models", "losses"},
     {"formats"},
     {"text", "data", "parallel"},
     {"pruning", "quantization", "sparsity", "learning"},

@@ -8,8 +8,6 @@ from ffnlab.learning.backprop import (
     BackpropState,
     backprop,
     computed_in,
-    labelled,
-    next_token,
 )
 from ffnlab.learning.counter_current.rule import (
     CounterCurrentState,
@@ -35,7 +33,7 @@ from ffnlab.learning.optimizers.trust import (
     scale_by_trust_ratio,
     sqrt_batch_schedule,
 )
-from ffnlab.learning.packed import packed_next_token
+from ffnlab.losses import labelled, next_token, packed_next_token
 
 __all__ = [
     "OPTIMIZERS",

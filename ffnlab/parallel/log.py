@@ -57,7 +57,7 @@ class MetricsFile:
         for line in lines:
             try:
                 row = json.loads(line)
-                if row["step"] <= self.position:
+                if row["step"] <= self.position > 0:
                     rows.append(json.dumps(row) + "\n")
             except (ValueError, KeyError, TypeError):
                 continue  # a line cut off by a kill
@@ -186,6 +186,11 @@ class Trace:
         elif self.folder is not None and self.first <= position < self.end and not self.running:
             jax.profiler.start_trace(str(self.folder))
             self.running = True
+
+    def next_turn(self, position: int, steps: int) -> int:
+        """The first position after this one, up to `steps`, where it starts or stops."""
+        turns = (self.first, self.end) if self.folder is not None and self.first < self.end else ()
+        return min([steps, *(turn for turn in turns if turn > position)])
 
     def stop(self) -> None:
         """Writes the trace, if one was begun."""

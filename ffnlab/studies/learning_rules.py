@@ -203,11 +203,11 @@ def measure(
 
 def direction(rule: Rule, state: PyTree, batch: Labelled) -> float:
     """The cosine between what a step takes from an MLP and the gradient of its cross-entropy."""
-    model = jax.tree.map(jnp.copy, state.model)
+    model = jax.tree.map(jnp.copy, rule.model(state))
     if not isinstance(model, MLP):
         return math.nan
     gradient = jax.grad(lambda m: labelled(m, tuple(map(jnp.asarray, batch)))[0])(model)
-    after = rule.step(jax.tree.map(jnp.copy, state), batch)[0].model
+    after = rule.model(rule.step(jax.tree.map(jnp.copy, state), batch)[0])
     a, b = (ravel_pytree(x)[0] for x in (jax.tree.map(jnp.subtract, model, after), gradient))
     return float(a @ b / (jnp.linalg.norm(a) * jnp.linalg.norm(b)))
 

@@ -4,8 +4,9 @@
 codes, and the scores are trained by cross-entropy. `MapLoss` is the autoencoder: B reads the image
 that F is to give, which is F's input, and matching feature maps are pulled together.
 
-Each has four parts, all that the rule asks of it: `targets` splits a batch into x and y, `read` is
-what B starts from, `losses` are those of all layers, `measures` the metrics beside them.
+Each has five parts, all that the rule asks of it: `check` looks at a batch before anything else,
+`targets` splits it into x and y, `read` is what B starts from, `losses` are those of all layers,
+`measures` the metrics beside them.
 """
 
 import dataclasses
@@ -31,8 +32,12 @@ CONFIDENT = 0.1
 class Agreement(Protocol):
     """What the rule asks of a loss; `PairLoss` and `MapLoss` are two."""
 
-    def targets(self, batch: PyTree, outputs: int) -> tuple[PyTree, PyTree]:
-        """(x, y) of a batch, y what a network of so many outputs is to give."""
+    def check(self, batch: PyTree, outputs: int) -> None:
+        """Raises ValueError for a batch that a network of so many outputs cannot learn from."""
+        ...
+
+    def targets(self, batch: PyTree) -> tuple[PyTree, PyTree]:
+        """(x, y) of a batch, y what the network is to give."""
         ...
 
     def read(self, output: Array, y: Array) -> Array:
@@ -104,14 +109,13 @@ class PairLoss:
         apart = squared(a @ a.T, jnp.eye(len(a))) + squared(c @ c.T, jnp.eye(len(c)))
         return self.scale * squared(a @ c.T, same) + self.contrast * apart
 
-    def targets(self, batch: PyTree, outputs: int) -> tuple[PyTree, PyTree]:
-        """The batch, (x, y).
+    def check(self, batch: PyTree, outputs: int) -> None:
+        """Raises ValueError where y has classes outside [0, outputs)."""
+        check_labels(batch[1], outputs)
 
-        Raises:
-          ValueError: y, on the host, has classes outside [0, outputs).
-        """
+    def targets(self, batch: PyTree) -> tuple[PyTree, PyTree]:
+        """The batch, (x, y)."""
         x, y = batch
-        check_labels(y, outputs)
         return x, y
 
     def read(self, output: Float[Array, "n c"], y: Int[Array, "n"]) -> Float[Array, "m c"]:
@@ -195,18 +199,17 @@ class MapLoss:
         apart = sum(squared(z @ z.T, jnp.eye(len(z))) for z in rows)
         return self.scale * squared(a, c) + self.contrast * apart
 
-    def targets(self, batch: PyTree, outputs: int) -> tuple[PyTree, PyTree]:
-        """(x, x): what goes in is to come out.
-
-        Raises:
-          ValueError: the batch is no array of floats [n, d] or [n, h, w, c].
-        """
+    def check(self, batch: PyTree, outputs: int) -> None:
+        """Raises ValueError where the batch is no array of floats [n, d] or [n, h, w, c]."""
         shape, dtype = getattr(batch, "shape", None), getattr(batch, "dtype", None)
         if shape is None or len(shape) not in (2, 4) or not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
                 f"batch is {type(batch).__name__} of shape {shape} and dtype {dtype}; an "
                 "autoencoder takes its inputs alone, floats [n, d] or [n, h, w, c]"
             )
+
+    def targets(self, batch: PyTree) -> tuple[PyTree, PyTree]:
+        """(x, x): what goes in is to come out."""
         return batch, batch
 
     def read(self, output: Float[Array, "n *d"], y: Float[Array, "m *e"]) -> Float[Array, "m *e"]:

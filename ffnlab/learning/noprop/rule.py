@@ -214,7 +214,7 @@ def noprop(
       its noise from the state's key. `step` donates its state.
     Raises:
       ConfigError: from `init`, where the network does not fit the kind or its levels.
-      ValueError: from `step`, for classes outside the embedding that are on the host.
+      ValueError: from `check`, for classes outside the embedding.
     """
     optimizer = optax.adamw(1e-3, weight_decay=1e-3) if optimizer is None else optimizer
     optimizer = in_float32(optimizer)
@@ -239,14 +239,13 @@ def noprop(
         model = tree.combine(optax.apply_updates(trained, updates), fixed)
         return NoPropState(model, memory, following, state.step + 1), {"loss": value, **extra}
 
-    jitted = jax.jit(step, donate_argnums=0)
-
-    def checked(state: NoPropState, batch: PyTree) -> tuple[NoPropState, dict[str, Array]]:
-        check_labels(batch[1], state.model.embed.get_value().shape[0])
-        return jitted(state, batch)
-
-    predict = jax.jit(lambda state, x: predicted(options, state.model, x, state.key))
-    return Rule("noprop", init, checked, predict)
+    return Rule(
+        "noprop",
+        init,
+        jax.jit(step, donate_argnums=0),
+        jax.jit(lambda state, x: predicted(options, state.model, x, state.key)),
+        check=lambda state, batch: check_labels(batch[1], state.model.embed.get_value().shape[0]),
+    )
 
 
 def check(options: NoPropOptions, model: NoPropNet) -> None:
