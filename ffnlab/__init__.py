@@ -31,6 +31,7 @@ __all__ = [
     "pruning",
     "quantization",
     "recipes",
+    "report",
     "rule",
     "sparsity",
     "storage",

@@ -27,8 +27,9 @@ from ffnlab.formats import Tokenizer
 from ffnlab.models import Decoder
 from ffnlab.parallel import locked
 from ffnlab.recipes import Recipe
+from ffnlab.report import as_png
 from ffnlab.storage.files import StrPath, atomic_write
-from ffnlab.studies.result import as_png, versions
+from ffnlab.studies.result import versions
 
 __all__ = ["compress"]
 
