@@ -27,6 +27,7 @@ __all__ = [
     "options",
     "outside",
     "parallel",
+    "probe",
     "progress",
     "pruning",
     "quantization",
