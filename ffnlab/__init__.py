@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 # Sub-packages and modules, imported on first use; a test compares this list with the folder.
 __all__ = [
+    "analysis",
     "bench",
     "cli",
     "compat",
