@@ -22,6 +22,7 @@ __all__ = [
     "errors",
     "layers",
     "formats",
+    "graph",
     "learning",
     "losses",
     "models",

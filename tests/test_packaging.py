@@ -54,6 +54,7 @@ OPTIONAL = {
     *(
         "jinja2",
         "matplotlib",
+        "peft",
         "qwix",
         "sklearn",
         "tensorboardX",

@@ -15,6 +15,7 @@ from ffnlab.learning.counter_current.rule import (
     PairLoss,
     counter_current,
 )
+from ffnlab.learning.members import members
 from ffnlab.learning.noprop.net import NoPropNet
 from ffnlab.learning.noprop.rule import NoPropOptions, NoPropState, noprop
 from ffnlab.learning.noprop.schedule import LearnedSchedule
@@ -57,6 +58,7 @@ __all__ = [
     "lamb",
     "lars",
     "make_optimizer",
+    "members",
     "next_token",
     "noise_scale",
     "noprop",

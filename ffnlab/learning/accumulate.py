@@ -18,11 +18,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from ffnlab import tree
 from ffnlab.errors import ConfigError
-from ffnlab.layers.logical import constrain
+from ffnlab.layers.logical import batch_axes, constrain
 from ffnlab.learning.optimizers.masters import widened
 from ffnlab.learning.statistics import settled
 from ffnlab.rule import Metrics
+from ffnlab.weights import AxisNames
 
 __all__ = ["COUNT", "accumulated", "cut_rows"]
 
@@ -41,7 +43,8 @@ def accumulated(
       evaluate: (a batch, number of the part [] int32, or None for the batch itself) -> ((mean,
         (metrics, statistics)), gradient). Metrics are means over what is counted, but for "count"
         itself, which is added up.
-      batch: a tree of arrays [rows, …].
+      batch: a tree of arrays [rows, …], or of parts that know their own axes
+        (`ffnlab.layers.logical.batch_axes`); what has no rows every part gets whole.
       parts: how many; one is the batch itself.
     Returns:
       as `evaluate`, in float32, the statistics settled and in their own dtype; a part that counts
@@ -53,17 +56,22 @@ def accumulated(
         (value, (metrics, statistics)), gradient = evaluate(batch, None)
         return (value, (metrics, settled(statistics, 1))), jax.tree.map(widened, gradient)
 
+    pieces, whole = cut_rows(batch, parts)
+    numbered = pieces, jnp.arange(parts)
+
+    def evaluated(piece: tuple[PyTree, Array]) -> Evaluated:
+        return evaluate(tree.combine(piece[0], whole), piece[1])
+
     def add(total: PyTree, piece: tuple[PyTree, Array]) -> tuple[PyTree, tuple]:
-        (value, (metrics, statistics)), gradient = evaluate(*piece)
+        (value, (metrics, statistics)), gradient = evaluated(piece)
         share = jnp.asarray(metrics.get(COUNT, 1), jnp.float32)
         weighed = jax.tree.map(lambda leaf: times(share, widened(leaf)), gradient)
         return jax.tree.map(jnp.add, total, weighed), (share, value, metrics, statistics)
 
-    pieces = cut_rows(batch, parts), jnp.arange(parts)
-    first = jax.tree.map(lambda leaf: leaf[0], pieces)
-    like = jax.eval_shape(lambda piece: jax.tree.map(widened, evaluate(*piece)[1]), first)
+    first = jax.tree.map(lambda leaf: leaf[0], numbered)
+    like = jax.eval_shape(lambda piece: jax.tree.map(widened, evaluated(piece)[1]), first)
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
-    gradient, (shares, values, metrics, statistics) = jax.lax.scan(add, zero, pieces)
+    gradient, (shares, values, metrics, statistics) = jax.lax.scan(add, zero, numbered)
     total = shares.sum()
     weights = jnp.where(total == 0, 1.0, shares)  # of statistics, which rows have in any case
     total = jnp.where(total == 0, 1.0, total)
@@ -86,22 +94,37 @@ def times(share: Array, value: Array) -> Array:
     return jnp.where(share == 0, 0.0, share * value)
 
 
-def cut_rows(batch: PyTree, parts: int) -> PyTree:
+def cut_rows(batch: PyTree, parts: int) -> tuple[PyTree, PyTree]:
     """A batch [rows, …] as [parts, rows / parts, …]; every device keeps the rows it has.
 
     Row r is in part r modulo `parts`.
 
+    Returns:
+      (what is cut, what has no rows): two trees of the batch's structure, None where a leaf is in
+      the other.
     Raises:
-      ConfigError: the parts do not divide the rows, or the mesh not those of a part.
+      ConfigError: the parts do not divide the rows, there are none, or the mesh does not divide
+        those of a part.
     """
 
-    def of_leaf(path: tuple, leaf: Array) -> Array:
+    def of_leaf(path: tuple, leaf: Array, names: AxisNames) -> Array | None:
+        if "batch" not in names:
+            return None
         where = f"batch{jax.tree_util.keystr(path)}"
-        rows = leaf.shape[0] if leaf.ndim else 0
+        axis, shape = names.index("batch"), leaf.shape
+        rows = shape[axis]
         if not rows or rows % parts:
             raise ConfigError(f"{where}: microbatches={parts} do not divide {rows} rows")
-        folded = leaf.reshape(rows // parts, parts, *leaf.shape[1:])
-        names = ("batch", *[None] * (folded.ndim - 1))
-        return constrain(folded, names, path=where).swapaxes(0, 1)
+        folded = leaf.reshape(*shape[:axis], rows // parts, parts, *shape[axis + 1 :])
+        cut = constrain(folded, (*names[: axis + 1], None, *names[axis + 1 :]), path=where)
+        return jnp.moveaxis(cut, axis + 1, 0)
 
-    return jax.tree_util.tree_map_with_path(of_leaf, jax.tree.map(jnp.asarray, batch))
+    batch = jax.tree.map(jnp.asarray, batch)
+    pieces = jax.tree_util.tree_map_with_path(of_leaf, batch, batch_axes(batch))
+    if not jax.tree.leaves(pieces):
+        raise ConfigError(f"microbatches={parts}: nothing in the batch has rows to cut")
+    is_none = lambda node: node is None  # noqa: E731
+    whole = jax.tree.map(
+        lambda piece, leaf: leaf if piece is None else None, pieces, batch, is_leaf=is_none
+    )
+    return pieces, whole

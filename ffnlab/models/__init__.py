@@ -10,7 +10,10 @@ from types import MappingProxyType
 from typing import Any
 
 from ffnlab.models.config import DecoderConfig
+from ffnlab.models.convnet import ConvAutoencoder, ConvMirror, ConvNet
 from ffnlab.models.decoder import Cache, Decoder
+from ffnlab.models.graph_network import GraphNetwork, GraphNetworkConfig
+from ffnlab.models.norms import population_norms
 from ffnlab.models.remat import remat
 from ffnlab.models.remove import remove, removed
 from ffnlab.models.stack import Stacked, stack, unstack
@@ -34,9 +37,15 @@ ABOVE = MappingProxyType(
 
 __all__ = [
     "Cache",
+    "ConvAutoencoder",
+    "ConvMirror",
+    "ConvNet",
     "Decoder",
     "DecoderConfig",
+    "GraphNetwork",
+    "GraphNetworkConfig",
     "Stacked",
+    "population_norms",
     "remat",
     "remove",
     "removed",

@@ -4,9 +4,9 @@ The loop takes a `Rule` and never asks which one it is. Where arrays live (meshe
 this package's business; what is learned is `ffnlab.learning`'s.
 """
 
+from ffnlab.data import Parted
 from ffnlab.parallel.config import from_table, read_config, to_table
 from ffnlab.parallel.evaluate import held_out_bits
-from ffnlab.parallel.feed import Parted
 from ffnlab.parallel.guard import skip_bad_steps
 from ffnlab.parallel.lock import locked
 from ffnlab.parallel.loop import Outcome, mesh_of, train

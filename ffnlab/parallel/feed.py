@@ -7,7 +7,7 @@ groups of all sizes, and a step has the same bits in each of them.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, PyTree
 
+from ffnlab.data import Parted
 from ffnlab.layers.logical import Layout
 from ffnlab.parallel.sharding import (
     MeshStep,
@@ -26,16 +27,7 @@ from ffnlab.parallel.sharding import (
 )
 from ffnlab.rule import Metrics, Rule
 
-__all__ = ["Feed", "Group", "Parted", "step_of"]
-
-
-@runtime_checkable
-class Parted(Protocol):
-    """Batches of which a process can read its rows only."""
-
-    def part(self, index: int, count: int) -> Callable[[int], PyTree]:
-        """The same batches, of each only the rows of part `index` of `count` equal ones."""
-        ...
+__all__ = ["Feed", "Group", "step_of"]
 
 
 class Group(NamedTuple):

@@ -17,7 +17,7 @@ import numpy as np
 
 from ffnlab.errors import FormatError
 
-__all__ = ["FORMAT", "check", "describe"]
+__all__ = ["FLAX_METADATA", "FORMAT", "JSONValue", "check", "children", "describe", "later", "told"]
 
 FORMAT = 1
 SHOWN = 8  # differences listed in one message
@@ -129,14 +129,39 @@ def field_differences(name: str, saved: JSONValue, like: JSONValue) -> Iterator[
 
 def walk(node: object, path: str) -> Iterator[tuple[str, Any, list | None]]:
     """Yields (path, node, keys of its children); keys is None for a leaf."""
-    children, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
-    if len(children) == 1 and children[0][0] == ():
-        yield path, node, None
-        return
-    children = [(key[0], child) for key, child in children if not is_flax_state(key[0])]
-    yield path, node, [key for key, _ in children]
-    for key, child in children:
-        yield from walk(child, (path + jax.tree_util.keystr((key,))).removeprefix("."))
+    found = children(node, path)
+    yield path, node, None if found is None else [key for key, *_ in found]
+    for _, child, where in found or ():
+        yield from walk(child, where)
+
+
+def children(node: object, path: str) -> list[tuple[Any, Any, str]] | None:
+    """The parts of a node that are nodes or leaves themselves; None for a leaf.
+
+    Args:
+      node: of a pytree.
+      path: of the node.
+    Returns:
+      (key, child, path of the child) in the order of jax; the key is the name, index or key of a
+      dict under which the child lies.
+
+    >>> children({"w": [1, 2]}, "a")
+    [('w', [1, 2], "a['w']")]
+    """
+    found, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
+    if len(found) == 1 and found[0][0] == ():
+        return None
+    pairs = [(key[0], child) for key, child in found if not is_flax_state(key[0])]
+    where = jax.tree_util.keystr
+    return [(plain(k), c, (path + where((k,))).removeprefix(".")) for k, c in pairs]
+
+
+def plain(key: Any) -> Any:
+    """What a key of jax stands for."""
+    for name in ("name", "idx", "key"):
+        if hasattr(key, name):
+            return getattr(key, name)
+    return key
 
 
 def is_flax_state(key: object) -> bool:
@@ -167,7 +192,6 @@ def dtype_name(dtype: Any) -> str:
 
 def static_part(node: object, keys: list) -> dict[str, JSONValue]:
     """{"static": {...}} with the fields of a node that are not children, or {} without any."""
-    children = {key.name for key in keys if isinstance(key, jax.tree_util.GetAttrKey)}
     get_metadata = getattr(node, "get_metadata", None)
     if callable(get_metadata):  # an NNX Variable
         fields = {k: v for k, v in get_metadata().items() if k not in FLAX_METADATA}
@@ -177,7 +201,7 @@ def static_part(node: object, keys: list) -> dict[str, JSONValue]:
         fields = {}
     else:
         fields = {k: v for k, v in vars(node).items() if not k.startswith("_")}
-    static = {k: jsonable(fields[k]) for k in sorted(fields.keys() - children)}
+    static = {k: jsonable(fields[k]) for k in sorted(fields.keys() - set(keys))}
     return {"static": static} if static else {}
 
 

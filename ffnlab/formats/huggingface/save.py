@@ -7,9 +7,7 @@ the files cannot say goes to `ffnlab.json`. `[in, out]` becomes `[out, in]` in `
 """
 
 import dataclasses
-import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -22,12 +20,13 @@ from flax import nnx
 from ffnlab.errors import ConfigError, FormatError
 from ffnlab.formats.compressed_tensors.schemes import Scheme
 from ffnlab.formats.compressed_tensors.writing import Encoded, Encoder, scheme_of
+from ffnlab.formats.directory import keep_others
 from ffnlab.formats.huggingface import sidecar
 from ffnlab.formats.huggingface.families import read_config, write_config
 from ffnlab.formats.huggingface.finite import not_finite
 from ffnlab.formats.huggingface.names import Names, Place
 from ffnlab.formats.huggingface.plan import variables
-from ffnlab.formats.safetensors import MODEL_FILES, Entry, write_directory
+from ffnlab.formats.safetensors import Entry, write_directory
 from ffnlab.formats.stream import is_finite
 from ffnlab.layers import GatedFFN, SparseGatedFFN
 from ffnlab.models.config import DecoderConfig
@@ -87,7 +86,7 @@ def save(
         written["quantization_config"] = encoder.quantization_config
         notes = encoder.notes(writer.dtype)
     with atomic_dir(directory) as temporary:
-        _keep_others(Path(directory), temporary)
+        keep_others(Path(directory), temporary)
         write_directory(temporary, entries, max_shard_bytes=max_shard_bytes)
         write_json(temporary / "config.json", written)
         if extra.is_needed:
@@ -170,33 +169,6 @@ def _dtype(dtype: jax.typing.DTypeLike | None, held: list[jnp.dtype]) -> np.dtyp
     if found not in (jnp.float32, jnp.bfloat16, jnp.float16):
         raise ConfigError(f"dtype={found}: float32, bfloat16 or float16 is accepted")
     return found
-
-
-def _keep_others(source: Path, target: Path) -> None:
-    """Puts what else is in a model directory beside its new files."""
-    if not source.is_dir():
-        return
-    for item in source.iterdir():
-        if MODEL_FILES.fullmatch(item.name) or item.name in ("config.json", sidecar.FILE):
-            continue
-        _keep(item, target / item.name)
-
-
-def _keep(item: Path, target: Path) -> None:
-    if item.is_dir() and not item.is_symlink():
-        target.mkdir()
-        for inside in item.iterdir():
-            _keep(inside, target / inside.name)
-        shutil.copystat(item, target)
-    else:
-        _link(item, target)
-
-
-def _link(source: StrPath, target: StrPath) -> None:
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError:  # a file system without hard links
-        shutil.copy2(source, target, follow_symlinks=False)
 
 
 class _Writer:

@@ -19,7 +19,7 @@ import optax
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float, Int, PyTree
 
-from ffnlab.errors import ConfigError
+from ffnlab.errors import ConfigError, is_known
 from ffnlab.learning.labels import check_labels
 
 __all__ = ["Agreement", "MapLoss", "PairLoss"]
@@ -73,8 +73,8 @@ class PairLoss:
     """
 
     kind: str = "dot"
-    scale: float = 0.5
-    contrast: float = 0.5
+    scale: float | Array = 0.5
+    contrast: float | Array = 0.5
     skip_confident: bool = False
     rows: str = "classes"
 
@@ -82,10 +82,7 @@ class PairLoss:
         for name, accepted in (("kind", ("dot", "cosine")), ("rows", ("classes", "batch"))):
             if getattr(self, name) not in accepted:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is not one of {accepted}")
-        if not self.scale > 0 or not self.contrast >= 0:
-            raise ConfigError(
-                f"scale={self.scale} must be positive and contrast={self.contrast} not negative"
-            )
+        check_terms(self.scale, self.contrast)
 
     def __call__(
         self, a: Float[Array, "n *d"], c: Float[Array, "m *e"], same: Float[Array, "n m"]
@@ -168,14 +165,11 @@ class MapLoss:
       contrast: >= 0; of digits, 1 served rows best and .1 images.
     """
 
-    scale: float = 1.0
-    contrast: float = 1.0
+    scale: float | Array = 1.0
+    contrast: float | Array = 1.0
 
     def __post_init__(self) -> None:
-        if not self.scale > 0 or not self.contrast >= 0:
-            raise ConfigError(
-                f"scale={self.scale} must be positive and contrast={self.contrast} not negative"
-            )
+        check_terms(self.scale, self.contrast)
 
     def __call__(
         self, a: Float[Array, "n *d"], c: Float[Array, "m *e"], *, is_end: bool
@@ -227,6 +221,12 @@ class MapLoss:
     def measures(self, output: Float[Array, "n *d"], y: Float[Array, "n *d"]) -> dict[str, Array]:
         """{"error"}: the mean squared error of the output."""
         return {"error": squared(output, y)}
+
+
+def check_terms(scale: float | Array, contrast: float | Array) -> None:
+    """Raises ConfigError for weights of a loss's terms that are known and out of range."""
+    if is_known(scale, contrast) and (not scale > 0 or not contrast >= 0):
+        raise ConfigError(f"scale={scale} must be positive and contrast={contrast} not negative")
 
 
 def squared(a: Array, b: Array) -> Float[Array, ""]:

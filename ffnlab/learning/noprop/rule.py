@@ -25,7 +25,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from ffnlab import tree
-from ffnlab.errors import ConfigError
+from ffnlab.errors import ConfigError, is_known
 from ffnlab.learning.labels import check_labels
 from ffnlab.learning.noprop import core
 from ffnlab.learning.noprop.net import NoPropNet
@@ -66,7 +66,7 @@ class NoPropOptions:
     """
 
     kind: str = "discrete"
-    eta: float = 0.1
+    eta: float | Array = 0.1
     abar: tuple[float, ...] | None = None
     integration: int = 100
     noisy: bool = False
@@ -74,7 +74,7 @@ class NoPropOptions:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ConfigError(f"kind={self.kind!r} is not one of {KINDS}")
-        if not self.eta > 0 or self.integration < 1:
+        if (is_known(self.eta) and not self.eta > 0) or self.integration < 1:
             raise ConfigError(
                 f"eta={self.eta} must be positive, integration={self.integration} at least 1"
             )
@@ -102,7 +102,7 @@ def block_losses(
     y: Int[Array, "n"],
     abar: Float[Array, "times"],
     key: Array,
-    eta: float,
+    eta: float | Array,
 ) -> tuple[Float[Array, "T"], Float[Array, ""], Float[Array, ""]]:
     """The losses of the discrete kind.
 
