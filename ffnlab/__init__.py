@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 # Sub-packages and modules, imported on first use; a test compares this list with the folder.
 __all__ = [
+    "analysis",
     "bench",
     "cli",
     "compat",
@@ -28,10 +29,12 @@ __all__ = [
     "options",
     "outside",
     "parallel",
+    "probe",
     "progress",
     "pruning",
     "quantization",
     "recipes",
+    "report",
     "rule",
     "sparsity",
     "storage",

@@ -28,8 +28,9 @@ from ffnlab.compress.task import Task
 from ffnlab.errors import require
 from ffnlab.parallel import locked
 from ffnlab.recipes import Recipe
+from ffnlab.report import as_png
 from ffnlab.storage.files import StrPath, atomic_write
-from ffnlab.studies.result import as_png, versions
+from ffnlab.studies.result import versions
 
 __all__ = ["compress"]
 
