@@ -36,6 +36,7 @@ __all__ = [
     "recipes",
     "report",
     "rule",
+    "scores",
     "sparsity",
     "storage",
     "studies",
