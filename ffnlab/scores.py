@@ -1,4 +1,4 @@
-"""Scores of predictions in NumPy: classes, rankings, answers that are spans of text, calibration."""
+"""Scores of predictions in NumPy: classes, rankings, spans of text, calibration."""
 
 import re
 import string
@@ -16,7 +16,7 @@ ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def macro_f1(
-    predicted: Int[np.ndarray, "n"], true: Int[np.ndarray, "n"], classes: int | None = None
+    predicted: Int[np.ndarray, "n"], true: Int[np.ndarray, "m"], classes: int | None = None
 ) -> float:
     """Mean over classes of F1 = 2 hits / (predicted + true); a class that never occurs counts not.
 
@@ -122,14 +122,12 @@ def calibration_error(
         probabilities.
     Source: arXiv 1706.04599, equation 3.
 
-    >>> calibration_error(np.array([[0.8, 0.2], [0.6, 0.4]]), np.array([0, 1]))
+    >>> round(calibration_error(np.array([[0.8, 0.2], [0.6, 0.4]]), np.array([0, 1])), 3)
     0.4
     """
     p = np.asarray(probabilities, np.float64)
     if p.ndim != 2 or bins < 1:
-        raise ConfigError(
-            f"probabilities {p.shape}, bins={bins}; [n, c] and bins >= 1 are accepted"
-        )
+        raise ConfigError(f"probabilities {p.shape}, bins={bins}; [n, c] and bins >= 1 expected")
     check_classes(true=np.asarray(true), predicted=p.argmax(1), classes=p.shape[1])
     if not np.isfinite(p).all() or p.min() < 0 or np.abs(p.sum(1) - 1).max() > 1e-3:
         raise ConfigError("rows of probabilities must be >= 0 and add up to 1")
