@@ -2,9 +2,9 @@
 
 Counted are dot products, convolutions, grouped products and those with a sparse matrix, a loop as
 often as it runs and of the branches of a condition the dearest. Elementwise work, reductions and
-look-ups are not. It is exact where shapes decide the work, and knows nothing of how a compiler fuses or expands; XLA's own
-count is no evidence beside it, as that takes a loop's body once and, on a CPU, a grouped product
-as one over all groups.
+look-ups are not. It is exact where shapes decide the work, and knows nothing of how a compiler
+fuses or expands; XLA's own count is no evidence beside it, as that takes a loop's body once and, on
+a CPU, a grouped product as one over all groups.
 """
 
 import math
