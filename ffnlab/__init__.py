@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 # Sub-packages and modules, imported on first use; a test compares this list with the folder.
 __all__ = [
+    "analysis",
     "bench",
     "cli",
     "compat",
@@ -23,15 +24,19 @@ __all__ = [
     "formats",
     "graph",
     "learning",
+    "losses",
     "models",
     "options",
     "outside",
     "parallel",
+    "probe",
     "progress",
     "pruning",
     "quantization",
     "recipes",
+    "report",
     "rule",
+    "scores",
     "sparsity",
     "storage",
     "studies",

@@ -26,17 +26,22 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Floors of ffnlab, lowest first: a package imports from its own floor and those below it.
 FLOORS = (
     {
-        *("errors", "compat", "docstrings", "options", "outside", "progress", "storage"),
+        *("errors", "compat", "docstrings", "options", "outside", "progress"),
+        *("scores", "storage"),
     },
-    {"weights", "tree", "transform", "rule", "probe", "graph"},
+    {"weights", "tree", "transform", "rule", "probe", "report", "graph"},
     {"layers"},
-    {"models"},
+    {"models", "losses"},
     {"formats"},
     {"text", "data", "parallel"},
-    {"pruning", "quantization", "sparsity", "learning"},
+    {
+        *("routing", "pruning", "quantization", "sparsity"),
+        *("structure", "editing", "learning", "analysis"),
+    },
+    {"federated", "networks", "graphs", "sequences", "systems"},
     {"bench", "cli", "compress", "recipes", "studies", "testing"},
 )
-METHODS = FLOORS[-2]
+METHODS = next(floor for floor in FLOORS if "learning" in floor)
 
 # Packages of extras, imported inside functions only, through `ffnlab.errors.require`.
 OPTIONAL = {
@@ -52,6 +57,7 @@ OPTIONAL = {
     *(
         "jinja2",
         "matplotlib",
+        "peft",
         "qwix",
         "sklearn",
         "tensorboardX",

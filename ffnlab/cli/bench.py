@@ -31,7 +31,7 @@ def model(
     GPUs, beside XLA). `ffnlab bench model DIR` is this one in full.
 
     Args:
-      directory: a Hugging Face directory; without one, the model that comes with ffnlab (with qwix,
+      directory: a model directory; without one, the model that comes with ffnlab (with qwix,
         width 2048 and hidden 5632).
       vs: the other library.
       prompt: tokens of the prompt of decoding.
@@ -41,8 +41,6 @@ def model(
       windows: how many windows are evaluated.
       turns: times that both sides do each task.
     """
-    import contextlib
-
     from ffnlab.cli.show import show
 
     if vs == "qwix":
@@ -51,9 +49,10 @@ def model(
         show(quantized.compare(quantized.settings_for(directory, turns), progress=True))
         return
     from ffnlab.bench.versus import Settings, compare, embedded_model
+    from ffnlab.formats.opening import for_others
 
     settings = Settings(prompt, new, prefill, window, windows, turns)
-    with embedded_model() if directory is None else contextlib.nullcontext(directory) as folder:
+    with embedded_model() if directory is None else for_others(directory) as folder:
         show(compare(folder, settings, progress=True))
 
 
@@ -103,18 +102,17 @@ def train(
     The peer takes the faster of eager and `torch.compile`, in its own process (see `ffnlab bench`).
 
     Args:
-      directory: a Hugging Face directory; without one, the model that comes with ffnlab.
+      directory: a model directory; without one, the model that comes with ffnlab.
       batch: rows of a batch.
       length: predictions in a row.
       turns: steps that both sides take.
     """
-    import contextlib
-
     from ffnlab.bench.training import Settings, compare
     from ffnlab.bench.versus import embedded_model
     from ffnlab.cli.show import show
+    from ffnlab.formats.opening import for_others
 
-    with embedded_model() if directory is None else contextlib.nullcontext(directory) as folder:
+    with embedded_model() if directory is None else for_others(directory) as folder:
         show(compare(folder, Settings(batch, length, turns), progress=True))
 
 

@@ -8,6 +8,7 @@ tokenizers belong to `ffnlab.models`, placing batches on devices to `ffnlab.para
 from ffnlab.data.batches.arrays import ArrayBatches
 from ffnlab.data.batches.records import RecordBatches
 from ffnlab.data.batches.tfds import tfds_records
+from ffnlab.data.batches.zipped import Parted, Zipped
 from ffnlab.data.clusters import Labelled, digits, gaussian_clusters
 from ffnlab.data.folders import find_folder, folder
 from ffnlab.data.graphs import LabelledNodes, block_model, cora
@@ -30,9 +31,11 @@ __all__ = [
     "LabelledNodes",
     "Packed",
     "PackedBatches",
+    "Parted",
     "RecordBatches",
     "StdlibText",
     "TextBatches",
+    "Zipped",
     "block_model",
     "cora",
     "digits",

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from ffnlab.errors import ConfigError
+from ffnlab.layers.convolve import by_taps
 
 __all__ = ["multiply_adds"]
 
@@ -52,6 +53,8 @@ def _of_equation(equation: Any) -> int:
         return params["length"] * count(params["jaxpr"].jaxpr)
     if name == "cond":
         return max(count(branch.jaxpr) for branch in params["branches"])
+    if params.get("name") == by_taps.__name__:
+        return sum(_elementwise(jaxpr) for jaxpr in _inside(params))
     inner = sum(count(jaxpr) for jaxpr in _inside(params))
     if inner and name == "while":
         raise ConfigError(
@@ -70,6 +73,12 @@ def _inside(params: Mapping[str, Any]) -> Iterator[Any]:
             jaxpr = getattr(one, "jaxpr", one)
             if hasattr(jaxpr, "eqns"):
                 yield jaxpr
+
+
+def _elementwise(jaxpr: Any) -> int:
+    """Elementwise multiplications: a depthwise convolution's, where it is computed by taps."""
+    products = (e.outvars[0].aval.shape for e in jaxpr.eqns if e.primitive.name == "mul")
+    return sum(math.prod(shape) for shape in products)
 
 
 def _dot(equation: Any) -> int:

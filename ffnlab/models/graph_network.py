@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from ffnlab.errors import ConfigError
 from ffnlab.graph import Graph, row_norm, symmetric_norm
 from ffnlab.layers import GAT, GCN, GraphSAGE
-from ffnlab.layers.feed_forward.mlp import NONLINEARITIES
+from ffnlab.layers.activations import ACTIVATIONS
 from ffnlab.layers.stacking import run_stack, stack_modules, unstack_modules
 
 __all__ = ["GraphNetwork", "GraphNetworkConfig", "Repeated"]
@@ -36,7 +36,7 @@ class GraphNetworkConfig:
       layer: "gcn", "sage" or "gat" (`ffnlab.layers`).
       heads: of "gat": side by side in hidden layers, whose widths they divide; the last layer is
         the mean of as many.
-      activation: name of the nonlinearity, a key of `NONLINEARITIES`.
+      activation: name of the nonlinearity, a key of `ACTIVATIONS`.
     """
 
     sizes: tuple[int, ...]
@@ -47,7 +47,7 @@ class GraphNetworkConfig:
     def __post_init__(self) -> None:
         if len(self.sizes) < 2 or min(self.sizes) < 1:
             raise ConfigError(f"sizes={self.sizes} must be two or more positive widths")
-        for name, accepted in (("layer", LAYERS), ("activation", sorted(NONLINEARITIES))):
+        for name, accepted in (("layer", LAYERS), ("activation", sorted(ACTIVATIONS))):
             if getattr(self, name) not in accepted:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is not one of {list(accepted)}")
         if self.heads < 1 or (self.heads > 1 and self.layer != "gat"):
@@ -110,7 +110,7 @@ class GraphNetwork(nnx.Module):
         Raises:
           ConfigError: weights for "gat", which finds its own.
         """
-        phi, norm = NONLINEARITIES[self.config.activation], NORMS.get(self.config.layer)
+        phi, norm = ACTIVATIONS[self.config.activation], NORMS.get(self.config.layer)
         if norm is None and weights is not None:
             raise ConfigError("weights: layers of attention take none, they find their own")
         more = () if norm is None else (norm(graph) if weights is None else weights,)

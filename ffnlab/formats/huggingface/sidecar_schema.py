@@ -12,7 +12,6 @@ from ffnlab.errors import FormatError
 from ffnlab.formats.untrusted import quoted
 from ffnlab.models.config import DecoderConfig
 
-FILE = "ffnlab.json"
 VERSION = 1
 SCALE_DTYPES = ("float32", "bfloat16", "float8_e4m3fn")
 BLOCKS_LIMIT = 1024
