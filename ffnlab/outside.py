@@ -1,4 +1,4 @@
-"""Methods that a recipe, a training file or a command may name: ours, those of other packages, any function.
+"""Methods that a file or a command may name: ours, those of other packages, any function.
 
 A name is one of ours, one that an installed package registers by an entry point, or
 "module:factory", of whatever Python can import. The file's own folder is not searched, so that a
@@ -7,8 +7,8 @@ file which came with a download runs none of the code beside it. A package regis
     [project.entry-points."ffnlab.transforms"]      # or ".rules", ".optimizers", ".probes"
     ternary = "ternary:ternarize"
 
-Only `factory`, `options`, `read` and `make` import anything, and only for a name that the user's
-own file holds. Names read from a model, a checkpoint or a report are compared and never imported.
+Only `factory`, `options`, `read` and `make` import anything, and only for a name that the user
+gave. Names read from a model, a checkpoint or a report are compared and never imported.
 """
 
 import dataclasses

@@ -123,7 +123,7 @@ def test_the_list_and_the_options(capsys):
     assert "seed integer 0 of the rule's first state." in said and "begin" not in said
     assert main(["probe", "weight_norms", "--keys"]) == 0
     said = capsys.readouterr().out
-    assert '"**"' in said and "gradient_alignment" not in said
+    assert "select" in said and "'**'" in said and "gradient_alignment" not in said
 
 
 def test_probes_of_others_have_names(modules, inputs, tmp_path, capsys):
