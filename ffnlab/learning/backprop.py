@@ -60,12 +60,12 @@ def next_token(
 
 
 def labelled(
-    model: Callable, batch: tuple[Float[Array, "b d"], Int[Array, "b"]]
+    model: Callable, batch: tuple[Float[Array, "b *d"], Int[Array, "b"]]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Mean cross-entropy of labelled inputs.
 
     Args:
-      model: inputs [b, d] -> logits [b, classes].
+      model: inputs [b, ...] -> logits [b, classes].
       batch: inputs and classes (`ffnlab.data.Labelled`).
     Returns:
       (nats per input [], {"accuracy": fraction whose class has the largest logit []}).
