@@ -1,4 +1,4 @@
-"""ffnlab: a library and a lab for the feed-forward networks of language models, in JAX.
+"""ffnlab: a library and a lab for feed-forward networks, in language models and alone, in JAX.
 
 A model is a pytree; every method is a pure function from pytree to pytree. Sub-packages are the
 namespaces (`ffnlab.quantization.fireq`) and are imported when first used, so that `import ffnlab`

@@ -65,7 +65,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "ffnlab.cli.compress:compress",
             "prune, sparsify and quantize a model; say what each step cost and bought",
         ),
-        "train": Command("ffnlab.cli.train:train", "train a language model from a preset"),
+        "train": Command("ffnlab.cli.train:train", "train a model from a preset or a file"),
         "plan": Command("ffnlab.cli.plan:plan", "what a training run would take on a mesh"),
         "generate": Command("ffnlab.cli.generate:generate", "continue a prompt"),
         "eval": Command("ffnlab.cli.evaluate:evaluate", "measure perplexity and bits per byte"),

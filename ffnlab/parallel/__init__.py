@@ -6,7 +6,7 @@ this package's business; what is learned is `ffnlab.learning`'s.
 
 from ffnlab.data import Parted
 from ffnlab.parallel.config import from_table, read_config, to_table
-from ffnlab.parallel.evaluate import held_out_bits
+from ffnlab.parallel.evaluate import held_out_accuracy, held_out_bits, held_out_error
 from ffnlab.parallel.guard import skip_bad_steps
 from ffnlab.parallel.lock import locked
 from ffnlab.parallel.loop import Outcome, mesh_of, train
@@ -45,7 +45,9 @@ __all__ = [
     "check",
     "create",
     "from_table",
+    "held_out_accuracy",
     "held_out_bits",
+    "held_out_error",
     "is_first",
     "joined",
     "locked",

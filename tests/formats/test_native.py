@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ffnlab import compat, layers, models, transform, weights
 from ffnlab.errors import ConfigError, FormatError
+from ffnlab.formats import KINDS
 from ffnlab.formats import safetensors as st
 from ffnlab.formats.directory import NATIVE_FILE
 from ffnlab.formats.native import read, schema
@@ -429,6 +430,10 @@ def test_no_directory(tmp_path):
     for folder, message in ((tmp_path / "x", "not a directory"), (tmp_path, "cannot be read")):
         with pytest.raises(FormatError, match=message):
             load(folder)
+
+
+def test_every_kind_is_under_test():
+    assert {name.partition("-")[0] for name in MODELS} >= KINDS.keys()
 
 
 def test_type_names_are_unique_and_every_part_is_listed():
