@@ -117,8 +117,10 @@ LAYERS: dict[str, Callable[[], None]] = {
     "JoinedGatedFFN": checked(
         lambda k: layers.JoinedGatedFFN(linear(k, 16, 16), linear(k, 8, 16), activation="silu")
     ),
+    "LayerNorm": checked(lambda k: layers.LayerNorm(16)),
     "Linear": checked(lambda k: linear(k, 16, 8)),
     "MLP": checked(lambda k: layers.MLP((16, 12, 8), key=k)),
+    "PReLU": checked(lambda k: layers.PReLU(16)),
     "RMSNorm": checked(lambda k: layers.RMSNorm(16, offset=1.0)),
     "SparseGatedFFN": checked(sparse_ffn, input_of((2, 5, IN))),
 }

@@ -1,4 +1,4 @@
-"""Linear maps, embeddings and RMS normalization: the parts that hold parameters.
+"""Linear maps and embeddings.
 
 Every parameter is an `nnx.Param` that carries its logical axis names as metadata (`axes=`), and
 every matrix in it is a weight (`ffnlab.weights`).
@@ -113,32 +113,3 @@ class Embedding(nnx.Module):
     def logits(self, h: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
         """h @ w.T: the output head of a model with tied embeddings."""
         return product_by_rows(h, self.weight.dense().astype(h.dtype))
-
-
-class RMSNorm(nnx.Module):
-    """x / rms(x) * (offset + scale), computed in float32 (arXiv 1910.07467).
-
-    Attributes:
-      scale: Param holding [d].
-      eps: added to the mean square.
-      offset: 0, or 1 where the checkpoint stores scale - 1 (Gemma).
-    """
-
-    def __init__(
-        self,
-        d: int,
-        *,
-        eps: float = 1e-6,
-        offset: float = 0.0,
-        axis: str = "embed",
-        dtype: DTypeLike = jnp.float32,
-    ):
-        self.scale = nnx.Param(jnp.full((d,), 1.0 - offset, dtype), axes=(axis,))
-        self.eps = eps
-        self.offset = offset
-
-    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        x32 = x.astype(jnp.float32)
-        rms = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
-        gain = self.offset + self.scale.get_value().astype(jnp.float32)
-        return (x32 * rms * gain).astype(x.dtype)

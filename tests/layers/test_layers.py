@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ffnlab import weights
 from ffnlab.errors import ConfigError
-from ffnlab.layers import Attention, AttentionSpec, Block, Context, Linear, RMSNorm, Rope
+from ffnlab.layers import Attention, AttentionSpec, Block, Context, Linear, Rope
 from ffnlab.layers.attention.attention import attend, causal_mask
 from ffnlab.layers.attention.rope import frequencies, rotate, tables
 from ffnlab.layers.linear import together
@@ -168,18 +168,6 @@ def test_an_odd_share_of_channels_is_rounded_up():
     turned = rotate(x, *tables(Rope(fraction=0.25), 12, jnp.arange(3)[None]))  # 3 of 12, so 4
     np.testing.assert_array_equal(turned[..., 4:], x[..., 4:])
     assert not np.allclose(turned[0, 1:, :, 3], x[0, 1:, :, 3])
-
-
-def test_rms_norm_formula_and_offset():
-    x = input_of((3, 16)) * 5
-    gain = jnp.linspace(-1, 1, 16)
-    for offset in (0.0, 1.0):
-        norm = RMSNorm(16, eps=1e-3, offset=offset)
-        norm.scale.set_value(gain)
-        x64 = np.asarray(x, np.float64)
-        expected = x64 / np.sqrt((x64**2).mean(-1, keepdims=True) + 1e-3) * (offset + gain)
-        np.testing.assert_allclose(norm(x), expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(RMSNorm(16, offset=1.0)(x), RMSNorm(16)(x), rtol=1e-6)
 
 
 def test_linear_replace_keeps_bias_and_axes_and_refuses_other_shapes(key):

@@ -14,7 +14,8 @@ from ffnlab.layers.attention.causal import causal_attention
 from ffnlab.layers.attention.masked import masked_attention
 from ffnlab.layers.attention.rope import Rope, rotate
 from ffnlab.layers.context import Angles, Context
-from ffnlab.layers.linear import Linear, RMSNorm, together
+from ffnlab.layers.linear import Linear, together
+from ffnlab.layers.norms import RMSNorm
 from ffnlab.storage.structure import later
 from ffnlab.weights import kv
 

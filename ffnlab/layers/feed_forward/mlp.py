@@ -10,17 +10,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ffnlab.errors import ConfigError
+from ffnlab.layers.activations import ACTIVATIONS, check_activation
 from ffnlab.layers.linear import Linear
 
-__all__ = ["MLP", "NONLINEARITIES"]
-
-NONLINEARITIES: dict[str, Callable[[Array], Array]] = {
-    "elu": jax.nn.elu,
-    "gelu": jax.nn.gelu,
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "tanh": jax.numpy.tanh,
-}
+__all__ = ["MLP"]
 
 
 class MLP(nnx.Module):
@@ -28,7 +21,7 @@ class MLP(nnx.Module):
 
     Attributes:
       maps: nnx.List of Linear.
-      activation: name of phi, a key of `NONLINEARITIES` (static).
+      activation: name of phi, a key of `ACTIVATIONS` (static).
     """
 
     def __init__(
@@ -51,9 +44,7 @@ class MLP(nnx.Module):
         """
         if len(sizes) < 2 or min(sizes) < 1:
             raise ConfigError(f"sizes={list(sizes)} must be two or more positive widths")
-        if activation not in NONLINEARITIES:
-            accepted = sorted(NONLINEARITIES)
-            raise ConfigError(f"activation={activation!r} is not one of {accepted}")
+        check_activation(activation)
         keys = jax.random.split(key, len(sizes) - 1)
         self.maps = nnx.List(
             [
@@ -78,7 +69,7 @@ class MLP(nnx.Module):
     @property
     def stages(self) -> list[Callable[[Array], Array]]:
         """The network as a chain: a map with its nonlinearity each, the last without."""
-        phi = NONLINEARITIES[self.activation]
+        phi = ACTIVATIONS[self.activation]
         *inner, last = self.maps
         return [*(functools.partial(activated, linear, phi) for linear in inner), last]
 
