@@ -12,7 +12,6 @@ from jaxtyping import Array, Float
 from ffnlab.errors import ConfigError
 from ffnlab.layers.context import Context, LayerInputs, LayerOutputs
 from ffnlab.layers.logical import constrain
-from ffnlab.layers.norms import RMSNorm
 from ffnlab.weights import kv
 
 __all__ = ["Block", "Join"]

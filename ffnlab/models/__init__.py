@@ -11,6 +11,8 @@ from typing import Any
 
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.decoder import Cache, Decoder
+from ffnlab.models.encoder import Encoder, sentence_vectors
+from ffnlab.models.encoder_config import EncoderConfig
 from ffnlab.models.remat import remat
 from ffnlab.models.remove import remove, removed
 from ffnlab.models.stack import Stacked, stack, unstack
@@ -36,10 +38,13 @@ __all__ = [
     "Cache",
     "Decoder",
     "DecoderConfig",
+    "Encoder",
+    "EncoderConfig",
     "Stacked",
     "remat",
     "remove",
     "removed",
+    "sentence_vectors",
     "stack",
     "unstack",
     *ABOVE,

@@ -12,7 +12,7 @@ from ffnlab.testing.compiling import Count, counted
 from ffnlab.testing.contract import equal
 from ffnlab.testing.layer import check_layer
 from ffnlab.testing.rule import check_rule
-from ffnlab.testing.small import batches, tiny
+from ffnlab.testing.small import batches, tiny, tiny_encoder
 from ffnlab.testing.transform import check_transform
 from ffnlab.testing.weight import check_weight
 
@@ -26,4 +26,5 @@ __all__ = [
     "counted",
     "equal",
     "tiny",
+    "tiny_encoder",
 ]
