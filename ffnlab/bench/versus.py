@@ -25,7 +25,8 @@ from rich.table import Table
 from ffnlab import weights
 from ffnlab.bench.peer import Peer
 from ffnlab.errors import FFNLabError, at_least
-from ffnlab.formats import load, save
+from ffnlab.formats import save
+from ffnlab.formats.embedded import load_decoder
 from ffnlab.models import Cache, Decoder, DecoderConfig
 from ffnlab.progress import track
 from ffnlab.text import generate
@@ -133,7 +134,7 @@ def compare(
       MissingExtraError: torch or transformers is nowhere to be found.
       FFNLabError: the two sides do not compute the same.
     """
-    model = weights.prepare(load(directory, extras=False))
+    model = weights.prepare(load_decoder(directory, extras=False))
     random = np.random.default_rng(0)
 
     def tokens(*shape: int) -> np.ndarray:

@@ -10,10 +10,11 @@ recipe, the text by SHA-256, and its held-out bits per byte.
 from importlib import resources
 from pathlib import Path
 
-from ffnlab.errors import FormatError
+from ffnlab.errors import ConfigError, FormatError
 from ffnlab.formats.huggingface.load import load
 from ffnlab.formats.tokenizer.tokenizer import Tokenizer
 from ffnlab.models.decoder import Decoder
+from ffnlab.storage.files import StrPath
 
 SHIPPED = ("embedded", "embedded_small")
 
@@ -31,7 +32,20 @@ def embedded(name: str = "embedded") -> tuple[Decoder, Tokenizer]:
     with resources.as_file(resources.files("ffnlab") / name) as folder:
         if not (folder / "model.safetensors").exists():
             raise FormatError(f"{folder} has no model.safetensors; reinstall ffnlab")
-        return load(folder), Tokenizer.load(folder)
+        return load_decoder(folder), Tokenizer.load(folder)
+
+
+def load_decoder(directory: StrPath, *, extras: bool = True) -> Decoder:
+    """A model directory that holds a decoder; arguments and errors as `load`.
+
+    Raises:
+      ConfigError: it holds another kind of model.
+    """
+    model = load(directory, extras=extras)
+    if not isinstance(model, Decoder):
+        kind = type(model).__name__
+        raise ConfigError(f"{directory} holds an {kind}; a Decoder is accepted here")
+    return model
 
 
 def shipped(place: Path | None) -> str | None:
@@ -52,6 +66,7 @@ def open_model(place: Path | None) -> tuple[Decoder, Tokenizer]:
         "embedded".
     Raises:
       FormatError: no such directory or name, or not a model.
+      ConfigError: a model that is no decoder.
     """
     name = shipped(place)
-    return embedded(name) if name else (load(place), Tokenizer.load(place))
+    return embedded(name) if name else (load_decoder(place), Tokenizer.load(place))
