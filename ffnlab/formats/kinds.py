@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from ffnlab.errors import ConfigError, FormatError, first_line
 from ffnlab.formats.directory import CONFIG_FILE, NATIVE_FILE, SIDECAR_FILE
+from ffnlab.formats.huggingface.encoder_families import FAMILIES as ENCODERS
 from ffnlab.formats.huggingface.families import FAMILIES
 from ffnlab.layers import MLP
 from ffnlab.models import (
@@ -24,6 +25,8 @@ from ffnlab.models import (
     ConvNetConfig,
     Decoder,
     DecoderConfig,
+    Encoder,
+    EncoderConfig,
     MLPConfig,
     NoPropConfig,
     NoPropNet,
@@ -102,6 +105,16 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             "tokens",
             tokens,
             families=tuple(FAMILIES),
+            files=(NATIVE_FILE, CONFIG_FILE, SIDECAR_FILE),
+        ),
+        "encoder": Kind(
+            EncoderConfig,
+            Encoder,
+            Encoder,
+            "tokens",
+            tokens,
+            lambda c: c.classes,
+            families=tuple(ENCODERS),
             files=(NATIVE_FILE, CONFIG_FILE, SIDECAR_FILE),
         ),
         "mlp": Kind(MLPConfig, MLP, MLPConfig.make, "rows", row, lambda c: c.sizes[-1]),

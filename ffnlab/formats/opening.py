@@ -10,9 +10,9 @@ import jax
 
 from ffnlab.errors import ConfigError
 from ffnlab.formats.directory import CONFIG_FILE
-from ffnlab.formats.huggingface import families
 from ffnlab.formats.huggingface import load as huggingface_load
 from ffnlab.formats.huggingface import save as huggingface_save
+from ffnlab.formats.huggingface.dialects import read_config
 from ffnlab.formats.kinds import KINDS, check_kind, kind_of
 from ffnlab.formats.native import read, write
 from ffnlab.formats.stream import Placement
@@ -39,7 +39,8 @@ def load(
 ) -> Any:
     """Loads a model directory: one of our native format, else a Hugging Face one.
 
-    The latter holds a Decoder: Llama, Mistral, Qwen 2/3, Gemma 2/3 (text), Phi-3.
+    The latter holds a Decoder (Llama, Mistral, Qwen 2/3, Gemma 2/3 (text), Phi-3) or an Encoder
+    (BERT, MiniLM, DistilBERT).
 
     Args:
       directory: with ffnlab_model.json, else with config.json and an `ffnlab.json` that is
@@ -64,8 +65,9 @@ def load(
     common = {"dtype": dtype, "sharding": sharding, "progress": progress}
     common["check_finite"] = check_finite
     if not read.is_native(directory):
-        if kinds is not None and "decoder" not in kinds:
-            check_kind(KINDS["decoder"].model, kinds, directory)
+        if kinds is not None:
+            file = inside(directory, CONFIG_FILE)
+            check_kind(type(read_config(read_json(file), where=str(file))), kinds, directory)
         return huggingface_load.load(
             directory, max_positions=max_positions, extras=extras, **common
         )
@@ -145,7 +147,9 @@ def config_of(directory: StrPath) -> DecoderConfig:
     directory = Path(directory)
     if not read.is_native(directory):
         file = inside(directory, CONFIG_FILE)
-        return families.read_config(read_json(file), where=str(file))
+        config = read_config(read_json(file), where=str(file))
+        check_kind(type(config), ("decoder",), directory)
+        return config
     check_kind(read.root_type(directory), ("decoder",), directory)
     return read.root_config(directory)
 

@@ -18,6 +18,8 @@ from ffnlab.models.convnet import (
     ConvNetConfig,
 )
 from ffnlab.models.decoder import Cache, Decoder
+from ffnlab.models.encoder import Encoder, sentence_vectors
+from ffnlab.models.encoder_config import EncoderConfig
 from ffnlab.models.graph_network import GraphNetwork, GraphNetworkConfig
 from ffnlab.models.mlp import MLPConfig
 from ffnlab.models.noise import LearnedSchedule
@@ -54,6 +56,8 @@ __all__ = [
     "Decoder",
     "DecoderConfig",
     "Denoiser",
+    "Encoder",
+    "EncoderConfig",
     "GraphNetwork",
     "GraphNetworkConfig",
     "LearnedSchedule",
@@ -65,6 +69,7 @@ __all__ = [
     "remat",
     "remove",
     "removed",
+    "sentence_vectors",
     "stack",
     "unstack",
     *ABOVE,

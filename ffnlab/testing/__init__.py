@@ -13,7 +13,7 @@ from ffnlab.testing.contract import equal
 from ffnlab.testing.layer import check_layer
 from ffnlab.testing.probe import ProbeCase, check_probe
 from ffnlab.testing.rule import check_rule
-from ffnlab.testing.small import batches, tiny
+from ffnlab.testing.small import batches, tiny, tiny_encoder
 from ffnlab.testing.transform import TransformCase, check_transform
 from ffnlab.testing.weight import check_weight
 
@@ -30,4 +30,5 @@ __all__ = [
     "counted",
     "equal",
     "tiny",
+    "tiny_encoder",
 ]
