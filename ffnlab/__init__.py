@@ -1,4 +1,4 @@
-"""ffnlab: a library and a lab for the feed-forward networks of language models, in JAX.
+"""ffnlab: a library and a lab for feed-forward networks, in language models and alone, in JAX.
 
 A model is a pytree; every method is a pure function from pytree to pytree. Sub-packages are the
 namespaces (`ffnlab.quantization.fireq`) and are imported when first used, so that `import ffnlab`
@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 # Sub-packages and modules, imported on first use; a test compares this list with the folder.
 __all__ = [
+    "analysis",
     "bench",
     "cli",
     "compat",
@@ -21,16 +22,21 @@ __all__ = [
     "errors",
     "layers",
     "formats",
+    "graph",
     "learning",
+    "losses",
     "models",
     "options",
     "outside",
     "parallel",
+    "probe",
     "progress",
     "pruning",
     "quantization",
     "recipes",
+    "report",
     "rule",
+    "scores",
     "sparsity",
     "storage",
     "studies",

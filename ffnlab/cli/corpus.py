@@ -2,7 +2,8 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+import lzma
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,9 @@ from ffnlab.data.text.documents import (
 from ffnlab.errors import ConfigError
 from ffnlab.formats import Tokenizer
 from ffnlab.formats.tokenizer.tokenizer import TOKENIZER_FILE
+from ffnlab.parallel import held_out_bits
 
-__all__ = ["Corpus", "load_corpus"]
+__all__ = ["Corpus", "load_corpus", "xz_bits"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,13 +66,34 @@ class Corpus:
 
     def batches(self, settings: TrainConfig) -> Callable[[int], object]:
         """Batches by position: those of `data`, then those of the extension."""
-        data, more = settings.data, settings.extension
+        data, more = settings.text, settings.extension
         steps, seed = settings.run.steps, settings.run.seed
         short = self._cut(data.batch, data.length, seed, data.packed)
         if not more.steps:
             return short
         long = self._cut(more.batch, more.length, seed + 1, data.packed)
         return Extended(short, long, steps)
+
+    watched = "held_out_bits"
+
+    def scorer(self, settings: TrainConfig) -> Callable[[Callable], dict[str, float]]:
+        """predict -> {"held_out_bits": bits per token of the held-out windows}."""
+        windows = self.windows(settings)
+        return lambda predict: {self.watched: held_out_bits(predict, windows)}
+
+    def save_beside(self, folder: Path) -> None:
+        """Writes the tokenizer beside a model."""
+        self.tokenizer.save(folder)
+
+    def record(self, scores: Mapping[str, float], settings: TrainConfig) -> dict[str, object]:
+        """What the record of a run says of its text and figures."""
+        return {
+            "text": dict(self.identity),
+            "documents": self.digests,
+            "held_out_bits_per_byte": scores[self.watched] / self.held_out.bytes_per_token,
+            "held_out_window": dict(zip(("length", "stride"), window(settings), strict=True)),
+            "xz_bits_per_byte": xz_bits(self.text),
+        }
 
     def _cut(self, batch: int, length: int, seed: int, packed: bool) -> Callable[[int], object]:
         if packed:
@@ -102,6 +125,15 @@ def load_corpus(data: DataConfig, vocab: int) -> Corpus:
     for ids in (*([np.frombuffer(train, np.uint8)] if is_stream else documents), measured.tokens):
         check_ids(ids, vocab)
     return Corpus(documents, measured, held_out, tokenizer, identity, digests)
+
+
+def xz_bits(text: bytes) -> float:
+    """Bits per byte of `xz -9` on a text: what a model has to beat.
+
+    >>> xz_bits(bytes(range(256)) * 64) < 1
+    True
+    """
+    return 8 * len(lzma.compress(text, preset=9)) / len(text)
 
 
 def with_ends(documents: Sequence[bytes], tokenizer: Tokenizer) -> list[Integer[np.ndarray, "_"]]:

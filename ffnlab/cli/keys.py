@@ -21,7 +21,7 @@ from ffnlab.docstrings import entries, prose
 from ffnlab.errors import ConfigError
 from ffnlab.options import describe, toml
 from ffnlab.outside import Methods
-from ffnlab.parallel.config import is_free, table_of
+from ffnlab.parallel.config import KINDS, is_free, table_of
 from ffnlab.recipes import METHODS, Calibration, Evaluation, Stage
 
 __all__ = ["Key", "Section", "method_keys", "recipe_keys", "training_keys"]
@@ -78,7 +78,11 @@ def training_keys(kind: type, name: str = "") -> Iterator[Section]:
     """
     hints, meanings = typing.get_type_hints(kind), entries(kind, "Attributes")
     fields = {field.name: field for field in dataclasses.fields(kind)}
+    several = {
+        key: field.metadata[KINDS] for key, field in fields.items() if KINDS in field.metadata
+    }
     tables = {key: inner for key in fields if (inner := table_of(hints[key])) is not None}
+    tables |= {key: next(iter(kinds.values())) for key, kinds in several.items()}
     keys = tuple(
         Key(key, describe(without_none(hints[key])), default_of(field), meanings.get(key, ""))
         for key, field in fields.items()
@@ -94,6 +98,11 @@ def training_keys(kind: type, name: str = "") -> Iterator[Section]:
         first, *rest = training_keys(tables[key], table)
         yield first._replace(meaning=meanings.get(key, first.meaning))
         yield from rest
+        for other, inner in list(several.get(key, {}).items())[1:]:
+            head = f'[{table}]\nkind = "{other}"'
+            first, *rest = training_keys(inner, table)
+            yield first._replace(head=head)
+            yield from rest
 
 
 def recipe_keys() -> Iterator[Section]:

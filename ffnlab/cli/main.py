@@ -55,6 +55,7 @@ BENCHES = {
     "sparse": Command("ffnlab.cli.bench:sparse", "an FFN that skips inactive channels"),
     "loading": Command("ffnlab.cli.bench:loading", "memory while a checkpoint is loaded"),
     "train": Command("ffnlab.cli.bench:train", "training steps, beside torch"),
+    "graphs": Command("ffnlab.cli.bench:graphs", "products and layers on graphs, beside torch"),
     "loop": Command("ffnlab.cli.bench:loop", "what the training loop adds to its steps"),
     "kernels": Command("ffnlab.cli.bench:kernels", "GPU kernels beside XLA and torch"),
 }
@@ -64,10 +65,13 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "ffnlab.cli.compress:compress",
             "prune, sparsify and quantize a model; say what each step cost and bought",
         ),
-        "train": Command("ffnlab.cli.train:train", "train a language model from a preset"),
+        "train": Command("ffnlab.cli.train:train", "train a model from a preset or a file"),
         "plan": Command("ffnlab.cli.plan:plan", "what a training run would take on a mesh"),
         "generate": Command("ffnlab.cli.generate:generate", "continue a prompt"),
         "eval": Command("ffnlab.cli.evaluate:evaluate", "measure perplexity and bits per byte"),
+        "probe": Command(
+            "ffnlab.cli.probe:probe", "look at a model: its weights, costs, gradients"
+        ),
         "bench": Command(
             "ffnlab.cli.bench:model",
             "measure speed beside other libraries",

@@ -1,5 +1,7 @@
 """`ffnlab plan`: what a training run would take on a mesh, before renting it."""
 
+import dataclasses
+import functools
 import json
 import math
 import os
@@ -13,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from rich.table import Table
 
-from ffnlab import models, parallel
+from ffnlab import parallel
 from ffnlab.cli.show import show
 from ffnlab.cli.training import (
     DataConfig,
@@ -21,11 +23,13 @@ from ffnlab.cli.training import (
     TrainConfig,
     abstract_batch,
     find_methods,
+    fresh,
     rule_of,
 )
 from ffnlab.errors import ConfigError, FFNLabError, at_least
+from ffnlab.formats import KINDS
 from ffnlab.formats.huggingface import families
-from ffnlab.models import Decoder
+from ffnlab.formats.opening import config_of
 from ffnlab.parallel import read_config
 from ffnlab.storage.files import read_json
 
@@ -53,7 +57,7 @@ def plan(
     for CPU devices, whose activations are float32.
 
     Args:
-      config: a TOML file of `ffnlab train`, or a Hugging Face directory or config.json.
+      config: a TOML file of `ffnlab train`, or a model directory or config.json.
       mesh: "dp=2,fsdp=16,tp=8"; the configured one when not given, else one device.
       batch: rows of a batch, over the whole mesh; the configured number when not given.
       length: predictions in a row; likewise.
@@ -96,8 +100,9 @@ def as_table(found: dict, mesh: str) -> Table:
     count = found["parameters"]
     size = f"{count / 1e9:.3g} G" if count >= 1e9 else f"{count / 1e6:.3g} M"
     table = Table(title=f"{size} parameters on {mesh}")
+    what = f"rows of {found['length']} tokens" if found["length"] else "inputs"
     table.caption = (
-        f"{found['rows']} rows of {found['length']} tokens; traced in "
+        f"{found['rows']} {what}; traced in "
         f"{found['lower_seconds']:.1f} s, compiled in {found['compile_seconds']:.1f} s"
     )
     for name in ("part", "GiB per device", "how known"):
@@ -118,11 +123,13 @@ def settings_of(path: Path) -> TrainConfig:
     """
     if path.suffix == ".toml":
         return read_config(path, TrainConfig)
-    file = path / "config.json" if path.is_dir() else path
-    try:
-        model = families.read_config(read_json(file), where=str(file))
-    except OSError as error:
-        raise ConfigError(f"config {str(path)!r} cannot be read: {error.strerror}") from None
+    if path.is_dir():
+        model = config_of(path)
+    else:
+        try:
+            model = families.read_config(read_json(path), where=str(path))
+        except OSError as error:
+            raise ConfigError(f"config {str(path)!r} cannot be read: {error.strerror}") from None
     return TrainConfig(model, RunConfig(steps=1), DataConfig())
 
 
@@ -140,12 +147,13 @@ def measure(request: dict) -> dict[str, object]:
     settings = settings_of(Path(request["config"]))
     mesh, rule = parallel.parse_mesh(request["mesh"]), rule_of(settings)
     rows = settings.data.batch if request["batch"] is None else request["batch"]
-    length = settings.data.length if request["length"] is None else request["length"]
+    length = getattr(settings.data, "length", 0) if request["length"] is None else request["length"]
     key, dtype = jax.random.key(0), jnp.dtype(request["dtype"])
 
-    def make(key: jax.Array) -> Decoder:
-        model = models.stack(Decoder(settings.model, key=key, dtype=dtype))
-        return models.remat(model, request["remat"] or settings.run.remat or None)
+    has_layers = KINDS[settings.kind].reads == "tokens"
+    changed = {"scan": has_layers, "remat": request["remat"] or settings.run.remat}
+    settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, **changed))
+    make = functools.partial(fresh, settings, dtype=dtype)
 
     model = jax.eval_shape(make, key)
     state = jax.eval_shape(rule.init, model, key)

@@ -1,44 +1,38 @@
-"""`ffnlab train`: trains a language model by a rule and writes it as a model directory."""
+"""`ffnlab train`: trains a model by a rule and writes it as a model directory."""
 
 import dataclasses
 import functools
-import lzma
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
+from flax import nnx
+from jaxtyping import Array
 from rich.console import Group
 
 from ffnlab import parallel
 from ffnlab.cli.corpus import Corpus, load_corpus
 from ffnlab.cli.identity import identity_of, versions
 from ffnlab.cli.keys import Section, method_keys, training_keys
+from ffnlab.cli.labelled import LabelledData, load_labelled
 from ffnlab.cli.show import show
 from ffnlab.cli.streams import mute_orbax
 from ffnlab.cli.training import (
     RULES,
-    WATCHED,
+    DataConfig,
     TrainConfig,
     check_mesh,
     fresh,
     rule_of,
-    window,
     work_of,
 )
-from ffnlab.data import HeldOut
 from ffnlab.errors import ConfigError, at_least
-from ffnlab.formats import load, save
+from ffnlab.formats import KINDS, load, save
+from ffnlab.formats.opening import format_for
 from ffnlab.learning import OPTIMIZERS
 from ffnlab.models.account import parameters
-from ffnlab.parallel import (
-    Outcome,
-    Work,
-    bytes_per_device,
-    held_out_bits,
-    read_config,
-    to_table,
-)
+from ffnlab.parallel import Outcome, Work, bytes_per_device, read_config, to_table
 from ffnlab.rule import Rule
 from ffnlab.storage import placing
 from ffnlab.storage.files import write_json
@@ -62,7 +56,7 @@ def train(
     heartbeat: int = 100,
     join: int = 300,
 ) -> int:
-    """Trains a language model and writes it as a model directory.
+    """Trains a model by a learning rule and writes it as a model directory.
 
     Ctrl-C, SIGTERM or a terminal that closes saves a checkpoint and stops; --resume goes on with
     the same bits. Ctrl-C again, a second or more later, interrupts at once. Of several processes
@@ -113,8 +107,8 @@ def train(
 
 
 def registered_keys() -> Iterator[Section]:
-    """The options of the rules and optimizers that installed packages register."""
-    yield from method_keys(RULES, RULES.names()[len(RULES.own) :], 'rule = "{}"\n[rule_options]')
+    """The options of the rules, and of the optimizers that installed packages register."""
+    yield from method_keys(RULES, RULES.names(), 'rule = "{}"\n[rule_options]')
     found = OPTIMIZERS.names()[len(OPTIMIZERS.own) :]
     yield from method_keys(OPTIMIZERS, found, '[optimizer]\nname = "{}"\n[optimizer.options]')
 
@@ -130,15 +124,17 @@ def announce(settings: TrainConfig, out: Path) -> None:
     state = parallel.abstract(jax.eval_shape(rule.init, model, key), mesh)
     check_mesh(settings, rule, state, mesh)
     steps, work = settings.run.steps + more.steps, work_of(settings, model)
-    tokens = sum(work.tokens(position) for position in range(steps))
+    items = sum(work.tokens(position) for position in range(steps))
+    of_text = isinstance(data, DataConfig)
+    what = f"rows of {data.length} tokens" if isinstance(data, DataConfig) else "inputs"
     table = Table("what", "how much", title=f"{settings.rule}, {steps} steps, into {out}")
     for name, value in {
         "parameters": f"{parameters(model):,}",
-        "text": str(data.text),
-        "batch": f"{data.batch} rows of {data.length} tokens",
+        "text" if of_text else "data": str(next(iter(vars(data).values()))),
+        "batch": f"{data.batch} {what}",
         "microbatches": str(settings.run.microbatches),
-        "tokens": f"{tokens:,}",
-        "operations": f"{tokens * work.flops:.3g}",
+        "tokens" if of_text else "inputs": f"{items:,}",
+        "operations": f"{items * work.flops:.3g}",
         "devices": f"{mesh.size} of {len(jax.devices())} {jax.devices()[0].device_kind}",
         "mesh": settings.run.mesh or "one device",
         "state on a device": f"{bytes_per_device(state) / 2**20:.1f} MiB",
@@ -150,11 +146,23 @@ def announce(settings: TrainConfig, out: Path) -> None:
 
 def report(record: Mapping, out: Path) -> None:
     """Prints how a run ended."""
-    if record["finished"]:
-        bits, xz = record["held_out_bits_per_byte"], record["xz_bits_per_byte"]
-        print(f"{out / 'model'}: {bits:.3f} bits per byte on held-out text (xz -9: {xz:.3f})")
-    else:
+    folder = out / "model"
+    if not record["finished"]:
         print(f"stopped after step {record['position']} of {record['steps']}; --resume goes on")
+    elif "held_out_bits_per_byte" in record:
+        bits, xz = record["held_out_bits_per_byte"], record["xz_bits_per_byte"]
+        print(f"{folder}: {bits:.3f} bits per byte on held-out text (xz -9: {xz:.3f})")
+    elif "held_out_accuracy" in record:
+        print(f"{folder}: accuracy {record['held_out_accuracy']:.4f} on held-out data")
+    else:
+        print(f"{folder}: mean squared error {record['held_out_error']:.5f} on held-out data")
+
+
+def load_data(settings: TrainConfig) -> Corpus | LabelledData:
+    """What a run reads, by the kind of its data."""
+    if isinstance(settings.data, DataConfig):
+        return load_corpus(settings.data, settings.model.vocab)  # type: ignore[attr-defined]
+    return load_labelled(settings)
 
 
 def run(
@@ -173,16 +181,17 @@ def run(
       the run.
     """
     rule, options = rule_of(settings), settings.run
-    corpus = load_corpus(settings.data, settings.model.vocab)
-    batches, windows = corpus.batches(settings), corpus.windows(settings)
+    data = load_data(settings)
+    batches, scorer = data.batches(settings), data.scorer(settings)
     key = jax.random.key(options.seed)
-    parallel.agree([to_table(settings), corpus.identity], "the configuration or the text")
+    parallel.agree([to_table(settings), data.identity], "the configuration or the data")
     model = jax.eval_shape(functools.partial(fresh, settings), key)
     mesh = parallel.mesh_of(options.mesh)
     if mesh is not None:
         state = parallel.abstract(jax.eval_shape(rule.init, model, key), mesh)
         check_mesh(settings, rule, state, mesh)
     work, steps = work_of(settings, model), options.steps + settings.extension.steps
+    shown = {"progress": progress, "tensorboard": tensorboard, "profile": profile}
     with parallel.locked(out):
         outcome = parallel.train(
             from_nothing(rule, settings),
@@ -192,38 +201,44 @@ def run(
             key=key,
             folder=out,
             resume=resume,
-            evaluate=functools.partial(_evaluate, rule, windows),
-            options=options.loop(progress=progress, tensorboard=tensorboard, profile=profile),
+            evaluate=lambda state: scorer(functools.partial(rule.predict, state)),
+            options=options.loop(data.watched, **shown),
             mesh=mesh,
             work=work,
-            identity=identity_of(settings, corpus.identity),
+            identity=identity_of(settings, data.identity),
         )
         if not outcome.finished:
             return {"finished": False, "position": outcome.position, "steps": steps}
-        return written(settings, out / "model", outcome, corpus, windows, work)
+        return written(settings, out / "model", rule, outcome, data, scorer, work)
 
 
 def written(
     settings: TrainConfig,
     folder: Path,
+    rule: Rule,
     outcome: Outcome,
-    corpus: Corpus,
-    windows: HeldOut,
+    data: Corpus | LabelledData,
+    scorer: Callable[[Callable], dict[str, float]],
     work: Work,
 ) -> dict[str, object]:
     """Writes a trained model with its record, and returns the record."""
-    whole = placing.gather(outcome.state.model)
+    whole = placing.gather(rule.model(outcome.state))
     if parallel.is_first():
-        save(whole, folder, dtype=settings.run.dtype)
-        corpus.tokenizer.save(folder)
+        save(whole, folder, dtype=settings.run.dtype, format=format_for(KINDS[settings.kind].model))
+        data.save_beside(folder)
     parallel.meet("the model is written")
-    predict = functools.partial(jax.jit(lambda model, tokens: model(tokens)), load(folder))
-    bits = held_out_bits(predict, windows)  # of what was written, rounding included
-    bits = bits / corpus.held_out.bytes_per_token
-    record = training_record(settings, outcome, bits, corpus, work)
+    scores = scorer(predictor(rule, load(folder)))  # of what was written, rounding included
+    record = training_record(settings, outcome, data.record(scores, settings), work)
     if parallel.is_first():
         write_json(folder / "training.json", record)
     return record
+
+
+def predictor(rule: Rule, model: nnx.Module) -> Callable[[Array], Array]:
+    """Inputs -> outputs of a trained model; of one that is not called, as its rule predicts."""
+    if callable(model):
+        return functools.partial(jax.jit(lambda model, x: model(x)), model)
+    return functools.partial(rule.predict, rule.init(model, jax.random.key(0)))
 
 
 def from_nothing(rule: Rule, settings: TrainConfig) -> Rule:
@@ -236,34 +251,18 @@ def from_nothing(rule: Rule, settings: TrainConfig) -> Rule:
     return dataclasses.replace(rule, init=init)
 
 
-def _evaluate(rule: Rule, windows: HeldOut, state: object) -> dict[str, float]:
-    return {WATCHED: held_out_bits(functools.partial(rule.predict, state), windows)}
-
-
 def training_record(
-    settings: TrainConfig, outcome: Outcome, bits: float, corpus: Corpus, work: Work
+    settings: TrainConfig, outcome: Outcome, of_data: Mapping[str, object], work: Work
 ) -> dict[str, object]:
-    """What is known of a finished run: recipe, text, figures of the written model, versions."""
+    """What is known of a finished run: recipe, data, figures of the written model, versions."""
+    items = sum(work.tokens(position) for position in range(outcome.position))
     return {
         "finished": True,
         "recipe": to_table(settings),
-        "text": dict(corpus.identity),
-        "documents": corpus.digests,
         "steps": outcome.position,
-        "tokens": sum(work.tokens(position) for position in range(outcome.position)),
+        "tokens" if isinstance(settings.data, DataConfig) else "inputs": items,
         "seconds": round(outcome.seconds, 1),
-        "held_out_bits_per_byte": bits,
-        "held_out_window": dict(zip(("length", "stride"), window(settings), strict=True)),
-        "xz_bits_per_byte": xz_bits(corpus.text),
+        **of_data,
         "versions": versions("jax", "flax", "optax", "numpy"),
         "threads": os.cpu_count(),
     }
-
-
-def xz_bits(text: bytes) -> float:
-    """Bits per byte of `xz -9` on a text: what a model has to beat.
-
-    >>> xz_bits(bytes(range(256)) * 64) < 1
-    True
-    """
-    return 8 * len(lzma.compress(text, preset=9)) / len(text)

@@ -1,30 +1,39 @@
 """What a training run is: its TOML tables, and the rule, model and batches that they make."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from ffnlab import parallel
-from ffnlab.data import Packed
-from ffnlab.errors import ConfigError, at_least, check_seed
+from ffnlab.cli.data_kinds import DATA_KINDS, DataConfig, ImagesConfig, RecordsConfig
+from ffnlab.cli.rules import RULES, check_accepted
+from ffnlab.data import Labelled, Packed
+from ffnlab.errors import ConfigError, at_least, check_seed, first_line
+from ffnlab.formats.kinds import KINDS, Config, kind_of
 from ffnlab.learning import (
     OPTIMIZERS,
     Extension,
     OptimizerConfig,
     computed_in,
+    labelled,
     make_optimizer,
     next_token,
     packed_next_token,
 )
-from ffnlab.models import Decoder, DecoderConfig, remat, stack
+from ffnlab.models import remat, stack
 from ffnlab.models.account import flops_per_token
-from ffnlab.outside import Methods
+from ffnlab.models.cost import multiply_adds
 from ffnlab.parallel import LoopOptions, Work
+from ffnlab.parallel.config import by_kind
 from ffnlab.rule import Rule
 
 __all__ = [
@@ -37,46 +46,12 @@ __all__ = [
     "check_mesh",
     "find_methods",
     "fresh",
+    "input_shape",
+    "loss_of",
     "rule_of",
     "window",
+    "work_of",
 ]
-
-# What a training file may name as its rule; a rule from outside is one too (`ffnlab.outside`).
-RULES = Methods(
-    "rule",
-    "ffnlab.rules",
-    Rule,
-    MappingProxyType({"backprop": "ffnlab.learning.backprop:backprop"}),
-    given=frozenset({"loss", "optimizer", "microbatches"}),
-)
-WATCHED = "held_out_bits"  # what evaluations of a run are called, and early stopping looks at
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """The text and how it is cut.
-
-    Attributes:
-      text: "stdlib" (the running interpreter's standard library), "stdlib-validation" (its training
-        part alone, of which one module in 60 is scored: to choose settings on), or files.
-      held_out: files to score on; only with files to train on, whose last tenth serves without.
-      batch: rows of a batch.
-      length: predictions in a row.
-      stride: of the held-out windows.
-      tokenizer: folder with a tokenizer.json; "" takes bytes as tokens.
-      packed: rows keep documents apart: none is attended to, or predicted from, another.
-    """
-
-    text: str | tuple[str, ...] = "stdlib"
-    held_out: tuple[str, ...] = ()
-    batch: int = 8
-    length: int = 256
-    stride: int = 128
-    tokenizer: str = ""
-    packed: bool = False
-
-    def __post_init__(self) -> None:
-        at_least(1, batch=self.batch, length=self.length, stride=self.stride)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,16 +97,16 @@ class RunConfig:
             if getattr(self, name) not in ("float32", "bfloat16"):
                 found = getattr(self, name)
                 raise ConfigError(f"{name}={found!r} is not one of 'float32', 'bfloat16'")
-        self.loop()
+        self.loop("a figure")
 
-    def loop(self, **more: bool | int) -> LoopOptions:
-        """The loop's options, of which some come from the command line."""
+    def loop(self, watch: str, **more: bool | int) -> LoopOptions:
+        """The loop's options, of which some come from the command line; watch: what stops early."""
         return LoopOptions(
             self.log_every,
             self.evaluate_every,
             self.checkpoint_every,
             on_bad=self.on_bad,
-            watch=WATCHED,
+            watch=watch,
             patience=self.patience,
             **more,
         )
@@ -142,18 +117,21 @@ class TrainConfig:
     """A whole training run; a TOML file has one table per part.
 
     Attributes:
-      model: sizes of the Decoder.
+      model: sizes of the model; `kind` says of which kind.
       run: steps, seed, intervals.
-      data: text and batches.
+      data: what is read, and its batches; `kind` says whether text, images or records.
       optimizer: for rules that take one.
       extension: steps after those of `run`, with longer rows; scoring then uses their length.
-      rule: the learning rule: "backprop", a name that a package registers, or "module:factory".
+      rule: the learning rule: "backprop", "counter_current", "noprop", a name that a package
+        registers, or "module:factory".
       rule_options: of the rule, by the names of its factory's parameters.
     """
 
-    model: DecoderConfig
+    model: Config = dataclasses.field(metadata=by_kind({k: v.config for k, v in KINDS.items()}))
     run: RunConfig
-    data: DataConfig = DataConfig()
+    data: DataConfig | ImagesConfig | RecordsConfig = dataclasses.field(
+        default=DataConfig(), metadata=by_kind(DATA_KINDS)
+    )
     optimizer: OptimizerConfig = OptimizerConfig()
     extension: Extension = Extension()
     rule: str = "backprop"
@@ -161,14 +139,40 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         RULES.check(self.rule)
+        check_accepted(self.rule, self.kind)
+        reads_text = KINDS[self.kind].reads == "tokens"
+        if reads_text != isinstance(self.data, DataConfig):
+            which = "text" if reads_text else "images or records"
+            raise ConfigError(f"a model of kind {self.kind!r} reads {which}: set kind in [data]")
+        if self.extension.steps and not reads_text:
+            raise ConfigError("[extension] makes rows of text longer; images and records have none")
+
+    @property
+    def kind(self) -> str:
+        """The kind of the model."""
+        kind = kind_of(self.model)
+        if kind is None:
+            raise ConfigError(f"model={type(self.model).__name__} is of no kind of {list(KINDS)}")
+        return kind
+
+    @property
+    def text(self) -> DataConfig:
+        """The data of a run that reads text.
+
+        Raises:
+          ConfigError: it reads something else.
+        """
+        if not isinstance(self.data, DataConfig):
+            raise ConfigError(f"[data] is a {type(self.data).__name__}, which is no text")
+        return self.data
 
 
 def rule_of(settings: TrainConfig) -> Rule:
     """The rule of a run: the only place where a name becomes one.
 
     Its factory is given what the run decides, where it has a parameter of that name: `loss`
-    ((model, batch) -> (mean, metrics)), `optimizer` (an optax transformation) and `microbatches`.
-    The rest are options.
+    ((model, batch) -> (mean, metrics)), `optimizer` (an optax transformation), `microbatches` and
+    `model_kind`. The rest are options.
 
     Raises:
       ConfigError: the rule cannot be had, takes other options, or has no use for what is set.
@@ -188,12 +192,21 @@ def rule_of(settings: TrainConfig) -> Rule:
         made = make_optimizer(settings.optimizer, run.steps, settings.extension, key=key)
         options["optimizer"] = made
     if "loss" in takes:
-        loss = packed_next_token if settings.data.packed else next_token
+        loss = loss_of(settings)
         is_rounded = run.compute != "float32"
         options["loss"] = computed_in(run.compute, loss) if is_rounded else loss
     if "microbatches" in takes:
         options["microbatches"] = run.microbatches
+    if "model_kind" in takes:
+        options["model_kind"] = settings.kind
     return RULES.make(name, **options)
+
+
+def loss_of(settings: TrainConfig) -> Callable:
+    """What a rule minimizes that takes a loss, by the kind of data."""
+    if not isinstance(settings.data, DataConfig):
+        return labelled
+    return packed_next_token if settings.data.packed else next_token
 
 
 def find_methods(settings: TrainConfig) -> None:
@@ -202,11 +215,15 @@ def find_methods(settings: TrainConfig) -> None:
     OPTIMIZERS.factory(settings.optimizer.name)
 
 
-def fresh(settings: TrainConfig, key: Array) -> Decoder:
-    """The model that a run starts from."""
-    model = Decoder(settings.model, key=key)
+def fresh(settings: TrainConfig, key: Array, dtype: DTypeLike = jnp.float32) -> nnx.Module:
+    """The model that a run starts from.
+
+    Raises:
+      ConfigError: it is to be scanned or rematerialized and has no layers.
+    """
+    model = KINDS[settings.kind].make(settings.model, key=key, dtype=dtype)
     model = stack(model) if settings.run.scan else model
-    return remat(model, settings.run.remat or None)
+    return remat(model, settings.run.remat) if settings.run.remat else model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,16 +250,39 @@ class Extended:
         return Extended(first, then, self.steps)
 
 
+def input_shape(settings: TrainConfig) -> tuple[int, ...]:
+    """Shape of one image or record as the model is given it: a row where it reads rows.
+
+    Raises:
+      ConfigError: the model does not take inputs of that shape.
+    """
+    data, kind = settings.data, KINDS[settings.kind]
+    assert not isinstance(data, DataConfig)
+    shape = (math.prod(data.shape),) if kind.reads == "rows" else data.shape
+    model = jax.eval_shape(functools.partial(fresh, settings), jax.random.key(0))
+    try:
+        jax.eval_shape(kind.call, model, jax.ShapeDtypeStruct((1, *shape), np.float32))
+    except (TypeError, ValueError) as error:
+        said = f"[data] gives inputs of shape {list(shape)}, which a {settings.kind} of "
+        raise ConfigError(f"{said}{settings.model} does not take: {first_line(error)}") from None
+    return shape
+
+
 def abstract_batch(settings: TrainConfig, mesh: Mesh, rows: int, length: int) -> PyTree:
     """A batch of a run as `ffnlab.parallel.place_batch` places it, without its values.
 
     Args:
-      rows, length: of the batch; a row has length + 1 tokens.
+      rows, length: of the batch; a row of text has length + 1 tokens.
     Raises:
-      ConfigError: the rows do not divide.
+      ConfigError: the rows do not divide, or the model does not take them.
     """
-    tokens = jax.ShapeDtypeStruct((rows, length + 1), np.int32)
-    batch = Packed(tokens, tokens, tokens) if settings.data.packed else tokens
+    if isinstance(settings.data, DataConfig):
+        tokens = jax.ShapeDtypeStruct((rows, length + 1), np.int32)
+        batch: PyTree = Packed(tokens, tokens, tokens) if settings.data.packed else tokens
+    else:
+        x = jax.ShapeDtypeStruct((rows, *input_shape(settings)), np.float32)
+        labels = jax.ShapeDtypeStruct((rows,), np.int32)
+        batch = x if KINDS[settings.kind].classes is None else Labelled(x, labels)
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         batch,
@@ -262,22 +302,27 @@ def check_mesh(settings: TrainConfig, rule: Rule, state: PyTree, mesh: Mesh) -> 
     step = parallel.make_step(rule, mesh)
     more = [settings.extension] if settings.extension.steps else []
     for part in (settings.data, *more):
-        step.trace(state, abstract_batch(settings, mesh, part.batch, part.length))
+        length = getattr(part, "length", 0)  # images and records have none
+        step.trace(state, abstract_batch(settings, mesh, part.batch, length))
 
 
 def window(settings: TrainConfig) -> tuple[int, int]:
     """Length and stride of the held-out windows: the longest rows trained on."""
-    data, more = settings.data, settings.extension
+    data, more = settings.text, settings.extension
     return (more.length, more.length // 2) if more.steps else (data.length, data.stride)
 
 
-def work_of(settings: TrainConfig, model: Decoder) -> Work:
-    """What a step does: tokens predicted, and the operations of a forward and a backward pass.
+def work_of(settings: TrainConfig, model: nnx.Module) -> Work:
+    """What a step does: tokens predicted, or inputs read, and the operations of both passes.
 
     The backward pass counts twice the forward one; what is computed again (remat) does not count.
     Attention counts half of the longest row, which a token attends to on average.
     """
     data, more, steps = settings.data, settings.extension, settings.run.steps
+    if not isinstance(data, DataConfig):
+        x = jax.ShapeDtypeStruct((1, *input_shape(settings)), np.float32)
+        forward = 2.0 * multiply_adds(KINDS[settings.kind].call, model, x)
+        return Work(lambda position: data.batch, 3 * forward)
     short, long = data.batch * data.length, more.batch * more.length
     forward = flops_per_token(model, -(-data.length // 2))
     return Work(lambda position: short if position < steps else long, 3 * forward)

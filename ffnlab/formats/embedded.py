@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 from ffnlab.errors import FormatError
-from ffnlab.formats.huggingface.load import load
+from ffnlab.formats.opening import load
 from ffnlab.formats.tokenizer.tokenizer import Tokenizer
 from ffnlab.models.decoder import Decoder
 
@@ -31,7 +31,7 @@ def embedded(name: str = "embedded") -> tuple[Decoder, Tokenizer]:
     with resources.as_file(resources.files("ffnlab") / name) as folder:
         if not (folder / "model.safetensors").exists():
             raise FormatError(f"{folder} has no model.safetensors; reinstall ffnlab")
-        return load(folder), Tokenizer.load(folder)
+        return load(folder, kinds=("decoder",)), Tokenizer.load(folder)
 
 
 def shipped(place: Path | None) -> str | None:
@@ -45,13 +45,16 @@ def shipped(place: Path | None) -> str | None:
 
 
 def open_model(place: Path | None) -> tuple[Decoder, Tokenizer]:
-    """The model that a command line names.
+    """The language model that a command line names.
 
     Args:
       place: a model directory, else the name of a model that comes with the package; None for
         "embedded".
     Raises:
       FormatError: no such directory or name, or not a model.
+      ConfigError: the directory holds a model of another kind.
     """
     name = shipped(place)
-    return embedded(name) if name else (load(place), Tokenizer.load(place))
+    if name:
+        return embedded(name)
+    return load(place, kinds=("decoder",)), Tokenizer.load(place)

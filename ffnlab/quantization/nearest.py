@@ -12,7 +12,7 @@ import jax
 
 from ffnlab import models, tree
 from ffnlab.errors import ConfigError
-from ffnlab.models import Decoder
+from ffnlab.models.calibration import Layered
 from ffnlab.quantization import fireq_core as core
 from ffnlab.quantization.fireq_options import Scales
 from ffnlab.quantization.targets import inside_blocks, linears, replace_weights
@@ -31,7 +31,7 @@ def nearest(
     group: int | None = 128,
     activations: Literal["e4m3"] | None = None,
     select: Predicate = inside_blocks,
-) -> Transform[Decoder, tuple[()]]:
+) -> Transform[Layered, tuple[()]]:
     """The transform that rounds weights to the nearest value of a format.
 
     Args:
@@ -61,11 +61,11 @@ def nearest(
         "float8": functools.partial(to_float8, act=activations),
     }[format]
 
-    def init(model: Decoder) -> tuple[()]:
+    def init(model: Layered) -> tuple[()]:
         tree.select(models.unstack(model), linears(select))
         return ()
 
-    def rewrite(model: Decoder, stats: tuple[()]) -> Decoder:
+    def rewrite(model: Layered, stats: tuple[()]) -> Layered:
         return replace_weights(model, select, quantize)
 
     return Transform(name=f"nearest-{format}", init=init, observe=None, rewrite=rewrite)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool
 from ffnlab import models, tree
 from ffnlab.errors import NumericalError
 from ffnlab.layers import Linear
-from ffnlab.models import Decoder
+from ffnlab.models.calibration import Layered
 from ffnlab.tree import Predicate, Selector
 from ffnlab.weights import SparseInput, Weight
 
@@ -23,14 +23,14 @@ def linears(select: Predicate) -> Selector:
 
 
 def replace_weights(
-    model: Decoder, select: Predicate, quantize: Callable[[Weight], Weight]
-) -> Decoder:
+    model: Layered, select: Predicate, quantize: Callable[[Weight], Weight]
+) -> Layered:
     """The model with `quantize(weight)` in place of each selected weight.
 
     A weight that drops small inputs keeps doing so around the quantized one.
 
     Args:
-      model: a Decoder, stacked or not; the result is in the same form.
+      model: any with layers, stacked or not; the result is in the same form.
       select: of the `Linear`s of the unstacked model.
       quantize: weight -> weight of the same shape.
     Raises:

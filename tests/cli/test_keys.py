@@ -6,9 +6,11 @@ import tomllib
 
 import pytest
 
+from ffnlab.cli.data_kinds import DATA_KINDS
 from ffnlab.cli.keys import recipe_keys, training_keys
 from ffnlab.cli.main import main
 from ffnlab.cli.training import TrainConfig
+from ffnlab.formats import KINDS
 from ffnlab.formats.huggingface.ropes import Rope
 from ffnlab.models import DecoderConfig
 from ffnlab.parallel import from_table
@@ -26,9 +28,12 @@ def test_every_key_of_a_training_file_has_a_line():
     sections = {section.head: section for section in training_keys(TrainConfig)}
     for table in dataclasses.fields(TrainConfig):
         if not table.name.startswith("rule"):
-            names = {field.name for field in dataclasses.fields(table.type)}
-            found = {key.name for key in sections[f"[{table.name}]"].keys}
-            assert found == names - {"rope", "local_rope", "options"}
+            several = {"model": {k: v.config for k, v in KINDS.items()}, "data": DATA_KINDS}
+            for i, (name, kind) in enumerate(several.get(table.name, {"": table.type}).items()):
+                names = {field.name for field in dataclasses.fields(kind)}
+                head = f"[{table.name}]" + (f'\nkind = "{name}"' if i else "")
+                found = {key.name for key in sections[head].keys}
+                assert found == names - {"rope", "local_rope", "options"}
     assert {head: tuple(k.name for k in sections[head].keys) for head in TABLES} == TABLES
     text = next(key for key in sections["[data]"].keys if key.name == "text")
     assert text.meaning.endswith("is scored: to choose settings on), or files."), "three lines long"
@@ -41,7 +46,7 @@ def test_defaults_are_what_the_reader_takes():
     """A file of all defaults, as they are printed, is the file without them."""
     lines = []
     for section in training_keys(TrainConfig):
-        is_needed = section.head != "[model.local_rope]"
+        is_needed = section.head != "[model.local_rope]" and "kind = " not in section.head
         lines += [section.head] if is_needed else []
         given = [(key.name, key.default) for key in section.keys if is_needed]
         lines += [f"{name} = {value}" for name, value in given if value not in ("", "required")]

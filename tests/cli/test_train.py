@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ffnlab.cli.corpus import load_corpus, load_text
-from ffnlab.cli.train import TrainConfig, run, train, xz_bits
+from ffnlab.cli.corpus import load_corpus, load_text, xz_bits
+from ffnlab.cli.train import TrainConfig, run, train
 from ffnlab.errors import ConfigError
 from ffnlab.formats import Tokenizer, load
 from ffnlab.parallel import read_config

@@ -1,0 +1,109 @@
+"""`[data]` of a training file: text, images or records, each with its options."""
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from ffnlab.errors import ConfigError, at_least
+
+__all__ = ["DATA_KINDS", "DataConfig", "ImagesConfig", "RecordsConfig"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The text and how it is cut.
+
+    Attributes:
+      text: "stdlib" (the running interpreter's standard library), "stdlib-validation" (its training
+        part alone, of which one module in 60 is scored: to choose settings on), or files.
+      held_out: files to score on; only with files to train on, whose last tenth serves without.
+      batch: rows of a batch.
+      length: predictions in a row.
+      stride: of the held-out windows.
+      tokenizer: folder with a tokenizer.json; "" takes bytes as tokens.
+      packed: rows keep documents apart: none is attended to, or predicted from, another.
+    """
+
+    text: str | tuple[str, ...] = "stdlib"
+    held_out: tuple[str, ...] = ()
+    batch: int = 8
+    length: int = 256
+    stride: int = 128
+    tokenizer: str = ""
+    packed: bool = False
+
+    def __post_init__(self) -> None:
+        at_least(1, batch=self.batch, length=self.length, stride=self.stride)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImagesConfig:
+    """Images with classes, values scaled to [0, 1]; rows are images flattened.
+
+    Attributes:
+      images: "digits" (8 x 8, of scikit-learn), "mnist" (that of FFNLAB_DATA), or a folder: with
+        IDX files named as MNIST's, or with image files in one subfolder per class.
+      held_out: folder to score on, like a folder of image files; one image in ten serves without.
+        The others have test images of their own.
+      size: height and width; image files are resized to it, the others must have it.
+      colour: image files have three channels, else one.
+      batch: images of a batch.
+      threads: that read image files ahead.
+    """
+
+    images: str = "digits"
+    held_out: str = ""
+    size: tuple[int, ...] = (8, 8)
+    colour: bool = False
+    batch: int = 32
+    threads: int = 4
+
+    def __post_init__(self) -> None:
+        at_least(1, batch=self.batch)
+        at_least(0, threads=self.threads)
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ConfigError(f"size={list(self.size)} must be a height and a width, at least 1")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image, (h, w, c)."""
+        return (*self.size, 3 if self.colour else 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordsConfig:
+    """Records of an input and a class each.
+
+    Attributes:
+      records: a safetensors file with a tensor of inputs and one of classes, or a prepared dataset
+        of TensorFlow Datasets (folder of one version, or a name that it knows).
+      shape: of one input.
+      inputs, label: names of the tensors, or of the features.
+      split, held_out: of a dataset, to train and to score on; in a file one record in ten is held
+        out.
+      scale: inputs are multiplied by it; 1/255 makes bytes numbers in [0, 1].
+      batch: records of a batch.
+      threads: that read a dataset ahead.
+    """
+
+    records: str
+    shape: tuple[int, ...]
+    inputs: str = "image"
+    label: str = "label"
+    split: str = "train"
+    held_out: str = "test"
+    scale: float = 1.0
+    batch: int = 32
+    threads: int = 4
+
+    def __post_init__(self) -> None:
+        at_least(1, batch=self.batch)
+        at_least(0, threads=self.threads)
+        if not self.shape or min(self.shape) < 1:
+            raise ConfigError(f"shape={list(self.shape)} must be one or more sides, at least 1")
+
+
+# What `kind` may be in [data], the one without it first.
+DATA_KINDS: Mapping[str, type] = MappingProxyType(
+    {"text": DataConfig, "images": ImagesConfig, "records": RecordsConfig}
+)

@@ -1,0 +1,99 @@
+"""The learning rules that a training file may name, and what each accepts."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+import optax
+
+from ffnlab.errors import ConfigError
+from ffnlab.learning import MapLoss, NoPropOptions, PairLoss, counter_current, noprop
+from ffnlab.learning.counter_current.rule import mirrored
+from ffnlab.models import ConvAutoencoder, ConvMirror
+from ffnlab.outside import Methods
+from ffnlab.rule import Rule
+
+__all__ = ["RULES", "check_accepted"]
+
+# What counter-current learning compares layers by, and its second network, by kind of model.
+PAIRS = {
+    "mlp": (PairLoss(), mirrored),
+    "convnet": (PairLoss("cosine", scale=1.0), ConvMirror),
+    "autoencoder": (MapLoss(), ConvAutoencoder.mirror),
+}
+
+
+class Own(NamedTuple):
+    """A rule of ours.
+
+    Attributes:
+      factory: "module:factory".
+      kinds: of models that it trains.
+    """
+
+    factory: str
+    kinds: tuple[str, ...]
+
+
+# One line per rule. What a rule from outside accepts, it says itself when it meets a model.
+OWN: Mapping[str, Own] = MappingProxyType(
+    {
+        "backprop": Own("ffnlab.learning.backprop:backprop", ("decoder", "mlp", "convnet")),
+        "counter_current": Own(
+            "ffnlab.cli.rules:by_counter_current", ("mlp", "convnet", "autoencoder")
+        ),
+        "noprop": Own("ffnlab.cli.rules:by_noprop", ("noprop",)),
+    }
+)
+# A factory is given these where it has a parameter of that name; the rest are options.
+RULES = Methods(
+    "rule",
+    "ffnlab.rules",
+    Rule,
+    MappingProxyType({name: own.factory for name, own in OWN.items()}),
+    given=frozenset({"loss", "optimizer", "microbatches", "model_kind"}),
+)
+
+
+def check_accepted(rule: str, kind: str) -> None:
+    """Raises ConfigError where a rule of ours does not train a kind of model."""
+    if rule in OWN and kind not in OWN[rule].kinds:
+        accepted = ", ".join(map(repr, OWN[rule].kinds))
+        others = ", ".join(repr(name) for name, own in OWN.items() if kind in own.kinds)
+        raise ConfigError(
+            f"rule {rule!r} does not train a model of kind {kind!r}; it takes {accepted}"
+            + (f" ({others} would)" if others else "")
+        )
+
+
+def by_counter_current(
+    *, model_kind: str, optimizer: optax.GradientTransformation | None = None
+) -> Rule:
+    """Two networks run against each other, each layer learning from the one that meets it.
+
+    Args:
+      model_kind: of the model.
+      optimizer: of both networks.
+    """
+    pair, mirror = PAIRS[model_kind]
+    return counter_current(pair, optimizer, mirror=mirror)
+
+
+def by_noprop(
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    kind: Literal["discrete", "continuous", "flow"] = "discrete",
+    eta: float = 0.1,
+    integration: int = 100,
+    noisy: bool = False,
+) -> Rule:
+    """Blocks that denoise a class, each learning alone.
+
+    Args:
+      optimizer: of all blocks.
+      kind: "discrete" for a stack of denoisers, "continuous" or "flow" for one.
+      eta: weight of the denoising loss.
+      integration: steps of inference of one denoiser.
+      noisy: inference of a stack adds the posterior's noise.
+    """
+    return noprop(NoPropOptions(kind, eta, None, integration, noisy), optimizer)
