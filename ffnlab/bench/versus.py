@@ -1,9 +1,10 @@
 """ffnlab beside `transformers` on the same weights, tokens and CPU: prefill, decode, evaluation.
 
-The peer does each task in the fastest form that it has here (`peer_server.py`: eager or compiled,
-one thread or all). The two take turns, so that what else the machine does falls on both; a ratio is
-the median of the turns' ratios. Both compute in float32, and what they compute is compared: greedy
-tokens and the summed loss must agree, else the figures would not be of the same work.
+The peer does each task in the fastest form that it has here (`transformers_peer.py`: eager or
+compiled, one thread or all). The two take turns, so that what else the machine does falls on both;
+a ratio is the median of the turns' ratios. Both compute in float32, and what they compute is
+compared: greedy tokens and the summed loss must agree, else the figures would not be of the same
+work.
 """
 
 import contextlib

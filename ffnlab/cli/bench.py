@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["loading", "loop", "model", "sparse", "train"]
+__all__ = ["graphs", "kernels", "loading", "loop", "model", "sparse", "train"]
 
 
 def model(
@@ -26,7 +26,8 @@ def model(
 
     Other benches: `ffnlab bench sparse` (skipping inactive channels of a large FFN), `ffnlab bench
     loading` (memory while a checkpoint is loaded), `ffnlab bench train` (training steps, beside
-    torch), `ffnlab bench loop` (what the training loop adds), and `ffnlab bench kernels` (those for
+    torch), `ffnlab bench graphs` (sparse products and a layer, beside torch and PyTorch Geometric),
+    `ffnlab bench loop` (what the training loop adds), and `ffnlab bench kernels` (those for
     GPUs, beside XLA). `ffnlab bench model DIR` is this one in full.
 
     Args:
@@ -113,6 +114,23 @@ def train(
 
     with embedded_model() if directory is None else for_others(directory) as folder:
         show(compare(folder, Settings(batch, length, turns), progress=True))
+
+
+def graphs(*, width: int = 64, inputs: int = 128, turns: int = 15) -> None:
+    """Measures sparse products and a GCN layer's step in turns with torch and PyTorch Geometric.
+
+    On graphs of 3,000 nodes and 30,000 edges, and of 100,000 and 1,000,000. The peer takes the
+    fastest of its forms, in its own process (see `ffnlab bench`).
+
+    Args:
+      width: channels of the products, and out of the layer.
+      inputs: channels into the layer, more than out.
+      turns: times that both sides do each task.
+    """
+    from ffnlab.bench.graphs import Settings, compare
+    from ffnlab.cli.show import show
+
+    show(compare(Settings(width=width, inputs=inputs, turns=turns), progress=True))
 
 
 def kernels(*, only: str = "", names: bool = False, json: Path | None = None) -> int:

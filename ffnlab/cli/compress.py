@@ -74,9 +74,8 @@ def compress(
     print(f"model: {source}; text: {words.source}; recipe: {steps.source}")
     report = job.compress(
         decoder,
-        tokenizer,
         steps,
-        words,
+        job.TextTask(tokenizer, words),
         out,
         source=source,
         rival=rival,

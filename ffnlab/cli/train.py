@@ -209,20 +209,20 @@ def run(
         )
         if not outcome.finished:
             return {"finished": False, "position": outcome.position, "steps": steps}
-        return written(settings, out / "model", rule, outcome, data, scorer, work)
+        return written(rule, settings, out / "model", outcome, data, scorer, work)
 
 
 def written(
+    rule: Rule,
     settings: TrainConfig,
     folder: Path,
-    rule: Rule,
     outcome: Outcome,
     data: Corpus | LabelledData,
     scorer: Callable[[Callable], dict[str, float]],
     work: Work,
 ) -> dict[str, object]:
     """Writes a trained model with its record, and returns the record."""
-    whole = placing.gather(outcome.state.model)
+    whole = placing.gather(rule.model(outcome.state))
     if parallel.is_first():
         save(whole, folder, dtype=settings.run.dtype, format=format_for(KINDS[settings.kind].model))
         data.save_beside(folder)

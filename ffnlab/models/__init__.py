@@ -18,9 +18,11 @@ from ffnlab.models.convnet import (
     ConvNetConfig,
 )
 from ffnlab.models.decoder import Cache, Decoder
+from ffnlab.models.graph_network import GraphNetwork, GraphNetworkConfig
 from ffnlab.models.mlp import MLPConfig
 from ffnlab.models.noise import LearnedSchedule
 from ffnlab.models.noprop_net import Denoiser, NoPropConfig, NoPropNet
+from ffnlab.models.norms import population_norms
 from ffnlab.models.remat import remat
 from ffnlab.models.remove import remove, removed
 from ffnlab.models.stack import Stacked, stack, unstack
@@ -52,11 +54,14 @@ __all__ = [
     "Decoder",
     "DecoderConfig",
     "Denoiser",
+    "GraphNetwork",
+    "GraphNetworkConfig",
     "LearnedSchedule",
     "MLPConfig",
     "NoPropConfig",
     "NoPropNet",
     "Stacked",
+    "population_norms",
     "remat",
     "remove",
     "removed",

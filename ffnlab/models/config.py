@@ -3,8 +3,8 @@
 import dataclasses
 
 from ffnlab.errors import ConfigError
+from ffnlab.layers.activations import check_activation
 from ffnlab.layers.attention.rope import Rope, check_rope
-from ffnlab.layers.feed_forward.ffn import check_activation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,7 @@ class DecoderConfig:
       layers: number of blocks.
       heads, kv_heads, head_dim: attention sizes; heads is a multiple of kv_heads, head_dim even.
       eps: of the RMS norms.
-      activation: of the FFN's gate: "silu", "gelu" or "gelu_tanh".
+      activation: of the FFN's gate, a name in `layers.ACTIVATIONS`.
       rope: rotary embedding of the layers.
       local_rope: that of layers with a window, where it differs (Gemma 3).
       windows: sliding window of each layer in tokens (None: sees everything); None for no windows.

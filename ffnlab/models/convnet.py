@@ -102,8 +102,8 @@ class ConvNet(nnx.Module):
     @property
     def sizes(self) -> list[int]:
         """Channels of the image and after each convolution, then the number of scores."""
-        first = self.convs[0].weight.shape[0] // self.convs[0].size ** 2
-        return [first, *(c.weight.shape[1] for c in self.convs), self.head.weight.shape[1]]
+        after = (conv.channels[1] for conv in self.convs)
+        return [self.convs[0].channels[0], *after, self.head.weight.shape[1]]
 
     @property
     def stages(self) -> list[Stage]:

@@ -9,7 +9,7 @@ is read. Paths are those of jax without the leading dot: `layers[0].ffn.up.w.val
 import dataclasses
 import enum
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -54,22 +54,29 @@ def describe(tree: object) -> dict[str, Any]:
     return {"format": FORMAT, "nodes": nodes, "leaves": leaves}
 
 
-def check(saved: object, like: dict[str, Any], source: str) -> None:
+def check(saved: object, like: dict[str, Any], source: str, absent: Collection[str] = ()) -> None:
     """Compares a description read from a file with that of the tree it is to fill.
 
     Args:
       saved: what was read, untrusted.
       like: `describe` of the target.
       source: the file's name, for messages.
+      absent: paths of leaves of the target that the file may lack.
     Raises:
       FormatError: they differ; the message lists up to eight differences by path.
     """
     if not isinstance(saved, dict) or saved.get("format") != FORMAT:
         found = saved.get("format") if isinstance(saved, dict) else type(saved).__name__
         raise FormatError(f"{source}: format {found!r} is not {FORMAT}, the one this version reads")
+    there = by_path(saved, "leaves", source)
+    leaves = {
+        path: entry
+        for path, entry in by_path(like, "leaves", source).items()
+        if path in there or path not in absent
+    }
     problems = [
         *differences(by_path(saved, "nodes", source), by_path(like, "nodes", source)),
-        *differences(by_path(saved, "leaves", source), by_path(like, "leaves", source)),
+        *differences(there, leaves),
     ]
     if problems:
         more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
@@ -77,7 +84,7 @@ def check(saved: object, like: dict[str, Any], source: str) -> None:
             f"{source} does not hold the tree asked for:\n  " + "\n  ".join(problems[:SHOWN]) + more
         )
     # Equal as sets of paths; the order must be equal too, as arrays are numbered by it.
-    if [entry["path"] for entry in saved["leaves"]] != [e["path"] for e in like["leaves"]]:
+    if list(there) != list(leaves):
         raise FormatError(f"{source}: the leaves are not in the order of the tree asked for")
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as hs
 
 from ffnlab.errors import ConfigError
 from ffnlab.formats.huggingface.families import FAMILIES, read_config, write_config
-from ffnlab.layers import Rope
+from ffnlab.layers import ACTIVATIONS, Rope
 from ffnlab.models import DecoderConfig
 
 LLAMA = {
@@ -225,6 +225,17 @@ def test_a_family_says_what_it_loses():
         write_config(DecoderConfig(**sizes, head_dim=4, logit_softcap=30.0))
     with pytest.raises(ConfigError, match="unknown architecture"):
         write_config(DecoderConfig(**sizes, head_dim=4, family="mamba"))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_is_written_or_refused(name):
+    sizes = {"vocab": 32, "width": 16, "hidden": 24, "layers": 2, "heads": 4, "kv_heads": 2}
+    config = DecoderConfig(**sizes, head_dim=4, activation=name)
+    if name in ("abs", "elu", "softplus"):
+        with pytest.raises(ConfigError, match=f"cannot say activation='{name}'"):
+            write_config(config)
+    else:
+        assert read_config(write_config(config)) == config
 
 
 JUNK = hs.recursive(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ffnlab import weights
 from ffnlab.errors import ConfigError
-from ffnlab.layers import Attention, AttentionSpec, Block, Context, Linear, RMSNorm, Rope
+from ffnlab.layers import Attention, AttentionSpec, Block, Context, Linear, Rope
 from ffnlab.layers.attention.attention import attend, causal_mask
 from ffnlab.layers.attention.rope import frequencies, rotate, tables
 from ffnlab.layers.linear import together
@@ -170,18 +170,6 @@ def test_an_odd_share_of_channels_is_rounded_up():
     assert not np.allclose(turned[0, 1:, :, 3], x[0, 1:, :, 3])
 
 
-def test_rms_norm_formula_and_offset():
-    x = input_of((3, 16)) * 5
-    gain = jnp.linspace(-1, 1, 16)
-    for offset in (0.0, 1.0):
-        norm = RMSNorm(16, eps=1e-3, offset=offset)
-        norm.scale.set_value(gain)
-        x64 = np.asarray(x, np.float64)
-        expected = x64 / np.sqrt((x64**2).mean(-1, keepdims=True) + 1e-3) * (offset + gain)
-        np.testing.assert_allclose(norm(x), expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(RMSNorm(16, offset=1.0)(x), RMSNorm(16)(x), rtol=1e-6)
-
-
 def test_linear_replace_keeps_bias_and_axes_and_refuses_other_shapes(key):
     layer = linear(key)
     new = layer.replace(weights.Dense(layer.weight.dense() * 2))
@@ -270,3 +258,20 @@ def test_post_scale_changes_no_score(key):
 def test_linear_draws_at_its_scale(key):
     w = Linear(400, 300, key=key, axes=("a", "b"), scale=0.5).weight.dense()
     assert abs(float(w.std()) / (0.5 / 20) - 1) < 0.02
+
+
+def test_a_linear_map_is_drawn_by_an_initializer(key):
+    init = jax.nn.initializers.glorot_uniform()
+    drawn = init(key, (24, 16), jnp.float32)
+    layer = Linear(24, 16, key=key, axes=("a", "b"), init=init)
+    np.testing.assert_array_equal(layer.weight.dense(), drawn)
+    rounded = Linear(24, 16, key=key, axes=("a", "b"), init=init, dtype=jnp.bfloat16)
+    np.testing.assert_array_equal(rounded.weight.dense(), drawn.astype(jnp.bfloat16))
+    with pytest.raises(ConfigError, match="scale=2.0 and init"):
+        Linear(24, 16, key=key, axes=("a", "b"), init=init, scale=2.0)
+
+
+def test_the_default_draw_is_that_of_the_key(key):
+    layer = Linear(24, 16, key=key, axes=("a", "b"), scale=0.7, dtype=jnp.bfloat16)
+    drawn = jax.random.normal(key, (24, 16), jnp.float32) * (0.7 * 24**-0.5)
+    np.testing.assert_array_equal(layer.weight.dense(), drawn.astype(jnp.bfloat16))

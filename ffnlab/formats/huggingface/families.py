@@ -37,8 +37,16 @@ ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
+    "linear": "identity",
+    "relu": "relu",
+    "sigmoid": "sigmoid",
+    "tanh": "tanh",
 }
-_ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
+_ACTIVATION_NAMES = {  # of the others "silu" is written, which reading back finds to be another
+    **{name: name for name in ("silu", "gelu", "relu", "sigmoid", "tanh")},
+    "gelu_tanh": "gelu_pytorch_tanh",
+    "identity": "linear",
+}
 _COMMON: dict[str, object] = {
     "rms_norm_eps": 1e-6,
     "hidden_act": "silu",
@@ -328,7 +336,7 @@ def _written(config: DecoderConfig, kind: Family) -> dict[str, object]:
         "head_dim": config.head_dim,
         "max_position_embeddings": _positions(config),
         "rms_norm_eps": config.eps,
-        act: _ACTIVATION_NAMES[config.activation],
+        act: _ACTIVATION_NAMES.get(config.activation, "silu"),
         "attention_bias": config.qkv_bias and config.o_bias,
         "mlp_bias": config.mlp_bias,
         "tie_word_embeddings": config.tie_embeddings,

@@ -7,22 +7,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ffnlab.errors import ConfigError
+from ffnlab.layers.activations import ACTIVATIONS, check_activation
 from ffnlab.layers.linear import Linear
 from ffnlab.layers.stacking import Statistic
 from ffnlab.weights import Dense, JoinedInt4, Transposed, Weight, map_weights
 from pallas_kernels import sparse
-
-ACTIVATIONS = {
-    "silu": jax.nn.silu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-}
-
-
-def check_activation(name: str) -> None:
-    """Raises ConfigError unless `name` is a known activation."""
-    if name not in ACTIVATIONS:
-        raise ConfigError(f"activation={name!r} is not one of {sorted(ACTIVATIONS)}")
 
 
 class FFN(nnx.Module):

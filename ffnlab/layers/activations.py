@@ -1,0 +1,58 @@
+"""The one table of nonlinearities, by the names that configurations and layers give.
+
+A layer keeps the name, a static string, and looks the function up when it is called. What has a
+parameter is a layer of its own: `PReLU`.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from ffnlab.errors import ConfigError
+
+__all__ = ["ACTIVATIONS", "PReLU", "check_activation"]
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "abs": jnp.abs,
+    "elu": jax.nn.elu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "identity": lambda x: x,
+    "relu": jax.nn.relu,
+    "sigmoid": jax.nn.sigmoid,
+    "silu": jax.nn.silu,
+    "softplus": jax.nn.softplus,
+    "tanh": jnp.tanh,
+}
+
+
+def check_activation(name: str) -> None:
+    """Raises ConfigError unless `name` is a known activation."""
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"activation={name!r} is not one of {sorted(ACTIVATIONS)}")
+
+
+class PReLU(nnx.Module):
+    """y = x where x >= 0 and slope * x elsewhere (parametric ReLU, arXiv 1502.01852, eq. 1).
+
+    Attributes:
+      slope: Param holding [channels], or [1] where all channels share one.
+    """
+
+    def __init__(
+        self,
+        channels: int = 1,
+        *,
+        slope: float = 0.25,
+        axis: str = "embed",
+        dtype: DTypeLike = jnp.float32,
+    ):
+        """Sets every slope to `slope`; the default is that of the paper and of torch."""
+        self.slope = nnx.Param(jnp.full((channels,), slope, dtype), axes=(axis,))
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        return jnp.where(x >= 0, x, self.slope.get_value().astype(x.dtype) * x)
