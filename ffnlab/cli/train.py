@@ -209,13 +209,13 @@ def run(
         )
         if not outcome.finished:
             return {"finished": False, "position": outcome.position, "steps": steps}
-        return written(settings, out / "model", rule, outcome, data, scorer, work)
+        return written(rule, settings, out / "model", outcome, data, scorer, work)
 
 
 def written(
+    rule: Rule,
     settings: TrainConfig,
     folder: Path,
-    rule: Rule,
     outcome: Outcome,
     data: Corpus | LabelledData,
     scorer: Callable[[Callable], dict[str, float]],

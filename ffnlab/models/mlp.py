@@ -16,14 +16,10 @@ __all__ = ["MLPConfig"]
 class MLPConfig:
     """Sizes and switches of an `MLP`.
 
-        Attributes:
-          sizes: widths from input to output, two or more.
-    <<<<<<< HEAD
-          activation: name of the nonlinearity, a key of `ACTIVATIONS`.
-    =======
-          activation: name of the nonlinearity, a name in `layers.ACTIVATIONS`.
-    >>>>>>> layers14
-          bias: whether maps have one.
+    Attributes:
+      sizes: widths from input to output, two or more.
+      activation: name of the nonlinearity, a key of `layers.ACTIVATIONS`.
+      bias: whether maps have one.
     """
 
     sizes: tuple[int, ...]

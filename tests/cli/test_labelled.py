@@ -1,7 +1,7 @@
 """`ffnlab train` on images and records: kinds of model, rules, stop and resume, what is refused."""
 
-import dataclasses
 import json
+import signal
 import tomllib
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ffnlab.cli.labelled import load_labelled
 from ffnlab.cli.main import main
 from ffnlab.cli.train import run, train
 from ffnlab.cli.training import TrainConfig
-from ffnlab.data import digits
+from ffnlab.data import ArrayBatches, digits
 from ffnlab.errors import ConfigError, FFNLabError
 from ffnlab.formats import load
 from ffnlab.formats import safetensors as st
@@ -68,7 +68,7 @@ def test_a_convnet_learns_digits_by_the_command_line(tmp_path, capsys):
     assert "a model of kind 'convnet'; accepted here: 'decoder'" in capsys.readouterr().err
 
 
-def test_an_mlp_of_records_stopped_and_resumed_to_the_same_bits(tmp_path):
+def test_an_mlp_of_records_stopped_and_resumed_to_the_same_bits(tmp_path, monkeypatch):
     draw = np.random.default_rng(0)
     x = draw.integers(0, 256, (50, 2, 3)).astype(np.uint8)
     tensors = {"pixels": st.entry(x), "digit": st.entry((x[:, 0, 0] > 127).astype(np.int64))}
@@ -76,11 +76,18 @@ def test_an_mlp_of_records_stopped_and_resumed_to_the_same_bits(tmp_path):
     data = {"kind": "records", "records": str(tmp_path / "data.safetensors"), "shape": [2, 3]}
     data |= {"inputs": "pixels", "label": "digit", "scale": 1 / 255, "batch": 4}
     whole = settings({"kind": "mlp", "sizes": [6, 5, 2]}, data)
-    steady = dataclasses.replace(whole.optimizer, schedule="constant")
-    whole = dataclasses.replace(whole, optimizer=steady)
     run(whole, tmp_path / "whole")
-    half = dataclasses.replace(whole, run=dataclasses.replace(whole.run, steps=3))
-    run(half, tmp_path / "cut")
+    usual = ArrayBatches.__call__
+
+    def stopped(batches, position):
+        if position == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return usual(batches, position)
+
+    monkeypatch.setattr(ArrayBatches, "__call__", stopped)
+    cut = run(whole, tmp_path / "cut")
+    assert not cut["finished"] and 3 <= cut["position"] < 6
+    monkeypatch.undo()
     record = run(whole, tmp_path / "cut", resume=True)
     assert record["data"]["train"] == 45 and record["data"]["held_out"] == 5
     a, b = (load(tmp_path / name / "model") for name in ("whole", "cut"))
