@@ -4,12 +4,14 @@ The two stacks that the tests cover: Python 3.11 with jax 0.10 and flax 0.12.8, 
 jax 0.12 and flax 0.12.12. Code elsewhere does not look at version numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
+from flax import nnx
+from flax.nnx import pytreelib
 from jax.sharding import AxisType, Mesh
 
-__all__ = ["make_mesh"]
+__all__ = ["bare_module", "make_mesh"]
 
 
 def make_mesh(
@@ -36,3 +38,29 @@ def make_mesh(
         raise ValueError(f"shape={tuple(shape)} and names={tuple(names)} must have equal lengths")
     axis_types = (AxisType.Auto,) * len(names)
     return jax.make_mesh(tuple(shape), tuple(names), axis_types=axis_types, devices=devices)
+
+
+def bare_module(
+    kind: type[nnx.Module], children: Mapping[str, object], static: Mapping[str, object]
+) -> nnx.Module:
+    """A module with given attributes, whose `__init__` has not run.
+
+    It is what calling the class makes around `__init__` (`flax.nnx.pytreelib`), with each attribute
+    marked as it is told instead of guessed.
+
+    Args:
+      kind: the class.
+      children: attributes that are parts of the tree: modules, variables, None.
+      static: attributes that belong to its structure.
+
+    >>> module = bare_module(nnx.List, {"0": nnx.Param(1.0)}, {"_length": 1})
+    >>> len(module), jax.tree.leaves(module)
+    (1, [1.0])
+    """
+    module = object.__new__(kind)
+    marks = dict.fromkeys(children, True) | dict.fromkeys((*static, "_pytree__nodes"), False)
+    object.__setattr__(module, "_pytree__state", pytreelib.PytreeState())
+    object.__setattr__(module, "_pytree__nodes", kind._pytree__nodes.update(marks))
+    for name, value in (*children.items(), *static.items()):
+        object.__setattr__(module, name, value)
+    return module

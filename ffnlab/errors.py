@@ -14,6 +14,7 @@ __all__ = [
     "at_least",
     "check_seed",
     "first_line",
+    "is_known",
     "require",
 ]
 
@@ -72,6 +73,19 @@ def check_seed(seed: int) -> None:
     """
     if not 0 <= seed < SEEDS:
         raise ConfigError(f"seed={seed} must lie in 0..{SEEDS - 1}")
+
+
+def is_known(*values: object) -> bool:
+    """Whether numbers have values, so that their range can be checked.
+
+    Those of a function that is traced have none yet: what `ffnlab.learning.members` varies.
+
+    >>> is_known(0.5, None)
+    True
+    """
+    from jax.core import Tracer
+
+    return not any(isinstance(value, Tracer) for value in values)
 
 
 def require(module: str, *, extra: str) -> ModuleType:

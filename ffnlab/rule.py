@@ -1,4 +1,4 @@
-"""The shape of every learning rule: `Rule(init, step, predict)`.
+"""The shape of every learning rule: `Rule(init, step, predict, model, check)`.
 
 The trainer holds a Rule and never asks which: it never says loss or gradient, only `step`.
 """
@@ -8,12 +8,35 @@ from collections.abc import Callable, Mapping
 
 from jaxtyping import Array, PyTree
 
+from ffnlab.errors import ConfigError
+
+__all__ = ["Metrics", "Rule", "accept", "held_model"]
+
 Metrics = Mapping[str, Array]
+
+
+def accept(state: PyTree, batch: PyTree) -> None:
+    """The check of a rule that takes any batch."""
+    del state, batch
+
+
+def held_model(state: PyTree) -> PyTree:
+    """What was learned, of a state that has it as `.model`.
+
+    Raises:
+      ConfigError: the state has no such part.
+    """
+    if not hasattr(state, "model"):
+        raise ConfigError(
+            f"a state of type {type(state).__name__} has no part `model`; give the rule a function "
+            "of its state: Rule(…, model=lambda state: …)"
+        )
+    return state.model
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A way of learning, as three pure functions over one state pytree.
+    """A way of learning, as pure functions over one state pytree.
 
     Attributes:
       name: for logs and errors.
@@ -21,9 +44,16 @@ class Rule:
       step: (state, batch) -> (state, metrics). Jitted by the rule; may donate its state; metrics
         are scalars by name.
       predict: (state, inputs) -> outputs of the model as learned so far.
+      model: state -> the model as learned so far; `state.model` unless the rule says otherwise.
+      check: (state, batch) -> None; raises ValueError for a batch that `step` must not be given,
+        which computes with any. The loop calls it with every batch on the host, before it is
+        placed; of the state, which may be abstract, only shapes are to be looked at. It accepts
+        all unless the rule says otherwise.
     """
 
     name: str
     init: Callable[[PyTree, Array], PyTree]
     step: Callable[[PyTree, PyTree], tuple[PyTree, Metrics]]
     predict: Callable[[PyTree, PyTree], PyTree]
+    model: Callable[[PyTree], PyTree] = held_model
+    check: Callable[[PyTree, PyTree], None] = accept

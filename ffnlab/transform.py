@@ -135,14 +135,10 @@ def calibrate(
     Raises:
       ValueError: batches is a generator or empty.
     """
-    stats = transform.init(model)
-    if transform.observe is None:
+    stats, observe = transform.init(model), transform.observe
+    if observe is None:
         return _advance_unobserved(transform, model, stats)
-    if iter(batches) is batches:
-        raise ValueError(
-            "batches is an iterator, which only runs once; pass a list or another "
-            "re-iterable object"
-        )
+    check_iterable_again(batches)
     if checkpoint is not None and isinstance(stats, ChainStats):
         raise ValueError("checkpoint= does not take a chain; calibrate its transforms one by one")
     if checkpoint is not None and os.path.exists(checkpoint):
@@ -152,15 +148,44 @@ def calibrate(
             return stats
     done = False
     while not done:
-        count = 0
-        for batch in track(batches, transform.name, enabled=progress):
-            stats = transform.observe(stats, model, batch)
-            count += 1
-        if count == 0:
-            raise ValueError(f"batches is empty: {transform.name} has nothing to observe")
+        stats = one_pass(transform.name, observe, stats, model, batches, progress=progress)
         if checkpoint is not None:
             npz.save_stats(checkpoint, stats)
         stats, done = transform.advance(model, stats)
+    return stats
+
+
+def check_iterable_again(batches: Iterable) -> None:
+    """Raises ValueError for a generator, which one pass uses up."""
+    if iter(batches) is batches:
+        raise ValueError(
+            "batches is an iterator, which only runs once; pass a list or another "
+            "re-iterable object"
+        )
+
+
+def one_pass(
+    name: str,
+    observe: Callable[[S, M, object], S],
+    stats: S,
+    model: M,
+    batches: Iterable,
+    *,
+    progress: bool = True,
+) -> S:
+    """The stats after one pass over the batches.
+
+    Args:
+      name: of what observes, for the bar and for errors.
+    Raises:
+      ValueError: there are no batches.
+    """
+    count = 0
+    for batch in track(batches, name, enabled=progress):
+        stats = observe(stats, model, batch)
+        count += 1
+    if count == 0:
+        raise ValueError(f"batches is empty: {name} has nothing to observe")
     return stats
 
 

@@ -277,7 +277,7 @@ class Captured(NamedTuple):
     output: object
 
 
-_records: contextvars.ContextVar[dict[str, Captured]] = contextvars.ContextVar("records")
+_records: contextvars.ContextVar[dict[str, list[Captured]]] = contextvars.ContextVar("records")
 
 
 @functools.cache
@@ -286,13 +286,7 @@ def _tapped(cls: type[nnx.Module]) -> type[nnx.Module]:
 
     def call(self: nnx.Module, *args: object, **kwargs: object) -> object:
         output = cls.__call__(self, *args, **kwargs)
-        records = _records.get()
-        if self.tap_path in records:
-            raise ValueError(
-                f"{self.tap_path} is called more than once in a run; "
-                "capture records one call per module"
-            )
-        records[self.tap_path] = Captured(args, output)
+        _records.get().setdefault(self.tap_path, []).append(Captured(args, output))
         return output
 
     return type(f"Tapped{cls.__name__}", (cls,), {"__call__": call})
@@ -306,20 +300,27 @@ def _tap(path: str, module: nnx.Module) -> nnx.Module:
 
 
 def capture(
-    model: nnx.Module, selector: Predicate, *args: object, **kwargs: object
-) -> tuple[object, dict[str, Captured]]:
+    model: nnx.Module,
+    selector: Predicate,
+    *args: object,
+    calls: str = "one",
+    **kwargs: object,
+) -> tuple[object, dict[str, Captured] | dict[str, tuple[Captured, ...]]]:
     """Runs `model(*args, **kwargs)` and returns (output, what the selected modules saw and gave).
 
     Works under jit, where everything not used is removed by the compiler. Modules of a scanned
-    stack
-    live inside the scan: `models.unstack` first.
+    stack live inside the scan: `models.unstack` first.
 
     Args:
       selector: selects modules (not arrays or weights).
+      calls: "one" gives a `Captured` of each module and refuses those that run more than once;
+        "all" gives a tuple of each, one `Captured` per call in order.
     Raises:
       SelectionError: nothing matches, or a selected module did not run.
-      ValueError: a selected module ran more than once.
+      ValueError: another `calls`, or a module ran more than once where one call is asked for.
     """
+    if calls not in ("one", "all"):
+        raise ValueError(f"calls={calls!r} is not one of 'one', 'all'")
     modules = Selector(
         f"{getattr(selector, 'name', 'selector')} among modules",
         lambda path, node: isinstance(node, nnx.Module) and selector(path, node),
@@ -335,4 +336,12 @@ def capture(
     missing = [path for path in expected if path not in records]
     if missing:
         raise SelectionError(f"selected modules did not run as calls: {missing[:5]}")
-    return output, records
+    if calls == "all":
+        return output, {path: tuple(found) for path, found in records.items()}
+    for path, found in records.items():
+        if len(found) > 1:
+            raise ValueError(
+                f"{path} is called more than once in a run; capture records one call per module, "
+                'or with calls="all" a tuple of them'
+            )
+    return output, {path: found[0] for path, found in records.items()}

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ffnlab import layers, weights
+from ffnlab.graph import Graph, with_self_loops
 from ffnlab.layers import Block, Linear
 from ffnlab.layers.attention.rope import tables
 from ffnlab.testing import check_layer, tiny
@@ -104,16 +105,34 @@ def checked(make: Callable, x: jax.Array | None = None, **more: Callable) -> Cal
     return functools.partial(check_layer, make, INPUT if x is None else x, **more)
 
 
+def on_graph(make: Callable) -> Callable[[], None]:
+    """The check of a layer of graphs, on a small one."""
+    graph = with_self_loops(Graph.make([0, 1, 2, 2, 4], [1, 2, 0, 1, 3], nodes=6))
+    return checked(make, input_of((6, 16)), call=lambda m, x: m(x, graph))
+
+
 INPUT = input_of((2, 5, 16))
 IDS = jnp.array([[0, 1, 2, 1], [63, 4, 4, 0]])
 FFN = {"activation": "gelu_tanh", "bias": True}
 
 LAYERS: dict[str, Callable[[], None]] = {
     "Attention": checked(lambda k: block(k).attn, call=lambda m, x: m(x, context(m, x))[0]),
+    "BatchNorm": checked(lambda k: layers.BatchNorm(16)),
+    "BatchNorm-training": checked(
+        lambda k: layers.BatchNorm(16), call=lambda m, x: m.in_training(x)[0]
+    ),
     "Block": checked(block, call=lambda m, x: m(x, context(m.attn, x))[0]),
     "Conv": checked(lambda k: layers.Conv(16, 8, key=k), INPUT[:, :, None]),
+    "Conv-1d": checked(lambda k: layers.Conv(16, 8, key=k, size=(3,), groups=8, bias=True)),
     "Embedding": checked(lambda k: layers.Embedding(64, 16, key=k), IDS),
+    "FFN": checked(lambda k: layers.FFN(16, 32, key=k)),
+    "FixedAffine": checked(lambda k: layers.FixedAffine(input_of((16,)), jnp.ones(16))),
     "GatedFFN": checked(lambda k: layers.GatedFFN(16, 32, key=k, **FFN)),
+    "GroupNorm": checked(lambda k: layers.GroupNorm(16, 4)),
+    "InstanceNorm": checked(lambda k: layers.InstanceNorm(16)),
+    "GAT": on_graph(lambda k: layers.GAT(16, 8, key=k, heads=2)),
+    "GCN": on_graph(lambda k: layers.GCN(16, 8, key=k)),
+    "GraphSAGE": on_graph(lambda k: layers.GraphSAGE(16, 20, key=k)),
     "JoinedGatedFFN": checked(
         lambda k: layers.JoinedGatedFFN(linear(k, 16, 16), linear(k, 8, 16), activation="silu")
     ),
@@ -122,5 +141,14 @@ LAYERS: dict[str, Callable[[], None]] = {
     "MLP": checked(lambda k: layers.MLP((16, 12, 8), key=k)),
     "PReLU": checked(lambda k: layers.PReLU(16)),
     "RMSNorm": checked(lambda k: layers.RMSNorm(16, offset=1.0)),
+    "Recurrent": checked(
+        lambda k: layers.Recurrent(16, 6, key=k, layers=2, direction="both"),
+        call=lambda m, x: m(x)[0],
+    ),
+    "Recurrent-gru": checked(
+        lambda k: layers.Recurrent(16, 6, key=k, cell="gru", direction="reverse"),
+        call=lambda m, x: m(x, mask=jnp.arange(5) < jnp.array([[3], [5]]))[0],
+    ),
+    "ScaleNorm": checked(lambda k: layers.ScaleNorm(16)),
     "SparseGatedFFN": checked(sparse_ffn, input_of((2, 5, IN))),
 }

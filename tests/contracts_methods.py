@@ -1,6 +1,7 @@
 """The transforms and rules that the contract tests run over. A new one joins by one line.
 
-Transforms take `testing.tiny()` and `testing.batches()`, a rule what its case says.
+Transforms take `testing.tiny()` and `testing.batches()` unless a case says otherwise, a rule what
+its case says.
 `test_contracts_methods.py` fails when a factory of a method package is missing here.
 """
 
@@ -9,26 +10,65 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
+from flax import nnx
 from jaxtyping import PyTree
 
-from ffnlab import learning, pruning, quantization, sparsity
-from ffnlab.layers import MLP
+from ffnlab import learning, models, pruning, quantization, sparsity
+from ffnlab.layers import MLP, BatchNorm, Linear
+from ffnlab.models import adapters
 from ffnlab.rule import Rule
-from ffnlab.testing import batches, tiny
-from ffnlab.transform import Transform
+from ffnlab.testing import TransformCase, batches, tiny, tiny_encoder
+from ffnlab.testing.rule import one_for_each
 
-TRANSFORMS: dict[str, Callable[[], Transform]] = {
-    "cats": lambda: sparsity.cats(sparsity=0.5),
-    "chess": lambda: sparsity.chess(sparsity=0.5),
-    "chess-abs-attention": lambda: sparsity.chess(sparsity=0.5, importance="abs", attention=True),
-    "finercut": lambda: pruning.finercut(remove=1),
-    "fireq": lambda: quantization.fireq(group=8, top_k=1),
-    "fireq-weights": lambda: quantization.fireq(
-        group=8, kv=None, query=None, channel=False, pre_rope=False, post_rope=False
+
+class Normed(nnx.Module):
+    """Two maps with a batch norm after each."""
+
+    def __init__(self):
+        keys = jax.random.split(jax.random.key(0))
+        self.maps = nnx.List([Linear(4, 4, key=k, axes=("embed", "mlp")) for k in keys])
+        self.norms = nnx.List([BatchNorm(4, axis="mlp") for _ in keys])
+
+    def __call__(self, x):
+        for linear, norm in zip(self.maps, self.norms, strict=True):
+            x = jnp.tanh(norm(linear(x)))
+        return x
+
+
+def rows() -> list[jax.Array]:
+    """Two batches of six rows of width 4."""
+    return list(jax.random.normal(jax.random.key(1), (2, 6, 4)))
+
+
+TRANSFORMS: dict[str, TransformCase] = {
+    "adapter": TransformCase(lambda: adapters.adapter(bottleneck=3, seed=1)),
+    "biases": TransformCase(adapters.biases),
+    "cats": TransformCase(lambda: sparsity.cats(sparsity=0.5)),
+    "chess": TransformCase(lambda: sparsity.chess(sparsity=0.5)),
+    "chess-abs-attention": TransformCase(
+        lambda: sparsity.chess(sparsity=0.5, importance="abs", attention=True)
     ),
-    "nearest": lambda: quantization.nearest(format="int4", group=8),
-    "nearest-float8": lambda: quantization.nearest(format="float8", activations="e4m3"),
+    "finercut": TransformCase(lambda: pruning.finercut(remove=1)),
+    "finercut-encoder": TransformCase(lambda: pruning.finercut(remove=1), tiny_encoder),
+    "fireq-encoder": TransformCase(lambda: quantization.fireq(group=8), tiny_encoder),
+    "fireq": TransformCase(lambda: quantization.fireq(group=8, top_k=1)),
+    "fireq-weights": TransformCase(
+        lambda: quantization.fireq(
+            group=8, kv=None, query=None, channel=False, pre_rope=False, post_rope=False
+        )
+    ),
+    "head": TransformCase(adapters.head),
+    "lora": TransformCase(lambda: adapters.lora(rank=2)),
+    "nearest": TransformCase(lambda: quantization.nearest(format="int4", group=8)),
+    "nearest-encoder": TransformCase(lambda: quantization.nearest(group=8), tiny_encoder),
+    "nearest-float8": TransformCase(
+        lambda: quantization.nearest(format="float8", activations="e4m3")
+    ),
+    "population_norms": TransformCase(models.population_norms, Normed, rows),
+    "prompts": TransformCase(lambda: adapters.prompts(tokens=2)),
 }
 
 
@@ -41,12 +81,14 @@ class RuleCase:
       model: where it starts.
       batches: two of them.
       inputs: of a batch, what `predict` takes.
+      check: raises AssertionError for outputs that are not those of the inputs.
     """
 
     make: Callable[[], Rule]
     model: Callable[[], PyTree] = tiny
     batches: Callable[[], list] = batches
     inputs: Callable[[PyTree], PyTree] = lambda batch: batch
+    check: Callable[[PyTree, PyTree], None] = one_for_each
 
 
 def labelled() -> list[tuple[np.ndarray, np.ndarray]]:
@@ -65,6 +107,20 @@ def classifier(make: Callable[[], Rule], network: Callable = PLAIN) -> RuleCase:
     return RuleCase(make, model, labelled, lambda batch: jax.numpy.asarray(batch[0]))
 
 
+PLAIN_OF = lambda key: PLAIN(key=key)  # noqa: E731
+
+
+def several() -> Rule:
+    """Three members of backpropagation, two at a time, each at a rate of its own."""
+    one = lambda rate: learning.backprop(learning.labelled, optax.adam(rate))  # noqa: E731
+    return learning.members(one, 3, vary={"rate": [1e-2, 1e-3, 1e-4]}, chunk=2)
+
+
+def a_row_for_each_of_three(outputs: PyTree, inputs: PyTree) -> None:
+    """Holds scores of each input by each member."""
+    assert outputs.shape == (3, len(inputs), 4), f"outputs are {outputs.shape}"
+
+
 def scheduled(key: jax.Array) -> learning.NoPropNet:
     """A network of NoProp that learns its embedding and its noise schedule."""
     schedule = learning.LearnedSchedule(4, key=key)
@@ -75,6 +131,10 @@ def scheduled(key: jax.Array) -> learning.NoPropNet:
 RULES: dict[str, RuleCase] = {
     "backprop": RuleCase(learning.backprop),
     "counter_current": classifier(learning.counter_current),
+    "members": dataclasses.replace(
+        classifier(several, lambda key: jax.vmap(PLAIN_OF)(jax.random.split(key, 3))),
+        check=a_row_for_each_of_three,
+    ),
     "noprop": classifier(
         learning.noprop, functools.partial(learning.NoPropNet, 5, 4, hidden=6, blocks=3)
     ),

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ffnlab import compat
@@ -29,3 +30,15 @@ def test_mesh_on_chosen_devices():
 def test_mesh_rejects_unequal_lengths():
     with pytest.raises(ValueError, match="equal lengths"):
         compat.make_mesh((1, 1), ("data",))
+
+
+def test_a_bare_module_is_the_one_that_its_class_makes():
+    made = nnx.List([nnx.Param(jnp.ones(2)), nnx.Param(jnp.zeros(3))])
+    parts = {str(i): part for i, part in enumerate(made)}
+    bare = compat.bare_module(nnx.List, parts, {"_length": 2})
+    assert jax.tree.structure(bare) == jax.tree.structure(made)
+    assert hash(jax.tree.structure(bare)) == hash(jax.tree.structure(made))
+    bare.append(nnx.Param(jnp.ones(1)))
+    made.append(nnx.Param(jnp.ones(1)))
+    assert jax.tree.structure(bare) == jax.tree.structure(made)
+    assert len(nnx.state(bare)) == 3

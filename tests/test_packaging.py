@@ -26,17 +26,22 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Floors of ffnlab, lowest first: a package imports from its own floor and those below it.
 FLOORS = (
     {
-        *("errors", "compat", "docstrings", "options", "outside", "progress", "storage"),
+        *("errors", "compat", "docstrings", "options", "outside", "progress"),
+        *("scores", "storage"),
     },
-    {"weights", "tree", "transform", "rule", "probe"},
+    {"weights", "tree", "transform", "rule", "probe", "report", "graph"},
     {"layers"},
-    {"models"},
+    {"models", "losses"},
     {"formats"},
     {"text", "data", "parallel"},
-    {"pruning", "quantization", "sparsity", "learning"},
+    {
+        *("routing", "pruning", "quantization", "sparsity"),
+        *("structure", "editing", "learning", "analysis"),
+    },
+    {"federated", "networks", "graphs", "sequences", "systems"},
     {"bench", "cli", "compress", "recipes", "studies", "testing"},
 )
-METHODS = FLOORS[-2]
+METHODS = next(floor for floor in FLOORS if "learning" in floor)
 
 # Packages of extras, imported inside functions only, through `ffnlab.errors.require`.
 OPTIONAL = {
@@ -52,13 +57,14 @@ OPTIONAL = {
     *(
         "jinja2",
         "matplotlib",
+        "peft",
         "qwix",
         "sklearn",
         "tensorboardX",
         "tensorflow",
         "tensorflow_datasets",
     ),
-    *("tokenizers", "torch", "transformers", "triton", "tyro"),
+    *("tokenizers", "torch", "torch_geometric", "transformers", "triton", "tyro"),
 }
 MAX_FILE, MAX_FUNCTION = 400, 60  # lines; a function's docstring is not counted
 
@@ -209,6 +215,7 @@ def test_no_module_touches_an_optional_package_on_import():
     loaded = modules_after("\n".join(f"import {module}" for module in MODULES))
     # grain and tokenizers may be loaded by other libraries; torch and TensorFlow never are.
     heavy = {"torch", "tensorflow", "jax_triton", "triton", "matplotlib", "transformers", "lm_eval"}
+    heavy |= {"torch_geometric"}
     assert {name.partition(".")[0] for name in loaded}.isdisjoint(heavy)
 
 

@@ -166,16 +166,35 @@ def test_capture_refuses_what_never_runs_and_what_is_no_module():
         tree.capture(model, tree.at("layers[0].ffn.up.w"), batches()[0])
 
 
+class Twice(nnx.Module):
+    """One map applied twice, and another once."""
+
+    def __init__(self, key):
+        self.inner = Linear(4, 4, key=key, axes=("embed", "embed"))
+        self.last = Linear(4, 4, key=key, axes=("embed", "embed"))
+
+    def __call__(self, x):
+        return self.last(self.inner(self.inner(x)))
+
+
 def test_capture_refuses_a_module_that_runs_twice():
-    class Twice(nnx.Module):
-        def __init__(self, key):
-            self.inner = Linear(4, 4, key=key, axes=("embed", "embed"))
+    model, x = Twice(jax.random.key(0)), jnp.ones((1, 4))
+    with pytest.raises(ValueError, match='inner is called more than once.*calls="all"'):
+        tree.capture(model, tree.at("inner"), x)
+    with pytest.raises(ValueError, match="calls='both' is not one of"):
+        tree.capture(model, tree.at("inner"), x, calls="both")
 
-        def __call__(self, x):
-            return self.inner(self.inner(x))
 
-    with pytest.raises(ValueError, match="inner is called more than once"):
-        tree.capture(Twice(jax.random.key(0)), tree.at("inner"), jnp.ones((1, 4)))
+def test_capture_of_all_calls_gives_them_in_order():
+    model, x = Twice(jax.random.key(0)), jnp.ones((1, 4))
+    linears = tree.of_type(Linear)
+    y, found = jax.jit(lambda m, x: tree.capture(m, linears, x, calls="all"))(model, x)
+    assert {path: len(calls) for path, calls in found.items()} == {"inner": 2, "last": 1}
+    first, second = found["inner"]
+    np.testing.assert_array_equal(first.input[0], x)
+    np.testing.assert_allclose(second.input[0], model.inner(x), rtol=1e-6)
+    np.testing.assert_array_equal(first.output, second.input[0])
+    np.testing.assert_array_equal(found["last"][0].output, y)
 
 
 def test_bytes_count_packed_weights():

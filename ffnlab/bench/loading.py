@@ -34,7 +34,7 @@ PROGRAM = """
 import json, sys
 import jax
 from ffnlab import tree
-from ffnlab.models.load import load
+from ffnlab.formats import load
 
 def status(field):
     with open("/proc/self/status") as lines:

@@ -1,4 +1,4 @@
-"""Talks to `peer_server.py` in an interpreter that has torch and transformers."""
+"""Talks to `peer_server.py` in an interpreter that has another library."""
 
 import contextlib
 import importlib.util
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,21 @@ from ffnlab.storage.files import StrPath
 __all__ = ["Peer", "peer_python"]
 
 VARIABLE = "FFNLAB_PARITY_PYTHON"
+PACKAGES = ("torch", "transformers")
 
 
-def peer_python() -> str:
+def peer_python(packages: Sequence[str] = PACKAGES) -> str:
     """The interpreter for the peer: what FFNLAB_PARITY_PYTHON names, else this one.
 
+    Args:
+      packages: that the peer needs.
     Raises:
-      MissingExtraError: the variable is not set and torch or transformers is not installed here.
+      MissingExtraError: the variable is not set and one of the packages is not installed here.
     """
     named = os.environ.get(VARIABLE)
     if named:
         return named
-    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(
             f"{' and '.join(missing)} not installed; they come with the extra 'parity' "
@@ -38,23 +42,34 @@ def peer_python() -> str:
 
 
 class Peer:
-    """A model directory loaded by `transformers` in its own process; a context manager.
+    """A directory loaded by another library in its own process; a context manager.
 
     Attributes:
       about: what it said on loading: dtype, threads, versions.
     """
 
-    def __init__(self, directory: StrPath, *, threads: int | None = None):
-        """Starts the process and loads the model.
+    def __init__(
+        self,
+        directory: StrPath,
+        *,
+        tasks: str = "transformers_peer.py",
+        packages: Sequence[str] = PACKAGES,
+        threads: int | None = None,
+    ):
+        """Starts the process and loads what it works on.
 
         Args:
-          directory: a Hugging Face directory that needs nothing of ffnlab.
+          directory: what its `load` takes: for `transformers_peer.py` a Hugging Face directory that
+            needs nothing of ffnlab.
+          tasks: the file beside this one that says what the peer can do.
+          packages: that it needs.
           threads: of torch; the CPUs that this process may use when None.
         Raises:
-          MissingExtraError: there is no interpreter with torch (see `peer_python`).
+          MissingExtraError: there is no interpreter with the packages (see `peer_python`).
           FFNLabError: the process failed; the message ends with what it said.
         """
-        command = [peer_python(), "-W", "ignore", str(Path(__file__).with_name("peer_server.py"))]
+        files = (str(Path(__file__).with_name(name)) for name in ("peer_server.py", tasks))
+        command = [peer_python(packages), "-W", "ignore", *files]
         self._said = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         self._process = subprocess.Popen(
@@ -69,7 +84,7 @@ class Peer:
         self.about = self.ask("load", directory=str(directory), threads=threads)
 
     def ask(self, do: str, **request: object) -> dict[str, Any]:
-        """One request and its answer; the keys are in `peer_server.py`.
+        """One request and its answer; the keys are in the file of the tasks.
 
         Raises:
           FFNLabError: the process ended.

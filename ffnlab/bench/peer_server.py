@@ -1,112 +1,37 @@
-"""The other side of `ffnlab bench`: `transformers` on torch, in a process of its own.
+"""The other side of `ffnlab bench`: another library, in a process of its own.
 
-Run as a file by an interpreter that has torch and transformers; ffnlab and jax need not be there.
-One JSON object per line comes in on standard input, and one answer per line goes out:
+Run by an interpreter that has the library, as `python peer_server.py TASKS`; ffnlab and jax need
+not be there. TASKS is a file with a class `Tasks`, a method for each kind of request
+(`transformers_peer.py`, `graphs_peer.py`). One JSON object per line comes in on standard input,
+{"do": method, …arguments}, and one answer per line goes out.
 
-    {"do": "load", "directory": D, "threads": n}   -> {"dtype", "threads", "versions"}
-    {"do": "prefill", "tokens": [[…]]}             -> {"seconds", "form", "tokens": [b]}
-    {"do": "decode", "prompt": […], "new": n}      -> {"seconds", "form", "tokens": [n]}
-    {"do": "evaluate", "rows": [[…]]}              -> {"seconds", "form", "nats"}
-    {"do": "train", "rows": [[…]], "rate": r, "decay": d}
-                                                   -> {"seconds", "form", "loss", "peak"}
-
-Training is a step of AdamW (fused) from the weights of the directory on; "peak" is the largest
-resident set of the process in bytes. Each is done in the form that is fastest here, found by trying
-at the first request for it: eager forms with all threads and with one, then `torch.compile` (where
-there is a C++ compiler) with the better number of threads; decoding is compiled over a static
-cache. In all forms: float32, SDPA attention, and but for training `inference_mode`, with logits of
-the last position only where no others are needed.
+Each task is done in the form that is fastest here, found by trying at the first request for it:
+eager forms with all threads and with one, then compiled ones (where there is a C++ compiler) with
+the better number of threads.
 """
 
 import json
-import resource
+import runpy
 import sys
 import time
 
 TRIES = 3  # timed runs of a form, after one to warm up; the least counts
-ROWS_AT_A_TIME = (1, 4)
 
 
-class Server:
-    """Answers requests."""
+class Forms:
+    """Ways to do a task, and which is the fastest.
+
+    Attributes:
+      torch: the library.
+      threads: that torch may use.
+      chosen: task -> (form, threads), of those asked for so far.
+    """
 
     def __init__(self):
         import torch
-        import transformers
 
-        transformers.logging.set_verbosity_error()
         torch._dynamo.config.recompile_limit = 64  # one program per task and shape
-        self.torch, self.transformers = torch, transformers
-        self.chosen = {}
-
-    def load(self, directory, threads):
-        """Loads the model in float32."""
-        self.threads, self.directory = threads, directory
-        auto = self.transformers.AutoModelForCausalLM
-        self.model = auto.from_pretrained(
-            directory, dtype=self.torch.float32, attn_implementation="sdpa"
-        ).eval()
-        self.model.generation_config = self.transformers.GenerationConfig()
-        self.compiled = self.torch.compile(self.model.forward, dynamic=False)
-        versions = {
-            "torch": self.torch.__version__,
-            "transformers": self.transformers.__version__,
-        }
-        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
-        return {"dtype": dtype, "threads": threads, "versions": versions}
-
-    def prefill(self, tokens):
-        """Fills a cache with prompts and gives the most likely next tokens."""
-        ids = self.torch.tensor(tokens)
-
-        def run(forward):
-            return forward(ids, use_cache=True, logits_to_keep=1).logits[:, -1].argmax(-1).tolist()
-
-        eager = {"eager": lambda: run(self.model)}
-        return self.fastest("prefill", "tokens", eager, {"compiled": lambda: run(self.compiled)})
-
-    def decode(self, prompt, new):
-        """Greedy continuation, prefill included."""
-        ids = self.torch.tensor([prompt])
-        eager = {
-            "generate, dynamic cache": lambda: self.generate(ids, new),
-            "plain loop, dynamic cache": lambda: self.loop(ids, new, self.model, None),
-        }
-        static = {
-            "plain loop, static cache, compiled": lambda: self.loop(
-                ids, new, self.compiled, self.static_cache(len(prompt) + new)
-            )
-        }
-        return self.fastest("decode", "tokens", eager, static)
-
-    def evaluate(self, rows):
-        """Sum of -ln p of every token but the first of each row."""
-        ids = self.torch.tensor(rows)
-        eager = {
-            f"eager, {n} rows at a time": lambda n=n: self.nats(ids, n, self.model)
-            for n in ROWS_AT_A_TIME
-        }
-        one = {"compiled, 1 row at a time": lambda: self.nats(ids, 1, self.compiled)}
-        return self.fastest("evaluate", "nats", eager, one)
-
-    def train(self, rows, rate, decay):
-        """One step on a batch; before the first one the forms are tried, on copies that go."""
-        with self.torch.inference_mode(False), self.torch.enable_grad():
-            ids = self.torch.tensor(rows)
-            if "train" not in self.chosen:
-                self.learners = {
-                    name: Learner(self, rate, decay, compiled=name == "compiled")
-                    for name in ("eager", "compiled")
-                }
-            steps = {name: lambda x=x: x.step(ids) for name, x in self.learners.items()}
-            first = "train" not in self.chosen
-            choose = {"eager": steps["eager"]}, {"compiled": steps["compiled"]}
-            answer = self.fastest("train", "loss", *choose)
-            if first:
-                for learner in self.learners.values():
-                    learner.restart()
-                answer = self.fastest("train", "loss", *choose)
-        return answer | {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        self.torch, self.threads, self.chosen = torch, 1, {}
 
     def fastest(self, task, key, eager, compiled):
         """The answer by the fastest form; the forms are tried at the first request of a task."""
@@ -135,69 +60,6 @@ class Server:
                     seconds[name, threads] = min(timed(run)[0] for _ in range(TRIES))
         return seconds
 
-    def generate(self, ids, new):
-        """By the library's own loop."""
-        out = self.model.generate(
-            ids, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0
-        )
-        return out[0, ids.shape[1] :].tolist()
-
-    def static_cache(self, length):
-        """An empty cache of a fixed length."""
-        return self.transformers.StaticCache(config=self.model.config, max_cache_len=length)
-
-    def loop(self, ids, new, forward, cache):
-        """By the shortest loop there is; `forward` does the steps after the prompt."""
-        out = self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        found = [out.logits[:, -1].argmax(-1, keepdim=True)]
-        for position in range(ids.shape[1], ids.shape[1] + new - 1):
-            out = forward(
-                found[-1],
-                past_key_values=out.past_key_values,
-                position_ids=self.torch.tensor([[position]]),
-                use_cache=True,
-            )
-            found.append(out.logits[:, -1].argmax(-1, keepdim=True))
-        return self.torch.cat(found, 1)[0].tolist()
-
-    def nats(self, ids, rows, forward):
-        """Summed loss, some rows at a time."""
-        total = 0.0
-        for part in ids.split(rows):
-            logits = forward(part[:, :-1], use_cache=False).logits
-            total += self.torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum"
-            ).item()
-        return total
-
-
-class Learner:
-    """A model of its own and AdamW."""
-
-    def __init__(self, server, rate, decay, compiled):
-        self.torch, self.options = server.torch, {"lr": rate, "weight_decay": decay}
-        auto = server.transformers.AutoModelForCausalLM
-        self.model = auto.from_pretrained(
-            server.directory, dtype=self.torch.float32, attn_implementation="sdpa"
-        ).train()
-        self.start = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.forward = self.torch.compile(self.model, dynamic=False) if compiled else self.model
-        self.restart()
-
-    def restart(self):
-        """Goes back to the weights of the directory."""
-        self.model.load_state_dict(self.start)
-        self.optimizer = self.torch.optim.AdamW(self.model.parameters(), fused=True, **self.options)
-
-    def step(self, ids):
-        """A step; the loss before it."""
-        logits = self.forward(ids[:, :-1], use_cache=False).logits
-        loss = self.torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        return loss.item()
-
 
 def timed(run):
     """(seconds, result) of one call."""
@@ -206,17 +68,17 @@ def timed(run):
     return time.perf_counter() - start, result
 
 
-def main():
+def main(file):
     """Serves until standard input ends."""
     # The folder of this file is first on the path, and its modules are not meant to be found.
     del sys.path[0]
-    server = Server()
-    with server.torch.inference_mode():
+    tasks = runpy.run_path(file)["Tasks"](Forms())
+    with tasks.context():
         for line in sys.stdin:
             request = json.loads(line)
-            answer = getattr(server, request.pop("do"))(**request)
+            answer = getattr(tasks, request.pop("do"))(**request)
             print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

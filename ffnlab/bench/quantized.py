@@ -29,7 +29,7 @@ from rich.table import Table
 
 from ffnlab import weights
 from ffnlab.errors import FFNLabError, at_least, require
-from ffnlab.formats import load
+from ffnlab.formats.opening import config_of
 from ffnlab.progress import track
 
 __all__ = ["Comparison", "Product", "Settings", "compare", "ratios", "settings_for"]
@@ -117,7 +117,7 @@ def settings_for(directory: Path | None, turns: int) -> Settings:
     """Settings with the up projection of a model directory; of 2048 x 5632 without one."""
     if directory is None:
         return Settings(turns=turns)
-    config = load(directory, extras=False).config
+    config = config_of(directory)
     group = 128 if config.width % 128 == 0 else config.width
     return Settings(config.width, config.hidden, group=group, turns=turns)
 

@@ -1,8 +1,8 @@
 """Training beside torch: the same weights, batches and AdamW in float32, step by step in turns.
 
-The peer is `transformers`' model in a plain loop in its own process (`peer_server.py`), eager or
-compiled, whichever is faster here. The losses of all steps are compared: they must stay together,
-else the steps would not be of the same work.
+The peer is `transformers`' model in a plain loop in its own process (`transformers_peer.py`),
+eager or compiled, whichever is faster here. The losses of all steps are compared: they must stay
+together, else the steps would not be of the same work.
 """
 
 import dataclasses

@@ -1,9 +1,10 @@
 """ffnlab beside `transformers` on the same weights, tokens and CPU: prefill, decode, evaluation.
 
-The peer does each task in the fastest form that it has here (`peer_server.py`: eager or compiled,
-one thread or all). The two take turns, so that what else the machine does falls on both; a ratio is
-the median of the turns' ratios. Both compute in float32, and what they compute is compared: greedy
-tokens and the summed loss must agree, else the figures would not be of the same work.
+The peer does each task in the fastest form that it has here (`transformers_peer.py`: eager or
+compiled, one thread or all). The two take turns, so that what else the machine does falls on both;
+a ratio is the median of the turns' ratios. Both compute in float32, and what they compute is
+compared: greedy tokens and the summed loss must agree, else the figures would not be of the same
+work.
 """
 
 import contextlib
@@ -25,8 +26,7 @@ from rich.table import Table
 from ffnlab import weights
 from ffnlab.bench.peer import Peer
 from ffnlab.errors import FFNLabError, at_least
-from ffnlab.formats import save
-from ffnlab.formats.embedded import load_decoder
+from ffnlab.formats import load, save
 from ffnlab.models import Cache, Decoder, DecoderConfig
 from ffnlab.progress import track
 from ffnlab.text import generate
@@ -134,7 +134,7 @@ def compare(
       MissingExtraError: torch or transformers is nowhere to be found.
       FFNLabError: the two sides do not compute the same.
     """
-    model = weights.prepare(load_decoder(directory, extras=False))
+    model = weights.prepare(load(directory, extras=False))
     random = np.random.default_rng(0)
 
     def tokens(*shape: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["loading", "loop", "model", "sparse", "train"]
+__all__ = ["graphs", "kernels", "loading", "loop", "model", "sparse", "train"]
 
 
 def model(
@@ -26,11 +26,12 @@ def model(
 
     Other benches: `ffnlab bench sparse` (skipping inactive channels of a large FFN), `ffnlab bench
     loading` (memory while a checkpoint is loaded), `ffnlab bench train` (training steps, beside
-    torch), `ffnlab bench loop` (what the training loop adds), and `ffnlab bench kernels` (those for
+    torch), `ffnlab bench graphs` (sparse products and a layer, beside torch and PyTorch Geometric),
+    `ffnlab bench loop` (what the training loop adds), and `ffnlab bench kernels` (those for
     GPUs, beside XLA). `ffnlab bench model DIR` is this one in full.
 
     Args:
-      directory: a Hugging Face directory; without one, the model that comes with ffnlab (with qwix,
+      directory: a model directory; without one, the model that comes with ffnlab (with qwix,
         width 2048 and hidden 5632).
       vs: the other library.
       prompt: tokens of the prompt of decoding.
@@ -40,8 +41,6 @@ def model(
       windows: how many windows are evaluated.
       turns: times that both sides do each task.
     """
-    import contextlib
-
     from ffnlab.cli.show import show
 
     if vs == "qwix":
@@ -50,9 +49,10 @@ def model(
         show(quantized.compare(quantized.settings_for(directory, turns), progress=True))
         return
     from ffnlab.bench.versus import Settings, compare, embedded_model
+    from ffnlab.formats.opening import for_others
 
     settings = Settings(prompt, new, prefill, window, windows, turns)
-    with embedded_model() if directory is None else contextlib.nullcontext(directory) as folder:
+    with embedded_model() if directory is None else for_others(directory) as folder:
         show(compare(folder, settings, progress=True))
 
 
@@ -102,19 +102,35 @@ def train(
     The peer takes the faster of eager and `torch.compile`, in its own process (see `ffnlab bench`).
 
     Args:
-      directory: a Hugging Face directory; without one, the model that comes with ffnlab.
+      directory: a model directory; without one, the model that comes with ffnlab.
       batch: rows of a batch.
       length: predictions in a row.
       turns: steps that both sides take.
     """
-    import contextlib
-
     from ffnlab.bench.training import Settings, compare
     from ffnlab.bench.versus import embedded_model
     from ffnlab.cli.show import show
+    from ffnlab.formats.opening import for_others
 
-    with embedded_model() if directory is None else contextlib.nullcontext(directory) as folder:
+    with embedded_model() if directory is None else for_others(directory) as folder:
         show(compare(folder, Settings(batch, length, turns), progress=True))
+
+
+def graphs(*, width: int = 64, inputs: int = 128, turns: int = 15) -> None:
+    """Measures sparse products and a GCN layer's step in turns with torch and PyTorch Geometric.
+
+    On graphs of 3,000 nodes and 30,000 edges, and of 100,000 and 1,000,000. The peer takes the
+    fastest of its forms, in its own process (see `ffnlab bench`).
+
+    Args:
+      width: channels of the products, and out of the layer.
+      inputs: channels into the layer, more than out.
+      turns: times that both sides do each task.
+    """
+    from ffnlab.bench.graphs import Settings, compare
+    from ffnlab.cli.show import show
+
+    show(compare(Settings(width=width, inputs=inputs, turns=turns), progress=True))
 
 
 def kernels(*, only: str = "", names: bool = False, json: Path | None = None) -> int:

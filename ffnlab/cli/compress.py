@@ -25,7 +25,7 @@ def compress(
     OUT/removal.png. The embedded model is compared with a dense one of as many bytes of files.
 
     Args:
-      model: a Hugging Face directory, or a model that comes with ffnlab, "embedded" or
+      model: a model directory, or a model that comes with ffnlab, "embedded" or
         "embedded_small"; "embedded" without one.
       recipe: TOML file; without one, FinerCut, CHESS and FireQ as in ffnlab/recipes/default.toml.
       text: UTF-8 files; the last tenth of every document, from the line break before it, is held
@@ -74,9 +74,8 @@ def compress(
     print(f"model: {source}; text: {words.source}; recipe: {steps.source}")
     report = job.compress(
         decoder,
-        tokenizer,
         steps,
-        words,
+        job.TextTask(tokenizer, words),
         out,
         source=source,
         rival=rival,

@@ -21,7 +21,7 @@ def evaluate(
     with; what stands before the first is not scored.
 
     Args:
-      model: a Hugging Face directory, or a model that comes with ffnlab, "embedded" or
+      model: a model directory, or a model that comes with ffnlab, "embedded" or
         "embedded_small"; "embedded" without one.
       text: UTF-8 files; without any, the held-out modules of this Python's standard library.
       window: predictions in a window; the model's max_positions, at most 1024, without it.

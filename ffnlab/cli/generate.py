@@ -28,7 +28,7 @@ def generate(
     Those are what generation_config.json lists, else config.json, else the tokenizer's files.
 
     Args:
-      model: a Hugging Face directory, or a model that comes with ffnlab, "embedded" or
+      model: a model directory, or a model that comes with ffnlab, "embedded" or
         "embedded_small"; "embedded" without one.
       prompt: the text to continue.
       chat: the prompt is what a user says, put into the model's chat template; only the answer is

@@ -25,6 +25,7 @@ from ffnlab.cli.training import (
 )
 from ffnlab.errors import ConfigError, FFNLabError, at_least
 from ffnlab.formats.huggingface import families
+from ffnlab.formats.opening import config_of
 from ffnlab.models import Decoder
 from ffnlab.parallel import read_config
 from ffnlab.storage.files import read_json
@@ -53,7 +54,7 @@ def plan(
     for CPU devices, whose activations are float32.
 
     Args:
-      config: a TOML file of `ffnlab train`, or a Hugging Face directory or config.json.
+      config: a TOML file of `ffnlab train`, or a model directory or config.json.
       mesh: "dp=2,fsdp=16,tp=8"; the configured one when not given, else one device.
       batch: rows of a batch, over the whole mesh; the configured number when not given.
       length: predictions in a row; likewise.
@@ -118,11 +119,13 @@ def settings_of(path: Path) -> TrainConfig:
     """
     if path.suffix == ".toml":
         return read_config(path, TrainConfig)
-    file = path / "config.json" if path.is_dir() else path
-    try:
-        model = families.read_config(read_json(file), where=str(file))
-    except OSError as error:
-        raise ConfigError(f"config {str(path)!r} cannot be read: {error.strerror}") from None
+    if path.is_dir():
+        model = config_of(path)
+    else:
+        try:
+            model = families.read_config(read_json(path), where=str(path))
+        except OSError as error:
+            raise ConfigError(f"config {str(path)!r} cannot be read: {error.strerror}") from None
     return TrainConfig(model, RunConfig(steps=1), DataConfig())
 
 

@@ -200,10 +200,11 @@ def run(
         )
         if not outcome.finished:
             return {"finished": False, "position": outcome.position, "steps": steps}
-        return written(settings, out / "model", outcome, corpus, windows, work)
+        return written(rule, settings, out / "model", outcome, corpus, windows, work)
 
 
 def written(
+    rule: Rule,
     settings: TrainConfig,
     folder: Path,
     outcome: Outcome,
@@ -212,7 +213,7 @@ def written(
     work: Work,
 ) -> dict[str, object]:
     """Writes a trained model with its record, and returns the record."""
-    whole = placing.gather(outcome.state.model)
+    whole = placing.gather(rule.model(outcome.state))
     if parallel.is_first():
         save(whole, folder, dtype=settings.run.dtype)
         corpus.tokenizer.save(folder)

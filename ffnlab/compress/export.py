@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -13,14 +13,14 @@ from flax import nnx
 from ffnlab import tree, weights
 from ffnlab.compress.report import Export
 from ffnlab.errors import FormatError
-from ffnlab.formats import Tokenizer, is_packable, load, save
+from ffnlab.formats import is_packable, load, save
 from ffnlab.models import Decoder
 from ffnlab.storage.files import sha256, write_json
 
 __all__ = ["checksums", "export"]
 
-Format = Literal["dense", "compressed-tensors"]
-# Relative tolerances of the perplexity. On a CPU both models compute the same in float32, up to the
+Format = Literal["dense", "compressed-tensors", "ffnlab"]
+# Relative tolerances of the score. On a CPU both models compute the same in float32, up to the
 # order of additions; elsewhere the one in memory may use kernels and dtypes of its formats.
 EXACT, ROUNDED = 1e-5, 1e-2
 PROVENANCE = "training.json"  # what a model was trained on; no part of it, and not counted
@@ -28,54 +28,57 @@ ADVICE = "was something else writing there, or is the disk failing?"
 
 
 def export(
-    model: Decoder,
-    tokenizer: Tokenizer,
+    model: Any,
+    beside: Callable[[Path], None],
     out: Path,
-    perplexity: float,
-    measure: Callable[[Decoder, str], float],
+    score: float,
+    measure: Callable[[Any, str], float],
     *,
     dense: bool = False,
     origin: Mapping[str, object] = MappingProxyType({}),
 ) -> tuple[Export, ...]:
     """Writes the model directories, loads each again, and measures both ways of reading it.
 
-    OUT/model is packed (compressed-tensors) if the model has a weight that can be, else dense.
+    OUT/model is packed (compressed-tensors) if the model has a weight that can be, else dense; of a
+    model that no Hugging Face family can say it is in the native format.
 
     Args:
       model: the compressed model, not prepared.
-      tokenizer: written beside it.
+      beside: writes into a directory what belongs beside the model, its tokenizer.
       out: where to.
-      perplexity: of the model in memory.
-      measure: (prepared model, label) -> perplexity on the same text.
+      score: of the model in memory.
+      measure: (prepared model, label) -> the score on the same data.
       dense: write OUT/dense too, if OUT/model is packed.
       origin: what the original model was trained on, for training.json; empty for none.
     Returns:
       what was written, OUT/model first.
     Raises:
-      FormatError: a loaded model has other values or another perplexity than that in memory.
+      FormatError: a loaded model has other values or another score than that in memory.
     """
-    packed = is_packable(model)
-    formats: dict[str, Format] = {"model": "compressed-tensors" if packed else "dense"}
+    native = not isinstance(model, Decoder)
+    packed = not native and is_packable(model)
+    first: Format = "ffnlab" if native else "compressed-tensors" if packed else "dense"
+    formats: dict[str, Format] = {"model": first}
     if dense and packed:
         formats["dense"] = "dense"
     return tuple(
-        write(model, tokenizer, out / name, format, perplexity, measure, origin)
+        write(model, beside, out / name, format, score, measure, origin)
         for name, format in formats.items()
     )
 
 
 def write(
-    model: Decoder,
-    tokenizer: Tokenizer,
+    model: Any,
+    beside: Callable[[Path], None],
     folder: Path,
     format: Format,
-    perplexity: float,
-    measure: Callable[[Decoder, str], float],
+    score: float,
+    measure: Callable[[Any, str], float],
     origin: Mapping[str, object],
 ) -> Export:
     """Writes one directory in one format and checks it; see `export`."""
     ignored = save(model, folder, format=format)
-    tokenizer.save(folder)
+    beside(folder)
     (folder / PROVENANCE).unlink(missing_ok=True)  # of what stood here before
     if origin:
         write_json(folder / PROVENANCE, dict(origin))
@@ -84,7 +87,7 @@ def write(
     check_values(folder, model, loaded)
     loaded = weights.prepare(loaded)
     found = measure(loaded, f"written {folder.name}")
-    check_perplexity(folder, found, perplexity)
+    check_score(folder, found, score)
     elsewhere = found
     if (folder / "ffnlab.json").exists():
         del loaded
@@ -95,13 +98,13 @@ def write(
         format=format,
         nbytes=sum((folder / name).stat().st_size for name in files if name != PROVENANCE),
         files=files,
-        perplexity=found,
-        perplexity_elsewhere=elsewhere,
+        score=found,
+        score_elsewhere=elsewhere,
         ignored=ignored,
     )
 
 
-def check_values(folder: Path, memory: Decoder, loaded: Decoder) -> None:
+def check_values(folder: Path, memory: Any, loaded: Any) -> None:
     """Raises FormatError unless a loaded model has the very values of the one in memory."""
     ours, theirs = values(memory), values(loaded)
     wrong = [
@@ -118,7 +121,7 @@ def check_values(folder: Path, memory: Decoder, loaded: Decoder) -> None:
         )
 
 
-def values(model: Decoder) -> dict[str, nnx.Variable]:
+def values(model: Any) -> dict[str, nnx.Variable]:
     """The variables of a model by path."""
     return {path: node for path, node in tree.walk(model) if isinstance(node, nnx.Variable)}
 
@@ -129,12 +132,12 @@ def stored(variable: nnx.Variable) -> np.ndarray:
     return np.asarray(value.dense() if weights.is_weight(value) else value, np.float32)
 
 
-def check_perplexity(folder: Path, found: float, expected: float) -> None:
-    """Raises FormatError unless a directory gives the perplexity that was measured."""
+def check_score(folder: Path, found: float, expected: float) -> None:
+    """Raises FormatError unless a directory gives the score that was measured."""
     exact = jax.default_backend() == "cpu"
     if not math.isclose(found, expected, rel_tol=EXACT if exact else ROUNDED):
         raise FormatError(
-            f"{folder}: loaded again, the model has perplexity {found:.6g}, and {expected:.6g} was "
+            f"{folder}: loaded again, the model scores {found:.6g}, and {expected:.6g} was "
             f"measured before it was written; {ADVICE}"
         )
 

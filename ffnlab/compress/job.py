@@ -13,35 +13,36 @@ import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
-from ffnlab import weights
+from flax import nnx
+
+from ffnlab import tree, weights
 from ffnlab.compress import measure, pictures
 from ffnlab.compress.export import export
 from ffnlab.compress.plan import Clock, Job, identity, plan
 from ffnlab.compress.report import FORMAT, Report, Rival, Row
 from ffnlab.compress.stages import apply_stage, measured, score
 from ffnlab.compress.state import Interrupted, begin
-from ffnlab.compress.text import Text
+from ffnlab.compress.task import Task
 from ffnlab.errors import require
-from ffnlab.formats import Tokenizer
-from ffnlab.models import Decoder
 from ffnlab.parallel import locked
 from ffnlab.recipes import Recipe
+from ffnlab.report import as_png
 from ffnlab.storage.files import StrPath, atomic_write
-from ffnlab.studies.result import as_png, versions
+from ffnlab.studies.result import versions
 
 __all__ = ["compress"]
 
 
 def compress(
-    model: Decoder,
-    tokenizer: Tokenizer,
+    model: Any,
     recipe: Recipe,
-    text: Text,
+    task: Task,
     out: StrPath,
     *,
     source: str = "in memory",
-    rival: Callable[[Decoder, Row], Rival] | None = None,
+    rival: Callable[[Any, Row], Rival] | None = None,
     dense: bool = False,
     interrupted: Interrupted = "refuse",
     loading: float = 0.0,
@@ -52,9 +53,9 @@ def compress(
 
     Args:
       model: to be compressed; stays as it is.
-      tokenizer: of the model.
       recipe: what to do.
-      text: what to calibrate and to measure on.
+      task: what the model is for, with the data to calibrate and to measure on: `TextTask` of a
+        decoder, `LabelledTask` of a classifier.
       out: folder for the results; made when missing.
       source: where the model came from, for the report.
       rival: measures the dense model to compare with, given the compressed one and its row.
@@ -67,7 +68,7 @@ def compress(
     Returns:
       the report, as written.
     Raises:
-      ConfigError: options that do not fit the model or the text (all at once, before any work), or
+      ConfigError: options that do not fit the model or the data (all at once, before any work), or
         an interrupted job in `out` that is not to be continued, or is another one, or another
         process at work there.
       NumericalError: a stage broke the model.
@@ -77,10 +78,10 @@ def compress(
     out, clock = Path(out), Clock()
     clock.seconds["load"] = loading
     with clock.phase("prepare"):
-        planned = plan(model, tokenizer, recipe, text)
+        planned = plan(model, recipe, task)
     with locked(out):
         with clock.phase("prepare"):
-            state = begin(out, identity(model, recipe, text), interrupted=interrupted)
+            state = begin(out, identity(model, recipe, task), interrupted=interrupted)
             job = Job(planned, weights.prepare(model), state, clock, progress)
         rows = [measured(job, "original", job.original, model, 0.0)]
         compressed, drawings = model, {}
@@ -89,9 +90,9 @@ def compress(
             drawings |= drawing
             rows.append(measured(job, label, weights.prepare(compressed), compressed, seconds))
         with clock.phase("write and check"):
-            found = functools.partial(score, job)
+            found, reached = functools.partial(score, job), rows[-1].scores[task.scores[0].name]
             options = {"dense": dense, "origin": origin}
-            written = export(compressed, tokenizer, out, rows[-1].perplexity, found, **options)
+            written = export(compressed, task.save, out, reached, found, **options)
         beside = None
         if rival is not None:
             with clock.phase("rival"):
@@ -100,11 +101,12 @@ def compress(
             format=FORMAT,
             model=describe(model, source, state.identity["model"]),
             recipe=recipe.as_json(),
-            text=text.as_json(),
-            measured_on={
-                "tokens": int(planned.samples.counted.sum()),
-                "windows": len(planned.samples.tokens),
-            },
+            data=task.as_json(),
+            item=task.item,
+            scores=task.scores,
+            axis=task.axis,
+            pace=task.pace,
+            measured_on=task.counts(planned.samples),
             rows=tuple(rows),
             exports=written,
             rival=beside,
@@ -130,14 +132,13 @@ def publish(report: Report, out: Path, drawings: dict[str, Callable], clock: Clo
     report.write(out / "report.json")
 
 
-def describe(model: Decoder, source: str, sha256: str) -> dict[str, object]:
+def describe(model: Any, source: str, sha256: str) -> dict[str, object]:
     """What the report says of the original model."""
-    config = model.config
-    sizes = ("vocab", "width", "hidden", "layers", "heads", "kv_heads", "head_dim", "family")
-    return {
-        "source": source,
-        "sha256": sha256,
-        "dtype": str(model.embed.weight.dtype),
-        "compute_dtype": str(model.compute_dtype),
-        **{name: getattr(config, name) for name in sizes},
-    }
+    config = getattr(model, "config", None)
+    params = [node for _, node in tree.walk(model) if isinstance(node, nnx.Param)]
+    found: dict[str, object] = {"source": source, "sha256": sha256, "kind": type(model).__name__}
+    found["dtype"] = str(params[0].get_value().dtype)
+    if hasattr(model, "compute_dtype"):
+        found["compute_dtype"] = str(model.compute_dtype)
+    names = ("vocab", "width", "hidden", "layers", "heads", "kv_heads", "head_dim", "family")
+    return found | {name: getattr(config, name) for name in names if hasattr(config, name)}

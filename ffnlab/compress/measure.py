@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ffnlab import tree
+from ffnlab.compress.task import Cost
 from ffnlab.compress.text import Samples
 from ffnlab.errors import NumericalError
 from ffnlab.layers import SparseGatedFFN
@@ -23,7 +24,7 @@ from ffnlab.text.generate import begin
 from ffnlab.text.sample import Sampling
 from ffnlab.weights import SparseInput
 
-__all__ = ["Cost", "Quality", "cost", "decode_speeds", "device", "peak_memory", "quality"]
+__all__ = ["Quality", "cost", "decode_speeds", "device", "peak_memory", "quality"]
 
 PROMPT, STEPS, TURNS = 32, 48, 5  # 320 tokens of context in the end
 
@@ -99,22 +100,6 @@ def decode_speeds(*models: Decoder) -> list[float]:
                 seconds[i].append(time.perf_counter() - start)
             running[i] = model, state, advance
     return [STEPS / statistics.median(turns) for turns in seconds]
-
-
-class Cost(NamedTuple):
-    """What a model needs; see `ffnlab.models.account`.
-
-    Attributes:
-      parameters: numbers that it has.
-      nbytes: stored, with scales and thresholds.
-      cache_bytes: of keys and values per token of context.
-      flops: per token.
-    """
-
-    parameters: int
-    nbytes: int
-    cache_bytes: int
-    flops: float
 
 
 def cost(model: Decoder, prepared: Decoder, tokens: Int[np.ndarray, "b t"]) -> Cost:

@@ -15,7 +15,7 @@ MEGA = 1e6
 
 
 def pareto(report: Report, figure: "Figure") -> None:
-    """Draws bits per byte over stored bytes and over decode speed, a point per stage.
+    """Draws a score over stored bytes and over speed, a point per stage.
 
     Args:
       report: a finished report.
@@ -24,22 +24,24 @@ def pareto(report: Report, figure: "Figure") -> None:
     figure.set_size_inches(11, 4.6)
     left, right = figure.subplots(1, 2, sharey=True)
     rows, rival = report.rows, report.rival
-    panel(left, rows, [row.nbytes / MEGA for row in rows])
+    score = next(score for score in report.scores if score.name == report.axis)
+    heights = [row.scores[score.name] for row in rows]
+    panel(left, rows, [row.nbytes / MEGA for row in rows], heights)
     left.set_xlabel("stored bytes, MB (less is better)")
-    left.set_ylabel("held-out bits per byte (less is better)")
+    left.set_ylabel(f"held-out {score.title} ({score.better} is better)")
     if rival is not None:
         place = rival.nbytes / MEGA, rival.verdicts[0].dense
         left.plot(*place, "D", color="tab:red")
         label(left, "dense, equal files", *place)
     # Speeds are relative to the original's, which is measured in turns with each stage.
-    panel(right, rows, [row.decode / row.decode_original for row in rows])
-    right.set_xlabel(f"decode speed, 1 = {rows[0].decode:.0f} tokens/s (more is better)")
+    panel(right, rows, [row.speed / row.speed_original for row in rows], heights)
+    word, unit = report.pace.rpartition(" ")[0], f"{report.item}s/s"
+    right.set_xlabel(f"{word} speed, 1 = {rows[0].speed:.0f} {unit} (more is better)".strip())
     figure.suptitle("What each stage cost and bought", fontsize=12)
 
 
-def panel(axes: "Axes", rows: Sequence[Row], x: Sequence[float]) -> None:
+def panel(axes: "Axes", rows: Sequence[Row], x: Sequence[float], y: Sequence[float]) -> None:
     """One curve through the stages, each point with its name."""
-    y = [row.bits_per_byte for row in rows]
     axes.plot(x, y, "-", color="0.75", zorder=1)
     axes.scatter(x, y, c=range(len(rows)), cmap="viridis", vmax=max(1, len(rows)), s=50, zorder=2)
     for row, a, b, up in zip(rows, x, y, nudges(y), strict=True):

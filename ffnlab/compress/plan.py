@@ -7,16 +7,15 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 import ffnlab
 from ffnlab.compress.state import State
-from ffnlab.compress.text import Samples, Text, calibration, held_out
+from ffnlab.compress.task import Task
 from ffnlab.errors import ConfigError, FFNLabError
-from ffnlab.formats import Tokenizer
-from ffnlab.models import Decoder
 from ffnlab.recipes import Calibration, Recipe
 from ffnlab.storage import structure
 from ffnlab.transform import Transform
@@ -54,14 +53,16 @@ class Plan:
       labels: a name per stage, in which a transform that occurs twice has a number.
       transforms: one per stage.
       batches: calibration batches by their settings.
-      samples: held-out windows.
+      task: what the model is for.
+      samples: what the task scores.
     """
 
     recipe: Recipe
     labels: Sequence[str]
     transforms: Sequence[Transform]
-    batches: Mapping[Calibration, list[np.ndarray]]
-    samples: Samples
+    batches: Mapping[Calibration, list]
+    task: Task
+    samples: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,62 +78,50 @@ class Job:
     """
 
     plan: Plan
-    original: Decoder
+    original: Any
     state: State
     clock: Clock
     progress: bool
 
 
-def plan(model: Decoder, tokenizer: Tokenizer, recipe: Recipe, text: Text) -> Plan:
+def plan(model: Any, recipe: Recipe, task: Task) -> Plan:
     """Checks that a job can be done; the arguments are those of `compress`.
 
     Raises:
-      ConfigError: it cannot; every problem of recipe, model and text is listed.
+      ConfigError: it cannot; every problem of recipe, model and data is listed.
     """
-    problems = too_long(recipe, model)
+    problems = task.problems(model, recipe)
     labels, transforms = labels_of(recipe), [stage.build() for stage in recipe.stages]
     for number, (label, transform) in enumerate(zip(labels, transforms, strict=True), 1):
         try:
             transform.init(model)
         except FFNLabError as error:
             problems.append(f"stage {number} ({label}): {error}")
-    vocab, batches, samples = model.config.vocab, {}, None
+    batches, samples = {}, None
     for settings in dict.fromkeys(stage.calibration for stage in recipe.stages):
         try:
-            batches[settings] = calibration(text, tokenizer, settings, vocab)
+            batches[settings] = task.calibration(model, settings)
         except FFNLabError as error:
             problems.append(str(error))
     try:
-        samples = held_out(text, tokenizer, recipe.evaluation, vocab)
+        samples = task.held_out(model, recipe.evaluation)
     except FFNLabError as error:
         problems.append(str(error))
     if problems or samples is None:
         listed = "\n".join(f"  - {problem}" for problem in dict.fromkeys(problems))
-        raise ConfigError(f"{recipe.source} does not fit the model or the text:\n{listed}")
-    return Plan(recipe, labels, transforms, batches, samples)
+        raise ConfigError(f"{recipe.source} does not fit the model or the data:\n{listed}")
+    return Plan(recipe, labels, transforms, batches, task, samples)
 
 
-def identity(model: Decoder, recipe: Recipe, text: Text) -> dict[str, str]:
+def identity(model: Any, recipe: Recipe, task: Task) -> dict[str, str]:
     """What must be the same for a job to be resumed."""
     return {
         "ffnlab": ffnlab.__version__,
         "jax": jax.__version__,
         "recipe": recipe.digest(),
         "model": digest(model),
-        "text": hashlib.sha256(json.dumps(text.as_json()).encode()).hexdigest(),
+        "data": hashlib.sha256(json.dumps(task.as_json()).encode()).hexdigest(),
     }
-
-
-def too_long(recipe: Recipe, model: Decoder) -> list[str]:
-    """The windows that are longer than the model's context, as problems."""
-    longest = model.config.max_positions
-    windows = {f"stage {i}": s.calibration.window for i, s in enumerate(recipe.stages, 1)}
-    windows["[evaluation]"] = recipe.evaluation.window
-    return [
-        f"{name}: window = {window} is longer than the model's context of {longest} tokens"
-        for name, window in windows.items()
-        if window > longest
-    ]
 
 
 def labels_of(recipe: Recipe) -> list[str]:
@@ -146,7 +135,7 @@ def labels_of(recipe: Recipe) -> list[str]:
     return labels
 
 
-def digest(model: Decoder) -> str:
+def digest(model: Any) -> str:
     """SHA-256 of a model: structure, static fields, dtypes, shapes and values."""
     found = hashlib.sha256(json.dumps(structure.describe(model), sort_keys=True).encode())
     for leaf in jax.tree.leaves(model):

@@ -8,7 +8,7 @@ against them.
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from rich import box
@@ -19,10 +19,25 @@ from rich.text import Text
 from ffnlab.errors import FormatError
 from ffnlab.storage.files import StrPath, read_json, write_json
 
-__all__ = ["FORMAT", "Export", "Report", "Rival", "Row", "Verdict", "read_report"]
+__all__ = ["FORMAT", "Export", "Report", "Rival", "Row", "Score", "Verdict", "read_report"]
 
-FORMAT = "ffnlab compress report, version 3"
+FORMAT = "ffnlab compress report, version 4"
 D = TypeVar("D")
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A figure of quality.
+
+    Attributes:
+      name: its key in a row.
+      title: as a heading has it.
+      better: "less" or "more".
+    """
+
+    name: str
+    title: str
+    better: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,27 +46,26 @@ class Row:
 
     Attributes:
       stage: "original", or the transform's name, with its number where it occurs twice.
-      perplexity: exp of the mean nats per counted held-out token.
-      bits_per_byte: of held-out text.
+      scores: on held-out data, by name: of text "perplexity", exp of the mean nats per counted
+        token, and "bits_per_byte"; of labelled data "nats" and "accuracy".
       parameters: numbers that the model has, in whatever format.
       nbytes: stored bytes of all parameters, with scales and thresholds.
-      cache_bytes: of keys and values, per token of context.
-      flops: floating-point operations per token at a context of one evaluation window; channels
-        that a sparse model skips are left out.
-      decode: tokens per second, batch 1, greedy.
-      decode_original: the same of the original model, measured in turns with `decode`.
+      cache_bytes: of keys and values, per token of context; 0 where there are none.
+      flops: floating-point operations per item: of text per token at a context of one evaluation
+        window, where channels that a sparse model skips are left out.
+      speed: items per second; of text tokens, decoded greedily at batch 1.
+      speed_original: the same of the original model, measured in turns with `speed`.
       seconds: calibration and rewriting.
     """
 
     stage: str
-    perplexity: float
-    bits_per_byte: float
+    scores: Mapping[str, float]
     parameters: int
     nbytes: int
     cache_bytes: int
     flops: float
-    decode: float
-    decode_original: float
+    speed: float
+    speed_original: float
     seconds: float
 
 
@@ -61,11 +75,11 @@ class Export:
 
     Attributes:
       folder: its name in the folder of the job.
-      format: "dense" or "compressed-tensors".
+      format: "dense", "compressed-tensors" or "ffnlab".
       nbytes: of all files but the record of what the model was trained on.
       files: SHA-256 by file name.
-      perplexity: of the directory loaded again by ffnlab.
-      perplexity_elsewhere: of the directory as tools see it that ignore `ffnlab.json`.
+      score: the first score of the directory loaded again by ffnlab.
+      score_elsewhere: of the directory as tools see it that ignore `ffnlab.json`.
       ignored: what those tools ignore or may stumble on, one sentence each.
     """
 
@@ -73,8 +87,8 @@ class Export:
     format: str
     nbytes: int
     files: Mapping[str, str]
-    perplexity: float
-    perplexity_elsewhere: float
+    score: float
+    score_elsewhere: float
     ignored: tuple[str, ...]
 
 
@@ -124,8 +138,12 @@ class Report:
       format: `FORMAT`.
       model: source, sha256 and sizes of the original model.
       recipe: as it was applied, defaults filled in.
-      text: source, split rule, and SHA-256 and bytes of both parts.
-      measured_on: counted held-out tokens, and windows they are in.
+      data: source, of text the split rule, and SHA-256 and size of both parts.
+      item: what costs and speeds are per, "token" or "image".
+      scores: the figures of quality in the rows.
+      axis: the one that pictures show.
+      pace: what speeds are, "decode tok/s".
+      measured_on: how much was scored: of text counted tokens, and windows they are in.
       rows: the original model, then each stage.
       exports: the directories that were written, at least one.
       rival: the dense model to compare with, where there is one.
@@ -138,7 +156,11 @@ class Report:
     format: str
     model: Mapping[str, object]
     recipe: Mapping[str, object]
-    text: Mapping[str, object]
+    data: Mapping[str, object]
+    item: str
+    scores: tuple[Score, ...]
+    axis: str
+    pace: str
     measured_on: Mapping[str, int]
     rows: tuple[Row, ...]
     exports: tuple[Export, ...]
@@ -157,10 +179,10 @@ class Report:
         write_json(path, self.as_json())
 
     def __rich__(self) -> Group:
-        parts: list[object] = [table(self.rows)]
+        parts: list[object] = [table(self)]
         if self.rival is not None:
             parts.append(Text(versus(self.rival, self.exports[0])))
-        parts += [Text(describe(export)) for export in self.exports]
+        parts += [Text(describe(export, self.scores[0].title)) for export in self.exports]
         parts.append(Text(timings(self.seconds, self.peak_memory)))
         return Group(*parts)
 
@@ -173,7 +195,7 @@ class Report:
         return capture.get().rstrip()
 
 
-def table(rows: tuple[Row, ...]) -> Table:
+def table(report: Report) -> Table:
     """The rows, each figure above its ratio to the original's.
 
     Of speed only the ratio is comparable, as the original is measured anew beside each stage: it
@@ -185,24 +207,27 @@ def table(rows: tuple[Row, ...]) -> Table:
         padding=(0, 1, 0, 0),
     )
     found.add_column("stage")
-    first = rows[0]
-    columns = {
-        "perplexity": lambda r: number(r.perplexity),
-        "bits /\nbyte": lambda r: f"{r.bits_per_byte:.3f}",
-        "para-\nmeters": lambda r: count(r.parameters),
-        "bytes": lambda r: size(r.nbytes),
-        "cache /\ntoken": lambda r: size(r.cache_bytes),
-        "FLOPs /\ntoken": lambda r: count(r.flops),
-        "decode\ntok/s": lambda r: f"{r.decode:.0f}" if r is first else "",
+    first = report.rows[0]
+    columns: dict[str, tuple[Callable[[Row], float | int], Callable[[float | int], str]]] = {
+        score.title.replace(" per ", " /\n").replace(", ", ",\n"): (
+            lambda row, name=score.name: row.scores[name],
+            number,
+        )
+        for score in report.scores
     }
-    fields = ("perplexity", "bits_per_byte", "parameters", "nbytes", "cache_bytes", "flops")
-    for name in columns:
+    columns["para-\nmeters"] = (lambda row: row.parameters, count)
+    columns["bytes"] = (lambda row: row.nbytes, size)
+    if any(row.cache_bytes for row in report.rows):
+        columns[f"cache /\n{report.item}"] = (lambda row: row.cache_bytes, size)
+    columns[f"FLOPs /\n{report.item}"] = (lambda row: row.flops, count)
+    for name in (*columns, report.pace.replace(" ", "\n")):
         found.add_column(name, justify="right")
-    for row in rows:
-        cells = [show(row) for show in columns.values()]
+    for row in report.rows:
+        cells = [show(value(row)) for value, show in columns.values()]
+        cells.append(f"{row.speed:.0f}" if row is first else "")
         if row is not first:
-            ratios = [ratio(getattr(row, f), getattr(first, f)) for f in fields]
-            ratios.append(ratio(row.decode, row.decode_original))
+            ratios = [ratio(value(row), value(first)) for value, _ in columns.values()]
+            ratios.append(ratio(row.speed, row.speed_original))
             cells = [f"{c}\n{r}" for c, r in zip(cells, ratios, strict=True)]
         found.add_row(row.stage, *cells, end_section=True)
     return found
@@ -214,7 +239,7 @@ def ratio(value: float | int, base: float | int) -> str:
 
 
 def number(value: float | int) -> str:
-    """A perplexity as people read it."""
+    """A score as people read it."""
     return f"{value:.3f}" if value < 1000 else f"{value:.3g}"
 
 
@@ -254,14 +279,14 @@ def versus(rival: Rival, export: Export) -> str:
     return "\n".join(lines)
 
 
-def describe(export: Export) -> str:
+def describe(export: Export, title: str) -> str:
     """What was written, and what other tools make of it."""
     files = f"{size(export.nbytes)} in {len(export.files)} files"
     lines = [f"{export.folder}: {export.format}, {files}"]
     if export.ignored:
         lines.append(
-            f"  other tools read it with perplexity {number(export.perplexity_elsewhere)}, not "
-            f"{number(export.perplexity)}; they ignore or may stumble on:"
+            f"  other tools read it with {title} {number(export.score_elsewhere)}, not "
+            f"{number(export.score)}; they ignore or may stumble on:"
         )
     return "\n".join([*lines, *(f"  - {sentence}" for sentence in export.ignored)])
 

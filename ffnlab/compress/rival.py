@@ -61,7 +61,7 @@ def embedded_rival(
     def beside(model: Decoder, row: Row) -> Rival:
         large, small, verdicts = weights.prepare(dense), weights.prepare(model), []
         for words, samples in texts:
-            ours = row.bits_per_byte if words is text else bits(small, samples)
+            ours = row.scores["bits_per_byte"] if words is text else bits(small, samples)
             verdicts.append(verdict(words, ours, bits(large, samples)))
         return Rival(tree.nbytes(dense), files_of_rival(), (*verdicts, *known), NOTE)
 
@@ -122,7 +122,7 @@ def record(path: StrPath) -> dict[str, object]:
     note = f"recorded with Python {report.versions['python']}, jax {report.versions['jax']}"
     return {
         "recipe": report.recipe,
-        "text": report.text,
+        "text": report.data,
         "compressed": {"nbytes": report.rows[-1].nbytes, "file_bytes": written.nbytes},
         "dense": {"model": NAME, "nbytes": rival.nbytes, "file_bytes": rival.file_bytes},
         "verdicts": [vars(v) | {"note": note} for v in rival.verdicts],

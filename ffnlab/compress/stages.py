@@ -5,14 +5,13 @@ import importlib
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import jax
 
 from ffnlab import transform, weights
-from ffnlab.compress import measure
 from ffnlab.compress.plan import Job
 from ffnlab.compress.report import Row, build
-from ffnlab.models import Decoder
 
 __all__ = ["PICTURES", "apply_stage", "measured", "score"]
 
@@ -24,8 +23,8 @@ PICTURES: Mapping[str, tuple[str, str]] = MappingProxyType(
 
 
 def apply_stage(
-    job: Job, number: int, model: Decoder
-) -> tuple[Decoder, dict[str, Callable[..., object]], float]:
+    job: Job, number: int, model: Any
+) -> tuple[Any, dict[str, Callable[..., object]], float]:
     """Calibrates a stage, or takes up its calibration, and rewrites the model.
 
     Args:
@@ -61,7 +60,7 @@ def pictures_of(job: Job, number: int, stats: object) -> dict[str, Callable[...,
     return {f"{name}-{again}" if again.isdigit() and again != "1" else name: drawn.draw}
 
 
-def measured(job: Job, label: str, prepared: Decoder, model: Decoder, seconds: float) -> Row:
+def measured(job: Job, label: str, prepared: Any, model: Any, seconds: float) -> Row:
     """The row of a model; one that was measured before the job was interrupted is not again.
 
     Args:
@@ -75,19 +74,17 @@ def measured(job: Job, label: str, prepared: Decoder, model: Decoder, seconds: f
         return build(Row, job.state.measured[label], f"{job.state.file}: {label}")
     with job.clock.phase("evaluate"):
         size = job.plan.recipe.evaluation.batch
-        found = measure.quality(
-            prepared, job.plan.samples, size, label=label, progress=job.progress
-        )
-        needed = measure.cost(model, prepared, job.plan.samples.tokens[:size, :-1])
-    with job.clock.phase("decode"):
+        task, samples = job.plan.task, job.plan.samples
+        found = task.quality(prepared, samples, size, label=label, progress=job.progress)
+        needed = task.cost(model, prepared, samples, size)
+    with job.clock.phase(task.phase):
         both = [job.original] if prepared is job.original else [prepared, job.original]
-        speeds = measure.decode_speeds(*both)
+        speeds = task.speeds(samples, *both)
     row = Row(
         stage=label,
-        perplexity=found.perplexity,
-        bits_per_byte=found.bits_per_byte,
-        decode=speeds[0],
-        decode_original=speeds[-1],
+        scores=dict(found),
+        speed=speeds[0],
+        speed_original=speeds[-1],
         seconds=seconds,
         **needed._asdict(),
     )
@@ -95,9 +92,8 @@ def measured(job: Job, label: str, prepared: Decoder, model: Decoder, seconds: f
     return row
 
 
-def score(job: Job, model: Decoder, label: str) -> float:
-    """The perplexity of a prepared model on the job's held-out windows."""
-    size = job.plan.recipe.evaluation.batch
-    return measure.quality(
-        model, job.plan.samples, size, label=label, progress=job.progress
-    ).perplexity
+def score(job: Job, model: Any, label: str) -> float:
+    """The first score of a prepared model on what the job holds out."""
+    task, size = job.plan.task, job.plan.recipe.evaluation.batch
+    found = task.quality(model, job.plan.samples, size, label=label, progress=job.progress)
+    return found[task.scores[0].name]

@@ -70,7 +70,7 @@ def standard_text() -> Text:
         text.train,
         text.held_out,
         f"standard library of Python {text.identity['python']}",
-        "held-out modules are fixed by name in ffnlab.data.text.stdlib_text",
+        "held-out modules are fixed by name in ffnlab.data.stdlib_text",
     )
 
 

@@ -8,7 +8,10 @@ tokenizers belong to `ffnlab.models`, placing batches on devices to `ffnlab.para
 from ffnlab.data.batches.arrays import ArrayBatches
 from ffnlab.data.batches.records import RecordBatches
 from ffnlab.data.batches.tfds import tfds_records
+from ffnlab.data.batches.zipped import Parted, Zipped
 from ffnlab.data.clusters import Labelled, digits, gaussian_clusters
+from ffnlab.data.folders import find_folder, folder
+from ffnlab.data.graphs import LabelledNodes, block_model, cora
 from ffnlab.data.images.files import ImageFolder, read_idx
 from ffnlab.data.images.mnist import mnist, mnist_folder
 from ffnlab.data.text.packing import Packed, PackedBatches
@@ -25,12 +28,19 @@ __all__ = [
     "HeldOut",
     "ImageFolder",
     "Labelled",
+    "LabelledNodes",
     "Packed",
     "PackedBatches",
+    "Parted",
     "RecordBatches",
     "StdlibText",
     "TextBatches",
+    "Zipped",
+    "block_model",
+    "cora",
     "digits",
+    "find_folder",
+    "folder",
     "gaussian_clusters",
     "held_out_windows",
     "mnist",

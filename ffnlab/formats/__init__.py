@@ -1,4 +1,4 @@
-"""Models in files: Hugging Face directories, compressed-tensors, llama2.c, tokenizers, in and out.
+"""Models in files: Hugging Face directories, our native format, llama2.c, tokenizers, in and out.
 
 What comes from outside is untrusted: sizes, shapes and numbers are checked before they are used,
 and nothing is ever unpickled. Networks belong in `ffnlab.models`, what is done with their text in
@@ -6,12 +6,15 @@ and nothing is ever unpickled. Networks belong in `ffnlab.models`, what is done 
 """
 
 from ffnlab.formats.embedded import embedded, open_model
-from ffnlab.formats.huggingface.load import load
-from ffnlab.formats.huggingface.save import is_packable, save
+from ffnlab.formats.huggingface.save import is_packable
 from ffnlab.formats.huggingface.sidecar import ignored_by_others
+from ffnlab.formats.kinds import KINDS, Kind
+from ffnlab.formats.opening import load, save
 from ffnlab.formats.tokenizer.tokenizer import Tokenizer
 
 __all__ = [
+    "KINDS",
+    "Kind",
     "Tokenizer",
     "embedded",
     "ignored_by_others",

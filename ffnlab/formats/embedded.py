@@ -10,11 +10,10 @@ recipe, the text by SHA-256, and its held-out bits per byte.
 from importlib import resources
 from pathlib import Path
 
-from ffnlab.errors import ConfigError, FormatError
-from ffnlab.formats.huggingface.load import load
+from ffnlab.errors import FormatError
+from ffnlab.formats.opening import load
 from ffnlab.formats.tokenizer.tokenizer import Tokenizer
 from ffnlab.models.decoder import Decoder
-from ffnlab.storage.files import StrPath
 
 SHIPPED = ("embedded", "embedded_small")
 
@@ -32,20 +31,7 @@ def embedded(name: str = "embedded") -> tuple[Decoder, Tokenizer]:
     with resources.as_file(resources.files("ffnlab") / name) as folder:
         if not (folder / "model.safetensors").exists():
             raise FormatError(f"{folder} has no model.safetensors; reinstall ffnlab")
-        return load_decoder(folder), Tokenizer.load(folder)
-
-
-def load_decoder(directory: StrPath, *, extras: bool = True) -> Decoder:
-    """A model directory that holds a decoder; arguments and errors as `load`.
-
-    Raises:
-      ConfigError: it holds another kind of model.
-    """
-    model = load(directory, extras=extras)
-    if not isinstance(model, Decoder):
-        kind = type(model).__name__
-        raise ConfigError(f"{directory} holds an {kind}; a Decoder is accepted here")
-    return model
+        return load(folder), Tokenizer.load(folder)
 
 
 def shipped(place: Path | None) -> str | None:
@@ -59,14 +45,16 @@ def shipped(place: Path | None) -> str | None:
 
 
 def open_model(place: Path | None) -> tuple[Decoder, Tokenizer]:
-    """The model that a command line names.
+    """The language model that a command line names.
 
     Args:
       place: a model directory, else the name of a model that comes with the package; None for
         "embedded".
     Raises:
       FormatError: no such directory or name, or not a model.
-      ConfigError: a model that is no decoder.
+      ConfigError: the directory holds a model of another kind.
     """
     name = shipped(place)
-    return embedded(name) if name else (load_decoder(place), Tokenizer.load(place))
+    if name:
+        return embedded(name)
+    return load(place, kinds=("decoder",)), Tokenizer.load(place)

@@ -26,7 +26,7 @@ import ml_dtypes
 import numpy as np
 
 from ffnlab.errors import FormatError
-from ffnlab.formats.untrusted import JSON_LIMIT, file_size, inside, quoted, read_json
+from ffnlab.formats.untrusted import JSON_LIMIT, file_size, inside, is_count, quoted, read_json
 from ffnlab.storage.files import atomic_write, parse_json, write_json
 
 RANK_LIMIT = 16
@@ -107,8 +107,9 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     return infos, metadata
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+def is_shape(value: object) -> bool:
+    """Whether what was read is the shape of a tensor."""
+    return isinstance(value, list) and len(value) <= RANK_LIMIT and all(map(is_count, value))
 
 
 def _info(name: str, entry: object, file: Path, base: int) -> TensorInfo:
@@ -118,11 +119,11 @@ def _info(name: str, entry: object, file: Path, base: int) -> TensorInfo:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise FormatError(f"{where}: dtype {quoted(dtype)}; known: {', '.join(DTYPES)}")
-    if not isinstance(shape, list) or len(shape) > RANK_LIMIT or not all(map(_is_count, shape)):
+    if not is_shape(shape):
         raise FormatError(
             f"{where}: shape {quoted(shape)}; a list of at most {RANK_LIMIT} counts is accepted"
         )
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_count, offsets)):
         raise FormatError(f"{where}: data_offsets {quoted(offsets)} are not two counts")
     start, stop = offsets
     itemsize = DTYPES[dtype].itemsize

@@ -22,6 +22,10 @@ TILE = 16  # columns written at a time when turning: 64 bytes of float32, one ca
 ALIGNMENT = 64  # what the CPU backend asks of a buffer to take it over
 NOT_FINITE = "NaN or infinity"
 Index = tuple[slice, ...]
+Axes = tuple[str | None, ...]
+Placement = (
+    jax.sharding.Sharding | Callable[[str, Axes, tuple[int, ...]], jax.sharding.Sharding] | None
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,15 @@ class Stored:
     first: int
     shape: tuple[int, ...]
     transposed: bool
+
+
+def placement(
+    sharding: Placement, path: str, axes: Axes, shape: tuple[int, ...]
+) -> jax.sharding.Sharding | None:
+    """Where one array goes: as all do, or as a function of it says."""
+    if sharding is None or isinstance(sharding, jax.sharding.Sharding):
+        return sharding
+    return sharding(path, axes, shape)
 
 
 def place(

@@ -16,6 +16,15 @@ def quoted(name: object) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
+def is_count(value: object) -> bool:
+    """Whether what was read is a size: an integer of 0 to 2**63 - 1.
+
+    >>> is_count(3), is_count(True), is_count(-1)
+    (True, False, False)
+    """
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
 def read_json(file: Path, *, limit: int = JSON_LIMIT) -> object:
     """Strict JSON (`ffnlab.storage.files`) of a regular file, its size checked before reading.
 

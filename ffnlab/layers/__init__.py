@@ -1,43 +1,68 @@
 """Layers: `nnx.Module`s with y = layer(x) whose matrices are weights.
 
-Parts that models are assembled from: linear maps, norms, attention, feed-forward networks, blocks.
+Parts that models are assembled from: linear maps, norms, attention, feed-forward networks, layers
+on graphs (`layer(x, graph)`), blocks.
 A whole network (embedding to logits) belongs in `ffnlab.models`.
 """
 
 from ffnlab.layers.activations import ACTIVATIONS, PReLU
 from ffnlab.layers.attention.attention import Attention, AttentionSpec
 from ffnlab.layers.attention.rope import Rope
+from ffnlab.layers.batch_norm import BatchNorm, FixedAffine, Moments, measured
 from ffnlab.layers.block import Block, Join
 from ffnlab.layers.context import Context, LayerInputs, LayerOutputs, Memory, TokenFacts
 from ffnlab.layers.conv import Conv
+from ffnlab.layers.dropout import dropout
 from ffnlab.layers.feed_forward.ffn import FFN, GatedFFN, JoinedGatedFFN, SparseGatedFFN
 from ffnlab.layers.feed_forward.mlp import MLP
+from ffnlab.layers.folding import fold
+from ffnlab.layers.graph_conv import GAT, GCN, GraphSAGE
 from ffnlab.layers.linear import Embedding, Linear
-from ffnlab.layers.norms import LayerNorm, RMSNorm
+from ffnlab.layers.norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm, ScaleNorm
+from ffnlab.layers.pooling import avg_pool, global_avg_pool, global_max_pool, max_pool
+from ffnlab.layers.recurrent import CELLS, Recurrent
 from ffnlab.layers.stacking import Statistic
 
 __all__ = [
     "ACTIVATIONS",
+    "CELLS",
     "FFN",
+    "GAT",
+    "GCN",
     "MLP",
-    "Memory",
     "Attention",
     "AttentionSpec",
+    "BatchNorm",
     "Block",
     "Context",
     "Conv",
     "Embedding",
+    "FixedAffine",
     "GatedFFN",
+    "GraphSAGE",
+    "GroupNorm",
+    "InstanceNorm",
     "Join",
     "JoinedGatedFFN",
     "LayerInputs",
     "LayerNorm",
     "LayerOutputs",
     "Linear",
+    "Memory",
+    "Moments",
     "PReLU",
     "RMSNorm",
+    "Recurrent",
     "Rope",
+    "ScaleNorm",
     "SparseGatedFFN",
     "Statistic",
     "TokenFacts",
+    "avg_pool",
+    "dropout",
+    "fold",
+    "global_avg_pool",
+    "global_max_pool",
+    "max_pool",
+    "measured",
 ]

@@ -158,6 +158,36 @@ class Block(nnx.Module):
         y = norm(y) if join.norm == "output" and norm is not None else y
         return (y if post is None else post(y)), cache, report
 
+    def with_slot(
+        self,
+        name: str,
+        sublayer: nnx.Module,
+        *,
+        after: str,
+        norm: nnx.Module | None = None,
+        join: Join | None = None,
+    ) -> "Block":
+        """A new block with one more sublayer.
+
+        Args:
+          name: of the new slot.
+          sublayer: what stands in it.
+          after: the slot that it follows.
+          norm, join: as those of any slot.
+        Raises:
+          ValueError: a name that is taken, or no such slot.
+        """
+        if hasattr(self, name) or after not in self.slots:
+            raise ValueError(
+                f"name={name!r} after={after!r}: this block has the slots {self.slots}"
+            )
+        new, i = jax.tree.map(lambda leaf: leaf, self), self.slots.index(after) + 1
+        setattr(new, name, nnx.data(sublayer))
+        setattr(new, f"{name}_norm", nnx.data(norm))
+        new.slots = (*self.slots[:i], name, *self.slots[i:])
+        new.joins = (*self.joins[:i], Join() if join is None else join, *self.joins[i:])
+        return new
+
     def without(self, sublayer: str) -> "Block":
         """A new block without one of its sublayers; a norm after the sum stays.
 

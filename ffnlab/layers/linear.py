@@ -4,20 +4,62 @@ Every parameter is an `nnx.Param` that carries its logical axis names as metadat
 every matrix in it is a weight (`ffnlab.weights`).
 """
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from ffnlab.errors import ConfigError
 from ffnlab.weights import Dense, Weight
 from ffnlab.weights.dense import product_by_rows
 
 MANY_ROWS = 64  # from here on copying a weight costs little beside multiplying by it
 
+L = TypeVar("L", bound="Map")
 
-class Linear(nnx.Module):
+
+class Map(nnx.Module):
+    """What a `Linear` and a `Conv` have in common: a weight and perhaps a bias.
+
+    Attributes:
+      w: Param holding a Weight of shape [rows, out].
+      b: Param holding [out], or None.
+    """
+
+    w: nnx.Param
+    b: nnx.Param | None
+
+    @property
+    def weight(self) -> Weight:
+        """The weight."""
+        return self.w.get_value()
+
+    @property
+    def bias(self) -> Array | None:
+        """The bias [out], or None."""
+        return None if self.b is None else self.b.get_value()
+
+    def replace(self: L, weight: Weight, bias: Array | None = None) -> L:
+        """A new map with another weight; the bias stays unless one is given.
+
+        Raises:
+          ValueError: the shapes differ.
+        """
+        if tuple(weight.shape) != tuple(self.weight.shape):
+            raise ValueError(f"weight has shape {weight.shape}, the layer {self.weight.shape}")
+        new = jax.tree.map(lambda leaf: leaf, self)
+        new.w = nnx.Param(weight, axes=self.w.axes)
+        if bias is not None:
+            new.b = nnx.data(nnx.Param(bias, axes=self.w.axes[1:]))
+        return new
+
+
+class Linear(Map):
     """y = x @ w + b, where w is any weight.
 
     Attributes:
@@ -35,40 +77,36 @@ class Linear(nnx.Module):
         bias: bool = False,
         dtype: DTypeLike = jnp.float32,
         scale: float = 1.0,
+        init: Initializer | None = None,
     ):
-        """Draws w from N(0, scale^2 / in) and sets b, when asked for, to zero."""
-        std = scale * d_in**-0.5
-        w = (jax.random.normal(key, (d_in, d_out), jnp.float32) * std).astype(dtype)
-        self.w = nnx.Param(Dense(w), axes=axes)
-        self.b = nnx.data(nnx.Param(jnp.zeros((d_out,), dtype), axes=axes[1:]) if bias else None)
+        """Draws w from N(0, scale^2 / in) and sets b, when asked for, to zero.
 
-    @property
-    def weight(self) -> Weight:
-        """The weight."""
-        return self.w.get_value()
-
-    @property
-    def bias(self) -> Array | None:
-        """The bias [out], or None."""
-        return None if self.b is None else self.b.get_value()
-
-    def replace(self, weight: Weight, bias: Array | None = None) -> "Linear":
-        """A new Linear with another weight; the bias stays unless one is given.
-
+        Args:
+          d_in, d_out: widths.
+          key: of the draw.
+          axes: logical names of both.
+          bias: whether there is one.
+          dtype: of the parameters.
+          scale: of the draw.
+          init: draws w [in, out] instead, one of `jax.nn.initializers` for instance.
         Raises:
-          ValueError: the shapes differ.
+          ConfigError: scale beside init.
         """
-        if tuple(weight.shape) != tuple(self.weight.shape):
-            raise ValueError(f"weight has shape {weight.shape}, the layer {self.weight.shape}")
-        new = jax.tree.map(lambda leaf: leaf, self)
-        new.w = nnx.Param(weight, axes=self.w.axes)
-        if bias is not None:
-            new.b = nnx.data(nnx.Param(bias, axes=self.w.axes[1:]))
-        return new
+        if init is None:
+            init = jax.nn.initializers.normal(scale * d_in**-0.5)
+        elif scale != 1.0:
+            raise ConfigError(f"scale={scale} and init both say how w is drawn; give one of them")
+        self.w = nnx.Param(Dense(drawn(init, key, (d_in, d_out), dtype)), axes=axes)
+        self.b = nnx.data(nnx.Param(jnp.zeros((d_out,), dtype), axes=axes[1:]) if bias else None)
 
     def __call__(self, x: Float[Array, "*b in"]) -> Float[Array, "*b out"]:
         y = self.weight.matmul(x)
         return y if self.b is None else y + self.b.get_value().astype(y.dtype)
+
+
+def drawn(init: Initializer, key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """What an initializer draws, in float32 and rounded: a dtype does not change the draw."""
+    return init(key, shape, jnp.float32).astype(dtype)
 
 
 def together(x: Float[Array, "*b in"], *maps: Linear) -> list[Array]:

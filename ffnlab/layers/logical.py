@@ -13,12 +13,14 @@ from contextlib import AbstractContextManager
 from types import MappingProxyType
 
 import jax
+import numpy as np
 from jax.sharding import PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ffnlab.errors import ConfigError
+from ffnlab.weights.base import AxisNames
 
-__all__ = ["LAYOUT", "Layout", "ambient", "constrain", "partition", "using"]
+__all__ = ["LAYOUT", "Layout", "ambient", "batch_axes", "constrain", "partition", "using"]
 
 Layout = Mapping[str, tuple[str, ...]]
 
@@ -121,3 +123,41 @@ def constrain(x: Array, axes: Sequence[str | None], *, path: str | None = None) 
         return x
     spec = partition(axes, x.shape, sizes, ambient(), path=path)
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def batch_axes(batch: PyTree, *, stacked: bool = False) -> PyTree:
+    """A batch with, in place of each array, the logical axis names of its dimensions.
+
+    The first axis of an array is "batch", its rows. A part of a batch that knows better has a
+    method `leaf_axes()`, as weights have: it gives the part's structure with the names of each
+    array, and what it does not name "batch" (the edges of a graph) is never cut into rows.
+
+    Args:
+      batch: a tree of arrays, abstract or not.
+      stacked: the arrays are [n, …], of n batches; names have a None before them.
+    Raises:
+      ConfigError: a part names another number of dimensions than one of its arrays has.
+
+    >>> batch_axes({"x": np.zeros((4, 3)), "scale": np.float32(1)})
+    {'scale': (), 'x': ('batch', None)}
+    """
+    before = (None,) if stacked else ()
+
+    def knows(node: object) -> bool:
+        return hasattr(type(node), "leaf_axes")
+
+    def of_node(path: tuple, node: PyTree) -> PyTree:
+        if not knows(node):
+            inner = np.ndim(node) - len(before)
+            return AxisNames((*before, "batch", *[None] * (inner - 1)) if inner else before)
+        found = jax.tree.map(lambda names: AxisNames((*before, *names)), node.leaf_axes())
+        pairs = zip(jax.tree.leaves(node), jax.tree.leaves(found), strict=True)
+        for leaf, names in pairs:
+            if np.ndim(leaf) != len(names):
+                raise ConfigError(
+                    f"batch{jax.tree_util.keystr(path)}: leaf_axes() of {type(node).__name__} "
+                    f"names {tuple(names)}, of an array {np.shape(leaf)}"
+                )
+        return found
+
+    return jax.tree_util.tree_map_with_path(of_node, batch, is_leaf=knows)

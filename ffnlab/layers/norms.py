@@ -1,4 +1,9 @@
-"""Normalization over the channels of one position, in float32 whatever the input's dtype."""
+"""Normalization of each example by itself, in float32 whatever the input's dtype.
+
+`BatchNorm`, which normalizes over examples, has a file of its own.
+"""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +11,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-__all__ = ["LayerNorm", "RMSNorm"]
+from ffnlab.errors import ConfigError
+
+__all__ = ["GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "ScaleNorm"]
 
 
 class RMSNorm(nnx.Module):
@@ -38,10 +45,29 @@ class RMSNorm(nnx.Module):
         return (x32 * rms * gain).astype(x.dtype)
 
 
-class LayerNorm(nnx.Module):
-    """(x - mean(x)) / sqrt(var(x) + eps) * scale + bias over the last axis (arXiv 1607.06450).
+class ScaleNorm(nnx.Module):
+    """scale * x / max(|x|, eps), |x| the length of the last axis (arXiv 1910.05895, eq. 5).
 
-    Mean and variance (divided by d, as everywhere) are computed in float32.
+    Attributes:
+      scale: Param holding [], sqrt(d) at first. MossFormer's, which divides by rms(x), is this over
+        sqrt(d).
+      eps: the least length that is divided by (static).
+    """
+
+    def __init__(self, d: int, *, eps: float = 1e-5, dtype: DTypeLike = jnp.float32):
+        self.scale = nnx.Param(jnp.asarray(d**0.5, dtype), axes=())
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        x32 = x.astype(jnp.float32)
+        squares = jnp.sum(x32 * x32, axis=-1, keepdims=True)
+        # The square root after the maximum: its derivative at a length of zero is finite.
+        inverse = jax.lax.rsqrt(jnp.maximum(squares, self.eps**2))
+        return (x32 * inverse * self.scale.get_value().astype(jnp.float32)).astype(x.dtype)
+
+
+class Scaled(nnx.Module):
+    """What norms with a scale and a bias of every channel have in common.
 
     Attributes:
       scale: Param holding [d], or None.
@@ -62,24 +88,87 @@ class LayerNorm(nnx.Module):
         """Sets the scale to one and the bias to zero.
 
         Args:
-          d: width.
+          d: channels.
           eps: added to the variance; 1e-5 is torch's, BERT has 1e-12.
           scale, bias: whether there is one.
-          axis: logical name of the width.
+          axis: logical name of the channels.
           dtype: of the parameters.
         """
         self.scale = nnx.data(nnx.Param(jnp.ones((d,), dtype), axes=(axis,)) if scale else None)
         self.bias = nnx.data(nnx.Param(jnp.zeros((d,), dtype), axes=(axis,)) if bias else None)
         self.eps = eps
 
-    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        x32 = x.astype(jnp.float32)
-        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
-        # Of the centred values: the mean of squares less the squared mean loses all digits where
-        # the mean is large.
-        y = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + self.eps)
+    def scaled(self, y: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        """y * scale + bias, of float32."""
         if self.scale is not None:
             y = y * self.scale.get_value().astype(jnp.float32)
-        if self.bias is not None:
-            y = y + self.bias.get_value().astype(jnp.float32)
-        return y.astype(x.dtype)
+        return y if self.bias is None else y + self.bias.get_value().astype(jnp.float32)
+
+
+class LayerNorm(Scaled):
+    """(x - mean(x)) / sqrt(var(x) + eps) * scale + bias over the last axis (arXiv 1607.06450).
+
+    Attributes: scale, bias, eps; see `Scaled`. The variance is divided by d, as everywhere.
+    """
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        return self.scaled(standardized(x, (-1,), self.eps)).astype(x.dtype)
+
+
+class GroupNorm(Scaled):
+    """Each example's groups of channels, with all their positions, to mean 0 and variance 1; then
+    * scale + bias (arXiv 1803.08494).
+
+    Attributes:
+      scale, bias, eps: as in LayerNorm, of every channel.
+      groups: how many; channels of a group are neighbours (static).
+    """
+
+    def __init__(
+        self,
+        d: int,
+        groups: int,
+        *,
+        eps: float = 1e-5,
+        scale: bool = True,
+        bias: bool = True,
+        axis: str = "embed",
+        dtype: DTypeLike = jnp.float32,
+    ):
+        """As LayerNorm's, with a number of groups.
+
+        Raises:
+          ConfigError: groups that do not divide the channels.
+        """
+        if groups < 1 or d % groups:
+            raise ConfigError(f"groups={groups} must divide the {d} channels")
+        super().__init__(d, eps=eps, scale=scale, bias=bias, axis=axis, dtype=dtype)
+        self.groups = groups
+
+    def __call__(self, x: Float[Array, "n *grid d"]) -> Float[Array, "n *grid d"]:
+        grouped = x.reshape(*x.shape[:-1], self.groups, -1)
+        axes = (*range(1, x.ndim - 1), -1)
+        return self.scaled(standardized(grouped, axes, self.eps).reshape(x.shape)).astype(x.dtype)
+
+
+class InstanceNorm(Scaled):
+    """Each channel of each example, over its positions, to mean 0 and variance 1; then * scale +
+    bias (arXiv 1607.08022). A channel of one position becomes its bias.
+
+    Attributes: scale, bias, eps; as in LayerNorm.
+    """
+
+    def __call__(self, x: Float[Array, "n *grid d"]) -> Float[Array, "n *grid d"]:
+        axes = tuple(range(1, x.ndim - 1))
+        return self.scaled(standardized(x, axes, self.eps)).astype(x.dtype)
+
+
+def standardized(x: Float[Array, "..."], axes: Sequence[int], eps: float) -> Float[Array, "..."]:
+    """(x - mean) / sqrt(variance + eps) over some axes, in float32.
+
+    Of centred values: the mean of squares less the squared mean loses all digits where a mean is
+    large.
+    """
+    x32 = x.astype(jnp.float32)
+    centred = x32 - jnp.mean(x32, axis=axes, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=axes, keepdims=True) + eps)

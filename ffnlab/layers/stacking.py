@@ -108,8 +108,8 @@ def run_stack(
       ConfigError: another policy.
 
     >>> import jax.numpy as jnp
-    >>> run_stack(jnp.arange(3.0), 1.0, lambda m, c, x: (c + m, c))
-    (Array(4., dtype=float32...), Array([1., 1., 2.], dtype=float32))
+    >>> run_stack(jnp.arange(3.0), jnp.float32(1), lambda m, c, x: (c + m, c))
+    (Array(4., dtype=float32), Array([1., 1., 2.], dtype=float32))
     """
     body = rematerialized(lambda module, carry, x: call(module, carry, x), remat)
     return jax.lax.scan(lambda c, m: body(m[0], c, m[1]), carry, (stacked, xs), length=length)

@@ -8,8 +8,6 @@ from ffnlab.learning.backprop import (
     BackpropState,
     backprop,
     computed_in,
-    labelled,
-    next_token,
 )
 from ffnlab.learning.counter_current.rule import (
     CounterCurrentState,
@@ -17,9 +15,8 @@ from ffnlab.learning.counter_current.rule import (
     PairLoss,
     counter_current,
 )
-from ffnlab.learning.noprop.net import NoPropNet
+from ffnlab.learning.members import members
 from ffnlab.learning.noprop.rule import NoPropOptions, NoPropState, noprop
-from ffnlab.learning.noprop.schedule import LearnedSchedule
 from ffnlab.learning.optimizers.masters import MastersState, in_float32
 from ffnlab.learning.optimizers.named import (
     OPTIMIZERS,
@@ -35,7 +32,9 @@ from ffnlab.learning.optimizers.trust import (
     scale_by_trust_ratio,
     sqrt_batch_schedule,
 )
-from ffnlab.learning.packed import packed_next_token
+from ffnlab.losses import labelled, next_token, packed_next_token
+from ffnlab.models.noise import LearnedSchedule
+from ffnlab.models.noprop_net import NoPropNet
 
 __all__ = [
     "OPTIMIZERS",
@@ -59,6 +58,7 @@ __all__ = [
     "lamb",
     "lars",
     "make_optimizer",
+    "members",
     "next_token",
     "noise_scale",
     "noprop",

@@ -1,11 +1,16 @@
 """Checks of labelled batches that the rules for classification share."""
 
+import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 __all__ = ["check_labels"]
 
 
-def check_labels(y: object, classes: int) -> None:
-    """Raises ValueError for classes outside [0, classes); those on a device are not looked at."""
-    if isinstance(y, np.ndarray) and len(y) and not (0 <= y.min() and y.max() < classes):
+def check_labels(y: ArrayLike | list[int], classes: int) -> None:
+    """Raises ValueError for classes outside [0, classes), of those this process can look at."""
+    if isinstance(y, jax.Array) and not y.is_fully_addressable:
+        return
+    y = np.asarray(y)
+    if y.size and not (0 <= y.min() and y.max() < classes):
         raise ValueError(f"y has classes from {y.min()} to {y.max()}; 0 to {classes - 1} are there")

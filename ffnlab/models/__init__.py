@@ -10,9 +10,21 @@ from types import MappingProxyType
 from typing import Any
 
 from ffnlab.models.config import DecoderConfig
+from ffnlab.models.convnet import (
+    AutoencoderConfig,
+    ConvAutoencoder,
+    ConvMirror,
+    ConvNet,
+    ConvNetConfig,
+)
 from ffnlab.models.decoder import Cache, Decoder
-from ffnlab.models.encoder import Encoder, sentence_vectors
+from ffnlab.models.encoder import Encoder, MaskedTransform, sentence_vectors
 from ffnlab.models.encoder_config import EncoderConfig
+from ffnlab.models.graph_network import GraphNetwork, GraphNetworkConfig
+from ffnlab.models.mlp import MLPConfig
+from ffnlab.models.noise import LearnedSchedule
+from ffnlab.models.noprop_net import Denoiser, NoPropConfig, NoPropNet
+from ffnlab.models.norms import population_norms
 from ffnlab.models.remat import remat
 from ffnlab.models.remove import remove, removed
 from ffnlab.models.stack import Stacked, stack, unstack
@@ -35,12 +47,26 @@ ABOVE = MappingProxyType(
 )
 
 __all__ = [
+    "AutoencoderConfig",
     "Cache",
+    "ConvAutoencoder",
+    "ConvMirror",
+    "ConvNet",
+    "ConvNetConfig",
     "Decoder",
     "DecoderConfig",
+    "Denoiser",
     "Encoder",
     "EncoderConfig",
+    "GraphNetwork",
+    "GraphNetworkConfig",
+    "LearnedSchedule",
+    "MLPConfig",
+    "MaskedTransform",
+    "NoPropConfig",
+    "NoPropNet",
     "Stacked",
+    "population_norms",
     "remat",
     "remove",
     "removed",

@@ -1,5 +1,7 @@
 """What a model costs: parameters, bytes, and floating-point operations per token, in closed form.
 
+What a program of it needs, `compiled_cost` asks the compiler.
+
 A multiply and an add are two operations. Counted are matrix products: every linear map, the output
 head, and attention's scores and weighted sums. Not counted are what grows with a width instead of
 a product of two: norms, biases, activations, rotations, softmax, the embedding look-up, and the
@@ -7,20 +9,29 @@ dequantization of codes.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
 
 from ffnlab import tree
-from ffnlab.errors import SelectionError
+from ffnlab.errors import ConfigError, SelectionError
 from ffnlab.layers import Attention, Linear, SparseGatedFFN, Statistic
+from ffnlab.models.cost import multiply_adds
 from ffnlab.models.decoder import Decoder
 from ffnlab.models.encoder import Encoder
 from ffnlab.models.stack import Stacked, unstack
 from ffnlab.weights import LoRA, LowRank, Masked, SparseInput, Transposed, Weight, is_weight
 
-__all__ = ["cache_bytes_per_token", "flops_per_token", "nbytes", "parameters"]
+__all__ = [
+    "CompiledCost",
+    "cache_bytes_per_token",
+    "compiled_cost",
+    "flops_per_token",
+    "nbytes",
+    "parameters",
+]
 
 
 def parameters(model: nnx.Module) -> int:
@@ -142,3 +153,51 @@ def weight_flops(weight: Weight) -> int:
     if isinstance(weight, LoRA):
         return weight_flops(weight.base) + 2 * (weight.a.size + weight.b.size)
     return 2 * math.prod(weight.shape)
+
+
+class CompiledCost(NamedTuple):
+    """What a compiled program needs.
+
+    Attributes:
+      temporary: bytes that it keeps besides its arguments and its results.
+      arguments, results: bytes of those.
+      multiply_adds: pairs of a multiplication and an addition in matrix products
+        (`ffnlab.models.cost.multiply_adds`).
+      compiler_flops: operations as the compiler counts them: elementwise ones too, the body of a
+        loop once; to be compared between programs of one kind only.
+    """
+
+    temporary: int
+    arguments: int
+    results: int
+    multiply_adds: int
+    compiler_flops: float
+
+
+def compiled_cost(fn: Callable[..., Any], *args: Any) -> CompiledCost:
+    """Compiles a function for some arguments, without running it, and says what it needs.
+
+    Args:
+      fn: of pytrees of arrays; a jitted one is taken without its donations.
+      args: what it is called with; leaves may be abstract (`jax.ShapeDtypeStruct`).
+    Raises:
+      ConfigError: products that cannot be counted (`multiply_adds`), or a backend that does not
+        tell what its programs need.
+
+    >>> import jax.numpy as jnp
+    >>> found = compiled_cost(lambda x: x @ x.T, jax.ShapeDtypeStruct((4, 3), jnp.float32))
+    >>> found.arguments, found.results, found.multiply_adds
+    (48, 64, 48)
+    """
+    counted = multiply_adds(fn, *args)
+    compiled = jax.jit(fn).lower(*args).compile()
+    memory, work = compiled.memory_analysis(), compiled.cost_analysis()
+    if memory is None or work is None:
+        raise ConfigError(f"backend {jax.default_backend()!r} does not tell what a program needs")
+    return CompiledCost(
+        memory.temp_size_in_bytes,
+        memory.argument_size_in_bytes,
+        memory.output_size_in_bytes,
+        counted,
+        float(work["flops"]),
+    )

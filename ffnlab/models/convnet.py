@@ -1,5 +1,6 @@
 """A small convolutional classifier, its mirror image and an autoencoder, as chains of stages."""
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
@@ -7,14 +8,62 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ffnlab.errors import ConfigError
 from ffnlab.layers import Conv, Linear
 
-__all__ = ["ConvAutoencoder", "ConvMirror", "ConvNet"]
+__all__ = ["AutoencoderConfig", "ConvAutoencoder", "ConvMirror", "ConvNet", "ConvNetConfig"]
 
 Stage = Callable[[Array], Array]
+
+
+def check_channels(channels: Sequence[int], classes: int = 1) -> None:
+    """Raises ConfigError unless there are two or more positive widths, and classes."""
+    if len(channels) < 2 or min(channels) < 1 or classes < 1:
+        raise ConfigError(
+            f"channels={list(channels)} must be two or more, each at least 1; classes={classes}, "
+            "at least 1"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvNetConfig:
+    """Sizes of a `ConvNet`; an image has sides of 2 ** (len(channels) - 1) pixels.
+
+    Attributes:
+      channels: of the image and after each convolution, two or more.
+      classes: how many scores.
+    """
+
+    channels: tuple[int, ...]
+    classes: int
+
+    def __post_init__(self) -> None:
+        check_channels(self.channels, self.classes)
+
+    def make(self, *, key: Array, dtype: DTypeLike = jnp.float32) -> "ConvNet":
+        """A network of these sizes, drawn."""
+        return ConvNet(self.channels, self.classes, key=key, dtype=dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderConfig:
+    """Sizes of a `ConvAutoencoder`; sides of an image are multiples of 2 ** (len(channels) - 1).
+
+    Attributes:
+      channels: of the image and after each pooling, two or more.
+    """
+
+    channels: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        check_channels(self.channels)
+
+    def make(self, *, key: Array, dtype: DTypeLike = jnp.float32) -> "ConvAutoencoder":
+        """A network of these sizes, drawn."""
+        return ConvAutoencoder(self.channels, key=key, dtype=dtype)
 
 
 class ConvNet(nnx.Module):
@@ -27,26 +76,34 @@ class ConvNet(nnx.Module):
       head: Linear.
     """
 
-    def __init__(self, channels: Sequence[int], classes: int, *, key: Array):
+    def __init__(
+        self,
+        channels: Sequence[int],
+        classes: int,
+        *,
+        key: Array,
+        dtype: DTypeLike = jnp.float32,
+    ):
         """Draws the convolutions as `Conv` does, the linear map as `Linear`, without biases.
 
         Args:
           channels: of the image and after each convolution, at least two.
           classes: how many scores.
           key: of the draw.
+          dtype: of the parameters.
         """
-        if len(channels) < 2 or min(channels) < 1 or classes < 1:
-            raise ConfigError(f"channels={list(channels)} must be two or more, classes >= 1")
+        check_channels(channels, classes)
         *keys, last = jax.random.split(key, len(channels))
         pairs = zip(itertools.pairwise(channels), keys, strict=True)
-        self.convs = nnx.List([Conv(a, b, key=k) for (a, b), k in pairs])
-        self.head = Linear(channels[-1], classes, key=last, axes=("embed", "mlp"))
+        self.convs = nnx.List([Conv(a, b, key=k, dtype=dtype) for (a, b), k in pairs])
+        axes = ("embed", "mlp")
+        self.head = Linear(channels[-1], classes, key=last, axes=axes, dtype=dtype)
 
     @property
     def sizes(self) -> list[int]:
         """Channels of the image and after each convolution, then the number of scores."""
-        first = self.convs[0].weight.shape[0] // self.convs[0].size ** 2
-        return [first, *(c.weight.shape[1] for c in self.convs), self.head.weight.shape[1]]
+        after = (conv.channels[1] for conv in self.convs)
+        return [self.convs[0].channels[0], *after, self.head.weight.shape[1]]
 
     @property
     def stages(self) -> list[Stage]:
@@ -100,19 +157,19 @@ class ConvAutoencoder(nnx.Module):
       up: nnx.List of Conv, each after nearest upsampling, with ELU but for the last.
     """
 
-    def __init__(self, channels: Sequence[int], *, key: Array):
+    def __init__(self, channels: Sequence[int], *, key: Array, dtype: DTypeLike = jnp.float32):
         """Draws the convolutions as `Conv` does.
 
         Args:
           channels: of the image and after each pooling, at least two.
           key: of the draw.
+          dtype: of the parameters.
         """
-        if len(channels) < 2 or min(channels) < 1:
-            raise ConfigError(f"channels={list(channels)} must be two or more, each at least 1")
+        check_channels(channels)
         around = [*channels, *channels[-2::-1]]
         keys = jax.random.split(key, len(around) - 1)
         pairs = zip(itertools.pairwise(around), keys, strict=True)
-        convs = [Conv(a, b, key=k) for (a, b), k in pairs]
+        convs = [Conv(a, b, key=k, dtype=dtype) for (a, b), k in pairs]
         self.down = nnx.List(convs[: len(convs) // 2])
         self.up = nnx.List(convs[len(convs) // 2 :])
 

@@ -1,10 +1,10 @@
 """What a function costs, counted from its jaxpr: multiplications of its matrix products.
 
-Counted are dot products, convolutions and grouped products, a loop as often as it runs and of the
-branches of a condition the dearest. Elementwise work, reductions and look-ups are not. It is exact
-where shapes decide the work, and knows nothing of how a compiler fuses or expands; XLA's own
-count is no evidence beside it, as that takes a loop's body once and, on a CPU, a grouped product
-as one over all groups.
+Counted are dot products, convolutions, grouped products and those with a sparse matrix, a loop as
+often as it runs and of the branches of a condition the dearest. Elementwise work, reductions and
+look-ups are not. It is exact where shapes decide the work, and knows nothing of how a compiler
+fuses or expands; XLA's own count is no evidence beside it, as that takes a loop's body once and, on
+a CPU, a grouped product as one over all groups.
 """
 
 import math
@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from ffnlab.errors import ConfigError
+from ffnlab.layers.convolve import by_taps
 
 __all__ = ["multiply_adds"]
 
@@ -52,6 +53,8 @@ def _of_equation(equation: Any) -> int:
         return params["length"] * count(params["jaxpr"].jaxpr)
     if name == "cond":
         return max(count(branch.jaxpr) for branch in params["branches"])
+    if params.get("name") == by_taps.__name__:
+        return sum(_elementwise(jaxpr) for jaxpr in _inside(params))
     inner = sum(count(jaxpr) for jaxpr in _inside(params))
     if inner and name == "while":
         raise ConfigError(
@@ -70,6 +73,12 @@ def _inside(params: Mapping[str, Any]) -> Iterator[Any]:
             jaxpr = getattr(one, "jaxpr", one)
             if hasattr(jaxpr, "eqns"):
                 yield jaxpr
+
+
+def _elementwise(jaxpr: Any) -> int:
+    """Elementwise multiplications: a depthwise convolution's, where it is computed by taps."""
+    products = (e.outvars[0].aval.shape for e in jaxpr.eqns if e.primitive.name == "mul")
+    return sum(math.prod(shape) for shape in products)
 
 
 def _dot(equation: Any) -> int:
@@ -93,8 +102,15 @@ def _grouped(equation: Any) -> int:
     return left[0] * left[1] * right[1]  # [m, k] by [m, n]: one [k, n] for each group
 
 
+def _sparse(equation: Any) -> int:
+    """Numbers that are stored, [e], times columns of [m, d]."""
+    stored, *_, right = (v.aval.shape for v in equation.invars)
+    return stored[0] * right[1]
+
+
 PRODUCTS: Mapping[str, Callable[[Any], int]] = MappingProxyType(
     {
+        "bcsr_dot_general": _sparse,
         "conv_general_dilated": _convolution,
         "dot_general": _dot,
         "ragged_dot": _grouped,

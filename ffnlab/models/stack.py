@@ -5,7 +5,7 @@ without changing a bit. Where layers alternate (Gemma's windows), the shortest r
 stacked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import jax
@@ -14,7 +14,7 @@ from flax import nnx
 from ffnlab.errors import ConfigError
 from ffnlab.layers.stacking import stack_modules, unstack_modules
 
-__all__ = ["Stacked", "check_layered", "period_of", "stack", "unstack"]
+__all__ = ["Stacked", "check_layered", "in_list", "period_of", "stack", "unstack"]
 
 
 class Stacked(nnx.Module):
@@ -79,6 +79,18 @@ def unstack(model: M) -> M:
     columns = [unstack_modules(module, layers.repeats) for module in layers.period]
     rows = zip(*columns, strict=True)
     return _with_layers(model, nnx.List([module for row in rows for module in row]))
+
+
+def in_list(model: M, change: Callable[[M], M]) -> M:
+    """Changes a model in its list form; the result is in the form of the argument.
+
+    Args:
+      model: stacked or not, or without layers at all.
+      change: of the model with its layers in a list.
+    """
+    if not isinstance(getattr(model, "layers", None), Stacked):
+        return change(model)
+    return stack(change(unstack(model)))
 
 
 def _kind(layer: nnx.Module) -> tuple:

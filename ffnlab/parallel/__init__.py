@@ -4,13 +4,15 @@ The loop takes a `Rule` and never asks which one it is. Where arrays live (meshe
 this package's business; what is learned is `ffnlab.learning`'s.
 """
 
+from ffnlab.data import Parted
 from ffnlab.parallel.config import from_table, read_config, to_table
 from ffnlab.parallel.evaluate import held_out_bits
 from ffnlab.parallel.guard import skip_bad_steps
 from ffnlab.parallel.lock import locked
-from ffnlab.parallel.loop import LoopOptions, Outcome, Parted, mesh_of, train
+from ffnlab.parallel.loop import Outcome, mesh_of, train
 from ffnlab.parallel.memory import Identity
 from ffnlab.parallel.mesh import mesh_sizes, on, parse_mesh
+from ffnlab.parallel.options import LoopOptions
 from ffnlab.parallel.processes import agree, is_first, joined, meet
 from ffnlab.parallel.rates import Work
 from ffnlab.parallel.sharding import (

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar
 
 import jax
@@ -161,7 +161,10 @@ def restore(folder: Path, like: T) -> T:
 
 
 def resume(
-    folder: Path, like: T, accept: Callable[[dict[str, Any], str], None] | None = None
+    folder: Path,
+    like: T,
+    accept: Callable[[dict[str, Any], str], None] | None = None,
+    absent: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[T, dict[str, Any]]:
     """The newest checkpoint that is whole.
 
@@ -169,6 +172,7 @@ def resume(
       folder: of all checkpoints of the run.
       like: see `ffnlab.storage.trees.restore`.
       accept: (about, name of the checkpoint) -> None; raises where it must not be used.
+      absent: see `ffnlab.storage.trees.restore_about`.
     Returns:
       its tree, and what it was saved with. A warning names each newer one that is damaged,
       unfinished, or of another step than its folder says.
@@ -187,7 +191,7 @@ def resume(
                 accept(about, str(target))
 
         try:
-            return trees.restore_about(target, like, check)
+            return trees.restore_about(target, like, check, absent)
         except DamagedError as error:
             first = first or error
             warnings.warn(f"{error}; the checkpoint before it is tried", stacklevel=2)

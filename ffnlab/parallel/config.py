@@ -1,4 +1,10 @@
-"""TOML tables as frozen dataclasses, checked whole: every unknown key and wrong type at once."""
+"""TOML tables as frozen dataclasses, checked whole: every unknown key and wrong type at once.
+
+Why no library: msgspec (0.22) ends at the first problem and takes unknown keys of dataclasses;
+cattrs (26.2) tells all problems, but takes "7" for a whole number, True for 1.0 and 2.5 for an
+optional whole number unless every primitive type gets a hook of one's own, and does not name the
+accepted keys.
+"""
 
 import dataclasses
 import tomllib

@@ -41,21 +41,38 @@ class Figures:
 
     Attributes:
       skipped: steps left out so far; None where none are.
-      bad: the metrics of the last step read that are not finite.
+      bad: the metrics that are not finite, of the first step of those last read that has any.
+      bad_step: which step that is.
     """
 
     def __init__(self, skipped: float | None):
-        self.skipped, self.bad, self.position = skipped, {}, -1
+        self.skipped, self.bad, self.bad_step, self._position = skipped, {}, -1, -1
+        self._last: dict[str, float] = {}
 
-    def read(self, metrics: Mapping[str, Array], position: int) -> dict[str, float]:
-        """Waits for a step; its finite metrics. A step may be read again, and is counted once."""
-        found = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-        if self.skipped is not None and found:
-            self.skipped += found["skipped"] if position > self.position else 0.0
-            found["skipped"] = self.skipped
-        self.position = position
-        self.bad = {name: value for name, value in found.items() if not np.isfinite(value)}
-        return {name: value for name, value in found.items() if name not in self.bad}
+    def read(self, metrics: Mapping[str, Array], position: int, steps: int = 1) -> dict[str, float]:
+        """Waits for a step, or for a group of steps; the finite metrics of the last one.
+
+        They are read once; asked again, it says what it has found.
+
+        Args:
+          metrics: of the step; of a group, [n], of which the first `steps` were taken.
+          position: where the last of them ended.
+          steps: how many.
+        """
+        if position == self._position:
+            return self._last
+        self._position, self.bad, self._last = position, {}, {}
+        read = {name: np.atleast_1d(value) for name, value in jax.device_get(dict(metrics)).items()}
+        for i in range(steps if read else 0):
+            found = {name: float(value[i]) for name, value in read.items()}
+            if self.skipped is not None:
+                self.skipped += found["skipped"]
+                found["skipped"] = self.skipped
+            bad = {name: value for name, value in found.items() if not np.isfinite(value)}
+            if bad and not self.bad:
+                self.bad, self.bad_step = bad, position - steps + i + 1
+            self._last = {name: value for name, value in found.items() if name not in bad}
+        return self._last
 
 
 def first_bad(state: PyTree) -> str | None:

@@ -13,7 +13,8 @@ import jax
 from ffnlab.parallel.events import Events
 from ffnlab.parallel.processes import is_first
 from ffnlab.progress import console
-from ffnlab.storage.files import atomic_write, naming, open_regular
+from ffnlab.report import json_rows
+from ffnlab.storage.files import atomic_write, naming
 
 
 class MetricsFile:
@@ -48,20 +49,14 @@ class MetricsFile:
                 file.write(json.dumps(row) + "\n")
 
     def _kept(self) -> list[str]:
+        if self.position <= 0:
+            return []
         try:
-            with open_regular(self.path) as file:
-                lines = file.read().decode(errors="replace").splitlines()
+            return [
+                f"{json.dumps(r)}\n" for r in json_rows(self.path) if r["step"] <= self.position
+            ]
         except FileNotFoundError:
             return []
-        rows = []
-        for line in lines:
-            try:
-                row = json.loads(line)
-                if row["step"] <= self.position:
-                    rows.append(json.dumps(row) + "\n")
-            except (ValueError, KeyError, TypeError):
-                continue  # a line cut off by a kill
-        return rows
 
 
 def since_lowest(values: list[float]) -> int:
@@ -186,6 +181,11 @@ class Trace:
         elif self.folder is not None and self.first <= position < self.end and not self.running:
             jax.profiler.start_trace(str(self.folder))
             self.running = True
+
+    def next_turn(self, position: int, steps: int) -> int:
+        """The first position after this one, up to `steps`, where it starts or stops."""
+        turns = (self.first, self.end) if self.folder is not None and self.first < self.end else ()
+        return min([steps, *(turn for turn in turns if turn > position)])
 
     def stop(self) -> None:
         """Writes the trace, if one was begun."""

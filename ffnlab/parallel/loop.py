@@ -11,85 +11,29 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from ffnlab.errors import ConfigError, NumericalError
+from ffnlab.errors import ConfigError, NumericalError, at_least
 from ffnlab.layers.logical import LAYOUT, Layout
 from ffnlab.parallel import checkpoints
+from ffnlab.parallel.feed import Feed, step_of
 from ffnlab.parallel.guard import Figures, first_bad, skip_bad_steps
 from ffnlab.parallel.lock import locked
 from ffnlab.parallel.log import Journal, Trace, since_lowest
 from ffnlab.parallel.memory import Identity, Memory, keep_table, memory_of
 from ffnlab.parallel.mesh import on, parse_mesh
+from ffnlab.parallel.options import LoopOptions
 from ffnlab.parallel.rates import Meter, Work
-from ffnlab.parallel.sharding import (
-    abstract,
-    batch_part,
-    create,
-    make_step,
-    place_batch,
-    place_part,
-    shard,
-)
+from ffnlab.parallel.sharding import abstract, create, shard
 from ffnlab.parallel.signals import stop_request
 from ffnlab.rule import Rule
 from ffnlab.storage import trees
 
-
-@runtime_checkable
-class Parted(Protocol):
-    """Batches of which a process can read its rows only."""
-
-    def part(self, index: int, count: int) -> Callable[[int], PyTree]:
-        """The same batches, of each only the rows of part `index` of `count` equal ones."""
-        ...
-
-
 Evaluate = Callable[[PyTree], Mapping[str, float]]
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopOptions:
-    """How often the loop does what, all in steps, 0 for never before the end; and what else.
-
-    Attributes:
-      log_every: metrics are written; they also are where `evaluate` runs.
-      evaluate_every: `evaluate` runs; it also runs after the last step.
-      checkpoint_every: the state is saved; it is also saved after the last step and when stopped.
-      progress: a progress bar where standard error is a terminal.
-      on_bad: what a metric that is not finite does: "stop" ends the run and saves the state beside
-        the checkpoints; "skip" undoes the step, counts it, and goes on.
-      watch: the figure of `evaluate` by which the run stops early; the lower the better.
-      patience: evaluations in a row without a new lowest `watch` after which it stops; 0 for never.
-      tensorboard: event files too, in `events/`; needs the extra "log".
-      profile: steps traced by the profiler, from the third one on, into `profile/`.
-    """
-
-    log_every: int = 20
-    evaluate_every: int = 0
-    checkpoint_every: int = 0
-    progress: bool = True
-    on_bad: str = "stop"
-    watch: str = ""
-    patience: int = 0
-    tensorboard: bool = False
-    profile: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("log_every", "evaluate_every", "checkpoint_every", "patience", "profile"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
-        if self.on_bad not in ("stop", "skip"):
-            raise ConfigError(f"on_bad={self.on_bad!r} is not one of 'stop', 'skip'")
-        if self.patience and not (self.watch and self.evaluate_every):
-            raise ConfigError(
-                f"patience={self.patience} needs a figure to watch (watch={self.watch!r}) and "
-                f"evaluations (evaluate_every={self.evaluate_every})"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +46,8 @@ class Outcome:
       finished: False where a signal stopped the run; True too where it stopped early by itself.
       seconds: wall clock spent in the loop, earlier parts of a resumed run included.
       metrics: of the last step that was logged or saved, and the last evaluation's figures.
+      evaluations: the figures of every evaluation by its position, in order; those of earlier parts
+        of a resumed run included.
     """
 
     state: PyTree
@@ -109,6 +55,7 @@ class Outcome:
     finished: bool
     seconds: float
     metrics: dict[str, float]
+    evaluations: dict[int, dict[str, float]] = dataclasses.field(default_factory=dict)
 
 
 def train(
@@ -126,6 +73,7 @@ def train(
     layout: Layout = LAYOUT,
     work: Work | None = None,
     identity: Identity | None = None,
+    together: int = 1,
 ) -> Outcome:
     """Learns for `steps` steps.
 
@@ -149,26 +97,33 @@ def train(
       work: what a step does; tokens per second and MFU are logged with it.
       identity: what the run is; kept in its checkpoints and in `run.json`, and checked when it is
         resumed.
+      together: steps taken in one compiled loop over batches that are read together, for steps so
+        small that starting each costs more than computing it. Logs, evaluations, checkpoints and
+        signals fall between such groups, which end where one of them is due: the rows and figures
+        are those of single steps, to 1e-6 a step. Two runs in groups, of whatever sizes, have
+        the same bits.
     Returns:
-      an `Outcome`. SIGTERM and Ctrl-C end the run after the current step, with a checkpoint and
-      finished=False.
+      an `Outcome`. SIGTERM and Ctrl-C end the run after the current step or group, with a
+      checkpoint and finished=False.
     Raises:
       ConfigError: another run is in the folder, it holds one and resume is False, or what is to be
         resumed has another identity or stands beyond `steps`; or the mesh does not divide a
         parameter or the batch, or one of its axes cuts nothing.
       NumericalError: a metric is not finite, where the options do not skip such steps; the message
-        names the step and the first bad part of the state, which is saved in `failed/`. The last
-        checkpoint is intact.
+        names the step and the first bad part of the state after it, or after its group, which is
+        saved in `failed/`. The last checkpoint is intact.
+      ValueError: the rule refuses a batch (`Rule.check`).
       FormatError: the checkpoint is of another rule, model or optimizer, or all are damaged; a
         damaged newest one is named in a warning, and the one before it used.
       OSError: a checkpoint could not be written; the last one is intact.
     """
+    at_least(1, together=together)
     options = LoopOptions() if options is None else options
     mesh = mesh_of("", layout) if mesh is None else mesh
     where = None if mesh is None else (mesh, layout)
     rule = skip_bad_steps(rule) if options.on_bad == "skip" else rule
     path = None if folder is None else Path(folder).absolute()  # whoever changes the directory
-    run = _Run(rule, steps, path, evaluate, options, where, work, identity)
+    run = _Run(rule, steps, path, evaluate, options, where, work, identity, together)
     with locked(path):
         return run.go(batches, run.start(model, key, resume))
 
@@ -206,6 +161,7 @@ class _Run:
     where: tuple[Mesh, Layout] | None
     work: Work | None
     identity: Identity | None
+    together: int
 
     def start(self, model: PyTree, key: Array, resume: bool) -> _Begun:
         """Restores or initializes; only `run.json` has been written when it returns."""
@@ -229,6 +185,8 @@ class _Run:
     def _new(self, model: PyTree, key: Array) -> _Begun:
         if self.where is None:
             state = self.rule.init(model, key)
+            if self.together > 1:  # a group donates it, and a rule need not have copied anything
+                state = jax.tree.map(jnp.copy, state)
         else:
             placed = (shard(model, *self.where),)
             state = create(lambda model: self.rule.init(model, key), placed, *self.where)
@@ -239,7 +197,9 @@ class _Run:
         state = state if self.where is None else abstract(state, *self.where)
         like = _checkpoint(state, 0, 0.0)
         accept = None if self.identity is None else self.identity.accept
-        saved, about = checkpoints.resume(self._in("checkpoint"), like, accept)
+        # Not every state held a key from the beginning; it is the run's where it does.
+        absent = {"['state'].key": key}
+        saved, about = checkpoints.resume(self._in("checkpoint"), like, accept, absent)
         if saved["position"] > self.steps:
             raise ConfigError(
                 f"steps={self.steps}, but {self.folder} has taken {saved['position']} already; "
@@ -250,10 +210,9 @@ class _Run:
 
     def go(self, batches: Callable[[int], PyTree], begun: _Begun) -> Outcome:
         state, position, memory = begun.state, begun.position, begun.memory
-        metrics, rates, stopped = {}, {}, False
-        step, batch_at = self.rule.step, _placed(batches, self.where)
-        if self.where is not None:
-            step = make_step(self.rule, *self.where)
+        metrics, rates, stopped, taken, turn = {}, {}, False, 1, position
+        step = step_of(self.rule, self.where, self.together)
+        feed = Feed(batches, self.rule, self.where, self.together)
         devices = jax.devices()[:1] if self.where is None else list(self.where[0].devices.flat)
         meter = Meter(self.work, devices)
         figures = Figures(memory.skipped if self.options.on_bad == "skip" else None)
@@ -265,20 +224,23 @@ class _Run:
             checkpoints.Saver(self._in("checkpoint"), position) as saver,
             Trace(self._in("profile"), position + 2, self.options.profile) as trace,
         ):
+            if position == 0 and self.evaluate is not None and 0 in self.options.evaluate_at:
+                journal.write(0, time.perf_counter() - begin, self._evaluate(state, 0, memory))
             while position < self.steps and not stopped and not settled:
-                batch = batch_at(position)  # while the device is at the step before
-                self._read(figures, metrics, state, position)
+                end = min(self._next_due(position), trace.next_turn(position, self.steps))
+                batch, count = feed(state, position, end)  # while the device is at the one before
+                self._read(figures, metrics, state, position, taken)
                 trace.at(position)
                 state, metrics = step(state, batch)
-                # The first step is not counted: it compiles.
-                meter.count(position) if position > begun.position else meter.restart()
-                position += 1
-                stopped = asked_to_stop(position)
-                evaluates = self.evaluate is not None and self._due("evaluate_every", position)
+                # The first turn is not counted: it compiles.
+                meter.count(position, count) if position > begun.position else meter.restart()
+                position, taken, turn = position + count, count, turn + 1
+                stopped = asked_to_stop(turn)
+                evaluates = self._evaluates(position)
                 writes = evaluates or self._due("log_every", position)
                 saves = stopped or self._due("checkpoint_every", position)
                 if writes or saves:
-                    memory.metrics = self._read(figures, metrics, state, position)
+                    memory.metrics = self._read(figures, metrics, state, position, taken)
                 if writes:
                     measured = meter.figures()
                     rates |= measured
@@ -294,8 +256,9 @@ class _Run:
                     tree = _checkpoint(state, position, spent)
                     saver.save(position, tree, self._about(begun, memory, figures))
                 journal.show(position)
-        done = position >= self.steps or settled
-        return Outcome(state, position, done, time.perf_counter() - begin, memory.known())
+        done, spent = position >= self.steps or settled, time.perf_counter() - begin
+        evaluations = dict(memory.evaluations)
+        return Outcome(state, position, done, spent, memory.known(), evaluations)
 
     def _about(self, begun: _Begun, memory: Memory, figures: Figures) -> dict[str, object]:
         """What a checkpoint says of its run beside the state."""
@@ -305,8 +268,13 @@ class _Run:
         return {"run": table, "loop": memory.table()}
 
     def _due(self, what: str, position: int) -> bool:
-        every = getattr(self.options, what)
-        return position == self.steps or (every > 0 and position % every == 0)
+        return self.options.due(what, position, self.steps)
+
+    def _next_due(self, position: int) -> int:
+        return self.options.next_due(position, self.steps)
+
+    def _evaluates(self, position: int) -> bool:
+        return self.evaluate is not None and self._due("evaluate_every", position)
 
     def _journal(self, position: int) -> Journal:
         options = self.options
@@ -332,14 +300,19 @@ class _Run:
         return found
 
     def _read(
-        self, figures: Figures, metrics: Mapping[str, Array], state: PyTree, position: int
+        self,
+        figures: Figures,
+        metrics: Mapping[str, Array],
+        state: PyTree,
+        position: int,
+        steps: int,
     ) -> dict[str, float]:
-        """Waits for a step and reads its metrics.
+        """The metrics of the steps that ended at a position, once they have ended.
 
         Raises:
           NumericalError: one is not finite, and such steps are not left out.
         """
-        found = figures.read(metrics, position)
+        found = figures.read(metrics, position, steps)
         if not figures.bad or figures.skipped is not None:
             return found
         path = first_bad(state)
@@ -348,23 +321,12 @@ class _Run:
         if folder is not None:
             trees.save(folder, _checkpoint(state, position, 0.0))
             where += f" (saved in {folder})"
+        if figures.bad_step != position:
+            where = f"after step {position}, where its group ends, {where}"
         raise NumericalError(
-            f"step {position}: {figures.bad}; {where}; lower the learning rate, clip, or lengthen "
-            "the warm-up, and resume from the last checkpoint, or skip such steps"
+            f"step {figures.bad_step}: {figures.bad}; {where}; lower the learning rate, clip, or "
+            "lengthen the warm-up, and resume from the last checkpoint, or skip such steps"
         )
-
-
-def _placed(
-    batches: Callable[[int], PyTree], where: tuple[Mesh, Layout] | None
-) -> Callable[[int], PyTree]:
-    """Batches by position as the step wants them; of several processes each reads its rows."""
-    if where is None:
-        return batches
-    index, count = batch_part(*where)
-    if count > 1 and isinstance(batches, Parted):
-        part = batches.part(index, count)
-        return lambda position: place_part(part(position), *where)
-    return lambda position: place_batch(batches(position), *where)
 
 
 def _checkpoint(state: PyTree, position: int, seconds: float) -> dict[str, PyTree]:

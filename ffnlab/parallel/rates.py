@@ -73,10 +73,10 @@ class Meter:
         """Begins to count."""
         self.tokens, self.since = 0, time.perf_counter()
 
-    def count(self, position: int) -> None:
-        """Counts the batch of a position."""
+    def count(self, position: int, steps: int = 1) -> None:
+        """Counts the batches of some steps from a position on."""
         if self.work is not None:
-            self.tokens += self.work.tokens(position)
+            self.tokens += sum(map(self.work.tokens, range(position, position + steps)))
 
     def figures(self) -> dict[str, float]:
         """ "tokens_per_second" and where it is known "mfu", since the last call; begins again."""

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from ffnlab import weights
-from ffnlab.layers.logical import LAYOUT, Layout, partition
+from ffnlab.layers.logical import LAYOUT, Layout, batch_axes, partition
 from ffnlab.parallel.mesh import check_use, on
 from ffnlab.rule import Metrics, Rule
 from ffnlab.storage import placing
@@ -133,26 +133,31 @@ def bytes_per_device(state: PyTree) -> int:
     )
 
 
-def batch_shardings(batch: PyTree, mesh: Mesh, layout: Layout = LAYOUT) -> PyTree:
+def batch_shardings(
+    batch: PyTree, mesh: Mesh, layout: Layout = LAYOUT, *, stacked: bool = False
+) -> PyTree:
     """How a batch is placed: its rows cut along the mesh axes of "batch".
 
     Args:
-      batch: a tree of arrays or `jax.ShapeDtypeStruct`, [rows, …].
+      batch: a tree of arrays or `jax.ShapeDtypeStruct`, [rows, …], or of parts that know their
+        own axes (`ffnlab.layers.logical.batch_axes`).
       mesh, layout: as `shardings`.
+      stacked: the arrays are of several batches, [n, rows, …]; each is cut like one.
     Raises:
       ConfigError: the rows do not divide.
     """
 
-    def of_leaf(path: tuple, leaf: Any) -> NamedSharding:
-        shape = np.shape(leaf)
-        names = ("batch", *[None] * (len(shape) - 1)) if shape else ()
+    def of_leaf(path: tuple, leaf: Any, names: AxisNames) -> NamedSharding:
         where = f"batch{jax.tree_util.keystr(path)}"
-        return NamedSharding(mesh, partition(names, shape, mesh.shape, layout, path=where))
+        return NamedSharding(mesh, partition(names, np.shape(leaf), mesh.shape, layout, path=where))
 
-    return jax.tree_util.tree_map_with_path(of_leaf, batch)
+    axes = batch_axes(batch, stacked=stacked)
+    return jax.tree_util.tree_map_with_path(of_leaf, batch, axes)
 
 
-def place_batch(batch: PyTree, mesh: Mesh, layout: Layout = LAYOUT) -> PyTree:
+def place_batch(
+    batch: PyTree, mesh: Mesh, layout: Layout = LAYOUT, *, stacked: bool = False
+) -> PyTree:
     """A batch as `batch_shardings` says; arguments and errors as there.
 
     Every process gives the whole batch, of host arrays, and keeps the rows of its devices.
@@ -162,7 +167,8 @@ def place_batch(batch: PyTree, mesh: Mesh, layout: Layout = LAYOUT) -> PyTree:
         leaf = np.asarray(leaf)
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
-    return jax.tree.map(of_leaf, batch, batch_shardings(batch, mesh, layout))
+    places = batch_shardings(batch, mesh, layout, stacked=stacked)
+    return jax.tree.map(of_leaf, batch, places)
 
 
 def batch_part(mesh: Mesh, layout: Layout = LAYOUT) -> tuple[int, int]:
@@ -195,17 +201,26 @@ def part_of(held: dict[int, set[int]], process: int, rows: int) -> tuple[int, in
     return first // size, rows // size
 
 
-def place_part(batch: PyTree, mesh: Mesh, layout: Layout = LAYOUT) -> PyTree:
-    """As `place_batch`, from the rows that this process's devices hold (`batch_part`)."""
+def place_part(
+    batch: PyTree, mesh: Mesh, layout: Layout = LAYOUT, *, stacked: bool = False
+) -> PyTree:
+    """As `place_batch`, from the rows that this process's devices hold (`batch_part`).
+
+    What has no rows every process gives whole.
+    """
     _, count = batch_part(mesh, layout)
 
-    def of_leaf(leaf: object) -> jax.Array:
-        leaf = np.asarray(leaf)
-        shape = (leaf.shape[0] * count, *leaf.shape[1:])
-        sharding = batch_shardings(jax.ShapeDtypeStruct(shape, leaf.dtype), mesh, layout)
-        return jax.make_array_from_process_local_data(sharding, leaf, shape)
+    def whole(leaf: Any, names: AxisNames) -> jax.ShapeDtypeStruct:
+        sizes = zip(np.shape(leaf), names, strict=True)
+        shape = tuple(size * count if name == "batch" else size for size, name in sizes)
+        return jax.ShapeDtypeStruct(shape, np.asarray(leaf).dtype)
 
-    return jax.tree.map(of_leaf, batch)
+    def of_leaf(leaf: object, like: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, np.asarray(leaf), like.shape)
+
+    like = jax.tree.map(whole, batch, batch_axes(batch, stacked=stacked))
+    places = batch_shardings(like, mesh, layout, stacked=stacked)
+    return jax.tree.map(of_leaf, batch, like, places)
 
 
 class MeshStep:
@@ -262,6 +277,13 @@ def make_step(rule: Rule, mesh: Mesh, layout: Layout = LAYOUT) -> MeshStep:
     Raises:
       ConfigError: from the first step, see `MeshStep.trace`.
     """
+    return MeshStep(placed_step(rule, mesh, layout), mesh, layout)
+
+
+def placed_step(
+    rule: Rule, mesh: Mesh, layout: Layout = LAYOUT
+) -> Callable[[PyTree, PyTree], tuple[PyTree, Metrics]]:
+    """A rule's step with all that goes in and comes out placed, to be traced on a mesh (`on`)."""
     whole = NamedSharding(mesh, PartitionSpec())
 
     def step(state: PyTree, batch: PyTree) -> tuple[PyTree, Metrics]:
@@ -271,4 +293,4 @@ def make_step(rule: Rule, mesh: Mesh, layout: Layout = LAYOUT) -> MeshStep:
         metrics = jax.lax.with_sharding_constraint(metrics, whole)  # every process reads them
         return state, metrics
 
-    return MeshStep(step, mesh, layout)
+    return step

@@ -22,7 +22,7 @@ AT_ONCE = 1.0  # seconds: `timeout` and other wrappers send a signal twice, nobo
 
 @contextmanager
 def stop_request() -> Iterator[Callable[[int], bool]]:
-    """Whether to stop, asked after every step with its number.
+    """Whether to stop, asked after every step, or group of steps, with the number of the turn.
 
     The first SIGTERM, SIGHUP or SIGINT makes the answer yes. Further ones change nothing, so that a
     save that goes on is not lost, but for a SIGINT a second or more later, which acts as it did

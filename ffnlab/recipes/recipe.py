@@ -4,6 +4,7 @@
     tokens = 16384           # of training text, in evenly spaced windows
     window = 256             # tokens in one sample
     batch = 8                # samples in one forward pass
+    samples = 256            # of labelled data, instead of tokens and window; 0: all
 
     [evaluation]
     tokens = 65536           # of held-out text, in evenly spaced windows; 0: all of it
@@ -30,7 +31,7 @@ from ffnlab.errors import ConfigError
 from ffnlab.options import Option, checked, nearest
 from ffnlab.recipes.table import METHODS, options_of
 from ffnlab.storage.files import StrPath
-from ffnlab.storage.structure import jsonable
+from ffnlab.storage.structure import jsonable, later, told
 from ffnlab.transform import Transform
 
 __all__ = ["Calibration", "Evaluation", "Recipe", "Stage", "default", "parse_recipe", "read_recipe"]
@@ -47,14 +48,16 @@ class Calibration:
       tokens: tokens of training text, in evenly spaced windows; rounded down to whole batches.
       window: tokens in one sample, >= 2.
       batch: samples in one forward pass, >= 1.
+      samples: of labelled data, for which tokens and window mean nothing; 0: all.
     """
 
     tokens: int = 16384
     window: int = 256
     batch: int = 8
+    samples: int = later(0)
 
     def __post_init__(self) -> None:
-        least_of(self, tokens=1, window=2, batch=1)
+        least_of(self, tokens=1, window=2, batch=1, samples=0)
         if self.tokens < self.window * self.batch:
             raise ConfigError(
                 f"tokens = {self.tokens} is less than one batch of {self.batch} windows of "
@@ -64,20 +67,22 @@ class Calibration:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What perplexity is measured on.
+    """What is scored.
 
     Attributes:
       tokens: tokens of held-out text, in evenly spaced windows; 0: all of the text.
       window: tokens in one sample, >= 2; the first of each is context only.
       batch: samples in one forward pass, >= 1.
+      samples: of labelled data, for which tokens and window mean nothing; 0: all.
     """
 
     tokens: int = 65536
     window: int = 512
     batch: int = 8
+    samples: int = later(0)
 
     def __post_init__(self) -> None:
-        least_of(self, tokens=0, window=2, batch=1)
+        least_of(self, tokens=0, window=2, batch=1, samples=0)
         if 0 < self.tokens < self.window:
             raise ConfigError(f"tokens = {self.tokens} is less than one window of {self.window}")
 
@@ -123,7 +128,7 @@ class Recipe:
 
     Attributes:
       stages: in the order of application, at least one.
-      evaluation: how perplexity is measured after each.
+      evaluation: what is scored after each.
       source: file name, for messages.
     """
 
@@ -145,15 +150,20 @@ class Recipe:
                 {
                     "transform": stage.transform,
                     "options": {name: jsonable(value) for name, value in options.items()},
-                    "calibration": dataclasses.asdict(stage.calibration),
+                    "calibration": settings_of(stage.calibration),
                 }
             )
-        return {"stages": stages, "evaluation": dataclasses.asdict(self.evaluation)}
+        return {"stages": stages, "evaluation": settings_of(self.evaluation)}
 
     def digest(self) -> str:
         """SHA-256 of `as_json`: equal for two files that ask for the same."""
         text = json.dumps(self.as_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def settings_of(settings: Calibration | Evaluation) -> dict[str, object]:
+    """Settings as JSON; what older recipes know nothing of only where it is not the default."""
+    return {field.name: getattr(settings, field.name) for field in told(settings)}
 
 
 def default() -> Recipe:

@@ -75,7 +75,7 @@ def load_stats(path: StrPath, like: T) -> T:
     leaves, treedef = jax.tree.flatten(like)
     try:
         with zipfile.ZipFile(path) as archive:
-            content = read_member(archive, SIDECAR_MEMBER, None, np.dtype(np.uint8))
+            content = read_member(archive, SIDECAR_MEMBER, (None,), np.dtype(np.uint8))
             saved = parse_json(content.tobytes(), str(path))
             structure.check(saved, structure.describe(like), str(path))
             loaded = []
@@ -96,26 +96,26 @@ def stats_array(archive: zipfile.ZipFile, name: str, like: Any) -> np.ndarray:
 
 
 def read_member(
-    archive: zipfile.ZipFile, name: str, shape: tuple[int, ...] | None, dtype: np.dtype
+    archive: zipfile.ZipFile, name: str, shape: tuple[int | None, ...], dtype: np.dtype
 ) -> np.ndarray:
     """Reads one npy member whose header must say what is expected, before memory is taken.
 
     Args:
       archive: the open npz.
       name: the member, without ".npy".
-      shape: the shape it must have; None: one dimension, of at most JSON_LIMIT bytes.
+      shape: the shape it must have; None for any size, then at most JSON_LIMIT bytes in all.
       dtype: the dtype it must have.
     """
     with archive.open(f"{name}.npy") as file:
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError(f"{name}.npy has another npy version than 1.0")
         found, fortran, found_dtype = np.lib.format.read_array_header_1_0(file)
-        fits = (
-            found == shape if shape is not None else len(found) == 1 and 0 <= found[0] <= JSON_LIMIT
-        )
-        if not fits or found_dtype != dtype:
-            raise ValueError(f"{name}.npy has {found_dtype}{list(found)}, not {dtype}{shape}")
         size = math.prod(found) * dtype.itemsize
+        fits = len(found) == len(shape) and all(
+            0 <= a if b is None else a == b for a, b in zip(found, shape, strict=True)
+        )
+        if not fits or found_dtype != dtype or (None in shape and size > JSON_LIMIT):
+            raise ValueError(f"{name}.npy has {found_dtype}{list(found)}, not {dtype}{shape}")
         content = file.read(size + 1)
     if len(content) != size:
         raise ValueError(f"{name}.npy does not have the {size} bytes its header promises")

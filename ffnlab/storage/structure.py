@@ -9,7 +9,7 @@ is read. Paths are those of jax without the leading dot: `layers[0].ffn.up.w.val
 import dataclasses
 import enum
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 
 from ffnlab.errors import FormatError
 
-__all__ = ["FORMAT", "check", "describe"]
+__all__ = ["FLAX_METADATA", "FORMAT", "JSONValue", "check", "children", "describe", "later", "told"]
 
 FORMAT = 1
 SHOWN = 8  # differences listed in one message
@@ -54,22 +54,29 @@ def describe(tree: object) -> dict[str, Any]:
     return {"format": FORMAT, "nodes": nodes, "leaves": leaves}
 
 
-def check(saved: object, like: dict[str, Any], source: str) -> None:
+def check(saved: object, like: dict[str, Any], source: str, absent: Collection[str] = ()) -> None:
     """Compares a description read from a file with that of the tree it is to fill.
 
     Args:
       saved: what was read, untrusted.
       like: `describe` of the target.
       source: the file's name, for messages.
+      absent: paths of leaves of the target that the file may lack.
     Raises:
       FormatError: they differ; the message lists up to eight differences by path.
     """
     if not isinstance(saved, dict) or saved.get("format") != FORMAT:
         found = saved.get("format") if isinstance(saved, dict) else type(saved).__name__
         raise FormatError(f"{source}: format {found!r} is not {FORMAT}, the one this version reads")
+    there = by_path(saved, "leaves", source)
+    leaves = {
+        path: entry
+        for path, entry in by_path(like, "leaves", source).items()
+        if path in there or path not in absent
+    }
     problems = [
         *differences(by_path(saved, "nodes", source), by_path(like, "nodes", source)),
-        *differences(by_path(saved, "leaves", source), by_path(like, "leaves", source)),
+        *differences(there, leaves),
     ]
     if problems:
         more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
@@ -77,7 +84,7 @@ def check(saved: object, like: dict[str, Any], source: str) -> None:
             f"{source} does not hold the tree asked for:\n  " + "\n  ".join(problems[:SHOWN]) + more
         )
     # Equal as sets of paths; the order must be equal too, as arrays are numbered by it.
-    if [entry["path"] for entry in saved["leaves"]] != [e["path"] for e in like["leaves"]]:
+    if list(there) != list(leaves):
         raise FormatError(f"{source}: the leaves are not in the order of the tree asked for")
 
 
@@ -122,14 +129,39 @@ def field_differences(name: str, saved: JSONValue, like: JSONValue) -> Iterator[
 
 def walk(node: object, path: str) -> Iterator[tuple[str, Any, list | None]]:
     """Yields (path, node, keys of its children); keys is None for a leaf."""
-    children, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
-    if len(children) == 1 and children[0][0] == ():
-        yield path, node, None
-        return
-    children = [(key[0], child) for key, child in children if not is_flax_state(key[0])]
-    yield path, node, [key for key, _ in children]
-    for key, child in children:
-        yield from walk(child, (path + jax.tree_util.keystr((key,))).removeprefix("."))
+    found = children(node, path)
+    yield path, node, None if found is None else [key for key, *_ in found]
+    for _, child, where in found or ():
+        yield from walk(child, where)
+
+
+def children(node: object, path: str) -> list[tuple[Any, Any, str]] | None:
+    """The parts of a node that are nodes or leaves themselves; None for a leaf.
+
+    Args:
+      node: of a pytree.
+      path: of the node.
+    Returns:
+      (key, child, path of the child) in the order of jax; the key is the name, index or key of a
+      dict under which the child lies.
+
+    >>> children({"w": [1, 2]}, "a")
+    [('w', [1, 2], "a['w']")]
+    """
+    found, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
+    if len(found) == 1 and found[0][0] == ():
+        return None
+    pairs = [(key[0], child) for key, child in found if not is_flax_state(key[0])]
+    where = jax.tree_util.keystr
+    return [(plain(k), c, (path + where((k,))).removeprefix(".")) for k, c in pairs]
+
+
+def plain(key: Any) -> Any:
+    """What a key of jax stands for."""
+    for name in ("name", "idx", "key"):
+        if hasattr(key, name):
+            return getattr(key, name)
+    return key
 
 
 def is_flax_state(key: object) -> bool:
@@ -160,7 +192,6 @@ def dtype_name(dtype: Any) -> str:
 
 def static_part(node: object, keys: list) -> dict[str, JSONValue]:
     """{"static": {...}} with the fields of a node that are not children, or {} without any."""
-    children = {key.name for key in keys if isinstance(key, jax.tree_util.GetAttrKey)}
     get_metadata = getattr(node, "get_metadata", None)
     if callable(get_metadata):  # an NNX Variable
         fields = {k: v for k, v in get_metadata().items() if k not in FLAX_METADATA}
@@ -170,7 +201,7 @@ def static_part(node: object, keys: list) -> dict[str, JSONValue]:
         fields = {}
     else:
         fields = {k: v for k, v in vars(node).items() if not k.startswith("_")}
-    static = {k: jsonable(fields[k]) for k in sorted(fields.keys() - children)}
+    static = {k: jsonable(fields[k]) for k in sorted(fields.keys() - set(keys))}
     return {"static": static} if static else {}
 
 

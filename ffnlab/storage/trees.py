@@ -7,9 +7,10 @@ is ever unpickled.
 
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import jax
@@ -125,9 +126,14 @@ def storable(tree: object, description: dict, source: str) -> dict[str, Any]:
             )
         if isinstance(leaf, jax.ShapeDtypeStruct):
             raise FormatError(f"{source}: {entry['path']} is abstract and holds no values to save")
-        leaf = jax.random.key_data(leaf) if is_key(leaf) else leaf
+        leaf = stored(leaf)
         arrays[str(i)] = leaf if isinstance(leaf, jax.Array) else np.array(leaf)
     return arrays
+
+
+def stored(leaf: Any) -> Any:
+    """The array that stands for a leaf in a file: itself, or the data of a key."""
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
 def last_number(root: Path) -> int:
@@ -168,36 +174,53 @@ def restore(folder: StrPath, like: T) -> T:
 
 
 def restore_about(
-    folder: StrPath, like: T, accept: Callable[[dict[str, Any]], None] | None = None
+    folder: StrPath,
+    like: T,
+    accept: Callable[[dict[str, Any]], None] | None = None,
+    absent: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[T, dict[str, Any]]:
     """`restore`, and what `begin_save` was told about the tree.
 
     Args:
       folder, like: as `restore`.
       accept: about -> None; asked before anything else is compared, it may raise.
+      absent: leaves that an earlier version did not save, by path, and what they are where they
+        are not in the file.
     Returns:
       tree, about.
     """
     root = Path(folder).absolute()
     description = structure.describe(like)
-    saved = together(root, lambda: whole(root, description, accept))
+    entries = description["leaves"]
+    saved = together(root, lambda: whole(root, description, accept, absent))
+    there = {entry["path"] for entry in saved["tree"]["leaves"]}
     leaves, treedef = jax.tree.flatten(like)
-    pairs = list(zip(leaves, saved["tree"]["leaves"], strict=True))
+    filled = {
+        i: rebuild_leaf(leaf, entry, stored(absent[entry["path"]]), str(root))
+        for i, (leaf, entry) in enumerate(zip(leaves, entries, strict=True))
+        if entry["path"] not in there
+    }
+    held = [leaf for i, leaf in enumerate(leaves) if i not in filled]
+    pairs = list(zip(held, saved["tree"]["leaves"], strict=True))
     wanted = {
         str(i): abstract(leaf)
         for i, (leaf, entry) in enumerate(pairs)
         if "python" not in entry and 0 not in entry["shape"]
     }
     arrays = read_arrays(root / saved["arrays"], wanted) if wanted else {}
-    restored = [
+    restored = iter(
         rebuild_leaf(leaf, entry, arrays.get(str(i)), str(root))
         for i, (leaf, entry) in enumerate(pairs)
-    ]
-    return jax.tree.unflatten(treedef, restored), saved["about"]
+    )
+    each = [filled[i] if i in filled else next(restored) for i in range(len(leaves))]
+    return jax.tree.unflatten(treedef, each), saved["about"]
 
 
 def whole(
-    root: Path, description: dict, accept: Callable[[dict[str, Any]], None] | None
+    root: Path,
+    description: dict,
+    accept: Callable[[dict[str, Any]], None] | None,
+    absent: Collection[str],
 ) -> dict[str, Any]:
     """The sidecar of a checkpoint folder that holds a tree as described, its files checked."""
     saved = read_sidecar(root)
@@ -206,7 +229,7 @@ def whole(
         raise FormatError(f"{root}: 'about' is {type(saved.get('about')).__name__}, not an object")
     if accept is not None:
         accept(saved["about"])
-    structure.check(saved.get("tree"), description, str(root))
+    structure.check(saved.get("tree"), description, str(root), absent)
     part = jax.process_index(), jax.process_count()
     verify(root / f"arrays-{number}", saved.get("files"), part)
     return saved

@@ -245,14 +245,14 @@ def step_claims(rows: Labelled, seed: int) -> list[Claim]:
     rate, model = 0.03, network(seed)
     batch = ArrayBatches(rows, SMALL, seed)(0)
     rule = backprop(labelled, lamb(rate))
-    after = rule.step(rule.init(model, jax.random.key(seed)), batch)[0].model
+    after = rule.model(rule.step(rule.init(model, jax.random.key(seed)), batch)[0])
     pairs = list(zip(maps(model), maps(after), strict=True))
     worst = max(abs(norm(b - a) / (rate * norm(a)) - 1) for a, b in pairs)
     ends = []
     for scale in (1.0, 1e-2):
         scaled = backprop(lambda m, b, s=scale: scaled_loss(m, b, s), lamb(rate, eps=1e-12))
         start = scaled.init(model, jax.random.key(seed))
-        ends.append(maps(scaled.step(start, batch)[0].model))
+        ends.append(maps(scaled.model(scaled.step(start, batch)[0])))
     apart = max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in zip(*ends, strict=True))
     return [
         Claim(

@@ -15,14 +15,14 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
+from ffnlab.analysis import gradient_alignment
 from ffnlab.data import ArrayBatches, Labelled, digits, mnist, mnist_folder
 from ffnlab.layers import MLP
 from ffnlab.learning import NoPropNet, NoPropOptions, backprop, counter_current, labelled, noprop
+from ffnlab.models.account import compiled_cost
 from ffnlab.rule import Rule
 from ffnlab.storage.files import StrPath
 from ffnlab.studies import STUDIES, tuning
@@ -178,7 +178,7 @@ def measure(
     batches, key = ArrayBatches(data[0], BATCH, seed), jax.random.key(seed)
     start = rule.init(model, key)
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(start))
-    compiled = jax.jit(rule.step).lower(start, batches(0)).compile()
+    cost = compiled_cost(rule.step, start, batches(0))
     curve: dict[int, float] = {0: accuracy(rule, start, data[1])}
     every = max(1, steps // 20)
 
@@ -190,26 +190,22 @@ def measure(
     first = direction(rule, rule.init(model, key), batches(0))
     sizes = {"batch": BATCH, "steps": steps, "seed": seed}
     last = learned(rule, model, data[0], **sizes, evaluate=evaluate, every=every)
-    memory, work = compiled.memory_analysis(), compiled.cost_analysis()
-    assert memory is not None and work is not None  # all backends that are supported tell
     return Measured(
         curve,
-        memory.temp_size_in_bytes,
+        cost.temporary,
         held,
-        float(work["flops"]),
+        cost.compiler_flops,
         (first, direction(rule, last, batches(0))),
     )
 
 
 def direction(rule: Rule, state: PyTree, batch: Labelled) -> float:
     """The cosine between what a step takes from an MLP and the gradient of its cross-entropy."""
-    model = jax.tree.map(jnp.copy, state.model)
+    model = rule.model(state)
     if not isinstance(model, MLP):
         return math.nan
-    gradient = jax.grad(lambda m: labelled(m, tuple(map(jnp.asarray, batch)))[0])(model)
-    after = rule.step(jax.tree.map(jnp.copy, state), batch)[0].model
-    a, b = (ravel_pytree(x)[0] for x in (jax.tree.map(jnp.subtract, model, after), gradient))
-    return float(a @ b / (jnp.linalg.norm(a) * jnp.linalg.norm(b)))
+    probe = gradient_alignment(rule, labelled, begin=lambda model: state)
+    return probe(model, [batch], progress=False).figures()["cosine"]
 
 
 def rows_of(found: Found, steps: Steps) -> list[dict[str, object]]:

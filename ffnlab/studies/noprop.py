@@ -143,7 +143,7 @@ def through_blocks() -> Rule:
         adamw(),
         trainable=tree.at("blocks") | tree.at("out"),  # NoProp leaves one-hot classes alone too
     )
-    return dataclasses.replace(rule, predict=jax.jit(lambda state, x: chained(state.model, x)))
+    return dataclasses.replace(rule, predict=jax.jit(lambda s, x: chained(rule.model(s), x)))
 
 
 def chained(

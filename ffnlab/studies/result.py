@@ -12,30 +12,27 @@ sealed: what was changed by hand is no result.
 
 import dataclasses
 import importlib.metadata
-import math
 import platform
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from io import BytesIO
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console, ConsoleOptions, Group
-from rich.measure import Measurement
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 import ffnlab
-from ffnlab.errors import ConfigError, at_least, require
+from ffnlab.errors import ConfigError, at_least
+from ffnlab.report import Rows, as_png, plain, printed
 from ffnlab.storage.files import StrPath, atomic_write, sealed, write_json
 
-__all__ = ["PICTURE_LIMIT", "Claim", "Result", "plain", "versions"]
+__all__ = ["PICTURE_LIMIT", "Claim", "Result", "versions"]
 
 PICTURE_LIMIT = 60_000  # bytes of a PNG, which is kept in the repository
 RESOLUTIONS = (120, 100, 80, 60)  # dots per inch, tried until a picture is within the limit
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
-UNBOUNDED = 10_000  # columns, more than any table needs
 PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 SPREAD = re.compile(r"±|\d to [-+]?[.\d]")
 
@@ -213,51 +210,7 @@ class Result:
         return Group(*parts)
 
     def __str__(self) -> str:
-        console = Console(
-            width=120, color_system=None, force_terminal=False, markup=False, emoji=False
-        )
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get().rstrip()
-
-
-def plain(value: object, where: str) -> object:
-    """`value` as JSON takes it: array scalars become numbers, arrays lists, NaN and inf null.
-
-    Args:
-      value: null, bool, number, string, array, list, tuple, or mapping with string keys, nested.
-      where: its name, for the error message.
-    Raises:
-      ConfigError: anything else.
-
-    >>> plain({"loss": np.float32(1.5), "bad": float("nan")}, "table")
-    {'loss': 1.5, 'bad': None}
-    """
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        odd = [key for key in value if not isinstance(key, str)]
-        if odd:
-            raise ConfigError(f"{where}: key {odd[0]!r} is not a string; JSON takes strings only")
-        return {key: plain(item, f"{where}[{key!r}]") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if hasattr(value, "__array__"):
-        return plain(np.asarray(value).tolist(), where)
-    raise ConfigError(
-        f"{where}: a {type(value).__name__} is no JSON value; use numbers, strings, lists, mappings"
-    )
-
-
-def as_png(draw: Callable[..., object], dpi: int = RESOLUTIONS[0]) -> bytes:
-    """Runs `draw(figure)` on a fresh 8 x 5 inch figure, without a display."""
-    figure = require("matplotlib.figure", extra="run").Figure(figsize=(8, 5), layout="constrained")
-    draw(figure)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    return buffer.getvalue()
+        return printed(self)
 
 
 def small_png(draw: Callable[..., object], stem: str) -> bytes:
@@ -291,55 +244,3 @@ def claims_table(result: Result) -> Table:
             parts.add_row(name, Text(getattr(c, name)))
         table.add_row(holds, Group(Text(c.claim, "bold"), parts))
     return table
-
-
-class Rows:
-    """Measurements that print as one table, or as several where one would break words.
-
-    Columns are all keys, in order of first appearance; the first stands in each of several tables.
-
-    Attributes:
-      rows: the measurements.
-    """
-
-    def __init__(self, rows: Sequence[Mapping[str, object]]):
-        self.rows = rows
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
-        names = list(dict.fromkeys(key for row in self.rows for key in row))
-        while names:
-            shown = self.fitting(names, console, options)
-            yield self.table(shown)
-            names = [*names[:1], *names[len(shown) :]] if len(shown) < len(names) else []
-
-    def fitting(self, names: list[str], console: Console, options: ConsoleOptions) -> list[str]:
-        """As many of the first columns as there is room for, two at least."""
-        unbounded = options.update(width=UNBOUNDED)
-        for count in range(len(names), 2, -1):
-            least = Measurement.get(console, unbounded, self.table(names[:count])).minimum
-            if least <= options.max_width:
-                return names[:count]
-        return names[:2]
-
-    def table(self, names: Sequence[str]) -> Table:
-        """Some columns as a rich table."""
-        table = Table()
-        for name in names:
-            found = [row.get(name, 0) for row in self.rows]
-            is_number = all(isinstance(value, int | float | np.generic) for value in found)
-            justify = "right" if is_number else "left"
-            table.add_column(Text(name), justify=justify, overflow="fold")
-        for row in self.rows:
-            table.add_row(*(Text(cell(row.get(name, ""))) for name in names))
-        return table
-
-
-def cell(value: object) -> str:
-    """A measurement as people read it: four significant digits for floats.
-
-    >>> cell(0.123456)
-    '0.1235'
-    """
-    if isinstance(value, float | np.floating):
-        return f"{float(value):.4g}"
-    return str(value)

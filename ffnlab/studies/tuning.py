@@ -210,7 +210,7 @@ def tuned(
     return Tuned(
         setting=side.grid[best],
         tried=tuple(zip(side.grid, found, strict=True)),
-        parameters=numbers(made.model),
+        parameters=numbers(rules[best].model(made)),
         mirror=numbers(getattr(made, "mirror", ())),
         seeds=tuple(seeds),
         scores=tuple(judged(rules[best], state, data.test) for state in kept),

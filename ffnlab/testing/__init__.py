@@ -13,11 +13,12 @@ from ffnlab.testing.contract import equal
 from ffnlab.testing.layer import check_layer
 from ffnlab.testing.rule import check_rule
 from ffnlab.testing.small import batches, tiny, tiny_encoder
-from ffnlab.testing.transform import check_transform
+from ffnlab.testing.transform import TransformCase, check_transform
 from ffnlab.testing.weight import check_weight
 
 __all__ = [
     "Count",
+    "TransformCase",
     "batches",
     "check_layer",
     "check_rule",

@@ -81,14 +81,19 @@ def it_is_a_module_and_a_function_of_its_key(case: Case) -> None:
 
 
 def every_array_lies_in_a_variable_that_names_its_axes(case: Case) -> None:
-    is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
-    found = jax.tree.leaves(case.layer, is_leaf=is_variable)
-    need(bool(found), "it has no parameter")
+    found = variables(case.layer)
+    need(bool(found), "it has no parameter and no statistic")
     for variable in found:
-        need(is_variable(variable), f"a {type(variable).__name__} lies outside of a Variable")
+        is_one = isinstance(variable, nnx.Variable)
+        need(is_one, f"a {type(variable).__name__} lies outside of a Variable")
         shape, axes = variable.get_value().shape, variable.get_metadata().get("axes")
         named = axes is not None and len(axes) == len(shape)
         need(named, f"axes={axes} of a {type(variable).__name__} of shape {tuple(shape)}")
+
+
+def variables(layer: nnx.Module) -> list:
+    """The Variables of a layer, and what array lies outside of one."""
+    return jax.tree.leaves(layer, is_leaf=lambda node: isinstance(node, nnx.Variable))
 
 
 def flax_splits_and_merges_it_without_graph_updates(case: Case) -> None:
@@ -117,15 +122,18 @@ def the_second_call_compiles_nothing(case: Case) -> None:
 
 
 def gradients_flow(case: Case) -> None:
-    trained, fixed = tree.trained(case.layer)
+    fixes_all = not any(isinstance(v, nnx.Param) for v in variables(case.layer))
+    trained, fixed = (None, case.layer) if fixes_all else tree.trained(case.layer)
 
     def of_both(trained: PyTree, x: Array) -> Array:
-        y = case.call(tree.combine(trained, fixed), x).astype(jnp.float32)
+        layer = fixed if fixes_all else tree.combine(trained, fixed)
+        y = case.call(layer, x).astype(jnp.float32)
         return (y * jnp.cos(jnp.arange(y.size)).reshape(y.shape)).sum()  # a norm fixes plain sums
 
-    arguments = (0, 1) if case.is_float else (0,)
+    names = {0: "its parameters", 1: "its input"}
+    arguments = ((), (0,))[not fixes_all] + ((), (1,))[case.is_float]
     found = jax.jit(jax.grad(of_both, arguments))(trained, case.x)
-    for name, part in zip(("its parameters", "its input"), found, strict=False):
+    for name, part in zip((names[i] for i in arguments), found, strict=True):
         gradients = [np.asarray(g, np.float32) for g in jax.tree.leaves(part)]
         need(all(np.all(np.isfinite(g)) for g in gradients), f"those of {name} are not finite")
         need(any(np.any(g != 0) for g in gradients), f"those of {name} are all zero")

@@ -28,12 +28,14 @@ class Case:
       model: where it starts.
       batches: at least two that it learns from.
       inputs: of a batch, what `predict` takes.
+      check: raises AssertionError for outputs that are not those of the inputs.
     """
 
     make: Callable[[], Rule]
     model: PyTree
     batches: Sequence[PyTree]
     inputs: Callable[[PyTree], PyTree]
+    check: Callable[[PyTree, PyTree], None]
 
     @functools.cached_property
     def rule(self) -> Rule:
@@ -52,12 +54,18 @@ class Case:
         return state, metrics
 
 
+def one_for_each(outputs: PyTree, inputs: PyTree) -> None:
+    """Holds an output for each input."""
+    need(len(outputs) == len(inputs), f"{len(outputs)} outputs of {len(inputs)} inputs")
+
+
 def check_rule(
     make: Callable[[], Rule],
     *,
     model: PyTree | None = None,
     batches: Sequence[PyTree] | None = None,
     inputs: Callable[[PyTree], PyTree] = lambda batch: batch,
+    check: Callable[[PyTree, PyTree], None] = one_for_each,
 ) -> None:
     """Holds a rule against its contract (`ffnlab.rule.Rule`); takes some seconds.
 
@@ -66,6 +74,8 @@ def check_rule(
       model: where it starts; `ffnlab.testing.tiny()` when None.
       batches: two that it learns from; `ffnlab.testing.batches()`, of tokens, when None.
       inputs: batch -> what `predict` takes; the batch itself where left out.
+      check: (outputs, inputs) -> None; raises AssertionError for outputs that cannot be those of
+        the inputs. An output for each input where left out. They are finite in any case.
     Raises:
       AssertionError: names the line of the contract that is broken, and how.
       ValueError: fewer than two batches.
@@ -79,18 +89,27 @@ def check_rule(
         raise ValueError(f"batches has {len(batches)}; two are needed")
     lines = (
         it_is_a_rule,
+        it_accepts_its_batches,
         the_model_stays_and_steps_repeat_bit_for_bit,
         the_second_step_compiles_nothing,
         a_step_learns,
         metrics_are_finite_scalars,
         the_state_goes_on_from_a_checkpoint,
         it_predicts_from_its_state,
+        it_gives_its_model,
     )
-    hold("the rule", lines, Case(make, model, batches, inputs))
+    hold("the rule", lines, Case(make, model, batches, inputs, check))
 
 
 def it_is_a_rule(case: Case) -> None:
     need(isinstance(case.rule, Rule), f"{type(case.rule).__name__} is no ffnlab.rule.Rule")
+
+
+def it_accepts_its_batches(case: Case) -> None:
+    """Of the state the check sees shapes alone."""
+    state = jax.eval_shape(case.begin)
+    for batch in case.batches:
+        case.rule.check(state, batch)
 
 
 def the_model_stays_and_steps_repeat_bit_for_bit(case: Case) -> None:
@@ -135,5 +154,14 @@ def the_state_goes_on_from_a_checkpoint(case: Case) -> None:
 def it_predicts_from_its_state(case: Case) -> None:
     inputs = case.inputs(case.batches[0])
     out = case.rule.predict(case.begin(), inputs)
-    need(len(out) == len(inputs), f"{len(out)} outputs of {len(inputs)} inputs")
-    need(bool(np.all(np.isfinite(out))), "outputs are not finite")
+    case.check(out, inputs)
+    fine = all(bool(np.all(np.isfinite(leaf))) for leaf in jax.tree.leaves(out))
+    need(fine, "outputs are not finite")
+
+
+def it_gives_its_model(case: Case) -> None:
+    """The model as learned has the structure, shapes and dtypes of the one it began with."""
+    facts = lambda tree: [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]  # noqa: E731
+    found = case.rule.model(case.steps(1)[0])
+    need(jax.tree.structure(found) == jax.tree.structure(case.model), "it is another tree")
+    need(facts(found) == facts(case.model), "its arrays have other shapes or dtypes")

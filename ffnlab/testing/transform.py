@@ -3,23 +3,45 @@
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import PyTree
 
 from ffnlab import models, transform
-from ffnlab.models import Decoder
 from ffnlab.storage import npz
 from ffnlab.testing import small
 from ffnlab.testing.compiling import counted
 from ffnlab.testing.contract import equal, hold, need
 from ffnlab.transform import Transform
 
-__all__ = ["check_transform"]
+__all__ = ["TransformCase", "check_transform"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformCase:
+    """A transform with a model that it rewrites, as tables of contract tests hold them.
+
+    Attributes:
+      make: the transform, with options under which it changes the model.
+      model: makes what it rewrites, called as `model(batch)`.
+      batches: makes what it calibrates on; `ffnlab.transform.calibrate` takes the same.
+      rtol: see `check_transform`.
+    """
+
+    make: Callable[[], Transform]
+    model: Callable[[], PyTree] = small.tiny
+    batches: Callable[[], Sequence[PyTree]] = small.batches
+    rtol: float = 1e-5
+
+    def check(self) -> None:
+        """Holds it against the contract (`check_transform`)."""
+        model, batches = self.model(), self.batches()
+        check_transform(self.make, model=model, batches=batches, rtol=self.rtol)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +86,10 @@ def check_transform(
 
     Args:
       make: the transform, with options under which it changes the model.
-      model: what it rewrites, called as `model(batch)`; `ffnlab.testing.tiny()` when None. Of a
-        Decoder the stacked form (`ffnlab.models.stack`) is tried too.
+      model: what it rewrites, called as `model(batch)`, or `model(**batch)` where a batch is a
+        mapping; `ffnlab.testing.tiny()` when None. Of one with layers in a list the stacked form
+        (`ffnlab.models.stack`) is tried too. Its configuration may be another in the end, where
+        sizes are.
       batches: what it calibrates on; `ffnlab.testing.batches()` when None.
       rtol: how far the output of the stacked form may be from the flat one's, of its norm. Scanned
         blocks round in another order, which may move a code of a quantizer by one.
@@ -107,10 +131,15 @@ def the_model_is_rewritten_and_still_runs(case: Case) -> None:
     new, batch = case.outcome[0], case.batches[0]
     need(type(new) is type(case.model), f"{type(new).__name__} came of the model")
     need(not equal(new, case.model), "nothing was changed")
-    run = jax.jit(lambda model, batch: model(batch))
-    before, after = run(case.model, batch), run(new, batch)
+    before, after = output(case.model, batch), output(new, batch)
     need(before.shape == after.shape, f"its output is {after.shape}, not {before.shape}")
     need(bool(np.all(np.isfinite(after))), "its output is not finite")
+
+
+@jax.jit
+def output(model: PyTree, batch: PyTree) -> jax.Array:
+    """What a model gives for a batch, which is its first argument or all that it is called with."""
+    return model(**batch) if isinstance(batch, Mapping) else model(batch)
 
 
 def observing_other_numbers_compiles_nothing(case: Case) -> None:
@@ -156,13 +185,12 @@ def stats_are_saved_and_applied_elsewhere(case: Case) -> None:
 
 
 def stacked_models_are_taken(case: Case) -> None:
-    if not isinstance(case.model, Decoder):
+    if not isinstance(getattr(case.model, "layers", None), nnx.List):
         return
     flat, batch = case.outcome[0], case.batches[0]
     back = models.unstack(case.applied(case.make(), models.stack(case.model))[0])
     same = jax.tree.structure(back) == jax.tree.structure(flat)
     need(same, "unstacked, the model has another structure than that of the flat one")
-    run = jax.jit(lambda model, batch: model(batch))
-    error = jnp.linalg.norm(run(back, batch) - run(flat, batch))
-    far = error / jnp.linalg.norm(run(flat, batch))
+    error = jnp.linalg.norm(output(back, batch) - output(flat, batch))
+    far = error / jnp.linalg.norm(output(flat, batch))
     need(bool(far < case.rtol), f"the outputs differ by {float(far):.2g} of their norm")

@@ -232,7 +232,7 @@ def fake(kind: str | None, x: Float[Array, "*rows hd"]) -> Float[Array, "*rows h
     if kind == "dense":
         return x
     quantize = quantize_float8 if kind == "float8" else quantize_int4
-    return _straight_through(x, _scaled(*quantize(jax.lax.stop_gradient(x)), x.dtype))
+    return _straight_through(x, _scaled(*quantize(x), x.dtype))
 
 
 def fake_query(kind: str | None, q: Float[Array, "*rows hd"]) -> Float[Array, "*rows hd"]:
@@ -250,7 +250,7 @@ def fake_query(kind: str | None, q: Float[Array, "*rows hd"]) -> Float[Array, "*
         return q
     if kind != "e4m3":
         raise ConfigError(f"query format {kind!r} is unknown; accepted: None, 'e4m3'")
-    codes, scale = quantize_e4m3(jax.lax.stop_gradient(q))
+    codes, scale = quantize_e4m3(q)
     return _straight_through(q, _scaled(codes, scale[..., 0], q.dtype))
 
 

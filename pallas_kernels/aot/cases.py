@@ -25,6 +25,7 @@ class Case:
         which chip; none: any jax for any chip.
       patterns: regular expressions that something in the machine code must match.
       launches: kernels that the compiled program may launch; None: any number.
+      registers: the most that a thread may have, where blocks are to share a multiprocessor.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Case:
     backends: tuple[Backend, ...] = ()
     patterns: tuple[str, ...] = ()
     launches: int | None = None
+    registers: int = 255
 
 
 def named(table, name):

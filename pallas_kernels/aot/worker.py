@@ -47,6 +47,8 @@ def compiled(case: Case, chip: str, folder) -> dict[str, object]:
     count = report.launches(program.as_text() or "") if case.launches is not None else 0
     if count > (case.launches or 0):
         wrong.append(f"launches {count} kernels, more than {case.launches}")
+    if found.registers > case.registers:
+        wrong.append(f"takes {found.registers} registers, more than {case.registers}")
     if found.spill > case.max_spill:
         wrong.append(f"spills {found.spill} bytes, more than {case.max_spill}")
     return {

@@ -137,10 +137,12 @@ def plain(q, k, v, k_scale, v_scale, **options):
 def usual_tile(fused, d, precision, scaled):
     """Keys taken at a time where the caller does not say.
 
-    On Hopper as many as let the registers hold the scores of the next tile, see `sm90.Call.ahead`.
+    On Hopper 16-bit products take the time, which the scores of the next tile must overlap: as many
+    keys as let registers hold those (`sm90.Call.ahead`). FP8 is bound by the instructions of the
+    softmax, of which larger tiles need fewer for a key (compiled: RESULTS.md).
     """
     if fused:
-        return 64 if scaled and (d > 64 or precision == "float32") else SM90_TILE
+        return 64 if scaled and precision == "float32" else SM90_TILE
     return 256 if d <= 64 else 128 if d <= 128 else 64
 
 

@@ -75,9 +75,10 @@ def decode_case(kind, d):
 
 
 CASES = (
-    *(case(precision, d) for precision in ("fp8", "float32") for d in (64, 128)),
-    case("fp8", 128, ", window of 1024", window=1024),
-    case("fp8", 128, ", tiles of 128", patterns=(FROM_REGISTERS,), tile=128),
+    *(case(precision, d) for precision, d in (("fp8", 64), ("float32", 64), ("float32", 128))),
+    case("fp8", 128, patterns=(FROM_REGISTERS,)),
+    case("fp8", 128, ", window of 1024", patterns=(FROM_REGISTERS,), window=1024),
+    case("fp8", 128, ", tiles of 64", tile=64),
     *(case("float32", d, ", int4 keys", codes=True) for d in (64, 128)),
     *(decode_case(kind, d) for kind in ("int4", "bfloat16") for d in (64, 128)),
 )

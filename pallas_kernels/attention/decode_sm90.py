@@ -2,10 +2,11 @@
 
 A block of threads takes the query heads that share one key head, padded to the 64 rows of the
 tensor core, and its share of the tiles of 64 keys. One warp group loads codes, values and scales, a
-few tiles ahead; the other widens INT4 to 16 bits in shared memory and multiplies: keys and values
-are the right operand, which the tensor core takes from nowhere else. Exponentials are the left one
-and stay in registers. Padding costs no traffic: the keys are read once for all heads that share
-them. Blocks write unfinished sums, maxima and outputs, which XLA merges:
+few tiles ahead; two others take turns with the tiles, so that one widens INT4 to 16 bits in shared
+memory while the other one's products are under way: keys and values are the right operand, which
+the tensor core takes from nowhere else. Exponentials are the left one and stay in registers.
+Padding costs no traffic: the keys are read once for all heads that share them. Groups leave
+unfinished sums, maxima and outputs, which are merged, those of blocks by XLA:
 
     M = max_i m_i;   y = sum_i exp2(m_i - M) O_i / sum_i exp2(m_i - M) l_i
 
@@ -37,7 +38,12 @@ from pallas_kernels.attention.fragments import (
 )
 
 TILE = 64  # keys
-STAGES = {4: 6, 16: 4}  # tiles in flight, by bits of a key's channel
+GROUPS = 2  # warp groups that compute
+# Tiles in flight, by bits of a key's channel: a multiple of GROUPS, so that a slot is always the
+# same group's, which sees every time that it fills.
+STAGES = {4: 6, 16: 4}
+Q_LOADED, HALF_DONE = 0, 1  # barriers that are passed once
+COMPUTING, LOADING = 224, 56  # registers of a thread, of 504 for three groups (`sm90`)
 ALIGNMENT = 128  # bytes: where a tensor copy may begin in shared memory; elsewhere it faults
 
 
@@ -82,6 +88,14 @@ class Call:
         each = pl.cdiv(end - first, self.splits)
         begin = first + split * each
         return begin, jnp.clip(end - begin, 0, each)
+
+    def turns(self, length, begin, count, wg):
+        """A group's number of tiles in a block's share, and how many of them need no mask."""
+        own = lax.div(count - wg + (GROUPS - 1), GROUPS)
+        if self.window is not None:
+            return own, None
+        whole = jnp.clip(lax.div(length, TILE) - begin, 0, count)
+        return own, lax.div(whole - wg + (GROUPS - 1), GROUPS)
 
 
 def decode(
@@ -135,14 +149,14 @@ def launch(call, q, cache, pages, lengths):
 
     tile = smem(n, TILE, d, dtype=cache[0].dtype)
     scales = [plgpu.SMEM((n, max(TILE, ALIGNMENT // x.dtype.itemsize)), x.dtype) for x in cache[2:]]
-    wide = smem(TILE, d, dtype=call.dtype) if call.bits == 4 else ()
+    wide = smem(GROUPS, TILE, d, dtype=call.dtype) if call.bits == 4 else ()
     vector = jax.ShapeDtypeStruct((*part, ROWS), jnp.float32)
     return _compat.kernel(
         functools.partial(body, call),
         out_type=(vector, vector, jax.ShapeDtypeStruct((*part, call.kept, d), jnp.float32)),
         grid=part,
         grid_names=("split", "batch", "head"),
-        num_threads=2,
+        num_threads=GROUPS + 1,
         thread_name="wg",
         approx_math=True,
         interpret=call.interpret,
@@ -151,7 +165,8 @@ def launch(call, q, cache, pages, lengths):
             [tile, tile, *scales],
             [wide, wide],
             plgpu.SMEM((ROWS, d), jnp.float32),
-            plgpu.Barrier(),
+            plgpu.SMEM((2, ROWS), jnp.float32),
+            plgpu.Barrier(num_barriers=2),
             plgpu.Barrier(num_arrivals=len(cache), num_barriers=n),
             plgpu.Barrier(num_barriers=n),
         ],
@@ -168,25 +183,39 @@ def body(call, pages, lengths, q, *refs):
     parts = 2 + 2 * call.scaled
     cache, (m_out, l_out, out, *scratch) = refs[:parts], refs[parts:]
     at = split, batch, head = tuple(lax.axis_index(name) for name in ("split", "batch", "head"))
-    length = lengths[batch]
-    begin, count = call.share(length, split)
-    q_s, tiles, _, staging, q_full, loaded, free = scratch
+    q_s, tiles, _, staging, vectors, once, loaded, free = scratch
     wg = lax.axis_index("wg")
 
-    @pl.when(wg == 0)
+    @pl.when(wg < GROUPS)
     def _():
-        plgpu.copy_gmem_to_smem(q.at[batch, head], q_s, q_full)
-        plgpu.barrier_wait(q_full)
-        m, l, total = attend(call, length, begin, count, scratch)  # noqa: E741
-        _compat.store(m_out.at[*at], m)
-        _compat.store(l_out.at[*at], l)
-        _compat.store(staging, total)
-        plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(staging.at[pl.ds(0, call.kept)], out.at[*at])
-        plgpu.wait_smem_to_gmem(0)
+        plgpu.set_max_registers(COMPUTING, action="increase")
+        plgpu.barrier_wait(once.at[Q_LOADED])
+        m, l, total = attend(call, lengths[batch], split, scratch)  # noqa: E741
 
-    @pl.when(wg == 1)
+        @pl.when(wg == 1)
+        def _():
+            for i, x in enumerate((m, l)):
+                _compat.store(vectors.at[i], x)
+            _compat.store(staging, total)
+            plgpu.barrier_arrive(once.at[HALF_DONE])
+
+        @pl.when(wg == 0)
+        def _():
+            plgpu.barrier_wait(once.at[HALF_DONE])
+            largest, sums, merged = merge((m, l, total), staging, vectors)
+            _compat.store(m_out.at[*at], largest)
+            _compat.store(l_out.at[*at], sums)
+            _compat.store(staging, merged)
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(staging.at[pl.ds(0, call.kept)], out.at[*at])
+            plgpu.wait_smem_to_gmem(0)
+
+    @pl.when(wg == GROUPS)
     def _():
+        plgpu.set_max_registers(LOADING, action="decrease")
+        plgpu.copy_gmem_to_smem(q.at[batch, head], q_s, once.at[Q_LOADED])
+        begin, count = call.share(lengths[batch], split)
+
         def load(i, _):
             slot, key = lax.rem(i, call.stages), (begin + i) * TILE
             page, keys = pages[batch, lax.div(key, call.page)], lax.rem(key, call.page)
@@ -201,14 +230,28 @@ def body(call, pages, lengths, q, *refs):
         lax.fori_loop(0, count, load, ())
 
 
-def attend(call, length, begin, count, scratch):
-    """The warp group that computes: maxima and sums [64], outputs [64, d], all float32."""
-    q_s, (k_s, v_s, *scales), (k_w, v_w), _, _, loaded, free = scratch
-    shape = (ROWS, TILE)
+def merge(own, staging, vectors):
+    """A group's maxima, sums and outputs together with the other group's in shared memory."""
+    m, l, total = own  # noqa: E741
+    m_other, l_other = (_compat.load(vectors.at[i], layout=BY_ROW, optimized=False) for i in (0, 1))
+    largest = jnp.maximum(m, m_other)
+    base = jnp.where(largest == -jnp.inf, jnp.float32(0), largest)  # neither had a tile
+    weight, weight_other = jnp.exp2(m - base), jnp.exp2(m_other - base)
+    other = _compat.load(staging, layout=LAYOUT, optimized=False)
+    spread_by_row = functools.partial(spread, shape=total.shape, axis=0)
+    merged = total * spread_by_row(weight) + other * spread_by_row(weight_other)
+    return largest, l * weight + l_other * weight_other, merged
 
-    def scale(source, slot):
+
+def attend(call, length, split, scratch):
+    """A warp group that computes: maxima and sums [64], outputs [64, d], all float32."""
+    begin, count = call.share(length, split)
+    q_s, (k_s, v_s, *scales), wide, *_, loaded, free = scratch
+    shape, wg = (ROWS, TILE), lax.axis_index("wg")
+
+    def scale(source, slot, unit=1.0):
         by_key = _compat.load(vector(source, slot), layout=BY_KEY, optimized=False)
-        return spread(by_key.astype(jnp.float32), shape, 1)
+        return spread(by_key.astype(jnp.float32) * jnp.float32(unit), shape, 1)
 
     def widen(source, target):
         codes = _compat.load(source, layout=plgpu.Layout.WGMMA_8BIT, optimized=False)
@@ -222,35 +265,43 @@ def attend(call, length, begin, count, scratch):
         _compat.store(values, jnp.where(key < length, kept, zeros))
         plgpu.commit_smem()
 
-    def step(i, carry):
+    def hidden(first):
+        """Which scores of the tile from key `first` on do not count."""
+        key = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=LAYOUT) + first
+        unseen = key >= length
+        return unseen if call.window is None else unseen | (key < length - call.window)
+
+    def step(i, carry, masked):
         total, m, l = carry  # noqa: E741
-        slot = lax.rem(i, call.stages)
+        at = i * GROUPS + wg
+        slot = lax.rem(at, call.stages)
         plgpu.barrier_wait(loaded.at[slot])
-        keys, values, first = k_s.at[slot], v_s.at[slot], (begin + i) * TILE
-        if call.bits == 16:
+        keys, values, first = k_s.at[slot], v_s.at[slot], (begin + at) * TILE
+        if call.bits == 16 and masked:
             pl.when(first + TILE > length)(lambda: clear(values, first))
         if call.bits == 4:
+            k_w, v_w = (buffer.at[wg] for buffer in wide)
             widen(keys, k_w)
             widen(values, v_w)
             plgpu.commit_smem()
             keys, values = k_w, v_w
-        s = product(shape, q_s, keys.T) * jnp.float32(call.unit)
-        s = s * scale(scales[0], slot) if call.scaled else s
-        key = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=LAYOUT) + first
-        seen = key < length
-        if call.window is not None:
-            seen &= key >= length - call.window
-        s = jnp.where(seen, s, -jnp.inf)
+        s = product(shape, q_s, keys.T)
+        s = s * (scale(scales[0], slot, call.unit) if call.scaled else jnp.float32(call.unit))
+        s = jnp.where(hidden(first), -jnp.inf, s) if masked else s
         new = jnp.maximum(m, jnp.max(s, axis=1))  # every tile of a share has a key that is seen
         shrink, p = jnp.exp2(m - new), jnp.exp2(s - spread(new, shape, 0))
         l = l * shrink + jnp.sum(p, axis=1)  # noqa: E741
-        # Behind the last key scales may be anything, NaN too.
-        if call.scaled:
-            p = jnp.where(seen, p * scale(scales[1], slot), jnp.float32(0))
+        p = p * scale(scales[1], slot) if call.scaled else p
+        if call.scaled and masked:  # behind the last key scales may be anything, NaN too
+            p = jnp.where(hidden(first), jnp.float32(0), p)
         part = weighted(p, values, interpret=call.interpret)
         plgpu.barrier_arrive(free.at[slot])
         return total * spread(shrink, part.shape, 0) + part, new, l
 
     start = (full((ROWS, call.d), 0, LAYOUT), *(full((ROWS,), x, BY_ROW) for x in (-jnp.inf, 0)))
-    total, m, l = lax.fori_loop(0, count, step, start)  # noqa: E741
+    turns, whole = call.turns(length, begin, count, wg)
+    if whole is not None:
+        start = lax.fori_loop(0, whole, functools.partial(step, masked=False), start)
+    masked = functools.partial(step, masked=True)
+    total, m, l = lax.fori_loop(0 if whole is None else whole, turns, masked, start)  # noqa: E741
     return m, l, total

@@ -174,6 +174,19 @@ def repeats(here):
         here.show(name, repeats=count, runs_that_differ=sum(b > 0 for b in bits), bits=sum(bits))
 
 
+def neighbours(here):
+    """Pairs of blocks that load their tokens once for both, many times."""
+    _, operands, w = ways(here)
+    config = plan.Config(tile_m=16, stages=3, cluster=2, cores=here.size(16, 2))
+    options = {"kernel": "sm90", "treatment": "promote", "interpret": here.interpret}
+    run = functools.partial(calls.matmul, **options, out_dtype=jnp.bfloat16, config=config)
+    run, x = jax.jit(run), np.asarray(operands[0]).astype(np.float64)
+    first = np.asarray(run(*operands))
+    here.show("shared tokens", error=error(first, x * np.asarray(operands[1], np.float64) @ w))
+    bits = [differing(first, run(*operands)) for _ in range(here.size(REPEATS, 2))]
+    here.show("repeats", runs_that_differ=sum(b > 0 for b in bits), bits=sum(bits))
+
+
 def grouped(here):
     """The products of bfloat16 experts."""
     random, k, n = np.random.default_rng(5), here.size(2048, 128), here.size(1408, 128)

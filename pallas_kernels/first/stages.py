@@ -58,6 +58,7 @@ STAGES = (
     stage("w4a8: sm against tc", "products", "encodings"),
     stage("w4a8: persistent pieces", "products", "pieces"),
     stage("w4a8: repeats", "products", "repeats", blocking=False),
+    stage("w4a8: blocks that share tokens", "products", "neighbours", blocking=False),
     stage("grouped", "products", "grouped"),
     stage("prefill", "attend", "prefill"),
     stage("decode", "attend", "decode"),

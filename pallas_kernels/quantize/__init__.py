@@ -4,6 +4,6 @@
 per group of rows, both as `pallas_kernels.w4a8` reads them.
 """
 
-from pallas_kernels.quantize.api import groups, tokens
+from pallas_kernels.quantize.api import divided, groups, tokens
 
-__all__ = ["groups", "tokens"]
+__all__ = ["divided", "groups", "tokens"]

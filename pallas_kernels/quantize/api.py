@@ -75,6 +75,22 @@ def tokens(x, *, rows=None, backend=None):
     return codes.reshape(x.shape), scale.reshape(*x.shape[:-1], 1)
 
 
+def divided(x, divisors, rows):
+    """`tokens` of x [m, k] for a product whose result is divided: by one kernel, no launch beside.
+
+    Args:
+      x: see `tokens`; m >= 1.
+      divisors: [d] float32.
+      rows: see `tokens`.
+    Returns:
+      codes [rows, k] float8_e4m3fn, and the scale of each row by each divisor [d, rows] float32.
+
+    >>> divided(jnp.array([[448.0, 7.0]]), jnp.array([1.0, 2.0]), 1)[1].tolist()
+    [[1.0], [0.5]]
+    """
+    return registry.choose(TOKENS, x=x).run(x, rows=rows, divisors=divisors)
+
+
 def groups(w, *, group=128, dtype=jnp.float32, backend=None):
     """Symmetric INT4 codes, two per byte, with one scale per group of rows and column.
 

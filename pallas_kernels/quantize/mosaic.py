@@ -23,25 +23,27 @@ from pallas_kernels.quantize.reference import ABSMAX_FLOOR
 MAGIC = 12582912.0  # 1.5 * 2**23: adding it rounds to an integer, half to even, in the low bits
 
 
-def tokens(x, *, rows=None, interpret=False):
+def tokens(x, *, rows=None, divisors=None, interpret=False):
     """Same contract as `reference.tokens`; k is a multiple of 256."""
     rows, k = rows or x.shape[0], x.shape[1]
     layout = plgpu.Layout.WG_STRIDED((k,), row_width(k))
-    vector = jax.ShapeDtypeStruct((rows,), jnp.float32)
+    by = () if divisors is None else (divisors,)
+    scales = jax.ShapeDtypeStruct((1 if divisors is None else len(divisors), rows), jnp.float32)
     run = _compat.kernel(
         functools.partial(one_row, layout),
-        out_type=[jax.ShapeDtypeStruct((rows, k), E4M3), vector],
+        out_type=[jax.ShapeDtypeStruct((rows, k), E4M3), scales],
         grid=(rows,),
         grid_names=("row",),
         interpret=interpret,
     )
-    codes, scale = run(x)
-    return codes, scale[:, None]
+    codes, scale = run(x, *by)
+    return codes, scale.T if divisors is None else scale
 
 
-def one_row(layout, x, codes, scales):
+def one_row(layout, x, *refs):
     """Rounds one row; of zeros, where x has no more."""
-    row, m, rows = lax.axis_index("row"), x.shape[0], scales.shape[0]
+    *divisors, codes, scales = refs
+    row, m, rows = lax.axis_index("row"), x.shape[0], scales.shape[1]
     load = lambda: _compat.load(x.at[row], layout=layout, optimized=False)  # noqa: E731
     if rows > m:
         zeros = plgpu.layout_cast(jnp.zeros(x.shape[1:], x.dtype), layout)
@@ -54,7 +56,8 @@ def one_row(layout, x, codes, scales):
     scale = jnp.where(scale == 0, jnp.float32(1), scale)
     rounded = jnp.clip(values / scale, -jnp.float32(E4M3_MAX), jnp.float32(E4M3_MAX))
     _compat.store(codes.at[row], rounded.astype(E4M3))
-    scales[row] = scale
+    for i in range(scales.shape[0]):
+        scales[i, row] = scale / divisors[0][i] if divisors else scale
 
 
 def groups(w, *, group, dtype, interpret=False):

@@ -16,9 +16,11 @@ from pallas_kernels.w4a8.nibbles import pack_nibbles
 ABSMAX_FLOOR = 1e-5
 
 
-def tokens(x, *, rows=None):
-    """Rows of x [m, k] as e4m3 codes [m, k] and scales [m, 1] float32, or `rows` with zeros."""
-    return quantize_tokens(jnp.pad(x, ((0, (rows or len(x)) - len(x)), (0, 0))))
+def tokens(x, *, rows=None, divisors=None):
+    """Rows of x [m, k] as e4m3 codes [m, k] and scales [m, 1] float32, or `rows` with zeros; with
+    divisors [d] the scales by each, [d, m]."""
+    codes, scale = quantize_tokens(jnp.pad(x, ((0, (rows or len(x)) - len(x)), (0, 0))))
+    return codes, scale if divisors is None else quotient(scale.T, divisors[:, None])
 
 
 def groups(w, *, group, dtype):

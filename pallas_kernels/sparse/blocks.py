@@ -8,7 +8,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from pallas_kernels import _triton
+from pallas_kernels import _triton, backend
 from pallas_kernels.sparse.packed import PLANES, Int4Rows, nbytes
 from pallas_kernels.tuning import cache
 
@@ -21,6 +21,11 @@ HELD_GLU = 64 * THREADS
 # Two blocks of rows and the sums then fit the 16 MB that a kernel may ask for.
 TPU_TILES, HELD_TPU = {1: 44, PLANES: 16}, {1: 8192, PLANES: 2048}
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+# Blocks that a multiprocessor holds at once by their registers (`make aot` refuses more), for one
+# row of x and for several. Two of INT4 always: each writes float32 sums, and those of three blocks
+# are a fifth of the weight's bytes.
+RESIDENT = {"matvec": (6, 3), "take": (4, 2), "rows": (3, 2), "glu": (2, 2)}
+RESIDENT_INT4 = 2
 # What a tuned configuration names; min_bytes is the caller's.
 TUNED = ("blocks", "unroll", "unroll_pairs")
 
@@ -30,7 +35,7 @@ class GpuConfig:
     """How the work is cut on a GPU, and from which size on.
 
     Attributes:
-      blocks: thread blocks wanted, >= 1; about two per multiprocessor keep memory busy.
+      blocks: thread blocks wanted, >= 1; when None as many as run at once (`resident`).
       unroll: weight rows of `matvec` and `take` whose loads are in flight together, 1 to 16.
       unroll_pairs: the same for `rows` and `glu`, which hold whole rows, 1 to 4; twice as many of
         `Int4Rows`, which are shorter.
@@ -38,13 +43,14 @@ class GpuConfig:
         for by name: a launch costs more than the traffic it saves.
     """
 
-    blocks: int = 256
+    blocks: int | None = None
     unroll: int = 8
     unroll_pairs: int = 2
     min_bytes: int = 8 << 20
 
     def __post_init__(self):
-        if self.blocks < 1 or not 1 <= self.unroll <= 16 or not 1 <= self.unroll_pairs <= 4:
+        few = self.blocks is not None and self.blocks < 1
+        if few or not 1 <= self.unroll <= 16 or not 1 <= self.unroll_pairs <= 4:
             raise ValueError(
                 f"{self} is out of range: blocks >= 1, unroll 1 to 16, unroll_pairs 1 to 4"
             )
@@ -60,6 +66,23 @@ def pick(name, m, *weights):
     """
     found = cache.find(f"sparse.{name}", m, facts(m, *weights), build)
     return GpuConfig() if found is None else found
+
+
+def settle(config, name, m, *weights):
+    """A configuration whose number of blocks is known; see `pick` for the arguments."""
+    if config.blocks is not None:
+        return config
+    count = backend.cores() * min(resident(name, m, w) for w in weights)
+    return dataclasses.replace(config, blocks=count)
+
+
+def resident(name, m, w):
+    """Blocks of a product of m rows by w that a multiprocessor works on at once.
+
+    >>> resident("matvec", 1, jnp.ones((2, 128))), resident("matvec", 4, jnp.ones((2, 128)))
+    (6, 3)
+    """
+    return RESIDENT_INT4 if isinstance(w, Int4Rows) else RESIDENT[name][m > 1]
 
 
 def facts(m, *weights):
@@ -122,9 +145,19 @@ def cut(w, m, *, whole=False):
     return Cut(w.shape[0], w.shape[1] // planes(w), planes(w), widths(w, m, whole=whole)[0])
 
 
-def deal(entries, columns, unroll, config):
-    """Blocks that share `entries` rows, for about `config.blocks` in all, each with work."""
-    return max(1, min(config.blocks // columns, -(-entries // unroll)))
+def deal(entries, columns, unroll, blocks):
+    """Blocks that share `entries` rows, each with work: no more than their longest turn needs.
+
+    Args:
+      entries: rows; columns: blocks side by side; unroll: rows of a turn.
+      blocks: wanted in all.
+
+    >>> deal(14336, 4, 8, 792), deal(14336, 4, 8, 256), deal(3, 1, 8, 256)  # 10, 28 and 1 turns
+    (180, 64, 1)
+    """
+    units = -(-entries // unroll)
+    turns = -(-units // max(1, min(blocks // columns, units)))
+    return -(-units // turns)
 
 
 def in_one_pass(m, up_rows, down):

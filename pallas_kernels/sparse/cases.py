@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from pallas_kernels import sparse
 from pallas_kernels.aot.cases import Case, named
+from pallas_kernels.aot.report import REGISTERS
+from pallas_kernels.sparse import blocks
 from pallas_kernels.sparse.api import BACKENDS
 
 HIDDEN, WIDTH = 14336, 4096
@@ -37,7 +39,9 @@ def make(name, kind, m, backend):
 
 
 def mosaic(name, kind, m):
-    """A case of the Mosaic kernels; 128-bit loads of the weights, no spills."""
+    """A case of the Mosaic kernels; 128-bit loads of the weights, no spills, and registers for as
+    many blocks per multiprocessor as the plan counts on."""
+    threads = blocks.THREADS * blocks.resident(name, m, weight(kind))
     return Case(
         f"sparse {name}, {kind}, {m} {'row' if m == 1 else 'rows'}",
         functools.partial(make, name, kind, m, "mosaic"),
@@ -45,6 +49,7 @@ def mosaic(name, kind, m):
         expect=("LDG.E.128",),
         max_spill=0,
         backends=named(BACKENDS[name], "mosaic"),
+        registers=min(255, REGISTERS // threads // 8 * 8),
     )
 
 

@@ -3,8 +3,9 @@
 Nothing here needs a tensor core or TMA: one source compiles from Turing to Hopper. A decoding step
 is bound by memory, and so is this: a weight row is read by 128-bit loads that are predicated on
 its activation, several rows back to back, and rows that are off cost no traffic and no index list
-(compacting one in XLA takes three or more launches). Each block of threads adds its own rows; XLA
-sums the blocks' results in a fixed order, so the same input gives the same bits.
+(compacting one in XLA takes three or more launches). The activations of the next rows are read
+while these are on their way. Each block of threads adds its own rows; XLA sums the blocks' results
+in a fixed order, so the same input gives the same bits.
 
     matvec, take   a block holds some columns and walks its share of the rows
     rows           a block holds all of x and writes one number per row
@@ -102,16 +103,23 @@ def any_on(values):
     return functools.reduce(jnp.logical_or, [v != 0 for v in values])
 
 
+def rows_of(first, unroll, rows):
+    """The rows of a turn that begins with `first`; the last one for those behind the end."""
+    return [jnp.minimum(first + i, rows - 1) for i in range(unroll)]
+
+
 def matvec(x, w, *, config=None, interpret=False):
     """`reference.matvec` for x [m, k] and w [k, n] or `Int4Rows`: [m, n] float32."""
     config = config or blocks.pick("matvec", x.shape[0], w)
+    config = blocks.settle(config, "matvec", x.shape[0], w)
     return walk(x, w, (), x.shape[1], config, interpret)
 
 
 def take(x, w, ids, count, *, config=None, interpret=False):
     """`reference.take` for x [m, k], w [k, n] or `Int4Rows`, ids [c], count []: [m, n] float32."""
     listed = (ids, jnp.reshape(count, 1))
-    return walk(x, w, listed, ids.shape[0], config or GpuConfig(), interpret)
+    config = blocks.settle(config or GpuConfig(), "take", x.shape[0], w)
+    return walk(x, w, listed, ids.shape[0], config, interpret)
 
 
 def walk(x, w, listed, entries, config, interpret):
@@ -127,7 +135,7 @@ def walk(x, w, listed, entries, config, interpret):
       [m, n] float32.
     """
     m, weight, unroll = x.shape[0], blocks.cut(w, x.shape[0]), config.unroll
-    splits = blocks.deal(entries, weight.columns, unroll, config)
+    splits = blocks.deal(entries, weight.columns, unroll, config.blocks)
 
     def kernel(*refs):
         *stored, v_ref, out = refs[: len(refs) - 1 - len(listed)] + refs[-1:]
@@ -137,22 +145,32 @@ def walk(x, w, listed, entries, config, interpret):
         start = jnp.minimum(lax.axis_index("column") * weight.step, weight.length - weight.step)
         live = jnp.minimum(limit[0], entries) if listed else entries
 
-        def turn(j, sums):
-            first, picked = (j * splits + split) * unroll, []
-            for i in range(unroll):
-                entry = jnp.minimum(first + i, entries - 1)
-                row = jnp.clip(ids[entry], 0, weight.rows - 1) if listed else entry
-                v = [jnp.where(first + i < live, v_ref[a, row], jnp.float32(0)) for a in range(m)]
-                picked.append((row, v, any_on(v)))
-            words = [reader.read(row, start, on) for row, _, on in picked]
-            for word, (row, v, on) in zip(words, picked, strict=True):
+        def ahead(j):
+            """The values of a turn, and its rows where they come from the list."""
+            first = (j * splits + split) * unroll
+            at = rows_of(first, unroll, entries)
+            at = [jnp.clip(ids[i], 0, weight.rows - 1) for i in at] if listed else at
+            kept = [
+                [jnp.where(first + i < live, v_ref[a, row], jnp.float32(0)) for a in range(m)]
+                for i, row in enumerate(at)
+            ]
+            return kept, at if listed else []
+
+        def turn(j, carry):
+            sums, (values, listed_rows) = carry
+            at = listed_rows or rows_of((j * splits + split) * unroll, unroll, entries)
+            on = [any_on(v) for v in values]
+            words = [reader.read(row, start, here) for row, here in zip(at, on, strict=True)]
+            following = ahead(j + 1)
+            for word, row, v, here in zip(words, at, values, on, strict=True):
                 more = functools.partial(reader.add, words=word, row=row, factors=v)
                 jump = weight.planes > 1
-                sums = lax.cond(on, more, lambda s: s, sums) if jump else more(sums)
-            return sums
+                sums = lax.cond(here, more, lambda s: s, sums) if jump else more(sums)
+            return sums, following
 
         turns = lax.div(live + (splits * unroll - 1), splits * unroll)
-        sums = lax.fori_loop(0, turns, turn, (reader.zeros(),) * (m * weight.planes))
+        zeros = (reader.zeros(),) * (m * weight.planes)
+        sums, _ = lax.fori_loop(0, turns, turn, (zeros, ahead(0)))
         for at, total in enumerate(sums):
             a, p = divmod(at, weight.planes)
             out[split, a, pl.ds(p * weight.length + start, weight.step)] = total
@@ -170,9 +188,9 @@ def walk(x, w, listed, entries, config, interpret):
 def rows(x, w_rows, gate, *, config=None, interpret=False):
     """`reference.rows` for x [m, d], w_rows [f, d] or `Int4Rows`, gate [m, f]: [m, f] float32."""
     m, weight = x.shape[0], blocks.cut(w_rows, x.shape[0], whole=True)
-    config = config or blocks.pick("rows", m, w_rows)
+    config = blocks.settle(config or blocks.pick("rows", m, w_rows), "rows", m, w_rows)
     unroll = blocks.unroll_whole(w_rows, config)
-    count = blocks.deal(weight.rows, 1, unroll, config)
+    count = blocks.deal(weight.rows, 1, unroll, config.blocks)
     turns = -(-weight.rows // (count * unroll))
 
     def kernel(*refs):
@@ -180,19 +198,23 @@ def rows(x, w_rows, gate, *, config=None, interpret=False):
         reader = Reader(stored, weight, weight.length)
         block, held = lax.axis_index("block"), [reader.load(x_ref, a) for a in range(m)]
 
-        def turn(j, _):
+        def ahead(j):
+            at = rows_of((j * count + block) * unroll, unroll, weight.rows)
+            return [[gate_ref[a, row] for a in range(m)] for row in at]
+
+        def turn(j, gates):
             first = (j * count + block) * unroll
-            at = [jnp.minimum(first + i, weight.rows - 1) for i in range(unroll)]
-            gates = [[gate_ref[a, row] for a in range(m)] for row in at]
+            at = rows_of(first, unroll, weight.rows)
             words = [reader.read(r, 0, any_on(g)) for r, g in zip(at, gates, strict=True)]
+            following = ahead(j + 1)
             for i, (word, row, g) in enumerate(zip(words, at, gates, strict=True)):
                 dots = lambda w=word, r=row: tuple(reader.dot(w, r, v) for v in held)  # noqa: E731
                 dots = lax.cond(any_on(g), dots, lambda: (jnp.float32(0),) * m)
                 for a in range(m):
                     out[a, first + i] = jnp.where(g[a] == 0, jnp.float32(0), g[a] * dots[a])
-            return ()
+            return following
 
-        lax.fori_loop(0, turns, turn, ())
+        lax.fori_loop(0, turns, turn, ahead(0))
 
     # Entries past f repeat the last row and are cut off.
     out = _compat.kernel(
@@ -218,7 +240,8 @@ def one_pass(gate, up_rows, down, x, config, interpret):
     """`glu` in one kernel: gate [f], x [d] -> [n] float32."""
     above, below = (blocks.cut(w, 1, whole=True) for w in (up_rows, down))
     unroll = min(blocks.unroll_whole(w, config) for w in (up_rows, down))
-    count = blocks.deal(above.rows, 1, unroll, config)
+    config = blocks.settle(config, "glu", 1, up_rows, down)
+    count = blocks.deal(above.rows, 1, unroll, config.blocks)
     turns = -(-above.rows // (count * unroll))
 
     def kernel(*refs):
@@ -228,22 +251,33 @@ def one_pass(gate, up_rows, down, x, config, interpret):
         down_reader = Reader(stored[split:], below, below.length)
         block, held = lax.axis_index("block"), up.load(x_ref)
 
-        def turn(j, sums):
-            first, picked = (j * count + block) * unroll, []
-            for i in range(unroll):
-                row = jnp.minimum(first + i, above.rows - 1)
-                g = jnp.where(first + i < above.rows, gate_ref[row], jnp.float32(0))
-                picked.append((row, g, g != 0))
-            pairs = [(up.read(r, 0, on), down_reader.read(r, 0, on)) for r, _, on in picked]
-            for (above_words, below_words), (row, g, on) in zip(pairs, picked, strict=True):
+        def ahead(j):
+            first = (j * count + block) * unroll
+            at = rows_of(first, unroll, above.rows)
+            seen = [first + i < above.rows for i in range(unroll)]
+            return [
+                jnp.where(here, gate_ref[row], jnp.float32(0))
+                for row, here in zip(at, seen, strict=True)
+            ]
+
+        def turn(j, carry):
+            sums, gates = carry
+            at = rows_of((j * count + block) * unroll, unroll, above.rows)
+            pairs = [
+                (up.read(r, 0, g != 0), down_reader.read(r, 0, g != 0))
+                for r, g in zip(at, gates, strict=True)
+            ]
+            following = ahead(j + 1)
+            for (above_words, below_words), row, g in zip(pairs, at, gates, strict=True):
 
                 def more(sums, a=above_words, b=below_words, row=row, g=g):
                     return down_reader.add(sums, b, row, [g * up.dot(a, row, held)])
 
-                sums = lax.cond(on, more, lambda s: s, sums)
-            return sums
+                sums = lax.cond(g != 0, more, lambda s: s, sums)
+            return sums, following
 
-        sums = lax.fori_loop(0, turns, turn, (down_reader.zeros(),) * below.planes)
+        zeros = (down_reader.zeros(),) * below.planes
+        sums, _ = lax.fori_loop(0, turns, turn, (zeros, ahead(0)))
         for p, total in enumerate(sums):
             out[block, pl.ds(p * below.length, below.length)] = total
 

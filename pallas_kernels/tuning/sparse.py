@@ -6,7 +6,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import sparse
+from pallas_kernels import backend, sparse
 from pallas_kernels.bench.measure import Work
 from pallas_kernels.bench.rows import each, normal, tokens
 from pallas_kernels.sparse import blocks
@@ -15,14 +15,14 @@ from pallas_kernels.tuning.search import Task
 KEPT = 0.3  # share of rows that are on
 BOUND = 1e-3  # relative norm: float32 sums of 16-bit products in another order, rounded nowhere
 FIELDS = {"matvec": ("unroll", (4, 8, 16)), "glu": ("unroll_pairs", (1, 2))}
-BLOCKS = (128, 256, 512, 1024)
+PER_CORE = (1, 2, 4, 6)  # blocks of threads for each multiprocessor
 
 
 def candidates(name):
     """The configurations that could be the fastest: a list of `GpuConfig`."""
     field, values = FIELDS[name]
-    grid = itertools.product(BLOCKS, values)
-    return [blocks.GpuConfig(blocks=count, **{field: value}) for count, value in grid]
+    cores, grid = backend.cores(), itertools.product(PER_CORE, values)
+    return [blocks.GpuConfig(blocks=count * cores, **{field: value}) for count, value in grid]
 
 
 def task(name, k, n, packed, backend="mosaic"):
@@ -51,10 +51,11 @@ def task(name, k, n, packed, backend="mosaic"):
         y = jax.jit(work(config).run)(common, own())
         return float(jnp.linalg.norm(y - expected()) / jnp.linalg.norm(expected()))
 
-    facts = blocks.facts(1, *jax.eval_shape(weights, jax.random.key(0)))
+    stored_as = jax.eval_shape(weights, jax.random.key(0))
+    facts = blocks.facts(1, *stored_as)
     kind = "int4" if packed else "bfloat16"
     title = f"sparse {name}, {kind}, 1 token, {k} x {n}"
-    tried, default = candidates(name), blocks.GpuConfig()
+    tried, default = candidates(name), blocks.settle(blocks.GpuConfig(), name, 1, *stored_as)
     return Task(title, f"sparse.{name}", 1, facts, default, tried, named, work, error, BOUND)
 
 

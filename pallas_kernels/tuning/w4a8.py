@@ -44,6 +44,7 @@ def candidates(call, cores=132):
         ((4, 6) if few else (3, 4, 6)) if hopper else (4,),
         (1, 2, 4) if few else (1, 2),
         (1, 2, 3, 4, 8) if few else (1, 2, 4),
+        (1,) if few else (1, 2),
     )
     found = [plan.Config(*sizes, cores=cores) for sizes in grid]
     return [c for c in found if plan.refuse(c, call) is None and fills(c, call)]

@@ -47,9 +47,10 @@ def followed(
     """
     call = plan.Call.of("matmul", kernel, x, codes, scales, treatment, out_dtype)
     config = config or plan.pick(call, backend.cores())
-    x8, sx = rounded(x, sx, config.tile_m)
+    divisors = jnp.reshape(jnp.asarray(divisor, jnp.float32), 1)
+    x8, unit = rounded(x, sx, divisors, config.tile_m)
     module, n, fixed = load(kernel), scales.shape[1], (treatment, interpret, call.m)
-    run = functools.partial(single, config, codes, scales, *fixed, x8, sx.T / divisor)
+    run = functools.partial(single, config, codes, scales, *fixed, x8, unit)
     out = narrowest(out_dtype, config)
     if residual is None and not with_sumsq:
         return run(module.multiply, out=out)[:, :n], None
@@ -83,14 +84,15 @@ def glu(
     """
     call = plan.Call.of("glu", kernel, x, codes, scales, treatment, out_dtype)
     config = config or plan.pick(call, backend.cores())
-    x8, sx = rounded(x, sx, config.tile_m)
+    whole = config.split_k == 1
+    by = divisors if whole else jnp.ones(1, jnp.float32)
+    x8, unit = rounded(x, sx, by, config.tile_m)
     fixed = treatment, interpret, call.m
-    run = functools.partial(single, config, codes, scales, *fixed, x8)
+    run = functools.partial(single, config, codes, scales, *fixed, x8, unit)
     multiply = load(kernel).multiply
-    if config.split_k == 1:
-        out = narrowest(out_dtype, config)
-        return run(sx.T / divisors[:, None], multiply, glu=True, out=out)
-    gate, up = split_columns(run(sx.T, multiply, out=jnp.float32))
+    if whole:
+        return run(multiply, glu=True, out=narrowest(out_dtype, config))
+    gate, up = split_columns(run(multiply, out=jnp.float32))
     return jax.nn.silu(gate / divisors[0]) * (up / divisors[1])
 
 
@@ -99,18 +101,20 @@ def load(kernel):
     return importlib.import_module(f"pallas_kernels.w4a8.{kernel}")
 
 
-def rounded(x, sx, tile_m=1):
-    """x as e4m3 and its scales [m, 1]: given, or by the rounding kernel of this device, which
-    leaves whole tiles of tokens."""
-    return quantize.tokens(x, rows=-(-x.shape[0] // tile_m) * tile_m) if sx is None else (x, sx)
+def rounded(x, sx, divisors, tile_m=1):
+    """x as e4m3 and its scales by each divisor [d, m]: x and scales [m, 1] as given, or by the
+    rounding kernel of this device, which leaves whole tiles of tokens."""
+    if sx is not None:
+        return x, sx.T / divisors[:, None]
+    return quantize.divided(x, divisors, rows=-(-x.shape[0] // tile_m) * tile_m)
 
 
-def single(config, codes, scales, treatment, interpret, m, x8, sx, multiply, *, out, glu=False):
+def single(config, codes, scales, treatment, interpret, m, x8, unit, multiply, *, out, glu=False):
     """`multiply` of m tokens by one matrix, padded to whole tiles and cut off again."""
     extra = -x8.shape[0] % config.tile_m
     found = multiply(
         jnp.pad(x8, ((0, extra), (0, 0))),
-        jnp.pad(sx, ((0, 0), (0, extra))),
+        jnp.pad(unit, ((0, 0), (0, extra))),
         codes.words[None],
         padded_scales(scales[None], codes),
         jnp.zeros((-(-m // config.tile_m),), jnp.int32),
@@ -140,13 +144,13 @@ def grouped(
     **_,
 ):
     """Same contract as `api_grouped.plain`, for `Fragments`; the output may be 16 bits wide."""
-    x8, sx = rounded(x, sx)
+    x8, unit = rounded(x, sx, jnp.ones(1, jnp.float32))
     call = plan.Call.of("grouped", kernel, x8, codes, scales, treatment, out_dtype)
     config = config or plan.pick(call, backend.cores())
     padding = Padding.of(group_sizes, call.m, config.tile_m)
     y = load(kernel).multiply(
         x8[padding.token],
-        (sx[:, 0] / divisors[padding.expert])[padding.token][None],
+        (unit[0] / divisors[padding.expert])[padding.token][None],
         codes.words,
         padded_scales(scales, codes),
         padding.tile_group,

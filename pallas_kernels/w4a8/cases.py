@@ -10,9 +10,14 @@ from pallas_kernels.aot.cases import Case, named
 from pallas_kernels.backend import lazy
 from pallas_kernels.bench.rows import EXPERT_TOKENS, EXPERTS, LAYERS, TOKENS
 from pallas_kernels.numerics import E4M3
-from pallas_kernels.w4a8 import api, backends, plan
+from pallas_kernels.w4a8 import api, api_glu, backends, plan
+from pallas_kernels.w4a8.packed import Fragments
 
 KERNEL = "pallas_kernels.w4a8.{}"
+# Sums of one product are scaled while the next one is under way.
+ALL_BUT_ONE = (
+    r"WARPGROUP\.DEPBAR\.LE gsb0, 0x1[^\n]*\n(?:(?![^\n]*DEPBAR)[^\n]*\n)*[^\n]*(?:FFMA|FADD)"
+)
 TABLE = backends.table("matmul", print, print)  # glu and grouped have the same kernels
 
 
@@ -71,8 +76,15 @@ def case(name, m, n, k, **options):
     """A case of the Hopper kernel with the configuration that `plan` chooses."""
     config = options.pop("config", None) or plan.choose(m, n, k, glu=options.get("glu", False))
     make = functools.partial(product, "sm90", m, n, k, config, **options)
-    expect, entries = ("QGMMA", "LDS.128"), named(TABLE, "sm90")
-    return Case(f"w4a8 {name}", make, ("h200",), expect, max_spill=0, backends=entries)
+    return Case(
+        f"w4a8 {name}",
+        make,
+        ("h200",),
+        expect=("QGMMA", "LDS.128", *(("MULTICAST",) if config.cluster > 1 else ())),
+        patterns=(ALL_BUT_ONE,) if config.tile_m <= 64 else (),
+        max_spill=0,
+        backends=named(TABLE, "sm90"),
+    )
 
 
 def layers():
@@ -101,6 +113,38 @@ def experts():
             made = functools.partial(case, name, rows, n, k, scales=jnp.bfloat16)
             found.setdefault(config, made(**options))
     return found
+
+
+def feed_forward(m, width, hidden):
+    """A gated layer by the public products, every divisor an operand, and its abstract operands."""
+    array = jax.ShapeDtypeStruct
+
+    def matrix(k, n):
+        words = array((n // 64, k // 128, 8, 128), jnp.int32)
+        return Fragments(words, "sm"), array((k // 128, n), jnp.bfloat16)
+
+    def run(x, gated, down, divisors, divisor):
+        inner = api_glu.glu(x, *gated, divisors=(divisors[0], divisors[1]), backend="sm90")
+        options = {"group": 128, "divisor": divisor, "residual": x, "backend": "sm90"}
+        return api.matmul(inner, *down, **options)
+
+    divisors = array((2,), jnp.float32), array((), jnp.float32)
+    matrices = matrix(width, 2 * hidden), matrix(hidden, width)
+    return run, (array((m, width), jnp.bfloat16), *matrices, *divisors)
+
+
+def whole(name, m, launches):
+    """A case of a gated layer of the bench: how many kernels a decoding step launches for it."""
+    make = functools.partial(feed_forward, m, *LAYERS[name])
+    return Case(
+        f"w4a8 layer, {name}, {m} tokens",
+        make,
+        ("h200",),
+        expect=("QGMMA", "E4M3"),
+        max_spill=0,
+        backends=named(TABLE, "sm90"),
+        launches=launches,
+    )
 
 
 def older(name, m, n, k, chip, instruction, **options):
@@ -139,6 +183,11 @@ CHIPS = (("a100", "HMMA.16816.F32"), ("l4", "QMMA.16832.F32.E4M3.E4M3"))
 CASES = (
     *layers().values(),
     *experts().values(),
+    # Two roundings and two products; the passes that add pieces of k; turning what those leave of
+    # several tokens.
+    whole("Llama-2-7B FFN", 1, 6),
+    whole("Llama-2-7B FFN", 16, 7),
+    whole("Llama-3-8B FFN", 16, 5),
     case("matmul, 32 tokens", 32, 4096, 4096),
     case("glu, 32 tokens", 32, 28672, 4096, glu=True),
     *(case(f"matmul, {m} tokens, tc", m, 4096, 4096, encoding="tc") for m in (16, 64, 128)),

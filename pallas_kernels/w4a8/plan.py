@@ -12,6 +12,7 @@ LIMITS = {"sm90": {"largest": 128, "groups": 2}, "sm80": {"largest": 64, "groups
 SHARED = 232448 - 2048  # bytes of shared memory of a Hopper block, less its barriers
 EVEN = 100  # tokens from which arithmetic takes an H200 longer than four bits of weights
 PIECES, SHORTEST = 8, 4  # the most pieces of k, and the fewest steps of one
+CLUSTER_FROM = 1024  # tokens from which the L2 cache would give less than blocks want (counted)
 HELD = 64 * 64  # sums per tile of columns that a warp group holds without spilling
 
 
@@ -26,8 +27,7 @@ class Config:
       stages: pipeline steps in flight.
       k_tiles: tiles of 128 rows of w per pipeline step.
       split_k: blocks that share the rows of w, to within one step (`share`).
-      cluster: blocks side by side that share a copy of the activations; no plan chooses 2, which
-        spills 32 bytes per thread.
+      cluster: blocks side by side that share a copy of the activations, 1 or 2.
       cores: multiprocessors of the GPU.
     """
 
@@ -42,7 +42,7 @@ class Config:
 
 
 # What a tuned configuration names; the rest is the device's or fixed.
-TUNED = ("tile_m", "columns", "stages", "k_tiles", "split_k")
+TUNED = ("tile_m", "columns", "stages", "k_tiles", "split_k", "cluster")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,7 @@ def refuse(config, call):
     Registers count as far as the compiler has told (`python -m pallas_kernels.aot`): pairs of tiles
     of columns spill above 64 tokens, and already at 64 where a step has more than one tile of k, on
     Ampere and Ada, and on Hopper for gate and up in one; so do more than four stages of a kernel
-    that writes float32 sums.
+    that writes float32 sums, and more than three of blocks that share their tokens.
     """
     limits, fused = LIMITS[call.kernel], call.op == "glu" and config.split_k == 1
     if config.tile_m not in (8, 16, 32, 64, 128) or config.tile_m > limits["largest"]:
@@ -150,12 +150,26 @@ def refuse(config, call):
     if call.op == "grouped" and config.split_k > 1:
         return f"split_k={config.split_k}; groups are not split"
     if call.kernel == "sm80":
-        return None
+        return None if config.cluster == 1 else f"cluster={config.cluster}; accepted: 1"
+    reason = refuse_cluster(config, call)
+    if reason is not None:
+        return reason
     if config.stages > 4 and partial(config, call):
         return f"stages={config.stages} with float32 sums to write spills registers"
     if shared(config, call) > SHARED:
         return f"{sizes} take {shared(config, call)} bytes of shared memory, {SHARED} are there"
     return None
+
+
+def refuse_cluster(config, call):
+    """Why blocks of a Hopper kernel cannot share their tokens as a configuration says, or None."""
+    if config.cluster == 1:
+        return None
+    if config.cluster != 2 or call.op == "grouped" or partial(config, call):
+        return f"cluster={config.cluster}; accepted: 1, and 2 for whole 16-bit results of no group"
+    if call.n % (2 * config.columns * config.groups):
+        return f"cluster=2 of columns={config.columns} does not divide n={call.n}"
+    return f"cluster=2 with stages={config.stages} spills registers" if config.stages > 3 else None
 
 
 def too_wide(columns, tile_m, k_tiles):
@@ -204,7 +218,8 @@ def choose(m, n, k, *, glu=False, cores=132, largest=128, groups=2):
     """A configuration for m tokens, n columns (gate's and up's together) and k rows.
 
     Up to 64 tokens the weights' bytes are what takes the time: small tiles of tokens. Beyond, the
-    largest tiles of tokens reuse a decoded weight most. Rows of w are split where that pays.
+    largest tiles of tokens reuse a decoded weight most. Rows of w are split where that pays. Two
+    blocks share a copy of many tokens: the L2 cache would else have to give each 48 bytes a clock.
 
     Args:
       m, n, k: padded sizes; n a multiple of 128, k of 128.
@@ -224,7 +239,9 @@ def choose(m, n, k, *, glu=False, cores=132, largest=128, groups=2):
     rows = -(-m // tile_m)
     blocks = rows * n // (groups * columns)
     k_tiles, split = best_cut(rows * tile_m, k // 128, k_tiles, blocks, cores)
-    return Config(tile_m, columns, groups, 4, k_tiles, split, 1, cores)
+    pairs = groups == 2 and n // columns % 4 == 0 and m >= CLUSTER_FROM and split == 1
+    stages, cluster = (3, 2) if pairs else (4, 1)
+    return Config(tile_m, columns, groups, stages, k_tiles, split, cluster, cores)
 
 
 def best_cut(m, tiles, k_tiles, blocks, cores):

@@ -32,6 +32,7 @@ from pallas_kernels.w4a8 import decode, plan
 from pallas_kernels.w4a8.packed import unpack_tiles
 
 WORD_SHAPE = (8, 128)
+TOGETHER = 64  # tokens of a tile up to which registers hold two products
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +93,11 @@ class Shape:
     def partial(self) -> bool:
         """Whether the output is float32 partial sums [split_k, n, m], not [m, n]."""
         return self.out == jnp.float32
+
+    @property
+    def together(self) -> int:
+        """Products of a warp group that are under way at a time."""
+        return 2 if self.config.tile_m <= TOGETHER else 1
 
     @property
     def unit(self) -> float:
@@ -287,40 +293,55 @@ def pipeline(shape, count, step, context):
 def step(shape, _, words, x, scales, sums):
     """Adds `k_tiles` groups of 128 rows to the sums of this warp group's columns."""
     first, sums = lax.axis_index("wg") * shape.blocks, list(sums)
-    for i in range(shape.config.k_tiles):
-        tokens = x.at[:, pl.ds(i * 128, 128)]
-        for block in range(shape.blocks):
-            tile = words.at[first + block, i]
+    tiles = [(i, block) for i in range(shape.config.k_tiles) for block in range(shape.blocks)]
+    for at in range(0, len(tiles), shape.together):
+        together, factors = tiles[at : at + shape.together], []
+        for i, block in together:
             columns = scales.at[i, pl.ds((first + block) * 64, 64)]
             scale = _compat.load(columns, layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
-            scale = scale.astype(jnp.float32)
-            if shape.treatment == "table":
-                sums[block] += product(shape, tile, tokens, scale)
-            else:
-                part = product(shape, tile, tokens, None)
-                sums[block] += part * lax.broadcast_in_dim(scale, part.shape, [0])
+            factors.append(scale.astype(jnp.float32))
+        table = factors if shape.treatment == "table" else [None] * len(together)
+        parts = products(
+            shape,
+            [
+                (words.at[first + block, i], x.at[:, pl.ds(i * 128, 128)], scale)
+                for (i, block), scale in zip(together, table, strict=True)
+            ],
+        )
+        for (_, block), part, scale in zip(together, parts, factors, strict=True):
+            if shape.treatment == "promote":
+                part = part * lax.broadcast_in_dim(scale, part.shape, [0])
+            sums[block] += part
     return tuple(sums)
 
 
-def product(shape, tile, tokens, scale):
-    """[64, tile_m] float32: one tile of weights times 128 rows of the tokens."""
+def products(shape, operands):
+    """[64, tile_m] float32 of each (tile of weights, 128 rows of the tokens, scale or None).
+
+    All are under way together: one is multiplied while the next one's weights are decoded, and all
+    are waited for at once.
+    """
     if shape.interpret:
-        return interpreted(shape, tile, tokens, scale)
+        return [interpreted(shape, *each) for each in operands]
 
-    def scope(accumulator):
-        words = _compat.load(tile, layout=decode.WORDS)
-        if scale is None:
-            weights = decode.plain(shape.encoding)(words)
-        else:
-            weights = decode.table(shape.encoding)(words, scale)
-        plgpu.wgmma(accumulator, weights, tokens.T)
-        return accumulator[...]
+    def scope(*accumulators):
+        for accumulator, (tile, tokens, scale) in zip(accumulators, operands, strict=True):
+            words = _compat.load(tile, layout=decode.WORDS)
+            if scale is None:
+                weights = decode.plain(shape.encoding)(words)
+            else:
+                weights = decode.table(shape.encoding)(words, scale)
+            plgpu.wgmma(accumulator, weights, tokens.T)
+        later = range(len(operands) - 1, -1, -1)
+        read = plgpu.wgmma_accumulator_load
+        return [read(total, wait_n=n) for total, n in zip(accumulators, later, strict=True)]
 
-    return pl.run_scoped(scope, plgpu.ACC((64, shape.config.tile_m), jnp.float32))
+    accumulator = plgpu.ACC((64, shape.config.tile_m), jnp.float32)
+    return pl.run_scoped(scope, *[accumulator] * len(operands))
 
 
 def interpreted(shape, tile, tokens, scale):
-    """`product` without PTX, which the interpreter does not know."""
+    """One of `products` without PTX, which the interpreter does not know."""
     weights = unpack_tiles(tile[...][None, None], shape.encoding).astype(jnp.float32) / shape.unit
     if scale is not None:
         weights = to_e4m3(weights * scale[:, None]).astype(jnp.float32)

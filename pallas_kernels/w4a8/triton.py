@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 
-from pallas_kernels import backend
+from pallas_kernels import backend, quantize
 from pallas_kernels._triton import launch
-from pallas_kernels.w4a8 import calls, plan
+from pallas_kernels.w4a8 import plan
 from pallas_kernels.w4a8.packed import canonical
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def product_kernel(
 
 def matmul(x, sx, codes, scales, divisor, *, group, **_):
     """Same contract as `reference.matmul` for x that is or is rounded to e4m3, without a table."""
-    x8, sx = calls.rounded(x, sx)
+    x8, sx = quantize.tokens(x) if sx is None else (x, sx)
     codes = canonical(codes, scales.shape[1])
     (m, k), n = x8.shape, scales.shape[1]
     pairs = x8.astype(jnp.float16).reshape(m, k // 2, 2).transpose(2, 0, 1)

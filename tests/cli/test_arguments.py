@@ -63,6 +63,7 @@ def test_a_paragraph_is_wrapped_at_words(capsys, monkeypatch):
         ("plan a.toml --length 0", "length=0 must be at least 1"),
         ("bench --turns 0", "turns=0 must be at least 1"),
         ("bench sparse --turns -1", "turns=-1 must be at least 1"),
+        ("bench graphs --inputs 64", "inputs=64 must be at least 65"),
         ("bench train --batch 0", "batch=0 must be at least 1"),
         ("bench loop --milliseconds 0", "milliseconds=0 must be at least 1"),
     ],

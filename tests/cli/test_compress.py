@@ -60,7 +60,7 @@ def test_a_model_directory_is_compressed(inputs, tmp_path, capsys):
     assert "recipe: recipe.toml" in said
     report = read_report(out / "report.json")
     assert report.model["source"] == str(inputs / "model")
-    assert report.text["source"] == str(inputs / "text.txt")
+    assert report.data["source"] == str(inputs / "text.txt")
     assert report.rival is None and report.seconds["load"] > 0
     assert [written.folder for written in report.exports] == ["model", "dense"]
     for written in report.exports:
@@ -105,7 +105,7 @@ def test_killed_and_stopped_and_resumed(inputs, tmp_path):
     measured = json.loads((out / ".resume" / "run.json").read_text())["measured"]
     assert main(arguments(inputs, out, "--resume")) == 0
     report = read_report(out / "report.json")
-    assert report.rows[0].decode == measured["original"]["decode"]
+    assert report.rows[0].speed == measured["original"]["speed"]
     assert not (out / ".resume").exists()
 
 

@@ -74,7 +74,7 @@ def test_errors_stand_on_a_line_of_their_own(folder, capsys, monkeypatch):
         yield 100
         raise ConfigError("no more")
 
-    monkeypatch.setattr(models, "stream_tokens", fail)
+    monkeypatch.setattr("ffnlab.text.stream_tokens", fail)
     status, out, err = said(capsys, folder, "--prompt", "hi")
     assert status == 2 and out.startswith("hi") and out.endswith("\n")
     assert err == "ffnlab generate: error: no more\n"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ffnlab import models, transform, weights
-from ffnlab.compress import compress, export, job, read_report, stages
+from ffnlab.compress import TextTask, compress, export, job, measure, read_report
 from ffnlab.compress.measure import quality
 from ffnlab.compress.plan import digest, labels_of
 from ffnlab.compress.state import FOLDER, State
@@ -19,12 +19,12 @@ from ffnlab.formats import Tokenizer
 from ffnlab.models import Decoder
 from ffnlab.quantization import nearest
 from ffnlab.recipes import Stage, parse_recipe
-from ffnlab.storage import files, npz, trees
+from ffnlab.storage import files, npz
 from ffnlab.transform import Transform
 from tests.compress.conftest import CONFIG, RECIPE
 from tests.holding import holder
 
-TIMED = ("decode", "decode_original", "seconds")
+TIMED = ("speed", "speed_original", "seconds")
 
 
 def lasting(report):
@@ -37,7 +37,9 @@ def lasting(report):
 def finished(model, tokenizer, text, recipe, tmp_path_factory):
     """(folder, report) of a job that nothing interrupted."""
     out = tmp_path_factory.mktemp("finished")
-    return out, compress(model, tokenizer, recipe, text, out, source="a test", progress=False)
+    return out, compress(
+        model, recipe, TextTask(tokenizer, text), out, source="a test", progress=False
+    )
 
 
 def test_the_folder_holds_what_is_promised(finished):
@@ -58,21 +60,24 @@ def test_rows_say_what_the_stages_did(finished, model):
     assert original.nbytes > pruned.nbytes > 2 * quantized.nbytes
     assert original.flops > pruned.flops
     assert quantized.cache_bytes < 0.4 * pruned.cache_bytes
-    assert all(row.decode > 0 and row.decode_original > 0 for row in report.rows)
+    assert all(row.speed > 0 and row.speed_original > 0 for row in report.rows)
     assert original.seconds == 0 < pruned.seconds
     assert report.model["source"] == "a test" and report.model["sha256"] == digest(model)
-    assert all(math.log2(row.perplexity) == pytest.approx(row.bits_per_byte) for row in report.rows)
+    assert all(
+        math.log2(row.scores["perplexity"]) == pytest.approx(row.scores["bits_per_byte"])
+        for row in report.rows
+    )
 
 
 def test_what_was_written_is_what_was_measured(finished, text, tokenizer, recipe):
     out, report = finished
     (written,) = report.exports
-    assert written.perplexity == report.rows[-1].perplexity
+    assert written.score == report.rows[-1].scores["perplexity"]
     samples = held_out(text, tokenizer, recipe.evaluation, 256)
-    for extras, expected in ((True, written.perplexity), (False, written.perplexity_elsewhere)):
+    for extras, expected in ((True, written.score), (False, written.score_elsewhere)):
         loaded = weights.prepare(models.load(out / "model", extras=extras))
         assert quality(loaded, samples, 4).perplexity == pytest.approx(expected, rel=1e-6)
-    assert written.perplexity_elsewhere != written.perplexity
+    assert written.score_elsewhere != written.score
     assert any("int4 keys and values" in sentence for sentence in written.ignored)
     assert Tokenizer.load(out / "model").encode("a") == [97]
     assert written.files == export.checksums(out / "model")
@@ -91,7 +96,7 @@ def test_quantized_weights_are_small_on_disk(finished):
 
 def test_the_dense_directory_comes_beside_the_packed_one(model, tokenizer, tmp_path):
     small, _ = transform.apply(nearest(group=32), models.remove(model, [2]), [], progress=False)
-    arguments = (tokenizer, tmp_path, 7.0, lambda model, label: 7.0)
+    arguments = (tokenizer.save, tmp_path, 7.0, lambda model, label: 7.0)
     written = export.export(small, *arguments, dense=True)
     assert [(w.folder, w.format) for w in written] == [
         ("model", "compressed-tensors"),
@@ -106,7 +111,7 @@ def test_the_dense_directory_comes_beside_the_packed_one(model, tokenizer, tmp_p
 
 
 def test_a_model_without_quantized_weights_is_written_dense(model, tokenizer, tmp_path):
-    arguments = (tokenizer, tmp_path, 7.0, lambda model, label: 7.0)
+    arguments = (tokenizer.save, tmp_path, 7.0, lambda model, label: 7.0)
     (written,) = export.export(models.remove(model, [0]), *arguments, dense=True)
     assert (written.folder, written.format) == ("model", "dense")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -149,7 +154,7 @@ def stop_after_saving(count, monkeypatch):
         if len(saved) == count:
             raise Stop
 
-    monkeypatch.setattr(trees, "save_stats", stopping)
+    monkeypatch.setattr(npz, "save_stats", stopping)
 
 
 def stop_in(module, name, monkeypatch):
@@ -160,7 +165,7 @@ def stop_in(module, name, monkeypatch):
 
 
 INTERRUPTIONS = {
-    "before anything was measured": lambda m: stop_in(stages.measure, "quality", m),
+    "before anything was measured": lambda m: stop_in(measure, "quality", m),
     "after the original": lambda m: stop_after_measuring("original", m),
     "in the middle of the search": lambda m: stop_after_saving(1, m),
     "at the end of the search": lambda m: stop_after_saving(2, m),
@@ -177,7 +182,7 @@ def test_a_folder_takes_one_job_at_a_time(model, tokenizer, text, recipe, tmp_pa
         holder(tmp_path) as (process, _),
         pytest.raises(ConfigError, match=rf"process {process.pid}\b"),
     ):
-        compress(model, tokenizer, recipe, text, tmp_path, progress=False)
+        compress(model, recipe, TextTask(tokenizer, text), tmp_path, progress=False)
     assert [file.name for file in tmp_path.iterdir()] == ["run.lock"]
 
 
@@ -185,7 +190,7 @@ def test_a_folder_takes_one_job_at_a_time(model, tokenizer, text, recipe, tmp_pa
 def test_an_interrupted_job_ends_as_if_nothing_had_happened(
     finished, model, tokenizer, text, recipe, tmp_path, when
 ):
-    arguments = (model, tokenizer, recipe, text, tmp_path)
+    arguments = (model, recipe, TextTask(tokenizer, text), tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         INTERRUPTIONS[when](patch)
         with pytest.raises(Stop):
@@ -200,7 +205,7 @@ def test_an_interrupted_job_ends_as_if_nothing_had_happened(
 
 
 def test_finished_work_is_not_done_again(model, tokenizer, text, recipe, tmp_path):
-    arguments = (model, tokenizer, recipe, text, tmp_path)
+    arguments = (model, recipe, TextTask(tokenizer, text), tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         stop_after_measuring("finercut", patch)
         with pytest.raises(Stop):
@@ -215,8 +220,9 @@ def test_finished_work_is_not_done_again(model, tokenizer, text, recipe, tmp_pat
 @pytest.mark.parametrize("what", ["recipe", "model", "text"])
 def test_another_job_is_not_resumed(model, tokenizer, text, recipe, tmp_path, what):
     given = {"recipe": recipe, "model": model, "text": text}
+    said = {"recipe": "recipe", "model": "model", "text": "data"}
     with pytest.MonkeyPatch.context() as patch:
-        stop_in(stages.measure, "quality", patch)
+        stop_in(measure, "quality", patch)
         with pytest.raises(Stop):
             run(given, tokenizer, tmp_path)
     changed = {
@@ -224,13 +230,13 @@ def test_another_job_is_not_resumed(model, tokenizer, text, recipe, tmp_path, wh
         "model": jax.tree.map(lambda leaf: leaf * 2, model),
         "text": dataclasses.replace(text, train=text.train + b"x"),
     }
-    with pytest.raises(ConfigError, match=f"was begun with another {what}: "):
+    with pytest.raises(ConfigError, match=f"was begun with another {said[what]}: "):
         run(given | {what: changed[what]}, tokenizer, tmp_path, interrupted="resume")
 
 
 def run(given, tokenizer, out, **options):
     """The job of a dict of its inputs."""
-    inputs = given["model"], tokenizer, given["recipe"], given["text"]
+    inputs = given["model"], given["recipe"], TextTask(tokenizer, given["text"])
     return compress(*inputs, out, progress=False, **options)
 
 
@@ -260,22 +266,22 @@ def tamper_with_a_bit(folder):
     [
         (tamper_with_weights, "parameters are not those that were written"),
         (tamper_with_a_bit, "1 parameters are not those that were written, the first "),
-        (tamper_with_sidecar, "loaded again, the model has perplexity"),
+        (tamper_with_sidecar, "loaded again, the model scores"),
     ],
 )
 def test_the_check_sees_a_file_that_is_not_what_was_written(
     model, tokenizer, text, recipe, tmp_path, monkeypatch, tamper, said
 ):
-    save = models.save
+    save = export.save
 
     def tampered(model, folder, **options):
         said = save(model, folder, **options)
         tamper(folder)
         return said
 
-    monkeypatch.setattr(models, "save", tampered)
+    monkeypatch.setattr(export, "save", tampered)
     with pytest.raises(FormatError, match=said):
-        compress(model, tokenizer, recipe, text, tmp_path, progress=False)
+        compress(model, recipe, TextTask(tokenizer, text), tmp_path, progress=False)
     assert not (tmp_path / "report.json").exists()
     assert (tmp_path / FOLDER).is_dir()
 
@@ -303,9 +309,9 @@ def test_all_that_does_not_fit_is_said_at_once(model, tokenizer, text, tmp_path)
     )
     short = Text(text.train[:100], text.held_out[:100], "little", "-")
     with pytest.raises(ConfigError) as caught:
-        compress(model, tokenizer, recipe, short, tmp_path / "out", progress=False)
+        compress(model, recipe, TextTask(tokenizer, short), tmp_path / "out", progress=False)
     said = str(caught.value)
-    assert said.startswith("recipe does not fit the model or the text:\n")
+    assert said.startswith("recipe does not fit the model or the data:\n")
     for problem in (
         "stage 1: window = 1024 is longer than the model's context of 512 tokens",
         "stage 1 (finercut 1): remove=9",
@@ -322,7 +328,7 @@ def test_all_that_does_not_fit_is_said_at_once(model, tokenizer, text, tmp_path)
 def test_a_tokenizer_that_does_not_belong(tokenizer, text, recipe, tmp_path, key):
     small = Decoder(dataclasses.replace(CONFIG, vocab=64), key=key)
     with pytest.raises(ConfigError, match=r"ids 0\.\.63: they do not belong together"):
-        compress(small, tokenizer, recipe, text, tmp_path, progress=False)
+        compress(small, recipe, TextTask(tokenizer, text), tmp_path, progress=False)
 
 
 def test_a_stage_that_breaks_the_model_is_named(
@@ -339,7 +345,7 @@ def test_a_stage_that_breaks_the_model_is_named(
     monkeypatch.setattr(Stage, "build", broken)
     quantizing = dataclasses.replace(recipe, stages=recipe.stages[1:])
     with pytest.raises(NumericalError, match="fireq: the mean loss on held-out text is nan"):
-        compress(model, tokenizer, quantizing, text, tmp_path, progress=False)
+        compress(model, quantizing, TextTask(tokenizer, text), tmp_path, progress=False)
 
 
 def test_a_transform_that_occurs_twice_has_numbers():
@@ -355,5 +361,5 @@ def test_matplotlib_is_asked_for_before_the_work(
 ):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"ffnlab\[run\]"):
-        compress(model, tokenizer, recipe, text, tmp_path / "out", progress=False)
+        compress(model, recipe, TextTask(tokenizer, text), tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from ffnlab.compress import compress, job, read_report
+from ffnlab.compress import TextTask, compress, job, read_report
 from ffnlab.compress.state import FOLDER
 from ffnlab.recipes import parse_recipe
 from tests.compress.conftest import RECIPE
@@ -39,7 +39,7 @@ def test_a_job_goes_on_with_a_transform_from_outside(model, tokenizer, text, tmp
     out = tmp_path / "out"
 
     def run(**options):
-        return compress(model, tokenizer, recipe, text, out, progress=False, **options)
+        return compress(model, recipe, TextTask(tokenizer, text), out, progress=False, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(job, "export", stopped)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ffnlab import models
-from ffnlab.compress import compress
+from ffnlab.compress import TextTask, compress
 from ffnlab.recipes import parse_recipe
 from peer_scripts import difference, ours, read, runner
 from quantized_models import matrices
@@ -22,7 +22,7 @@ def written(model, tokenizer, text, tmp_path_factory):
     """(packed, dense): directories of a job that prunes, sparsifies and quantizes."""
     recipe = parse_recipe(RECIPE.replace('[[stage]]\ntransform = "fireq"', SPARSE))
     out = tmp_path_factory.mktemp("job")
-    report = compress(model, tokenizer, recipe, text, out, dense=True, progress=False)
+    report = compress(model, recipe, TextTask(tokenizer, text), out, dense=True, progress=False)
     assert [export.format for export in report.exports] == ["compressed-tensors", "dense"]
     return tuple(out / export.folder for export in report.exports)
 

@@ -5,13 +5,24 @@ import json
 
 import pytest
 
-from ffnlab.compress import Export, Report, Rival, Row, Verdict, read_report
+from ffnlab.compress import Export, Report, Rival, Row, Score, Verdict, read_report
 from ffnlab.compress.report import FORMAT, count, size
 from ffnlab.errors import FormatError
 
+SCORES = (
+    Score("perplexity", "perplexity", "less"),
+    Score("bits_per_byte", "bits per byte", "less"),
+)
+
+
+def scored(perplexity, bits):
+    """Scores of a text."""
+    return {"perplexity": perplexity, "bits_per_byte": bits}
+
+
 ROWS = (
-    Row("original", 3.5, 1.81, 1_624_320, 3_300_000, 2048, 3.3e6, 900.0, 900.0, 0.0),
-    Row("finercut", 1234.5, 1.9, 1_300_320, 2_700_000, 1600, 2.8e6, 1080.0, 900.0, 11.5),
+    Row("original", scored(3.5, 1.81), 1_624_320, 3_300_000, 2048, 3.3e6, 900.0, 900.0, 0.0),
+    Row("finercut", scored(1234.5, 1.9), 1_300_320, 2_700_000, 1600, 2.8e6, 1080.0, 900.0, 11.5),
 )
 IGNORED = ("int4 keys: in 7 blocks",)
 EXPORT = Export("model", "dense", 5_000_000, {"config.json": "ab"}, 3.95, 4.4, IGNORED)
@@ -21,7 +32,11 @@ REPORT = Report(
     format=FORMAT,
     model={"source": "embedded", "layers": 8},
     recipe={"stages": [{"transform": "finercut", "options": {"remove": 2}}]},
-    text={"source": "a text", "held_out_bytes": 100},
+    data={"source": "a text", "held_out_bytes": 100},
+    item="token",
+    scores=SCORES,
+    axis="bits_per_byte",
+    pace="decode tok/s",
     measured_on={"tokens": 64, "windows": 2},
     rows=ROWS,
     exports=(EXPORT,),
@@ -42,7 +57,7 @@ def test_a_report_comes_back_from_its_file(tmp_path, report):
 def test_every_field_is_in_the_file_and_described():
     members = REPORT.as_json()
     assert members.keys() == {field.name for field in dataclasses.fields(Report)}
-    for kind in (Report, Row, Export, Rival, Verdict):
+    for kind in (Report, Row, Score, Export, Rival, Verdict):
         for field in dataclasses.fields(kind):
             assert f"      {field.name}: " in f"  {kind.__doc__}".replace("\n    ", "\n      ")
 
@@ -96,6 +111,26 @@ def test_counts(value, said):
     assert size(value).startswith(said.split()[0])
 
 
+def test_headings_are_those_of_the_task():
+    heads = str(REPORT).splitlines()[1:4]
+    for word in ("perplexity", "bits /", "cache /", "FLOPs /", "decode", "tok/s"):
+        assert any(word in line for line in heads), word
+    rows = tuple(dataclasses.replace(row, cache_bytes=0, scores={"accuracy": 0.5}) for row in ROWS)
+    labelled = dataclasses.replace(
+        REPORT,
+        rows=rows,
+        item="image",
+        scores=(Score("accuracy", "accuracy", "more"),),
+        axis="accuracy",
+        pace="images/s",
+        rival=None,
+    )
+    said = str(labelled)
+    assert "accuracy" in said and "0.500" in said and "images/s" in said
+    assert "cache" not in said and "perplexity" not in said.replace("perplexity 4.400", "")
+    assert "other tools read it with accuracy 4.400" in said
+
+
 def test_names_at_one_height_move_apart():
     from ffnlab.compress.pictures import nudges
 
@@ -105,8 +140,8 @@ def test_names_at_one_height_move_apart():
 
 def test_speeds_have_one_baseline_and_ratios_alone():
     """The original is measured again beside each stage: here 2174 tokens/s, not 2607."""
-    first = dataclasses.replace(ROWS[0], decode=2607.0, decode_original=2607.0)
-    later = dataclasses.replace(ROWS[1], decode=2391.0, decode_original=2174.0)
+    first = dataclasses.replace(ROWS[0], speed=2607.0, speed_original=2607.0)
+    later = dataclasses.replace(ROWS[1], speed=2391.0, speed_original=2174.0)
     said = str(dataclasses.replace(REPORT, rows=(first, later)))
     assert "2607" in said and "x1.1" in said
     assert "2391" not in said and "2174" not in said

@@ -17,7 +17,7 @@ from ffnlab.models import Decoder
 from tests.compress.conftest import CONFIG
 from tests.compress.test_report import EXPORT, REPORT
 
-ROW = Row("fireq", 5.0, 2.3, 1, 1, 1, 1.0, 1.0, 1.0, 0.0)
+ROW = Row("fireq", {"perplexity": 5.0, "bits_per_byte": 2.3}, 1, 1, 1, 1.0, 1.0, 1.0, 0.0)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_both_models_are_measured_on_every_text(
     other = tmp_path / "letters" / "abc.txt"
     other.parent.mkdir()
     other.write_bytes(b"the quick brown fox \xc3\xa9\n" * 20)
-    row = dataclasses.replace(ROW, bits_per_byte=compressed)
+    row = dataclasses.replace(ROW, scores={"bits_per_byte": compressed})
     found = embedded_rival(text, recipe, second_texts([other]))(model, row)
     dense = models.load(package / "embedded_small")
     first, second = found.verdicts
@@ -118,7 +118,7 @@ def test_the_record_is_made_from_a_report(tmp_path):
     report.write(tmp_path / "report.json")
     found = json.loads(json.dumps(record(tmp_path / "report.json")))
     assert found["compressed"] == {"nbytes": 2_700_000, "file_bytes": 5_000_000}
-    assert found["dense"]["file_bytes"] == 4_900_000 and found["text"] == report.text
+    assert found["dense"]["file_bytes"] == 4_900_000 and found["text"] == report.data
     assert [v["sha256"] for v in found["verdicts"]] == ["ab", "cd"]
     assert found["verdicts"][1]["wins"] and "Python 3.11.7" in found["verdicts"][1]["note"]
     dataclasses.replace(report, rival=dataclasses.replace(beside, verdicts=verdicts[:1])).write(

@@ -333,7 +333,7 @@ def test_mnist_files(small_mnist, monkeypatch):
         mnist(small_mnist)
     monkeypatch.delenv("FFNLAB_DATA", raising=False)
     assert mnist_folder() is None
-    with pytest.raises(FFNLabError, match="name MNIST's folder"):
+    with pytest.raises(FFNLabError, match="data 'mnist': FFNLAB_DATA is not set"):
         mnist()
 
 

@@ -127,7 +127,7 @@ def test_a_failed_save_changes_nothing(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(sys.modules["ffnlab.models.save"], "write_json", fail)
+    monkeypatch.setattr(sys.modules["ffnlab.formats.huggingface.save"], "write_json", fail)
     with pytest.raises(OSError, match="disk full"):
         save(build("untied"), folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before

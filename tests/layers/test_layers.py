@@ -258,3 +258,20 @@ def test_post_scale_changes_no_score(key):
 def test_linear_draws_at_its_scale(key):
     w = Linear(400, 300, key=key, axes=("a", "b"), scale=0.5).weight.dense()
     assert abs(float(w.std()) / (0.5 / 20) - 1) < 0.02
+
+
+def test_a_linear_map_is_drawn_by_an_initializer(key):
+    init = jax.nn.initializers.glorot_uniform()
+    drawn = init(key, (24, 16), jnp.float32)
+    layer = Linear(24, 16, key=key, axes=("a", "b"), init=init)
+    np.testing.assert_array_equal(layer.weight.dense(), drawn)
+    rounded = Linear(24, 16, key=key, axes=("a", "b"), init=init, dtype=jnp.bfloat16)
+    np.testing.assert_array_equal(rounded.weight.dense(), drawn.astype(jnp.bfloat16))
+    with pytest.raises(ConfigError, match="scale=2.0 and init"):
+        Linear(24, 16, key=key, axes=("a", "b"), init=init, scale=2.0)
+
+
+def test_the_default_draw_is_that_of_the_key(key):
+    layer = Linear(24, 16, key=key, axes=("a", "b"), scale=0.7, dtype=jnp.bfloat16)
+    drawn = jax.random.normal(key, (24, 16), jnp.float32) * (0.7 * 24**-0.5)
+    np.testing.assert_array_equal(layer.weight.dense(), drawn.astype(jnp.bfloat16))

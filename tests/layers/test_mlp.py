@@ -37,3 +37,12 @@ def test_entries_have_the_deviation_asked_for(key):
 def test_refusals(key, options, message):
     with pytest.raises(ConfigError, match=message):
         MLP(**options, key=key)
+
+
+def test_an_initializer_draws_every_map(key):
+    init = jax.nn.initializers.orthogonal()
+    net = MLP([6, 6, 6], key=key, init=init)
+    for linear, k in zip(net.maps, jax.random.split(key, 2), strict=True):
+        np.testing.assert_array_equal(linear.weight.dense(), init(k, (6, 6)))
+    with pytest.raises(ConfigError, match="std=0.1 and init"):
+        MLP([6, 6], key=key, init=init, std=0.1)

@@ -36,10 +36,15 @@ def counted(model, batch):
 def test_parts_weigh_what_they_count(sizes, parts):
     x = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
     counts = np.arange(3) < np.array(sizes)[:, None]
-    evaluate = jax.value_and_grad(lambda model, part: counted(model, part), has_aux=True)
+
+    def measured(model, part):
+        mean, metrics = counted(model, part)
+        return mean, (metrics, {})
+
+    evaluate = jax.value_and_grad(measured, has_aux=True)
     model = {"w": jnp.float32(0.5)}
     batch = (jnp.asarray(x), jnp.asarray(sizes))
-    (value, metrics), gradient = accumulated(lambda part: evaluate(model, part), batch, parts)
+    (value, (metrics, _)), gradient = accumulated(lambda b, _: evaluate(model, b), batch, parts)
     if sum(sizes) == 0:
         assert parts == 1 or (float(value), float(gradient["w"])) == (0, 0)
         return
@@ -110,7 +115,7 @@ def test_a_bad_part_leaves_out_the_step_and_nothing_else(key):
 def test_rows_stay_where_they_are():
     mesh, batch = parse_mesh("dp=4"), np.arange(16)[:, None]
     with jax.set_mesh(mesh):
-        cut = jax.jit(lambda b: cut_rows(b, 2))
+        cut = jax.jit(lambda b: cut_rows(b, 2)[0])
         text = cut.lower(place_batch(batch, mesh)).compile().as_text()
         found = cut(place_batch(batch, mesh))
     np.testing.assert_array_equal(found[..., 0], [range(0, 16, 2), range(1, 16, 2)])
@@ -125,6 +130,8 @@ def test_parts_that_do_not_divide_are_named(key):
     with pytest.raises(ConfigError, match="batch: microbatches=3 do not divide 8 rows"):
         rule.step(state, jnp.ones((8, 5), jnp.int32))
     with pytest.raises(ConfigError, match=r"batch\['b'\]: microbatches=2 do not divide 0 rows"):
-        cut_rows({"a": jnp.ones(4), "b": jnp.float32(1)}, 2)
+        cut_rows({"a": jnp.ones(4), "b": jnp.ones((0, 3))}, 2)
+    with pytest.raises(ConfigError, match="microbatches=2: nothing in the batch has rows"):
+        cut_rows({"scale": jnp.float32(1)}, 2)
     with jax.set_mesh(parse_mesh("dp=4")), pytest.raises(ConfigError, match="batch: axis 'batch'"):
-        jax.jit(lambda b: cut_rows(b, 4)).lower(jnp.ones((8, 2)))
+        jax.jit(lambda b: cut_rows(b, 4)[0]).lower(jnp.ones((8, 2)))

@@ -7,8 +7,9 @@ import optax
 import pytest
 
 from ffnlab import tree
-from ffnlab.errors import SelectionError
-from ffnlab.learning import backprop, computed_in, next_token
+from ffnlab.errors import ConfigError, SelectionError
+from ffnlab.learning import backprop, computed_in
+from ffnlab.losses import Moment
 from ffnlab.models import Decoder, DecoderConfig
 from ffnlab.testing import counted
 
@@ -90,21 +91,13 @@ def test_a_cycle_is_learned_with_one_compilation(key):
     assert (np.argmax(logits, -1) == batches[0][:, 1:]).mean() > 0.95
 
 
-def test_next_token_is_the_cross_entropy():
-    table = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [1 / 3, 1 / 3, 1 / 3]]))
-    nats, metrics = next_token(lambda tokens: table[tokens], jnp.array([[0, 1, 1], [0, 0, 2]]))
-    expected = -np.log([0.25, 0.8, 0.5, 0.25]).mean()
-    np.testing.assert_allclose(nats, expected, rtol=1e-6)
-    np.testing.assert_allclose(metrics["bits"], expected / np.log(2), rtol=1e-6)
-
-
 def test_same_key_same_bits(key):
     def run():
         rule = backprop(optimizer=optax.adamw(1e-2))
         state = rule.init(Decoder(CONFIG, key=key), key)
         for i in range(3):
             state, _ = rule.step(state, jnp.full((2, 5), i, jnp.int32))
-        return jax.tree.leaves(state)
+        return jax.tree.leaves(state._replace(key=jax.random.key_data(state.key)))
 
     for a, b in zip(run(), run(), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -122,3 +115,49 @@ def test_mixed_precision_rounds_the_step_and_keeps_the_masters(key):
     assert metrics["loss"] == 16, "the rounded parameters are 1"
     np.testing.assert_array_equal(state.model["w"], np.full((4, 4), 1 + 2**-12 - 2**-14))
     assert state.model["w"].dtype == jnp.float32
+
+
+def drawing(model, batch, moment):
+    """A loss that says when it was asked, and what its key draws."""
+    seen = {"step": moment.step, "draw": jax.random.uniform(moment.key)}
+    return jnp.mean(model["w"] * batch) * (moment.step + 1), seen
+
+
+def test_an_informed_loss_knows_the_step_and_draws_by_it(key):
+    rule = backprop(drawing, optax.sgd(1.0), informed=True)
+    model = {"w": jnp.float32(0)}
+    state, other = rule.init(model, key), rule.init(model, jax.random.key(7))
+    for step in range(3):
+        state, metrics = rule.step(state, jnp.ones(4))
+        other, metrics_other = rule.step(other, jnp.ones(4))
+        wanted = jax.random.uniform(jax.random.fold_in(key, step))
+        assert (metrics["step"], metrics["draw"]) == (step, wanted)
+        assert metrics_other["draw"] != wanted
+    assert state.model["w"] == -(1 + 2 + 3)
+    assert state.key == key, "and the caller's is still there"
+
+
+def test_parts_of_a_batch_draw_by_themselves(key):
+    rule = backprop(drawing, optax.sgd(1.0), informed=True, microbatches=2)
+    _, metrics = rule.step(rule.init({"w": jnp.float32(0)}, key), jnp.ones(4))
+    keys = [jax.random.fold_in(jax.random.fold_in(key, 0), part) for part in range(2)]
+    wanted = np.mean([jax.random.uniform(k) for k in keys])
+    np.testing.assert_allclose(metrics["draw"], wanted, rtol=1e-6)
+
+
+def test_mixed_precision_passes_the_moment_on(key):
+    def loss(model, batch, moment: Moment):
+        assert model["w"].dtype == jnp.bfloat16
+        return drawing(model, batch, moment)
+
+    rule = backprop(computed_in("bfloat16", loss), optax.sgd(1.0), informed=True)
+    _, metrics = rule.step(rule.init({"w": jnp.float32(0)}, key), jnp.ones(4))
+    assert metrics["draw"] == jax.random.uniform(jax.random.fold_in(key, 0))
+
+
+def test_a_loss_that_cannot_be_called_so_is_refused():
+    for loss, informed in ((squared, True), (drawing, False)):
+        for given in (loss, computed_in("bfloat16", loss)):
+            with pytest.raises(ConfigError, match=f"informed={informed}: the loss is called with"):
+                backprop(given, informed=informed)
+    backprop(lambda model, batch, moment=None: (0.0, {}), informed=True)

@@ -241,7 +241,7 @@ def test_refusals(pair, batch):
     rule = counter_current()
     state = rule.init(pair[0], jax.random.key(0))
     with pytest.raises(ValueError, match="; 0 to 3 are there"):
-        rule.step(state, (x, np.where(y == 0, 4, y)))
+        rule.check(state, (x, np.where(y == 0, 4, y)))
     with pytest.raises(ValueError, match="no rows"):
         local_losses(*pair, jnp.zeros((0, 6)), jnp.zeros(0, int))
     with pytest.raises(ValueError, match="meet codes of shape"):
@@ -359,7 +359,7 @@ def test_refusals_of_an_autoencoder(key):
     rule = counter_current(MapLoss())
     for bad in ((x, x), np.zeros((3, 6), np.uint8), x[:, None]):
         with pytest.raises(ValueError, match="takes its inputs alone"):
-            rule.step(rule.init(model, key), bad)
+            rule.check(rule.init(model, key), bad)
     with pytest.raises(ValueError, match="no rows"):
         local_losses(model, mirror, x[:0], x[:0], MapLoss())
     with pytest.raises(ValueError, match="the mirror must fit"):

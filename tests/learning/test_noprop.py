@@ -343,4 +343,4 @@ def test_refusals(key, batch):
         LearnedSchedule(0, key=key)
     rule = noprop()
     with pytest.raises(ValueError, match="; 0 to 3 are there"):
-        rule.step(rule.init(network(key), key), (batch[0], np.full(9, 4)))
+        rule.check(rule.init(network(key), key), (batch[0], np.full(9, 4)))

@@ -175,7 +175,7 @@ def test_removed_sublayers_equal_closed_gates(kind, units):
     # Two programs for one function: the last bits differ.
     np.testing.assert_allclose(without, closed, rtol=1e-5, atol=1e-6)
     if kind == "gemma2":
-        stacked = forward(models.stack(model), tokens, gates=gates)
+        stacked = forward(models.stack(model), tokens, inputs=LayerInputs(gates=gates))
         np.testing.assert_allclose(stacked, without, **CLOSE)
 
 

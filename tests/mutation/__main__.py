@@ -12,6 +12,7 @@ draws a sample.
 
 import argparse
 import collections
+import contextlib
 import difflib
 import fcntl
 import functools
@@ -114,6 +115,21 @@ def work(jobs: Sequence[Job], copy: Path, watched: Sequence[str]) -> None:
         if os.waitpid(child, 0)[1]:
             while next_job(jobs, target) is not None:  # its jobs are left out
                 pass
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Keeps a second run out: both would change files of the same copies.
+
+    Raises:
+      SystemExit: another run is at work here.
+    """
+    with (BUILD / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f"another run is at work in {BUILD}; wait for it, or use another clone")
+        yield
 
 
 def next_job(jobs: Sequence[Job], target: str | None) -> Job | None:
@@ -248,16 +264,17 @@ def main() -> int:
     jobs = sample(table, options.share, options.only)
     BUILD.mkdir(parents=True, exist_ok=True)
     if not options.report:
-        kept = results()
-        left = [job for job in jobs if not stands(job, kept.get(job.name))]
-        print(f"{len(jobs)} changes, {len(left)} to try", file=sys.stderr)
-        (BUILD / "next").write_text("0")
-        sandbox.import_libraries()
-        watched = [target for files in table["areas"].values() for target in files]
-        for copy in [BUILD / f"copy{i}" for i in range(options.workers)]:
-            sandbox.forked(lambda copy=copy: work(left, copy, watched))
-        for _ in range(options.workers):
-            os.wait()
+        with alone():
+            kept = results()
+            left = [job for job in jobs if not stands(job, kept.get(job.name))]
+            print(f"{len(jobs)} changes, {len(left)} to try", file=sys.stderr)
+            (BUILD / "next").write_text("0")
+            sandbox.import_libraries()
+            watched = [target for files in table["areas"].values() for target in files]
+            for copy in [BUILD / f"copy{i}" for i in range(options.workers)]:
+                sandbox.forked(lambda copy=copy: work(left, copy, watched))
+            for _ in range(options.workers):
+                os.wait()
     return int(report(table, jobs, results()) > 0)
 
 

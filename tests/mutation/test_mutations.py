@@ -87,3 +87,11 @@ def test_every_change_of_a_file_is_python():
     source = (ROOT / target).read_bytes()
     for change in mutants.changes(target):
         ast.parse(applied(source, change))
+
+
+def test_a_second_run_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(mutants, "BUILD", tmp_path)
+    with mutants.alone(), pytest.raises(SystemExit, match="another run"), mutants.alone():
+        pass
+    with mutants.alone():
+        pass

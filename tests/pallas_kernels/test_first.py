@@ -114,6 +114,7 @@ def test_stages_are_told_apart_and_launches_are_blocked_unless_timed(monkeypatch
     assert [name for name, (variables, *_) in seen.items() if not variables] == [
         "machine",
         "w4a8: repeats",
+        "w4a8: blocks that share tokens",
         "times by kernel",
         "tuning",
     ]

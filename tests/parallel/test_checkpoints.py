@@ -4,14 +4,18 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from ffnlab.errors import ConfigError, DamagedError, FormatError
-from ffnlab.parallel import checkpoints
+from ffnlab.learning import BackpropState, backprop
+from ffnlab.parallel import checkpoints, parse_mesh, train
+from ffnlab.rule import Rule
 from ffnlab.storage import trees
 from ffnlab.storage.files import remove, sealed, verify, write_json
 
@@ -324,3 +328,39 @@ def test_what_kills_left_unfinished_takes_no_place(folder):
 def test_a_saver_without_a_folder_saves_nothing():
     with checkpoints.Saver(None) as saver:
         saver.save(1, tree(1))
+
+
+class Before(NamedTuple):
+    """A state of backpropagation as it was before it held the key of its run."""
+
+    model: object
+    optimizer: object
+    step: object
+
+
+Before.__qualname__ = "BackpropState"
+
+
+@pytest.mark.parametrize("mesh", [None, "dp=2"])
+def test_a_state_from_before_there_was_a_key_gets_that_of_its_run(key, tmp_path, mesh):
+    rule = backprop(lambda model, x: (jnp.mean((model["w"] * x) ** 2), {}), optax.adamw(0.1))
+
+    def step(state, batch):
+        after, metrics = rule.step(BackpropState(*state, jnp.copy(key)), batch)
+        return Before(*after[:3]), metrics
+
+    earlier = Rule("backprop", lambda m, k: Before(*rule.init(m, k)[:3]), step, rule.predict)
+    mesh = None if mesh is None else parse_mesh(mesh)
+    common = {"key": key, "mesh": mesh, "resume": True}
+    batches = lambda position: np.full(4, position + 1, np.float32)  # noqa: E731
+    model = {"w": jnp.float32(2)}
+    train(earlier, model, batches, 2, folder=tmp_path / "cut", **common)
+    went_on = train(rule, model, batches, 4, folder=tmp_path / "cut", **common)
+    whole = train(rule, model, batches, 4, folder=tmp_path / "whole", **common)
+    assert went_on.state.key == key == whole.state.key
+    for a, b in zip(jax.tree.leaves(went_on.state), jax.tree.leaves(whole.state), strict=True):
+        assert (a == b).all() and a.sharding == b.sharding
+    with pytest.raises(FormatError, match="'state'.*is in `like` and not in the file"):
+        checkpoints.save(tmp_path / "other", 1, {"position": 1, "state": {"w": jnp.ones(2)}})
+        like = {"position": 1, "state": {"w": jnp.ones(2), "key": key, "more": jnp.ones(2)}}
+        checkpoints.resume(tmp_path / "other", like, absent={"['state']['key']": key})

@@ -1,5 +1,7 @@
 """FireQ as a transform: what leaves the function alone, what each switch does, and bad input."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -136,6 +138,7 @@ def test_post_scaled_channels_are_left_alone_before_rope(batches, model):
         ratio = np.asarray(new.k.weight.w / old.k.weight.w)
         np.testing.assert_allclose(ratio[:, chosen], 1, rtol=1e-6)
         assert (np.abs(ratio[:, ~chosen] - 1) > 1e-3).all()
+        np.testing.assert_array_equal(new.v.weight.w, old.v.weight.w)  # without `channel`
         post = np.asarray(new.post_scale.get_value()).reshape(-1)
         assert (post[~chosen] == 1).all() and (post[chosen] != 1).all()
 
@@ -149,6 +152,16 @@ def test_statistics_are_the_maxima_over_all_batches(batches, model):
     _, seen = tree.capture(model, tree.at("layers[1].attn.k"), batches[1])
     pre = seen["layers[1].attn.k"].output.reshape(-1, 2, 16)
     assert (parts.norms["layers[1].attn"] >= core.pair_norms(pre) * 0.99999).all()
+
+
+def test_default_sizes_are_the_authors():
+    rope, channels = {"alpha": 8, "beta": 8, "top_k": 8}, {"c_up": 0.0096, "c_down": 0.015}
+    defaults = {fireq: rope | channels | {"v_scale": 0.9, "channel_kind": "absmean", "group": 128}}
+    defaults[core.post_rope_scale] = {"beta": 8, "top_k": 8}
+    defaults[core.pre_rope_scale] = {"alpha": 8}
+    for function, wanted in defaults.items():
+        parameters = inspect.signature(function).parameters
+        assert {name: parameters[name].default for name in wanted} == wanted
 
 
 def test_default_formats(batches, model):

@@ -33,7 +33,8 @@ def test_work_is_counted(key):
     # Forward, and backward by the weights and by the hidden activations: 2 (2 ab + 2 bc + bc).
     least = 2 * study.BATCH * (2 * 64 * 32 + 3 * 32 * 10)
     assert least <= found.flops < 1.5 * least
-    assert found.state == 4 * (64 * 32 + 320) + 4 and found.temporary > 0  # and the step's number
+    # Parameters, the number of the step and the key of the run.
+    assert found.state == 4 * (64 * 32 + 320) + 4 + 8 and found.temporary > 0
     assert set(found.curve) == {0, 1, 2, 3}
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from ffnlab.errors import ConfigError
 from ffnlab.storage.files import unsealed
 from ffnlab.studies import result as result_module
-from ffnlab.studies.result import PICTURE_LIMIT, Claim, Result, plain, versions
+from ffnlab.studies.result import PICTURE_LIMIT, Claim, Result, versions
 
 CLAIM = Claim("a [bold]claim[/bold]", "-", "1.5 nats", True, "measured", seeds=1)
 OTHER = dataclasses.replace(CLAIM, claim="another", holds=False)
@@ -153,9 +153,3 @@ def test_a_picture_that_stays_too_large_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="picture 'line' has .* at 60 dpi; at most 1,000 bytes"):
         result().write(tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def test_plain_values():
-    value = {"a": np.arange(3), "b": [np.float64("nan"), -np.inf, np.bool_(True)], "c": None}
-    assert plain(value, "x") == {"a": [0, 1, 2], "b": [None, None, True], "c": None}
-    json.dumps(plain(value, "x"), allow_nan=False)

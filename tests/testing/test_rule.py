@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ffnlab.rule import Rule
+from ffnlab.rule import Rule, held_model
 from ffnlab.testing import check_rule
 
 MODEL = {"w": jnp.ones((3, 2)), "steps": jnp.int32(0)}
@@ -31,6 +31,7 @@ def plain(**changes):
         "init": lambda model, key: jax.tree.map(jnp.copy, model),
         "step": jax.jit(hebbian),
         "predict": jax.jit(lambda state, inputs: inputs @ state["w"]),
+        "model": lambda state: state,
     }
     return lambda: Rule("plain", **parts | changes)
 
@@ -48,6 +49,10 @@ def after(change):
 def emptied(state, metrics, batch):
     batch[:] = 0
     return state, metrics
+
+
+def refuse(message):
+    raise ValueError(message)
 
 
 def drawn(state, metrics, batch):
@@ -80,6 +85,15 @@ BROKEN = {
         init=lambda model, key: jax.tree.map(jnp.copy, model) | {"codes": with_codes()}
     ),
     "predicts .*3 outputs of 4": plain(predict=lambda state, inputs: (inputs @ state["w"])[1:]),
+    "accepts its batches: ValueError: no odd rows": plain(
+        check=lambda state, batch: refuse("no odd rows")
+    ),
+    "accepts its batches: AttributeError": plain(
+        check=lambda state, batch: float(state["w"].sum())
+    ),
+    "gives its model: .*no part `model`": plain(model=held_model),
+    "gives its model: it is another tree": plain(model=lambda state: state["w"]),
+    "gives its model: its arrays": plain(model=lambda state: state | {"w": state["w"].T}),
     "predicts .*not finite": plain(
         predict=lambda state, inputs: jnp.where(state["steps"] > 0, 1.0, jnp.inf) * inputs
     ),
@@ -88,6 +102,16 @@ BROKEN = {
 
 def test_a_plain_rule_passes():
     check_rule(plain(), model=MODEL, batches=batches())
+
+
+def test_outputs_are_those_that_the_rule_is_said_to_give():
+    def summed(outputs, inputs):
+        assert outputs.shape == (), f"shape {outputs.shape}"
+
+    total = jax.jit(lambda state, inputs: (inputs @ state["w"]).sum())
+    check_rule(plain(predict=total), model=MODEL, batches=batches(), check=summed)
+    with pytest.raises(AssertionError, match=r"predicts.*shape \(4, 2\)"):
+        check_rule(plain(), model=MODEL, batches=batches(), check=summed)
 
 
 def test_one_batch_is_too_few():

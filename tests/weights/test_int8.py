@@ -7,7 +7,7 @@ import pytest
 from ffnlab.weights import Int8, int8
 
 
-@pytest.mark.parametrize("group", [2, 64, 128, 256, 48])
+@pytest.mark.parametrize("group", [1, 2, 64, 128, 256, 48])
 @pytest.mark.parametrize("shape", [(256,), (1, 1, 256), (2, 3, 256), (0, 256), (300, 256)])
 def test_equals_the_dense_product(group, shape, key):
     weight = Int8.quantize(jax.random.normal(key, (256, 5)), group=group)

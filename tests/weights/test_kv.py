@@ -141,6 +141,12 @@ def test_bytes_are_those_of_the_format():
     assert kv.empty(None, b, length, heads, hd, jnp.bfloat16).nbytes == entries * hd * 2
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_cache_holds_zeros(kind):
+    for leaf in jax.tree.leaves(kv.empty(kind, 1, 2, 1, 4)):
+        assert not np.asarray(leaf.astype(jnp.float32)).any()
+
+
 def test_leaf_axes_follow_the_structure():
     for kind in KINDS:
         cache = kv.empty(kind, 1, 4, 2, 8)

@@ -37,6 +37,13 @@ def test_prepared_for_a_gpu_it_is_packed_and_keeps_its_values(lowest, encoding):
     assert isinstance(dense, weights.Dense) and dense.act == "e4m3"
 
 
+def test_a_column_more_than_whole_tiles_takes_two_more():
+    w = int4(columns=129)
+    packed = weights.prepare(w, "cuda")
+    assert packed.words.shape[:2] == (4, 3) and packed.shape == (300, 129)
+    np.testing.assert_array_equal(packed.dense(), w.dense())
+
+
 def test_under_jit_any_code_may_come():
     packed = jax.jit(lambda w: weights.prepare(w, "cuda"))(int4())
     assert packed.encoding == "tc"

@@ -1,25 +1,22 @@
 """MNIST, from IDX files that are there already; nothing is downloaded."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 
+from ffnlab.data import folders
 from ffnlab.data.clusters import Labelled
 from ffnlab.data.images.files import read_idx
 from ffnlab.errors import FFNLabError, FormatError
 
 __all__ = ["mnist", "mnist_folder"]
 
-VARIABLE = "FFNLAB_DATA"
 PARTS = {"train": "train", "test": "t10k"}
 
 
 def mnist_folder() -> Path | None:
     """The folder "mnist" in the one that FFNLAB_DATA names; None where it is not there."""
-    named = os.environ.get(VARIABLE)
-    folder = Path(named) / "mnist" if named else None
-    return folder if folder is not None and folder.is_dir() else None
+    return folders.find_folder("mnist")
 
 
 def mnist(folder: str | Path | None = None) -> tuple[Labelled, Labelled]:
@@ -27,15 +24,13 @@ def mnist(folder: str | Path | None = None) -> tuple[Labelled, Labelled]:
 
     Args:
       folder: with the IDX files of images and labels, {train, t10k}*{images, labels}*, plain or
-        gzipped; `mnist_folder()` when None.
+        gzipped; "mnist" in FFNLAB_DATA when None.
     Returns:
       (train, test), x of width 784.
     Raises:
       FFNLabError: there is no folder, or a file is missing, damaged, or does not fit the other.
     """
-    folder = mnist_folder() if folder is None else Path(folder)
-    if folder is None:
-        raise FFNLabError(f"name MNIST's folder, or put it as 'mnist' into what {VARIABLE} names")
+    folder = folders.folder("mnist") if folder is None else Path(folder)
     train, test = (_part(folder, prefix) for prefix in PARTS.values())
     return train, test
 

@@ -7,7 +7,7 @@ in `ffnlab.formats.stream` and nowhere else.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -27,17 +27,12 @@ from ffnlab.formats.huggingface.plan import (
     variables,
 )
 from ffnlab.formats.safetensors import Checkpoint, open_directory
-from ffnlab.formats.stream import place, reader
+from ffnlab.formats.stream import Axes, Placement, place, placement, reader
 from ffnlab.formats.untrusted import inside, quoted, read_json
 from ffnlab.models.config import DecoderConfig
 from ffnlab.progress import track
 from ffnlab.storage.files import StrPath
 from ffnlab.weights import AxisNames, Dense, Weight
-
-Axes = tuple[str | None, ...]
-Placement = (
-    jax.sharding.Sharding | Callable[[str, Axes, tuple[int, ...]], jax.sharding.Sharding] | None
-)
 
 
 def load(
@@ -166,7 +161,7 @@ def _read(
             continue
         for path, stored in zip(task.paths, task.source, strict=True):
             read = reader(checkpoint, stored, dtype, check_finite=check_finite)
-            where = _sharding(sharding, path, wanted[path].axes, stored.shape)
+            where = placement(sharding, path, wanted[path].axes, stored.shape)
             array = place(stored.shape, dtype, where, read)
             values[path] = Dense(array) if len(stored.shape) == 2 else array
     treedef = jax.tree.structure(plan.model, is_leaf=is_variable)
@@ -180,14 +175,6 @@ def _place_weight(path: str, weight: Weight, axes: Axes, sharding: Placement) ->
     placed = []
     for (keys, leaf), leaf_axes in zip(flat, names, strict=True):
         leaf_path = path + jax.tree_util.keystr(keys)
-        where = _sharding(sharding, leaf_path, tuple(leaf_axes), leaf.shape)
+        where = placement(sharding, leaf_path, tuple(leaf_axes), leaf.shape)
         placed.append(jax.device_put(leaf, where))
     return jax.tree.unflatten(treedef, placed)
-
-
-def _sharding(
-    sharding: Placement, path: str, axes: Axes, shape: tuple[int, ...]
-) -> jax.sharding.Sharding | None:
-    if sharding is None or isinstance(sharding, jax.sharding.Sharding):
-        return sharding
-    return sharding(path, axes, shape)

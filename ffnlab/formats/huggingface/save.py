@@ -8,9 +8,7 @@ to `ffnlab.json`. `[in, out]` becomes `[out, in]` in `_stored`, and there.
 """
 
 import dataclasses
-import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -23,6 +21,7 @@ from flax import nnx
 from ffnlab.errors import ConfigError, FormatError
 from ffnlab.formats.compressed_tensors.schemes import Scheme
 from ffnlab.formats.compressed_tensors.writing import Encoded, Encoder, scheme_of
+from ffnlab.formats.directory import keep_others
 from ffnlab.formats.huggingface import sidecar
 from ffnlab.formats.huggingface.dialects import (
     Config,
@@ -34,7 +33,7 @@ from ffnlab.formats.huggingface.dialects import (
 from ffnlab.formats.huggingface.finite import not_finite
 from ffnlab.formats.huggingface.names import Place
 from ffnlab.formats.huggingface.plan import variables
-from ffnlab.formats.safetensors import MODEL_FILES, Entry, write_directory
+from ffnlab.formats.safetensors import Entry, write_directory
 from ffnlab.formats.stream import is_finite
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.encoder_config import EncoderConfig
@@ -45,6 +44,7 @@ from ffnlab.weights import Int4, SparseInput, Weight
 MAX_SHARD_BYTES = 5 * 10**9
 IN_SIDECAR = (".ffn.threshold", ".attn.post_scale")
 FORMATS = ("dense", "compressed-tensors")
+NATIVE = 'format="ffnlab" writes any model of ours, for ffnlab alone'
 LAYER = re.compile(r"layers\[(\d+)\]")
 
 
@@ -95,7 +95,7 @@ def save(
     if isinstance(model.config, EncoderConfig):
         notes += _encoder_notes(model.config)
     with atomic_dir(directory) as temporary:
-        _keep_others(Path(directory), temporary)
+        keep_others(Path(directory), temporary)
         write_directory(temporary, entries, max_shard_bytes=max_shard_bytes)
         write_json(temporary / "config.json", written)
         if extra.is_needed:
@@ -154,7 +154,8 @@ def _writer(
         if block.ffn is not None and not isinstance(block.ffn, ffns):
             kind, known = type(block.ffn).__name__, ", ".join(ffn.__name__ for ffn in ffns)
             raise FormatError(
-                f"layers[{i}].ffn is a {kind}; a {model.config.family} directory has {known}"
+                f"layers[{i}].ffn is a {kind}; a {model.config.family} directory has {known}; "
+                f"{NATIVE}"
             )
     parts = jax.tree.map(lambda leaf: leaf, model)
     parts.layers = nnx.List(kept)
@@ -194,33 +195,6 @@ def _dtype(dtype: jax.typing.DTypeLike | None, held: list[jnp.dtype]) -> np.dtyp
     return found
 
 
-def _keep_others(source: Path, target: Path) -> None:
-    """Puts what else is in a model directory beside its new files."""
-    if not source.is_dir():
-        return
-    for item in source.iterdir():
-        if MODEL_FILES.fullmatch(item.name) or item.name in ("config.json", sidecar.FILE):
-            continue
-        _keep(item, target / item.name)
-
-
-def _keep(item: Path, target: Path) -> None:
-    if item.is_dir() and not item.is_symlink():
-        target.mkdir()
-        for inside in item.iterdir():
-            _keep(inside, target / inside.name)
-        shutil.copystat(item, target)
-    else:
-        _link(item, target)
-
-
-def _link(source: StrPath, target: StrPath) -> None:
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError:  # a file system without hard links
-        shutil.copy2(source, target, follow_symlinks=False)
-
-
 class _Writer:
     """Lists the tensors of a model, made one at a time when they are written."""
 
@@ -237,7 +211,7 @@ class _Writer:
         self.wanted = variables(self.dialect.abstract(config))
         unknown = [p for p in held if p not in self.wanted and not p.endswith(IN_SIDECAR)]
         if unknown:
-            raise FormatError(f"{unknown[0]} has no place in a {config.family} directory")
+            raise FormatError(f"{unknown[0]} has no place in a {config.family} directory; {NATIVE}")
         self.places = list(self._places())
         self.encoded = {} if encoder is None else dict(self._encode(encoder))
         packed = {
@@ -250,7 +224,8 @@ class _Writer:
         for path in self.wanted:
             where = self.names.place(path)
             if where is None:
-                raise ConfigError(f"a {self.config.family} checkpoint has no place for {path}")
+                family = self.config.family
+                raise ConfigError(f"a {family} checkpoint has no place for {path}; {NATIVE}")
             if where.part == 0:
                 yield where
 

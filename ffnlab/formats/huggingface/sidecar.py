@@ -24,8 +24,8 @@ from flax import nnx
 from ffnlab import tree
 from ffnlab.errors import FormatError
 from ffnlab.formats.compressed_tensors.packing import in_format
+from ffnlab.formats.directory import SIDECAR_FILE
 from ffnlab.formats.huggingface.sidecar_schema import (
-    FILE,
     OUTER,
     VERSION,
     BlockExtra,
@@ -59,15 +59,15 @@ def read(directory: Path, config: DecoderConfig | EncoderConfig) -> Sidecar | No
     Raises:
       FormatError: the file is not a sidecar, is of a later version, or does not fit the model.
     """
-    file = directory / FILE
+    file = directory / SIDECAR_FILE
     if not file.exists() and not file.is_symlink():
         return None
-    return parse(read_json(inside(directory, FILE)), config, file)
+    return parse(read_json(inside(directory, SIDECAR_FILE)), config, file)
 
 
 def write(directory: Path, extra: Sidecar) -> None:
     """Writes the sidecar of a model directory."""
-    write_json(directory / FILE, _to_json(extra))
+    write_json(directory / SIDECAR_FILE, _to_json(extra))
 
 
 def extract(model: Decoder | Encoder) -> Sidecar:
@@ -236,11 +236,11 @@ def _weight(path: str, weight: Weight, said: LinearExtra) -> Weight:
 def _scaled(path: str, weight: Weight, said: ScalesExtra) -> Weight:
     if not isinstance(weight, Int4 | Int8):
         kind = type(weight).__name__
-        raise FormatError(f"{FILE}: {path} has scales, but the tensors hold it as a {kind}")
+        raise FormatError(f"{SIDECAR_FILE}: {path} has scales, but the tensors hold it as a {kind}")
     try:
         return in_format(weight, said.group, said.dtype, said.divisor)
     except ValueError as error:
-        raise FormatError(f"{FILE}: {path}: scales: {error}") from None
+        raise FormatError(f"{SIDECAR_FILE}: {path}: scales: {error}") from None
 
 
 def _to_json(extra: Sidecar) -> dict[str, object]:

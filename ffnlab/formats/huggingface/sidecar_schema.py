@@ -13,7 +13,6 @@ from ffnlab.formats.untrusted import quoted
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.encoder_config import EncoderConfig
 
-FILE = "ffnlab.json"
 VERSION = 1
 SCALE_DTYPES = ("float32", "bfloat16", "float8_e4m3fn")
 BLOCKS_LIMIT = 1024

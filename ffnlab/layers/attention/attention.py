@@ -64,12 +64,15 @@ class Attention(nnx.Module):
     Attributes:
       q, k, v, o: Linear maps.
       q_norm, k_norm: RMSNorm over head_dim before the rotation, or None.
+      prefix: Param [2, n, kv_heads, head_dim], keys and values of n further positions that every
+        query sees, whatever its mask says (prefix tuning, arXiv 2101.00190), or None.
       post_scale: Param [kv_heads, head_dim]; after the rotation keys are multiplied and queries
         divided by it (FireQ's post-RoPE scale), or None.
       spec: AttentionSpec (static).
     """
 
     mixes = True  # a block calls it with the context and a cache
+    prefix: nnx.Param | None = None  # set only where there is one, as older files know none
 
     def __init__(
         self,
@@ -161,8 +164,27 @@ class Attention(nnx.Module):
             k, v = cache.read(x.dtype)
         else:
             k, v = kv.fake(spec.kv_format, k), kv.fake(spec.kv_format, v)
-        y = attend(q, k, v, context.masks[spec.window], spec, context.bias)
+        mask, bias = context.masks[spec.window], context.bias
+        if self.prefix is not None:
+            k, v, mask, bias = self._prefixed(k, v, mask, bias, x.shape[1])
+        y = attend(q, k, v, mask, spec, bias)
         return self.o(y.reshape(*x.shape[:2], -1)), cache
+
+    def _prefixed(
+        self, k: Array, v: Array, mask: Array | None, bias: Array | None, t: int
+    ) -> tuple[Array, Array, Array, Array | None]:
+        """Keys, values, mask and bias with those of the prefix before them."""
+        more = self.prefix.get_value().astype(k.dtype)
+        n, (b, s) = more.shape[1], k.shape[:2]
+        k, v = (
+            jnp.concatenate([jnp.broadcast_to(new, (b, *new.shape)), old], axis=1)
+            for new, old in zip(more, (k, v), strict=True)
+        )
+        if mask is None:
+            mask = seen(jnp.arange(t), jnp.arange(s), self.spec)[None, None]
+        before = [(0, 0), (0, 0), (0, 0), (n, 0)]
+        mask = jnp.pad(mask, before, constant_values=True)
+        return k, v, mask, None if bias is None else jnp.pad(bias, before)
 
     def _from_memory(self, x: Float[Array, "b t d"], context: Context) -> Float[Array, "b t d"]:
         if context.memory is None:

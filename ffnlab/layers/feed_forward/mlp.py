@@ -6,14 +6,24 @@ import math
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ffnlab.errors import ConfigError
 from ffnlab.layers.activations import ACTIVATIONS, check_activation
 from ffnlab.layers.linear import Linear
 
-__all__ = ["MLP"]
+__all__ = ["MLP", "check_mlp"]
+
+
+def check_mlp(sizes: Sequence[int], activation: str) -> None:
+    """Raises ConfigError unless there are two or more positive widths and a known nonlinearity."""
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise ConfigError(f"sizes={list(sizes)} must be two or more positive widths")
+    check_activation(activation)
 
 
 class MLP(nnx.Module):
@@ -32,6 +42,8 @@ class MLP(nnx.Module):
         activation: str = "relu",
         bias: bool = True,
         std: float | None = None,
+        init: Initializer | None = None,
+        dtype: DTypeLike = jnp.float32,
     ):
         """Draws the maps from N(0, std^2), biases zero.
 
@@ -41,10 +53,15 @@ class MLP(nnx.Module):
           activation: name of the nonlinearity.
           bias: whether maps have one.
           std: of every entry; sqrt(2 / inputs) when None (He et al., arXiv 1502.01852).
+          init: draws every map [in, out] instead, one of `jax.nn.initializers` for instance.
+          dtype: of the parameters.
+        Raises:
+          ConfigError: as `check_mlp`, or std beside init.
         """
-        if len(sizes) < 2 or min(sizes) < 1:
-            raise ConfigError(f"sizes={list(sizes)} must be two or more positive widths")
-        check_activation(activation)
+        check_mlp(sizes, activation)
+        if init is not None and std is not None:
+            raise ConfigError(f"std={std} and init both say how maps are drawn; give one of them")
+        scale_of = lambda a: math.sqrt(2) if std is None else std * math.sqrt(a)  # noqa: E731
         keys = jax.random.split(key, len(sizes) - 1)
         self.maps = nnx.List(
             [
@@ -54,7 +71,9 @@ class MLP(nnx.Module):
                     key=k,
                     axes=("embed", "mlp"),
                     bias=bias,
-                    scale=math.sqrt(2) if std is None else std * math.sqrt(a),
+                    scale=scale_of(a) if init is None else 1.0,
+                    init=init,
+                    dtype=dtype,
                 )
                 for (a, b), k in zip(itertools.pairwise(sizes), keys, strict=True)
             ]

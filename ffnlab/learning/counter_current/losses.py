@@ -4,8 +4,9 @@
 codes, and the scores are trained by cross-entropy. `MapLoss` is the autoencoder: B reads the image
 that F is to give, which is F's input, and matching feature maps are pulled together.
 
-Each has four parts, all that the rule asks of it: `targets` splits a batch into x and y, `read` is
-what B starts from, `losses` are those of all layers, `measures` the metrics beside them.
+Each has five parts, all that the rule asks of it: `check` looks at a batch before anything else,
+`targets` splits it into x and y, `read` is what B starts from, `losses` are those of all layers,
+`measures` the metrics beside them.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import optax
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float, Int, PyTree
 
-from ffnlab.errors import ConfigError
+from ffnlab.errors import ConfigError, is_known
 from ffnlab.learning.labels import check_labels
 
 __all__ = ["Agreement", "MapLoss", "PairLoss"]
@@ -31,8 +32,12 @@ CONFIDENT = 0.1
 class Agreement(Protocol):
     """What the rule asks of a loss; `PairLoss` and `MapLoss` are two."""
 
-    def targets(self, batch: PyTree, outputs: int) -> tuple[PyTree, PyTree]:
-        """(x, y) of a batch, y what a network of so many outputs is to give."""
+    def check(self, batch: PyTree, outputs: int) -> None:
+        """Raises ValueError for a batch that a network of so many outputs cannot learn from."""
+        ...
+
+    def targets(self, batch: PyTree) -> tuple[PyTree, PyTree]:
+        """(x, y) of a batch, y what the network is to give."""
         ...
 
     def read(self, output: Array, y: Array) -> Array:
@@ -68,8 +73,8 @@ class PairLoss:
     """
 
     kind: str = "dot"
-    scale: float = 0.5
-    contrast: float = 0.5
+    scale: float | Array = 0.5
+    contrast: float | Array = 0.5
     skip_confident: bool = False
     rows: str = "classes"
 
@@ -77,10 +82,7 @@ class PairLoss:
         for name, accepted in (("kind", ("dot", "cosine")), ("rows", ("classes", "batch"))):
             if getattr(self, name) not in accepted:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is not one of {accepted}")
-        if not self.scale > 0 or not self.contrast >= 0:
-            raise ConfigError(
-                f"scale={self.scale} must be positive and contrast={self.contrast} not negative"
-            )
+        check_terms(self.scale, self.contrast)
 
     def __call__(
         self, a: Float[Array, "n *d"], c: Float[Array, "m *e"], same: Float[Array, "n m"]
@@ -104,14 +106,13 @@ class PairLoss:
         apart = squared(a @ a.T, jnp.eye(len(a))) + squared(c @ c.T, jnp.eye(len(c)))
         return self.scale * squared(a @ c.T, same) + self.contrast * apart
 
-    def targets(self, batch: PyTree, outputs: int) -> tuple[PyTree, PyTree]:
-        """The batch, (x, y).
+    def check(self, batch: PyTree, outputs: int) -> None:
+        """Raises ValueError where y has classes outside [0, outputs)."""
+        check_labels(batch[1], outputs)
 
-        Raises:
-          ValueError: y, on the host, has classes outside [0, outputs).
-        """
+    def targets(self, batch: PyTree) -> tuple[PyTree, PyTree]:
+        """The batch, (x, y)."""
         x, y = batch
-        check_labels(y, outputs)
         return x, y
 
     def read(self, output: Float[Array, "n c"], y: Int[Array, "n"]) -> Float[Array, "m c"]:
@@ -164,14 +165,11 @@ class MapLoss:
       contrast: >= 0; of digits, 1 served rows best and .1 images.
     """
 
-    scale: float = 1.0
-    contrast: float = 1.0
+    scale: float | Array = 1.0
+    contrast: float | Array = 1.0
 
     def __post_init__(self) -> None:
-        if not self.scale > 0 or not self.contrast >= 0:
-            raise ConfigError(
-                f"scale={self.scale} must be positive and contrast={self.contrast} not negative"
-            )
+        check_terms(self.scale, self.contrast)
 
     def __call__(
         self, a: Float[Array, "n *d"], c: Float[Array, "m *e"], *, is_end: bool
@@ -195,18 +193,17 @@ class MapLoss:
         apart = sum(squared(z @ z.T, jnp.eye(len(z))) for z in rows)
         return self.scale * squared(a, c) + self.contrast * apart
 
-    def targets(self, batch: PyTree, outputs: int) -> tuple[PyTree, PyTree]:
-        """(x, x): what goes in is to come out.
-
-        Raises:
-          ValueError: the batch is no array of floats [n, d] or [n, h, w, c].
-        """
+    def check(self, batch: PyTree, outputs: int) -> None:
+        """Raises ValueError where the batch is no array of floats [n, d] or [n, h, w, c]."""
         shape, dtype = getattr(batch, "shape", None), getattr(batch, "dtype", None)
         if shape is None or len(shape) not in (2, 4) or not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
                 f"batch is {type(batch).__name__} of shape {shape} and dtype {dtype}; an "
                 "autoencoder takes its inputs alone, floats [n, d] or [n, h, w, c]"
             )
+
+    def targets(self, batch: PyTree) -> tuple[PyTree, PyTree]:
+        """(x, x): what goes in is to come out."""
         return batch, batch
 
     def read(self, output: Float[Array, "n *d"], y: Float[Array, "m *e"]) -> Float[Array, "m *e"]:
@@ -224,6 +221,12 @@ class MapLoss:
     def measures(self, output: Float[Array, "n *d"], y: Float[Array, "n *d"]) -> dict[str, Array]:
         """{"error"}: the mean squared error of the output."""
         return {"error": squared(output, y)}
+
+
+def check_terms(scale: float | Array, contrast: float | Array) -> None:
+    """Raises ConfigError for weights of a loss's terms that are known and out of range."""
+    if is_known(scale, contrast) and (not scale > 0 or not contrast >= 0):
+        raise ConfigError(f"scale={scale} must be positive and contrast={contrast} not negative")
 
 
 def squared(a: Array, b: Array) -> Float[Array, ""]:

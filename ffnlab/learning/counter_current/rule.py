@@ -181,7 +181,8 @@ def counter_current(
       mirror: (F, key) -> B, both with `stages`.
     Returns:
       a Rule; its state is `CounterCurrentState`, its metrics "loss" (the sum), "top" (that of the
-      output) and "accuracy", or "error" of an autoencoder. `step` donates its state.
+      output) and "accuracy", or "error" of an autoencoder. `step` donates its state; `check` is
+      that of `pair`.
     """
     up = in_float32(sgd() if optimizer is None else optimizer)
     down = up if mirror_optimizer is None else in_float32(mirror_optimizer)
@@ -193,9 +194,9 @@ def counter_current(
         return CounterCurrentState(model, other, memories, jnp.int32(0))
 
     def step(
-        state: CounterCurrentState, batch: tuple[Array, Array]
+        state: CounterCurrentState, batch: PyTree
     ) -> tuple[CounterCurrentState, dict[str, Array]]:
-        x, y = batch
+        x, y = pair.targets(batch)
         trained, fixed = zip(tree.trained(state.model), tree.trained(state.mirror), strict=True)
 
         def total(trained: tuple[PyTree, PyTree]) -> tuple[Array, dict[str, Array]]:
@@ -210,11 +211,10 @@ def counter_current(
         after = CounterCurrentState(model, other, memories, state.step + 1)
         return after, {"loss": loss, **metrics}
 
-    jitted = jax.jit(step, donate_argnums=0)
-
-    def checked(
-        state: CounterCurrentState, batch: PyTree
-    ) -> tuple[CounterCurrentState, dict[str, Array]]:
-        return jitted(state, pair.targets(batch, state.model.sizes[-1]))
-
-    return Rule("counter-current", init, checked, jax.jit(lambda state, x: state.model(x)))
+    return Rule(
+        "counter-current",
+        init,
+        jax.jit(step, donate_argnums=0),
+        jax.jit(lambda state, x: state.model(x)),
+        check=lambda state, batch: pair.check(batch, state.model.sizes[-1]),
+    )

@@ -5,7 +5,6 @@ Time runs from noise (0) to signal. A class y stands for a row u of an embedding
     q(z_t | y) = N(sqrt(abar_t) u, (1 - abar_t) I),   abar increasing,   SNR = abar / (1 - abar)
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ffnlab.errors import ConfigError
+from ffnlab.models.noise import cosine
 
 __all__ = [
     "Posterior",
@@ -29,8 +29,6 @@ __all__ = [
     "weights_of",
 ]
 
-LOWEST, HIGHEST = 0.01, 0.99  # beyond, the signal-to-noise ratio and its weights explode
-
 
 class Posterior(NamedTuple):
     """One step of inference from z_{t-1} to z_t, for t = 1 .. T.
@@ -44,11 +42,6 @@ class Posterior(NamedTuple):
     a: Float[Array, "T"]
     b: Float[Array, "T"]
     c: Float[Array, "T"]
-
-
-def cosine(t: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """abar at times from 0 to 1: .01 + .98 sin^2(pi t / 2)."""
-    return LOWEST + (HIGHEST - LOWEST) * jnp.sin(0.5 * math.pi * t) ** 2
 
 
 def check_schedule(abar: Float[np.ndarray, "times"]) -> None:

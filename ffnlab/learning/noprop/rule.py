@@ -25,11 +25,11 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from ffnlab import tree
-from ffnlab.errors import ConfigError
+from ffnlab.errors import ConfigError, is_known
 from ffnlab.learning.labels import check_labels
 from ffnlab.learning.noprop import core
-from ffnlab.learning.noprop.net import NoPropNet
 from ffnlab.learning.optimizers.masters import in_float32
+from ffnlab.models.noprop_net import NoPropNet
 from ffnlab.rule import Rule
 
 __all__ = ["NoPropOptions", "NoPropState", "block_losses", "noprop"]
@@ -66,7 +66,7 @@ class NoPropOptions:
     """
 
     kind: str = "discrete"
-    eta: float = 0.1
+    eta: float | Array = 0.1
     abar: tuple[float, ...] | None = None
     integration: int = 100
     noisy: bool = False
@@ -74,7 +74,7 @@ class NoPropOptions:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ConfigError(f"kind={self.kind!r} is not one of {KINDS}")
-        if not self.eta > 0 or self.integration < 1:
+        if (is_known(self.eta) and not self.eta > 0) or self.integration < 1:
             raise ConfigError(
                 f"eta={self.eta} must be positive, integration={self.integration} at least 1"
             )
@@ -102,7 +102,7 @@ def block_losses(
     y: Int[Array, "n"],
     abar: Float[Array, "times"],
     key: Array,
-    eta: float,
+    eta: float | Array,
 ) -> tuple[Float[Array, "T"], Float[Array, ""], Float[Array, ""]]:
     """The losses of the discrete kind.
 
@@ -214,7 +214,7 @@ def noprop(
       its noise from the state's key. `step` donates its state.
     Raises:
       ConfigError: from `init`, where the network does not fit the kind or its levels.
-      ValueError: from `step`, for classes outside the embedding that are on the host.
+      ValueError: from `check`, for classes outside the embedding.
     """
     optimizer = optax.adamw(1e-3, weight_decay=1e-3) if optimizer is None else optimizer
     optimizer = in_float32(optimizer)
@@ -239,14 +239,13 @@ def noprop(
         model = tree.combine(optax.apply_updates(trained, updates), fixed)
         return NoPropState(model, memory, following, state.step + 1), {"loss": value, **extra}
 
-    jitted = jax.jit(step, donate_argnums=0)
-
-    def checked(state: NoPropState, batch: PyTree) -> tuple[NoPropState, dict[str, Array]]:
-        check_labels(batch[1], state.model.embed.get_value().shape[0])
-        return jitted(state, batch)
-
-    predict = jax.jit(lambda state, x: predicted(options, state.model, x, state.key))
-    return Rule("noprop", init, checked, predict)
+    return Rule(
+        "noprop",
+        init,
+        jax.jit(step, donate_argnums=0),
+        jax.jit(lambda state, x: predicted(options, state.model, x, state.key)),
+        check=lambda state, batch: check_labels(batch[1], state.model.embed.get_value().shape[0]),
+    )
 
 
 def check(options: NoPropOptions, model: NoPropNet) -> None:

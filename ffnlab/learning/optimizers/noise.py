@@ -16,7 +16,7 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
-from ffnlab.errors import ConfigError
+from ffnlab.errors import ConfigError, is_known
 
 __all__ = ["NoiseState", "gradient_noise", "noise_scale"]
 
@@ -33,13 +33,15 @@ class NoiseState(NamedTuple):
     key: Array
 
 
-def noise_scale(eta: float, gamma: float, step: Int[Array, "*n"] | int) -> Float[Array, "*n"]:
+def noise_scale(
+    eta: float | Array, gamma: float | Array, step: Int[Array, "*n"] | int
+) -> Float[Array, "*n"]:
     """sigma_t = sqrt(eta / (1 + t)^gamma), the standard deviation at step t."""
     return jnp.sqrt(eta / (1.0 + jnp.asarray(step)) ** gamma)
 
 
 def gradient_noise(
-    eta: float, gamma: float = 0.55, *, key: Array | None
+    eta: float | Array, gamma: float | Array = 0.55, *, key: Array | None
 ) -> optax.GradientTransformation:
     """Adds the noise; `optax.add_noise`, drawn in float32 whatever the gradient's dtype.
 
@@ -57,7 +59,7 @@ def gradient_noise(
       ValueError: from `update`, when a leaf is not of floating dtype.
     """
     for name, value in {"eta": eta, "gamma": gamma}.items():
-        if not value >= 0:
+        if is_known(value) and not value >= 0:
             raise ConfigError(f"{name}={value} must not be negative")
     if key is None:
         raise ConfigError("key=None: gradient noise needs a jax.random.key")
@@ -72,7 +74,7 @@ def gradient_noise(
         del params
         following, draw = jax.random.split(state.key)
         after = NoiseState(optax.safe_increment(state.step), following)
-        if not eta:
+        if is_known(eta) and not eta:
             return updates, after
         sigma = noise_scale(eta, gamma, state.step)
         noise = optax.tree.random_like(draw, updates, unit_normal)

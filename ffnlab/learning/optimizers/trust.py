@@ -23,7 +23,7 @@ from ffnlab.learning.optimizers.masters import in_float32
 __all__ = ["lamb", "lars", "matrices", "scale_by_trust_ratio", "sqrt_batch_schedule", "stacked"]
 
 Mask = PyTree | Callable[[PyTree], PyTree]
-Rate = float | optax.Schedule
+Rate = float | Array | optax.Schedule
 
 
 def stacked(params: PyTree) -> PyTree:

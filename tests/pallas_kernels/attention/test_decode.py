@@ -89,11 +89,16 @@ def test_equals_plain_attention(kind, window, backend):
     [
         ("float", (150,), None, 2, None),
         ("uint8", (70, 3), 70, 2, 64),
+        ("uint8", (450, 64), None, 1, None),  # a slot is filled again; one group without a tile
     ],
 )
 def test_hopper_body_equals_plain_attention(kind, lengths, window, splits, page):
     """Memory that nobody wrote is NaN in the interpreter."""
-    shapes = {"s": 192 if page is None else 128, "kv": len(lengths), "d": 64}
+    shapes = {
+        "s": -(-max(lengths) // 64) * 64 if page is None else 128,
+        "kv": len(lengths),
+        "d": 64,
+    }
     q, cache, scales, exact = operands(kind, lengths, **shapes, dtype=jnp.bfloat16)
     scales = {name: x.astype(E4M3) for name, x in scales.items()}  # they are e4m3's numbers
     pages = None
@@ -107,6 +112,28 @@ def test_hopper_body_equals_plain_attention(kind, lengths, window, splits, page)
     assert np.abs(np.asarray(y, np.float64) - wanted).max() < 2.0**-8 * np.abs(wanted).max()
     if page is None:
         np.testing.assert_array_equal(y, run(**options, out_dtype=jnp.float32))
+
+
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("length", [1, 64, 65, 200, 1000])
+def test_groups_share_a_block_and_mask_what_holds_unseen_keys(length, window):
+    from pallas_kernels.attention import decode_sm90
+
+    splits, tile = 3, decode_sm90.TILE
+    call = decode_sm90.Call(
+        1024, 64, 8, window, splits, 4, True, 1.0, jnp.dtype(jnp.bfloat16), True
+    )
+    first, found = 0 if window is None else max(0, length - window), []
+    for split in range(splits):
+        begin, count = map(int, call.share(jnp.int32(length), split))
+        for wg in range(decode_sm90.GROUPS):
+            turns, whole = call.turns(jnp.int32(length), begin, count, wg)
+            tiles = [begin + i * decode_sm90.GROUPS + wg for i in range(int(turns))]
+            bare = tiles[: 0 if whole is None else int(whole)]
+            assert all(first <= i * tile and (i + 1) * tile <= length for i in bare)
+            assert window is not None or len(bare) == sum((i + 1) * tile <= length for i in tiles)
+            found += tiles
+    assert sorted(found) == list(range(first // tile, -(-length // tile)))
 
 
 @pytest.mark.parametrize("keys", [4096, 32768])

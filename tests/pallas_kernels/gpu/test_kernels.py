@@ -98,6 +98,7 @@ def four(kernel, interpreted):
     [
         (jnp.bfloat16, {"tile_m": 16}),
         (jnp.bfloat16, {"tile_m": 16, "columns": 128, "k_tiles": 2}),
+        (jnp.bfloat16, {"tile_m": 16, "cluster": 2, "stages": 3}),  # pairs share their tokens
         (jnp.float32, {"tile_m": 8, "split_k": 3}),  # pieces of unequal length
         (jnp.float32, {"tile_m": 32, "split_k": 2, "k_tiles": 2, "stages": 2}),
     ],

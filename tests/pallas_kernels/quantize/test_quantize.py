@@ -15,6 +15,7 @@ from pallas_kernels import quantize, w4a8
 from pallas_kernels.aot import lower_for
 from pallas_kernels.backend import INTERPRETER, JAX_VERSION
 from pallas_kernels.numerics import E4M3
+from pallas_kernels.quantize import mosaic, reference
 from pallas_kernels.quantize.api import OLDEST
 
 interpreted = pytest.mark.skipif(
@@ -43,6 +44,16 @@ def test_the_kernel_rounds_tokens_to_the_references_bits(m, k, seed):
     assert bits(finite) == bits(both[: m - 1] for both in rows())
     assert np.isnan(np.asarray(codes[m - 1], np.float32)).all()  # and not of the rows behind
     assert (np.asarray(codes[m:], np.float32) == 0).all() and (scale[m:] == 1).all()
+
+
+@interpreted
+def test_the_kernel_divides_scales_to_the_references_bits():
+    x, divisors = matrix(3, 256), jnp.array([3.0, 0.7])
+    codes, scales = mosaic.tokens(x, rows=4, divisors=divisors, interpret=True)
+    assert bits([codes, scales]) == bits(reference.tokens(x, rows=4, divisors=divisors))
+    plain_codes, scale = quantize.tokens(x, rows=4)
+    assert bits([codes]) == bits([plain_codes]) and scales.shape == (2, 4)
+    np.testing.assert_array_equal(scales, np.asarray(scale).T / np.asarray(divisors)[:, None])
 
 
 def test_rows_behind_are_zeros_with_scale_1():

@@ -16,7 +16,7 @@ from pallas_kernels.tuning import cache
 from pallas_kernels.w4a8 import plan
 
 CALL = plan.Call("matmul", "sm90", 16, 4096, 4096)
-BEST = {"tile_m": 32, "columns": 64, "stages": 8, "k_tiles": 1, "split_k": 1}
+BEST = {"tile_m": 32, "columns": 64, "stages": 8, "k_tiles": 1, "split_k": 1, "cluster": 1}
 
 
 @pytest.fixture
@@ -138,7 +138,10 @@ def test_the_users_file_wins_and_the_shipped_one_serves_where_it_is_bad(files):
         ({"split_k": 10**30}, "split_k=1000.*; a step for each piece, there are 32"),
         ({"tile_m": 128, "k_tiles": 4, "stages": 6}, "bytes of shared memory, 230400 are there"),
         ({"split_k": 2}, "stages=8 with float32 sums to write spills registers"),
-        ({"cluster": 2}, "config must hold tile_m, columns"),
+        ({"cluster": 2}, "cluster=2 with stages=8 spills registers"),
+        ({"cluster": 3}, "cluster=3; accepted: 1, and 2"),
+        ({"cluster": 2, "split_k": 2}, "cluster=2; accepted: 1, and 2 for whole 16-bit results"),
+        ({"cores": 2}, "config must hold tile_m, columns"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_left_out_with_a_warning(files, change, message):

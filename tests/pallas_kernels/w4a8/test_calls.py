@@ -43,7 +43,8 @@ def test_every_plan_fits_its_product(m, n, k, glu):
     if n % 256 and glu:
         return
     config = plan.choose(m, n, k, glu=glu)
-    assert n % (config.columns * config.groups) == 0
+    assert n % (config.columns * config.groups * config.cluster) == 0
+    assert config.cluster == 1 or (m == 4096 and config.stages < 4 and config.split_k == 1)
     assert k // 128 % config.k_tiles == 0 and k // 128 // config.k_tiles >= config.split_k
     blocks = -(-m // config.tile_m) * n // (config.columns * config.groups)
     assert config.split_k == 1 or blocks < 132
@@ -81,6 +82,19 @@ def test_the_layers_of_the_bench_keep_the_gpu_busy(name, m):
     glu = plan.choose(m, 2 * hidden, width, glu=True)
     assert busy(glu, m, 2 * hidden, width) >= LESS.get((name, m), 0.9)
     assert (name, m) not in LESS or glu.split_k == 1  # and so gate and up stay one kernel
+
+
+@pytest.mark.parametrize("m", [1024, 4096, 8192])
+@pytest.mark.parametrize("name", LAYERS)
+def test_many_tokens_take_less_from_the_l2_cache_than_it_gives(name, m):
+    """Bytes per clock and multiprocessor while its tensor core multiplies without a pause."""
+    width, hidden = LAYERS[name]
+    for n, k, most in ((width, hidden, 34), (2 * hidden, width, 42)):
+        c = plan.choose(m, n, k, glu=n > width)
+        wide = c.groups * c.columns
+        step = 128 * c.tile_m / c.cluster + wide * (64 + 2)  # bytes of 128 rows, bfloat16 scales
+        clocks = 2 * c.tile_m * wide * 128 / 8192  # of FP8 operations, 8192 a clock
+        assert step / clocks < most
 
 
 @pytest.mark.parametrize("m", [65, 128, 200, 256, 512])

@@ -1,23 +1,66 @@
 """The networks of NoProp: denoisers of a class embedding that see the raw input."""
 
+import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from ffnlab.errors import ConfigError
+from ffnlab.errors import ConfigError, at_least
 from ffnlab.layers import Linear
 from ffnlab.layers.stacking import stack_modules
-from ffnlab.learning.noprop.core import cosine
-from ffnlab.learning.noprop.schedule import LearnedSchedule
+from ffnlab.models.noise import LearnedSchedule, cosine
 from ffnlab.weights import Dense
 
-__all__ = ["Denoiser", "NoPropNet", "time_features"]
+__all__ = ["Denoiser", "NoPropConfig", "NoPropNet", "time_features"]
 
 TIME_FEATURES = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class NoPropConfig:
+    """Sizes of a `NoPropNet`.
+
+    Attributes:
+      inputs: width of the inputs.
+      classes: how many.
+      hidden: width of the branches.
+      blocks: how many denoisers; 0 for one that takes the time ("continuous" and "flow").
+      embedding: width of an embedding of the classes that is learned; 0 for one-hot rows, fixed.
+      velocity: denoisers give a velocity instead of logits ("flow").
+      schedule: hidden units of a learned noise schedule ("continuous"); 0 for the cosine.
+    """
+
+    inputs: int
+    classes: int
+    hidden: int = 128
+    blocks: int = 10
+    embedding: int = 0
+    velocity: bool = False
+    schedule: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(1, inputs=self.inputs, classes=self.classes, hidden=self.hidden)
+        at_least(0, blocks=self.blocks, embedding=self.embedding, schedule=self.schedule)
+
+    def make(self, *, key: Array, dtype: DTypeLike = jnp.float32) -> "NoPropNet":
+        """A network of these sizes, drawn."""
+        other = jax.random.fold_in(key, 1)
+        net = NoPropNet(
+            self.inputs,
+            self.classes,
+            key=key,
+            hidden=self.hidden,
+            blocks=self.blocks or None,
+            embedding=self.embedding or None,
+            velocity=self.velocity,
+            schedule=LearnedSchedule(self.schedule, key=other) if self.schedule else None,
+        )
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), net)
 
 
 class Denoiser(nnx.Module):
@@ -124,6 +167,11 @@ class NoPropNet(nnx.Module):
     def guess(self, logits: Float[Array, "*n c"]) -> Float[Array, "*n d"]:
         """The expected embedding: softmax(logits) @ embedding, inside the hull of its rows."""
         return jax.nn.softmax(logits) @ self.table
+
+    def block_of(self, t: int) -> Denoiser:
+        """One of the T denoisers, or the one that there is."""
+        is_stack = self.blocks.joint.weight.dense().ndim == 3
+        return jax.tree.map(lambda leaf: leaf[t], self.blocks) if is_stack else self.blocks
 
     def of_class(self, y: Int[Array, "n"]) -> Float[Array, "n d"]:
         """The embedding of each class."""

@@ -1,4 +1,6 @@
-"""The learned noise schedule of NoProp in continuous time (arXiv 2503.24322).
+"""Noise schedules of NoProp (arXiv 2503.24322): the cosine, and one that is learned.
+
+abar(t) is the level of signal at times from noise (0) to signal (1). The learned one:
 
     abar(t) = sigmoid(-gamma(t)),   gamma(t) = g0 + (g1 - g0) (1 - gbar(t)),
     gbar(t) = (m(t) - m(0)) / (m(1) - m(0)),   m(t) = slope t + sum_k out_k sigmoid(in_k t + bias_k)
@@ -16,13 +18,19 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ffnlab.errors import ConfigError
-from ffnlab.learning.noprop.core import HIGHEST, LOWEST
 
-__all__ = ["LearnedSchedule"]
+__all__ = ["HIGHEST", "LOWEST", "LearnedSchedule", "cosine"]
+
+LOWEST, HIGHEST = 0.01, 0.99  # beyond, the signal-to-noise ratio and its weights explode
+
+
+def cosine(t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """abar at times from 0 to 1: .01 + .98 sin^2(pi t / 2)."""
+    return LOWEST + (HIGHEST - LOWEST) * jnp.sin(0.5 * math.pi * t) ** 2
 
 
 class LearnedSchedule(nnx.Module):
-    """abar(t) with what is learned of it; takes the place of `noprop_core.cosine`.
+    """abar(t) with what is learned of it; takes the place of `cosine`.
 
     It starts close to logit(abar) straight in t. At any time all parameters are free: there is none
     for which abar does not rise. Its ends are learned too, from those of `cosine`, .01 and .99.

@@ -1,0 +1,20 @@
+"""The probes that a command may name. A new one joins by one line."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from ffnlab.outside import Methods
+from ffnlab.probe import Probe
+
+__all__ = ["METHODS", "PROBES"]
+
+# Name -> "module:factory"; a module is imported when it is named. A factory that has a parameter
+# `rule` or `loss` is given those of the command.
+PROBES: Mapping[str, str] = MappingProxyType(
+    {
+        "compiled_cost": "ffnlab.analysis.compiled_cost:compiled_cost",
+        "gradient_alignment": "ffnlab.analysis.gradient_alignment:gradient_alignment",
+        "weight_norms": "ffnlab.analysis.weight_norms:weight_norms",
+    }
+)
+METHODS = Methods("probe", "ffnlab.probes", Probe, PROBES, given=frozenset({"rule", "loss"}))

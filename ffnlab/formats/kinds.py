@@ -1,0 +1,186 @@
+"""The kinds of model: for each its configuration, class, families and files, in one table.
+
+Files are opened, training files read and commands checked by it. A new kind is one line of `KINDS`;
+README.md says what else a kind of model is made of.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from ffnlab.errors import ConfigError, FormatError, first_line
+from ffnlab.formats.directory import CONFIG_FILE, NATIVE_FILE, SIDECAR_FILE
+from ffnlab.formats.huggingface import encoder_families
+from ffnlab.formats.huggingface.families import FAMILIES
+from ffnlab.layers import MLP
+from ffnlab.models import (
+    AutoencoderConfig,
+    ConvAutoencoder,
+    ConvNet,
+    ConvNetConfig,
+    Decoder,
+    DecoderConfig,
+    Encoder,
+    EncoderConfig,
+    MLPConfig,
+    NoPropConfig,
+    NoPropNet,
+)
+
+__all__ = ["KINDS", "Config", "Kind", "check_kind", "check_runs", "kind_of"]
+
+Reads = Literal["tokens", "rows", "images"]
+
+
+@runtime_checkable
+class Config(Protocol):
+    """The configuration of a model: a frozen dataclass of plain fields, of any kind."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One kind of model.
+
+    Attributes:
+      config: frozen dataclass of plain fields.
+      model: class of the model.
+      make: (config, key=, dtype=) -> the model, drawn.
+      reads: what it is called with: "tokens" int [b, t], "rows" [b, d] or "images" [b, h, w, c].
+      example: (model) -> the least input that it takes, abstract.
+      classes: (config) -> how many classes its scores tell apart; None where it has no scores.
+      families: values of `model_type` in Hugging Face directories that hold this kind.
+      files: names beside the tensors, in the order in which formats are tried.
+      call: (model, input) -> output.
+    """
+
+    config: type
+    model: type
+    make: Callable[..., Any]
+    reads: Reads
+    example: Callable[[Any], jax.ShapeDtypeStruct]
+    classes: Callable[[Any], int] | None = None
+    families: tuple[str, ...] = ()
+    files: tuple[str, ...] = (NATIVE_FILE,)
+    call: Callable[[Any, Any], Any] = lambda model, x: model(x)
+
+
+def tokens(model: Any) -> jax.ShapeDtypeStruct:
+    """One token."""
+    return jax.ShapeDtypeStruct((1, 1), jnp.int32)
+
+
+def row(model: Any) -> jax.ShapeDtypeStruct:
+    """One row as wide as the first map."""
+    first = model.blocks.of_input.weight if isinstance(model, NoPropNet) else model.maps[0].weight
+    return jax.ShapeDtypeStruct((1, first.shape[0]), jnp.float32)
+
+
+def image(model: Any) -> jax.ShapeDtypeStruct:
+    """One image that is pooled to a pixel."""
+    side = 2 ** len(model.convs if isinstance(model, ConvNet) else model.down)
+    return jax.ShapeDtypeStruct((1, side, side, model.sizes[0]), jnp.float32)
+
+
+def denoise(model: NoPropNet, x: Any) -> Any:
+    """The first denoiser and the readout, each once."""
+    z = model.of_class(jnp.zeros(len(x), jnp.int32))
+    is_timed = model.block_of(0) is model.blocks
+    return model.block_of(0)(x, z, *([jnp.zeros(len(x))] if is_timed else [])), model.out(z)
+
+
+# A line for each; what a new kind is made of beside it, README.md says.
+KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        "decoder": Kind(
+            DecoderConfig,
+            Decoder,
+            Decoder,
+            "tokens",
+            tokens,
+            families=tuple(FAMILIES),
+            files=(NATIVE_FILE, CONFIG_FILE, SIDECAR_FILE),
+        ),
+        "encoder": Kind(
+            EncoderConfig,
+            Encoder,
+            Encoder,
+            "tokens",
+            tokens,
+            lambda c: c.classes,
+            families=tuple(encoder_families.FAMILIES),
+            files=(NATIVE_FILE, CONFIG_FILE, SIDECAR_FILE),
+        ),
+        "mlp": Kind(MLPConfig, MLP, MLPConfig.make, "rows", row, lambda c: c.sizes[-1]),
+        "convnet": Kind(
+            ConvNetConfig, ConvNet, ConvNetConfig.make, "images", image, lambda c: c.classes
+        ),
+        "autoencoder": Kind(
+            AutoencoderConfig, ConvAutoencoder, AutoencoderConfig.make, "images", image
+        ),
+        "noprop": Kind(
+            NoPropConfig,
+            NoPropNet,
+            NoPropConfig.make,
+            "rows",
+            row,
+            lambda c: c.classes,
+            call=denoise,
+        ),
+    }
+)
+
+
+def kind_of(thing: object) -> str | None:
+    """The kind of a model, a configuration, or the class of one; None where there is none.
+
+    >>> kind_of(MLPConfig((2, 3))), kind_of(Decoder), kind_of(3)
+    ('mlp', 'decoder', None)
+    """
+    cls = thing if isinstance(thing, type) else type(thing)
+    return next((name for name, kind in KINDS.items() if cls in (kind.config, kind.model)), None)
+
+
+def check_kind(found: type, accepted: Sequence[str], where: object) -> None:
+    """Checks that a model is of a kind that something can be done with.
+
+    Args:
+      found: class of the model, or of its configuration.
+      accepted: names of kinds.
+      where: it lies, for the message.
+    Raises:
+      ConfigError: it is of another kind, or of none.
+
+    >>> check_kind(MLP, ("decoder",), "runs/a")
+    Traceback (most recent call last):
+    ffnlab.errors.ConfigError: runs/a holds a model of kind 'mlp'; accepted here: 'decoder'
+    """
+    kind = kind_of(found)
+    if kind not in accepted:
+        what = f"a model of kind {kind!r}" if kind else f"a {found.__name__}, no kind of model"
+        raise ConfigError(f"{where} holds {what}; accepted here: {', '.join(map(repr, accepted))}")
+
+
+def check_runs(model: object, where: Path) -> None:
+    """Checks that a model of a known kind takes an input; it is traced and not run.
+
+    A file may describe a tree of the right types that is no model: without an embedding, with maps
+    of sizes that do not meet.
+
+    Raises:
+      FormatError: calling it fails.
+    """
+    kind = kind_of(model)
+    if kind is None:
+        return
+    try:
+        jax.eval_shape(KINDS[kind].call, model, KINDS[kind].example(model))
+    except Exception as error:  # noqa: BLE001 - of a tree from outside, which may lack anything
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise FormatError(f"{where}: no {kind} that can be run: {what}") from None

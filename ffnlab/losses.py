@@ -1,0 +1,325 @@
+"""Losses: what a batch costs a model, for any rule that follows one.
+
+A loss is `(model, batch) -> (mean, metrics)`. `mean` is what is minimized, float32, and metrics are
+scalars by name, means over what is counted; where rows count for unequal amounts,
+`metrics["count"]` says for how much the rows it was given count, so that parts of a batch add up
+to the batch. A loss that needs the step or draws something is `(model, batch, moment)`; one whose
+model measures something returns a third item, `{path: new statistic}`, paths as `ffnlab.tree`
+names them.
+
+    def loss(model, batch, moment):
+        x, classes = batch
+        logits, mean, variance = model(x, key=moment.key)
+        nats, metrics = labelled(lambda _: logits, batch)
+        return nats, metrics, {"norm.mean": mean, "norm.variance": variance}
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from ffnlab.errors import ConfigError, is_known
+from ffnlab.rule import Metrics
+
+__all__ = [
+    "InformedLoss",
+    "Loss",
+    "Moment",
+    "PackedRows",
+    "Taught",
+    "Unsettled",
+    "distillation",
+    "distilled",
+    "labelled",
+    "masked",
+    "next_token",
+    "packed_next_token",
+    "span",
+]
+
+Host = Array | np.ndarray
+Costs = tuple[Float[Array, ""], Metrics]
+MeasuredCosts = tuple[Float[Array, ""], Metrics, Mapping[str, PyTree]]
+Loss = Callable[[PyTree, PyTree], Costs | MeasuredCosts]
+
+
+class Moment(NamedTuple):
+    """When a loss is asked: what schedules and draws inside it depend on.
+
+    Attributes:
+      step: [] int32, steps taken before this one.
+      key: of this step's draws, and of this part's where a batch is taken in parts.
+    """
+
+    step: Int[Array, ""]
+    key: Array
+
+
+@runtime_checkable
+class Unsettled(Protocol):
+    """A statistic that is no mean over rows, a variance say, in terms of means that are.
+
+    It is a pytree whose arrays are means over the rows a loss was given, so that those of parts
+    average to those of the batch; the statistic is made of them once, when the step is over.
+
+        @ffnlab.weights.register
+        @dataclasses.dataclass(frozen=True)
+        class Variance:
+            mean: Array; square: Array        # of x and of x^2
+            def settle(self, parts):
+                return self.square - self.mean**2
+    """
+
+    def settle(self, parts: int) -> Array:
+        """The new statistic, when the rows of so many parts have been averaged."""
+        ...
+
+
+InformedLoss = Callable[[PyTree, PyTree, Moment], Costs | MeasuredCosts]
+
+
+@runtime_checkable
+class PackedRows(Protocol):
+    """Rows of several documents each (`ffnlab.data.Packed`); iterates over its three arrays."""
+
+    @property
+    def tokens(self) -> Int[Host, "b t"]:
+        """Token ids."""
+        ...
+
+    @property
+    def segments(self) -> Int[Host, "b t"]:
+        """1 for a row's first document, 2 for the next, …; 0 for none."""
+        ...
+
+    @property
+    def positions(self) -> Int[Host, "b t"]:
+        """Positions in the document."""
+        ...
+
+
+def next_token(
+    model: Callable, batch: Int[Host, "b t"]
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Mean cross-entropy of every token given those before it in its row.
+
+    Args:
+      model: tokens [b, t - 1] -> logits [b, t - 1, v].
+      batch: token ids, [b, t], t >= 2.
+    Returns:
+      (nats per token [], {"bits": bits per token []}).
+    """
+    logits = model(batch[:, :-1]).astype(jnp.float32)
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:]).mean()
+    return nats, {"bits": nats / math.log(2)}
+
+
+def packed_next_token(
+    model: Callable, batch: PackedRows
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Mean cross-entropy of every token given those before it in its document.
+
+    The first token of a document is not predicted, and tokens see their own document only.
+
+    Args:
+      model: (tokens [b, t - 1], positions=, segments=) -> logits [b, t - 1, v].
+      batch: rows of t >= 2 tokens (`ffnlab.data.PackedBatches`).
+    Returns:
+      (nats per predicted token [], {"bits": bits per predicted token [], "count": predicted tokens
+      []}); 0 where none is.
+    """
+    tokens, segments, positions = batch.tokens, batch.segments, batch.positions
+    inputs = {"positions": positions[:, :-1], "segments": segments[:, :-1]}
+    logits = model(tokens[:, :-1], **inputs).astype(jnp.float32)
+    counted = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+    mean, count = mean_of(nats, counted)
+    return mean, {"bits": mean / math.log(2), "count": count}
+
+
+def labelled(
+    model: Callable, batch: tuple[PyTree, Int[Host, "b"]]
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Mean cross-entropy of labelled inputs.
+
+    Args:
+      model: inputs -> logits [b, classes].
+      batch: inputs (an array [b, …], or a tree of them) and their classes [b]
+        (`ffnlab.data.Labelled`).
+    Returns:
+      (nats per input [], {"accuracy": fraction whose class has the largest logit []}).
+    """
+    inputs, classes = batch
+    logits = model(inputs).astype(jnp.float32)
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, classes).mean()
+    return nats, {"accuracy": jnp.mean(logits.argmax(-1) == classes)}
+
+
+def span(
+    model: Callable, batch: tuple[PyTree, Int[Host, "b 2"]]
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Mean cross-entropy of the two ends of an answer: half that of its start, half of its end.
+
+    Args:
+      model: inputs -> logits [b, t, 2], of every token that the answer starts and that it ends
+        there.
+      batch: inputs, and the positions [b, 2] of an answer's first and last token, in 0..t - 1; a
+        row with a negative one has no answer and is not counted (BERT gives such rows the answer
+        0, 0, which counts).
+    Returns:
+      (nats per end [], {"exact": fraction of the counted rows both of whose ends have the largest
+      logits [], "count": counted rows []}); 0 where none is.
+    Raises:
+      ValueError: logits of another shape.
+    """
+    inputs, ends = batch
+    logits = model(inputs).astype(jnp.float32)
+    if logits.ndim != 3 or logits.shape[-1] != 2:
+        raise ValueError(f"model gives logits {logits.shape}; a span needs [b, t, 2]")
+    counted = (jnp.asarray(ends) >= 0).all(-1)
+    by_end, wanted = logits.swapaxes(1, 2), jnp.where(counted[:, None], ends, 0)
+    nats = optax.softmax_cross_entropy_with_integer_labels(by_end, wanted).mean(-1)
+    mean, count = mean_of(nats, counted)
+    exact, _ = mean_of((by_end.argmax(-1) == wanted).all(-1), counted)
+    return mean, {"exact": exact, "count": count}
+
+
+def masked(
+    model: Callable, batch: tuple[PyTree, Int[Host, "b t"]]
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Mean cross-entropy of the tokens that stood where the inputs are masked.
+
+    Args:
+      model: inputs -> logits [b, t, v].
+      batch: inputs, and at each masked place the token that stood there, else a negative number
+        (-1, or the -100 of other libraries) [b, t].
+    Returns:
+      (nats per masked token [], {"bits": bits per masked token [], "accuracy": fraction of them
+      with the largest logit [], "count": masked tokens []}); 0 where none is.
+    """
+    inputs, targets = batch
+    logits = model(inputs).astype(jnp.float32)
+    counted = jnp.asarray(targets) >= 0
+    wanted = jnp.where(counted, targets, 0)
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
+    mean, count = mean_of(nats, counted)
+    accuracy, _ = mean_of(logits.argmax(-1) == wanted, counted)
+    return mean, {"bits": mean / math.log(2), "accuracy": accuracy, "count": count}
+
+
+def mean_of(
+    values: Float[Array, "*b"] | Bool[Array, "*b"], counted: Bool[Host, "*b"]
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """(mean of the counted values, 0 where there are none; how many)."""
+    count = jnp.sum(counted)
+    return jnp.sum(values * counted) / jnp.maximum(count, 1), count
+
+
+class Taught(NamedTuple):
+    """A labelled batch with what a teacher says of it.
+
+    Attributes:
+      inputs: an array [b, …], or a tree of them.
+      classes: [b] int.
+      logits: the teacher's, [b, classes].
+    """
+
+    inputs: PyTree
+    classes: Int[Host, "b"]
+    logits: Float[Host, "b c"]
+
+
+REDUCTIONS = ("batchmean", "mean")
+
+
+def distillation(
+    student: Float[Array, "*b c"],
+    teacher: Float[Host, "..."],
+    *,
+    temperature: float | Array = 1.0,
+    reduction: str = "batchmean",
+) -> Float[Array, ""]:
+    """How far a student's classes are from a teacher's, who learns nothing from it.
+
+        T^2 sum_c q_c (log q_c - log p_c),   p = softmax(student / T),  q = softmax(teacher / T)
+
+    averaged over the rows of a batch, or over rows and classes. (arXiv 1503.02531, section 2; T^2
+    keeps the size of gradients.)
+
+    Args:
+      student: logits.
+      teacher: logits of the same classes; no gradient reaches them.
+      temperature: T > 0.
+      reduction: "batchmean" divides the sum by the rows, "mean" by rows times classes, as torch's
+        `kl_div` calls them.
+    Raises:
+      ConfigError: T is not positive, or another reduction.
+      ValueError: other numbers of rows or classes.
+    """
+    check_distillation(temperature, reduction)
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"student has logits {student.shape} and teacher {teacher.shape}; both need the same "
+            "rows and the same classes"
+        )
+    fixed = jax.lax.stop_gradient(jnp.asarray(teacher)).astype(jnp.float32)
+    q = jax.nn.log_softmax(fixed / temperature)
+    p = jax.nn.log_softmax(student.astype(jnp.float32) / temperature)
+    # exp(q) is 0 where a teacher excludes a class, whose logit may be -inf.
+    terms = jnp.where(q == -jnp.inf, 0.0, jnp.exp(q) * (q - p))
+    each = terms.sum(-1) if reduction == "batchmean" else terms
+    return temperature**2 * each.mean()
+
+
+def check_distillation(temperature: float | Array, reduction: str) -> None:
+    """Raises ConfigError for a temperature or a reduction that there is not."""
+    if is_known(temperature) and not temperature > 0:
+        raise ConfigError(f"temperature={temperature} must be positive")
+    if reduction not in REDUCTIONS:
+        raise ConfigError(f"reduction={reduction!r} is not one of {REDUCTIONS}")
+
+
+def distilled(
+    *, temperature: float | Array = 1.0, weight: float | Array = 0.5, reduction: str = "batchmean"
+) -> Loss:
+    """A loss that learns from classes and from a teacher's logits.
+
+        (1 - weight) * cross-entropy(classes) + weight * distillation(logits)
+
+    The teacher's logits are part of the batch, as arrays that a step is given and not as constants
+    of its program, and may be computed once for many runs. A model that is its own teacher takes
+    `distillation` by itself.
+
+    Args:
+      temperature, reduction: see `distillation`.
+      weight: of the teacher, 0 to 1.
+    Returns:
+      the loss: (model: inputs -> logits [b, c], batch: `Taught`) -> (nats per input [], {"labels":
+      cross-entropy [], "teacher": distillation [], "accuracy": of the classes []}).
+    Raises:
+      ConfigError: as `distillation`, or another weight; from the loss ValueError, as there.
+
+    >>> batch = Taught(jnp.ones((1, 2)), jnp.array([1]), jnp.array([[0.0, 1.0]]))
+    >>> float(distilled(weight=1.0)(lambda x: jnp.array([[2.0, 3.0]]), batch)[0])
+    0.0
+    """
+    check_distillation(temperature, reduction)
+    if is_known(weight) and not 0 <= weight <= 1:
+        raise ConfigError(f"weight={weight} must lie in 0..1")
+
+    def loss(model: Callable, batch: Taught) -> tuple[Float[Array, ""], dict[str, Array]]:
+        inputs, classes, logits = batch
+        found = model(inputs)
+        options = {"temperature": temperature, "reduction": reduction}
+        far = distillation(found, logits, **options)
+        nats, metrics = labelled(lambda _: found, (inputs, classes))
+        mean = (1 - weight) * nats + weight * far
+        return mean, {"labels": nats, "teacher": far, **metrics}
+
+    return loss

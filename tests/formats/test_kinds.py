@@ -1,0 +1,100 @@
+"""The table of kinds: every line makes a model that its own functions know."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from ffnlab import models
+from ffnlab.errors import ConfigError, FormatError
+from ffnlab.formats import KINDS
+from ffnlab.formats.huggingface.families import FAMILIES
+from ffnlab.formats.kinds import Config, check_kind, check_runs, kind_of
+from ffnlab.formats.native.schema import listed
+from ffnlab.testing import tiny
+
+CONFIGS = {
+    "decoder": tiny().config,
+    "mlp": models.MLPConfig((3, 5, 2), "elu", bias=False),
+    "convnet": models.ConvNetConfig((1, 3, 4), 5),
+    "autoencoder": models.AutoencoderConfig((2, 3)),
+    "noprop": models.NoPropConfig(3, 2, hidden=4, blocks=2),
+}
+OUTPUTS = {
+    "decoder": [(1, 1, 64)],
+    "mlp": [(1, 2)],
+    "convnet": [(1, 5)],
+    "autoencoder": [(1, 2, 2, 2)],
+    "noprop": [(1, 2), (1, 2)],
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind(name, key):
+    kind, config = KINDS[name], CONFIGS[name]
+    assert isinstance(config, kind.config) and isinstance(config, Config)
+    assert dataclasses.fields(config) and hash(config) == hash(dataclasses.replace(config))
+    model = jax.eval_shape(lambda key: kind.make(config, key=key, dtype=jnp.bfloat16), key)
+    assert type(model) is kind.model
+    assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype(jnp.bfloat16)}
+    assert kind_of(model) == kind_of(config) == kind_of(kind.model) == name
+    made = jax.eval_shape(kind.call, model, kind.example(model))
+    assert [leaf.shape for leaf in jax.tree.leaves(made)] == OUTPUTS[name]
+    assert kind.classes is None or kind.classes(config) == OUTPUTS[name][0][-1]
+    check_runs(model, Path("here"))
+    assert {kind.config.__name__, kind.model.__name__} <= listed().keys()
+
+
+def test_noprop_networks_of_all_kinds(key):
+    for options, outputs in (
+        ({"blocks": 0, "schedule": 4, "embedding": 6}, 2),
+        ({"blocks": 0, "velocity": True, "embedding": 6}, 6),
+    ):
+        config = models.NoPropConfig(3, 2, hidden=4, **options)
+        model = jax.eval_shape(lambda key, config=config: config.make(key=key), key)
+        found = jax.eval_shape(KINDS["noprop"].call, model, KINDS["noprop"].example(model))
+        assert [leaf.shape for leaf in found] == [(1, outputs), (1, 2)]
+        assert (model.schedule is not None) == bool(config.schedule) and model.learned
+    with pytest.raises(ConfigError, match="blocks=-1 must be at least 0"):
+        models.NoPropConfig(3, 2, blocks=-1)
+
+
+def test_families_are_of_decoders():
+    assert KINDS["decoder"].families == tuple(FAMILIES)
+    assert not any(kind.families for name, kind in KINDS.items() if name != "decoder")
+    assert all(kind.files[0] == "ffnlab_model.json" for kind in KINDS.values())
+
+
+def test_configurations_refuse_what_their_models_do():
+    for wrong, message in (
+        (lambda: models.MLPConfig((3,)), r"sizes=\[3\] must be two or more"),
+        (lambda: models.MLPConfig((3, 2), "swish"), "activation='swish' is not one of"),
+        (lambda: models.ConvNetConfig((1, 0), 2), r"channels=\[1, 0\] must be two or more"),
+        (lambda: models.ConvNetConfig((1, 2), 0), "classes=0, at least 1"),
+        (lambda: models.AutoencoderConfig((1,)), r"channels=\[1\] must be two or more"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            wrong()
+
+
+def test_of_another_kind_or_none():
+    check_kind(models.Decoder, ("mlp", "decoder"), "m")
+    with pytest.raises(
+        ConfigError, match="^m holds a model of kind 'convnet'; accepted here: 'mlp'"
+    ):
+        check_kind(models.ConvNetConfig, ("mlp",), "m")
+    with pytest.raises(ConfigError, match="^m holds a List, no kind of model"):
+        check_kind(nnx.List, ("mlp",), "m")
+    check_runs({"not": "a model"}, Path("here"))
+
+
+def test_a_model_that_lacks_a_part():
+    model = tiny()
+    model.norm = nnx.data(None)
+    with pytest.raises(
+        FormatError, match="^here: no decoder that can be run: TypeError: 'NoneType'"
+    ):
+        check_runs(model, Path("here"))
