@@ -22,7 +22,7 @@ from ffnlab.models import adapters
 from ffnlab.models.convnet import ConvNet
 from ffnlab.probe import Probe
 from ffnlab.rule import Rule
-from ffnlab.testing import ProbeCase, TransformCase, batches, tiny
+from ffnlab.testing import ProbeCase, TransformCase, batches, tiny, tiny_encoder
 from ffnlab.testing.rule import one_for_each
 
 
@@ -54,6 +54,8 @@ TRANSFORMS: dict[str, TransformCase] = {
         lambda: sparsity.chess(sparsity=0.5, importance="abs", attention=True)
     ),
     "finercut": TransformCase(lambda: pruning.finercut(remove=1)),
+    "finercut-encoder": TransformCase(lambda: pruning.finercut(remove=1), tiny_encoder),
+    "fireq-encoder": TransformCase(lambda: quantization.fireq(group=8), tiny_encoder),
     "fireq": TransformCase(lambda: quantization.fireq(group=8, top_k=1)),
     "fireq-weights": TransformCase(
         lambda: quantization.fireq(
@@ -63,6 +65,7 @@ TRANSFORMS: dict[str, TransformCase] = {
     "head": TransformCase(adapters.head),
     "lora": TransformCase(lambda: adapters.lora(rank=2)),
     "nearest": TransformCase(lambda: quantization.nearest(format="int4", group=8)),
+    "nearest-encoder": TransformCase(lambda: quantization.nearest(group=8), tiny_encoder),
     "nearest-float8": TransformCase(
         lambda: quantization.nearest(format="float8", activations="e4m3")
     ),

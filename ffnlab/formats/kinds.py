@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from ffnlab.errors import ConfigError, FormatError, first_line
 from ffnlab.formats.directory import CONFIG_FILE, NATIVE_FILE, SIDECAR_FILE
-from ffnlab.formats.huggingface.encoder_families import FAMILIES as ENCODERS
+from ffnlab.formats.huggingface import encoder_families
 from ffnlab.formats.huggingface.families import FAMILIES
 from ffnlab.layers import MLP
 from ffnlab.models import (
@@ -114,7 +114,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             "tokens",
             tokens,
             lambda c: c.classes,
-            families=tuple(ENCODERS),
+            families=tuple(encoder_families.FAMILIES),
             files=(NATIVE_FILE, CONFIG_FILE, SIDECAR_FILE),
         ),
         "mlp": Kind(MLPConfig, MLP, MLPConfig.make, "rows", row, lambda c: c.sizes[-1]),

@@ -18,7 +18,7 @@ from ffnlab.models.convnet import (
     ConvNetConfig,
 )
 from ffnlab.models.decoder import Cache, Decoder
-from ffnlab.models.encoder import Encoder, sentence_vectors
+from ffnlab.models.encoder import Encoder, MaskedTransform, sentence_vectors
 from ffnlab.models.encoder_config import EncoderConfig
 from ffnlab.models.graph_network import GraphNetwork, GraphNetworkConfig
 from ffnlab.models.mlp import MLPConfig
@@ -62,6 +62,7 @@ __all__ = [
     "GraphNetworkConfig",
     "LearnedSchedule",
     "MLPConfig",
+    "MaskedTransform",
     "NoPropConfig",
     "NoPropNet",
     "Stacked",

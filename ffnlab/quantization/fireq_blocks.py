@@ -33,7 +33,8 @@ def scaled_block(
     parts: dict[str, object] = {}
     if options.channel and isinstance(block.ffn, scaling.Gated):
         join = block.joins[block.slots.index("ffn")]
-        norm = block.ffn_norm if join.norm == "before" else None
+        is_read_alone = join.norm == "before" and isinstance(block.ffn_norm, scaling.Norm)
+        norm = block.ffn_norm if is_read_alone else None
         norm, ffn = scaled_ffn(options, norm, block.ffn, names)
         parts = {"ffn": ffn} if norm is None else {"ffn_norm": norm, "ffn": ffn}
     if isinstance(block.attn, Attention):

@@ -225,8 +225,23 @@ def test_what_no_directory_can_say_is_refused_by_name(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_native_format_says_what_no_family_can(tmp_path):
+    model = tiny_encoder(gated=True, positions="rotary", norm="before")
+    models.save(model, tmp_path / "native", format="ffnlab")
+    assert equal(models.load(tmp_path / "native", kinds=("encoder",)), model)
+
+
+def test_kinds_are_told_apart_before_anything_is_read(fixtures):
+    folder = fixtures / "encoders" / "bert"
+    assert equal(models.load(folder, kinds=("encoder",)), load(folder))
+    with pytest.raises(ConfigError, match="kind 'encoder'; accepted here: 'decoder'"):
+        models.load(folder, kinds=("decoder",))
+    with pytest.raises(ConfigError, match="kind 'decoder'; accepted here: 'encoder'"):
+        models.load(fixtures / "models" / "llama2", kinds=("encoder",))
+
+
 def test_commands_for_decoders_say_what_they_found(tmp_path, fixtures):
-    with pytest.raises(ConfigError, match="holds an Encoder; a Decoder is accepted"):
+    with pytest.raises(ConfigError, match="kind 'encoder'; accepted here: 'decoder'"):
         open_model(fixtures / "encoders" / "bert")
 
 

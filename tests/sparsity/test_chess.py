@@ -12,7 +12,7 @@ from ffnlab.data import TextBatches, held_out_windows, stdlib_text
 from ffnlab.errors import ConfigError, NumericalError, SelectionError
 from ffnlab.formats.embedded import embedded
 from ffnlab.layers import GatedFFN, SparseGatedFFN
-from ffnlab.models.calibration import given
+from ffnlab.models.calibration import Given
 from ffnlab.pruning import finercut
 from ffnlab.quantization import nearest
 from ffnlab.sparsity.sites import activations
@@ -101,7 +101,7 @@ def drawn(seed):
 def test_thresholds_are_quantiles_of_what_was_seen(rule):
     """On the very batch of the calibration nothing moves but the rounding of a threshold."""
     tokens = drawn(1)
-    gates, inputs = jax.jit(lambda model: activations(model, given(tokens, model), True))(tiny())
+    gates, inputs = jax.jit(lambda model: activations(model, Given((tokens,), {}), True))(tiny())
     seen = {path: gate for path, (gate, _) in gates.items()} | inputs
     previous = None
     for k in (0.3, 0.5, 0.7):
@@ -187,7 +187,7 @@ def test_what_equals_its_threshold_is_dropped_by_the_square_version_alone(rule):
     ffn = sparsity.sparsified(new, there, strict=ffn.strict).layers[0].ffn
     np.testing.assert_array_equal(jnp.abs(ffn.activate(x))[0], jnp.zeros(32) if strict else a)
     # A projection keeps what is above its threshold; where `>=` is meant that is the float below.
-    inputs = jax.jit(lambda model: activations(model, given(batch, model), True)[1])(tiny())
+    inputs = jax.jit(lambda model: activations(model, Given((batch,), {}), True)[1])(tiny())
     seen = np.sort(np.abs(inputs["layers[0].attn.q"]), axis=None)
     below = np.nextafter(seen[seen.size // 2 - 1], np.float32(0))
     assert stats.thresholds["layers[0].attn.q"] == (seen[seen.size // 2 - 1] if strict else below)
