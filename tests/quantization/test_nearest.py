@@ -13,6 +13,7 @@ from ffnlab.errors import ConfigError, NumericalError, SelectionError
 from ffnlab.layers import Linear
 from ffnlab.quantization import fireq_core as core
 from ffnlab.quantization import nearest
+from ffnlab.quantization.targets import is_traced
 from ffnlab.testing import batches, counted, tiny
 from ffnlab.weights import Dense, Float8, Int4, Int8, SparseInput
 
@@ -73,6 +74,14 @@ def test_selection_thresholds_and_second_calls():
     assert count.programs == 0
     shapes = jax.eval_shape(method.rewrite, model, ())
     assert jax.tree.structure(shapes) == jax.tree.structure(result)
+
+
+def test_one_unknown_value_makes_a_tree_traced():
+    known = jnp.ones(2)
+    found = jax.jit(lambda x: (jnp.array(is_traced((x, known))), jnp.array(is_traced(known))))(
+        known
+    )
+    assert [bool(x) for x in found] == [True, False]
 
 
 def test_bad_input_names_itself():
