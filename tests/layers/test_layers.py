@@ -228,7 +228,7 @@ def test_sparse_ffn_refuses_a_threshold_of_another_size(key):
 def test_block_without_both_sublayers_is_the_identity(key):
     empty = Block(None, None, None, None)
     h = input_of((1, 3, 16))
-    out, cache = empty(h, Context({}, {}))
+    out, cache, outputs = empty(h, Context({}, {}))
     assert out is h and cache is None
     with pytest.raises(ValueError, match="no such sublayer"):
         empty.without("attn")
