@@ -229,7 +229,7 @@ def test_block_without_both_sublayers_is_the_identity(key):
     empty = Block(None, None, None, None)
     h = input_of((1, 3, 16))
     out, cache, outputs = empty(h, Context({}, {}))
-    assert out is h and cache is None
+    assert out is h and cache is None and outputs.reports == {}
     with pytest.raises(ValueError, match="no such sublayer"):
         empty.without("attn")
 
