@@ -17,6 +17,14 @@ from ffnlab.data.images.files import ImageFolder, read_idx
 from ffnlab.data.images.mnist import mnist, mnist_folder
 from ffnlab.data.tasks import permuted, split
 from ffnlab.data.text.packing import Packed, PackedBatches
+from ffnlab.data.text.squad import (
+    Answer,
+    Question,
+    SpanLayout,
+    SpanWindows,
+    span_windows,
+    squad,
+)
 from ffnlab.data.text.stdlib_text import (
     StdlibText,
     stdlib_text,
@@ -27,6 +35,7 @@ from ffnlab.data.text.windows import HeldOut, TextBatches, held_out_windows, rea
 from ffnlab.data.vowels import Vowels, vowels
 
 __all__ = [
+    "Answer",
     "ArrayBatches",
     "HeldOut",
     "ImageFolder",
@@ -35,7 +44,10 @@ __all__ = [
     "Packed",
     "PackedBatches",
     "Parted",
+    "Question",
     "RecordBatches",
+    "SpanLayout",
+    "SpanWindows",
     "StdlibText",
     "TextBatches",
     "Vowels",
@@ -56,7 +68,9 @@ __all__ = [
     "read_svmlight",
     "read_text",
     "reviews",
+    "span_windows",
     "split",
+    "squad",
     "stdlib_text",
     "text_identity",
     "tfds_records",
