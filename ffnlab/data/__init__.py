@@ -13,6 +13,8 @@ from ffnlab.data.clusters import Labelled, digits, gaussian_clusters
 from ffnlab.data.domains import moons, on_photographs, read_svmlight, reviews
 from ffnlab.data.folders import find_folder, folder
 from ffnlab.data.graphs import LabelledNodes, block_model, cora
+from ffnlab.data.images.arrays import Images, as_images
+from ffnlab.data.images.augment import crop, erase, flip
 from ffnlab.data.images.files import ImageFolder, read_idx
 from ffnlab.data.images.mnist import mnist, mnist_folder
 from ffnlab.data.tasks import permuted, split
@@ -39,6 +41,7 @@ __all__ = [
     "ArrayBatches",
     "HeldOut",
     "ImageFolder",
+    "Images",
     "Labelled",
     "LabelledNodes",
     "Packed",
@@ -52,10 +55,14 @@ __all__ = [
     "TextBatches",
     "Vowels",
     "Zipped",
+    "as_images",
     "block_model",
     "cora",
+    "crop",
     "digits",
+    "erase",
     "find_folder",
+    "flip",
     "folder",
     "gaussian_clusters",
     "held_out_windows",
