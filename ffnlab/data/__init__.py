@@ -11,6 +11,7 @@ from ffnlab.data.batches.tfds import tfds_records
 from ffnlab.data.batches.zipped import Parted, Zipped
 from ffnlab.data.clusters import Labelled, digits, gaussian_clusters
 from ffnlab.data.domains import moons, on_photographs, read_svmlight, reviews
+from ffnlab.data.feature_cache import FeatureCache
 from ffnlab.data.folders import find_folder, folder
 from ffnlab.data.graphs import LabelledNodes, block_model, cora
 from ffnlab.data.images.arrays import Images, as_images
@@ -39,6 +40,7 @@ from ffnlab.data.vowels import Vowels, vowels
 __all__ = [
     "Answer",
     "ArrayBatches",
+    "FeatureCache",
     "HeldOut",
     "ImageFolder",
     "Images",
