@@ -18,6 +18,7 @@ from ffnlab.data.images.arrays import Images, as_images
 from ffnlab.data.images.augment import crop, erase, flip
 from ffnlab.data.images.files import ImageFolder, read_idx
 from ffnlab.data.images.mnist import mnist, mnist_folder
+from ffnlab.data.speech import Recording, SpokenDigits, fsdd, log_mel, read_wav, resampled
 from ffnlab.data.tasks import permuted, split
 from ffnlab.data.text.packing import Packed, PackedBatches
 from ffnlab.data.text.squad import (
@@ -51,8 +52,10 @@ __all__ = [
     "Parted",
     "Question",
     "RecordBatches",
+    "Recording",
     "SpanLayout",
     "SpanWindows",
+    "SpokenDigits",
     "StdlibText",
     "TextBatches",
     "Vowels",
@@ -66,8 +69,10 @@ __all__ = [
     "find_folder",
     "flip",
     "folder",
+    "fsdd",
     "gaussian_clusters",
     "held_out_windows",
+    "log_mel",
     "mnist",
     "mnist_folder",
     "moons",
@@ -76,6 +81,8 @@ __all__ = [
     "read_idx",
     "read_svmlight",
     "read_text",
+    "read_wav",
+    "resampled",
     "reviews",
     "span_windows",
     "split",
