@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, Int32
-from scipy.signal import resample_poly
 
 from ffnlab.data.folders import folder
 from ffnlab.errors import ConfigError, FFNLabError, FormatError, at_least
@@ -285,6 +284,8 @@ def resampled(
     up, down = to // shared, rate // shared
     if max(up, down) > 10_000:  # the filter is twenty times as long
         raise ConfigError(f"rate={rate}, to={to}: the ratio {up}/{down} has too large terms")
+    from scipy.signal import resample_poly  # slow to import, and needed here alone
+
     return resample_poly(samples.astype(np.float64), up, down, axis=0).astype(np.float32)
 
 
