@@ -11,12 +11,24 @@ from ffnlab.data.batches.tfds import tfds_records
 from ffnlab.data.batches.zipped import Parted, Zipped
 from ffnlab.data.clusters import Labelled, digits, gaussian_clusters
 from ffnlab.data.domains import moons, on_photographs, read_svmlight, reviews
+from ffnlab.data.feature_cache import FeatureCache
 from ffnlab.data.folders import find_folder, folder
 from ffnlab.data.graphs import LabelledNodes, block_model, cora
+from ffnlab.data.images.arrays import Images, as_images
+from ffnlab.data.images.augment import crop, erase, flip
 from ffnlab.data.images.files import ImageFolder, read_idx
 from ffnlab.data.images.mnist import mnist, mnist_folder
+from ffnlab.data.speech import Recording, SpokenDigits, fsdd, log_mel, read_wav, resampled
 from ffnlab.data.tasks import permuted, split
 from ffnlab.data.text.packing import Packed, PackedBatches
+from ffnlab.data.text.squad import (
+    Answer,
+    Question,
+    SpanLayout,
+    SpanWindows,
+    span_windows,
+    squad,
+)
 from ffnlab.data.text.stdlib_text import (
     StdlibText,
     stdlib_text,
@@ -27,26 +39,40 @@ from ffnlab.data.text.windows import HeldOut, TextBatches, held_out_windows, rea
 from ffnlab.data.vowels import Vowels, vowels
 
 __all__ = [
+    "Answer",
     "ArrayBatches",
+    "FeatureCache",
     "HeldOut",
     "ImageFolder",
+    "Images",
     "Labelled",
     "LabelledNodes",
     "Packed",
     "PackedBatches",
     "Parted",
+    "Question",
     "RecordBatches",
+    "Recording",
+    "SpanLayout",
+    "SpanWindows",
+    "SpokenDigits",
     "StdlibText",
     "TextBatches",
     "Vowels",
     "Zipped",
+    "as_images",
     "block_model",
     "cora",
+    "crop",
     "digits",
+    "erase",
     "find_folder",
+    "flip",
     "folder",
+    "fsdd",
     "gaussian_clusters",
     "held_out_windows",
+    "log_mel",
     "mnist",
     "mnist_folder",
     "moons",
@@ -55,8 +81,12 @@ __all__ = [
     "read_idx",
     "read_svmlight",
     "read_text",
+    "read_wav",
+    "resampled",
     "reviews",
+    "span_windows",
     "split",
+    "squad",
     "stdlib_text",
     "text_identity",
     "tfds_records",
