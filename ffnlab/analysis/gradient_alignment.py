@@ -101,7 +101,8 @@ def gradient_alignment(
     Each batch is one step from the same state. Mean steps are compared with the mean gradient, so
     that the division into batches makes no difference where a step is linear in its gradients;
     with optimizers that are not (Adam, clipping) steps are those of the batches as given. A step
-    that is much smaller than its weights is known to their rounding only.
+    that is much smaller than its weights is known to their rounding only, which is why a fresh
+    state is one of float32 parameters.
 
     Args:
       rule: its `step` is taken, and undone.
@@ -116,7 +117,8 @@ def gradient_alignment(
       NumericalError: from the probe, when steps or gradients are zero altogether.
     """
     check_seed(seed)
-    start = (lambda model: rule.init(model, jax.random.key(seed))) if begin is None else begin
+    fresh = lambda model: rule.init(in_float32(model), jax.random.key(seed))  # noqa: E731
+    start = fresh if begin is None else begin
 
     def init(model: PyTree) -> AlignmentStats:
         trained, _ = tree.trained(rule.model(start(model)))
@@ -157,6 +159,12 @@ def gradient_alignment(
         return AlignmentReport(found)
 
     return Probe("gradient_alignment", init, observe, report)
+
+
+def in_float32(model: PyTree) -> PyTree:
+    """The model with its trained parts in float32, which bfloat16 becomes without rounding."""
+    trained, fixed = tree.trained(model)
+    return tree.combine(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trained), fixed)
 
 
 def rows_of(batch: PyTree) -> int:

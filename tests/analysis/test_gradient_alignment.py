@@ -106,6 +106,13 @@ def test_small_gradients_have_an_angle(model):
     np.testing.assert_allclose(list(found.cosines.values()), 1, atol=1e-5)
 
 
+def test_steps_of_a_model_in_bfloat16_are_not_rounded(model):
+    """In bfloat16 most of them would be lost: they are a thousandth of the weights and less."""
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model)
+    found = align(backprop(labelled, optax.sgd(1e-3)), half, given())
+    np.testing.assert_allclose(list(found.cosines.values()), 1, atol=1e-3)  # rounding of float32
+
+
 def test_steps_begin_where_they_are_told(model, key):
     """The momentum of an earlier step, up the slope, is still there."""
     rule, (batch, _) = backprop(labelled, optax.sgd(0.01, momentum=0.9)), given()
