@@ -18,7 +18,7 @@ from ffnlab.models.convnet import (
     ConvNetConfig,
 )
 from ffnlab.models.decoder import Cache, Decoder
-from ffnlab.models.graph_network import GraphNetwork, GraphNetworkConfig
+from ffnlab.models.graph_network import GraphNetwork, GraphNetworkConfig, Repeated
 from ffnlab.models.mlp import MLPConfig
 from ffnlab.models.noise import LearnedSchedule
 from ffnlab.models.noprop_net import Denoiser, NoPropConfig, NoPropNet
@@ -60,6 +60,7 @@ __all__ = [
     "MLPConfig",
     "NoPropConfig",
     "NoPropNet",
+    "Repeated",
     "Stacked",
     "population_norms",
     "remat",
