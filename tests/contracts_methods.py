@@ -1,4 +1,4 @@
-"""The transforms and rules that the contract tests run over. A new one joins by one line.
+"""The transforms, rules and probes that the contract tests run over. A new one joins by one line.
 
 Transforms take `testing.tiny()` and `testing.batches()` unless a case says otherwise, a rule what
 its case says.
@@ -16,11 +16,13 @@ import optax
 from flax import nnx
 from jaxtyping import PyTree
 
-from ffnlab import learning, models, pruning, quantization, sparsity
+from ffnlab import analysis, learning, models, pruning, quantization, sparsity
 from ffnlab.layers import MLP, BatchNorm, Linear
 from ffnlab.models import adapters
+from ffnlab.models.convnet import ConvNet
+from ffnlab.probe import Probe
 from ffnlab.rule import Rule
-from ffnlab.testing import TransformCase, batches, tiny
+from ffnlab.testing import ProbeCase, TransformCase, batches, tiny, tiny_encoder
 from ffnlab.testing.rule import one_for_each
 
 
@@ -52,6 +54,8 @@ TRANSFORMS: dict[str, TransformCase] = {
         lambda: sparsity.chess(sparsity=0.5, importance="abs", attention=True)
     ),
     "finercut": TransformCase(lambda: pruning.finercut(remove=1)),
+    "finercut-encoder": TransformCase(lambda: pruning.finercut(remove=1), tiny_encoder),
+    "fireq-encoder": TransformCase(lambda: quantization.fireq(group=8), tiny_encoder),
     "fireq": TransformCase(lambda: quantization.fireq(group=8, top_k=1)),
     "fireq-weights": TransformCase(
         lambda: quantization.fireq(
@@ -61,6 +65,7 @@ TRANSFORMS: dict[str, TransformCase] = {
     "head": TransformCase(adapters.head),
     "lora": TransformCase(lambda: adapters.lora(rank=2)),
     "nearest": TransformCase(lambda: quantization.nearest(format="int4", group=8)),
+    "nearest-encoder": TransformCase(lambda: quantization.nearest(group=8), tiny_encoder),
     "nearest-float8": TransformCase(
         lambda: quantization.nearest(format="float8", activations="e4m3")
     ),
@@ -139,4 +144,63 @@ RULES: dict[str, RuleCase] = {
         lambda: learning.noprop(learning.NoPropOptions("continuous", 1.0, integration=3)),
         scheduled,
     ),
+}
+
+
+def pictures() -> list[tuple[np.ndarray, np.ndarray]]:
+    """Two batches of three images [4, 4, 2] with one of four classes each."""
+    random = np.random.default_rng(0)
+    xs = random.normal(size=(2, 3, 4, 4, 2)).astype(np.float32)
+    return list(zip(xs, random.integers(0, 4, (2, 3)), strict=True))
+
+
+def on_inputs(model: PyTree, batch: PyTree) -> PyTree:
+    """The model's output for labelled inputs."""
+    return model(batch[0])
+
+
+# Besides the Decoder: what a probe looks at, and batches for it.
+NETWORKS: dict[str, dict] = {
+    "mlp": {"model": lambda: PLAIN_OF(jax.random.key(0)), "batches": labelled},
+    "convnet": {
+        "model": lambda: ConvNet((2, 3, 5), 4, key=jax.random.key(0)),
+        "batches": pictures,
+    },
+}
+
+
+def aligned(loss: Callable, **options: str) -> Probe:
+    """The step of plain gradient descent, beside the gradient."""
+    rule = learning.backprop(loss, optax.sgd(0.1))
+    return analysis.gradient_alignment(rule, loss, **options)
+
+
+def probed(make: Callable, of_network: Callable, **options: object) -> dict[str, ProbeCase]:
+    """One probe of every network; of the Decoder by its first factory, without a suffix."""
+    found = {"": ProbeCase(make, **options)}
+    return found | {
+        f"-{name}": ProbeCase(of_network, **given, **options) for name, given in NETWORKS.items()
+    }
+
+
+PROBES: dict[str, ProbeCase] = {
+    f"{name}{network}": case
+    for name, cases in {
+        "compiled_cost": probed(
+            analysis.compiled_cost,
+            lambda: analysis.compiled_cost(on_inputs),
+            same_stacked=False,
+        ),
+        "gradient_alignment": probed(
+            lambda: aligned(learning.next_token),
+            lambda: aligned(learning.labelled),
+            unmatched=lambda: aligned(learning.next_token, select="nowhere"),
+        ),
+        "weight_norms": probed(
+            analysis.weight_norms,
+            analysis.weight_norms,
+            unmatched=lambda: analysis.weight_norms(select="nowhere"),
+        ),
+    }.items()
+    for network, case in cases.items()
 }

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 import ffnlab
-from ffnlab import transform
+from ffnlab import analysis, transform
+from ffnlab.probe import Probe
 from ffnlab.rule import Rule
 from ffnlab.testing import batches, check_rule, equal, tiny
 from ffnlab.transform import Transform
 from tests import calibrating
 from tests.conftest import ROOT
-from tests.contracts_methods import RULES, TRANSFORMS
+from tests.contracts_methods import PROBES, RULES, TRANSFORMS
 from tests.test_packaging import METHODS
 
 # Methods, and the models that rewrite themselves (adapters).
@@ -41,7 +42,7 @@ def factories(kind: type) -> set[str]:
 
 
 def test_every_method_is_under_contract():
-    for kind, table in ((Transform, TRANSFORMS), (Rule, RULES)):
+    for kind, table in ((Transform, TRANSFORMS), (Rule, RULES), (Probe, PROBES)):
         assert factories(kind) == {name.split("-")[0] for name in table}
 
 
@@ -81,3 +82,15 @@ def test_rule(name):
     case = RULES[name]
     given = {"inputs": case.inputs, "check": case.check}
     check_rule(case.make, model=case.model(), batches=case.batches(), **given)
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_probe(name):
+    PROBES[name].check()
+
+
+def test_the_command_line_names_every_probe():
+    assert set(analysis.PROBES) == factories(Probe)
+    assert {f"{name}:{name}" for name in analysis.PROBES} == {
+        target.removeprefix("ffnlab.analysis.") for target in analysis.PROBES.values()
+    }

@@ -30,6 +30,17 @@ def drawn(*shape):
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
+# Compiled: op by op, the pieces of each length take some hundred programs.
+loss_of = jax.jit(packed_next_token)
+
+
+@jax.jit
+def nats_of(model, piece):
+    """Of one document, [1, t]: the sum over its tokens but the first."""
+    logits = model(piece[:, :-1])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, piece[:, 1:]).sum()
+
+
 def test_next_token_is_the_cross_entropy():
     table = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [1 / 3, 1 / 3, 1 / 3]]))
     nats, metrics = next_token(lambda tokens: table[tokens], jnp.array([[0, 1, 1], [0, 0, 2]]))
@@ -44,15 +55,13 @@ def test_rows_are_scored_as_their_documents_alone(key):
     random = np.random.default_rng(0)
     documents = [random.integers(0, vocab, size) for size in (5, 2, 9, 1, 7, 4)]
     batch = jax.tree.map(jnp.asarray, PackedBatches(documents, 2, 11)(0))
-    found, metrics = packed_next_token(model, batch)
+    found, metrics = loss_of(model, batch)
     nats, count = 0.0, 0
     for row, segments in zip(np.asarray(batch.tokens), np.asarray(batch.segments), strict=True):
         for segment in np.unique(segments):
             piece = jnp.asarray(row[segments == segment])[None]
             if piece.shape[1] > 1:
-                logits = model(piece[:, :-1])
-                each = optax.softmax_cross_entropy_with_integer_labels(logits, piece[:, 1:])
-                nats, count = nats + float(each.sum()), count + each.size
+                nats, count = nats + float(nats_of(model, piece)), count + piece.size - 1
     assert 0 < count < batch.tokens[:, 1:].size  # borders are not predicted
     np.testing.assert_allclose(found, nats / count, rtol=1e-5)
     np.testing.assert_allclose(metrics["bits"], found / np.log(2), rtol=1e-6)
@@ -60,7 +69,7 @@ def test_rows_are_scored_as_their_documents_alone(key):
 
 def test_a_row_of_lone_tokens_costs_nothing(key):
     batch = PackedBatches([np.array([i]) for i in range(6)], 1, 3)(0)
-    loss, _ = packed_next_token(tiny(key), jax.tree.map(jnp.asarray, batch))
+    loss, _ = loss_of(tiny(key), jax.tree.map(jnp.asarray, batch))
     assert float(loss) == 0
 
 

@@ -33,7 +33,7 @@ def modules(tmp_path, monkeypatch):
 
 
 def test_readme_has_code():
-    assert len(BLOCKS) >= 2 and set(MODULES) == {"ternary", "forward_gradient"}
+    assert len(BLOCKS) >= 2 and set(MODULES) == {"ternary", "forward_gradient", "confidence"}
 
 
 @pytest.mark.parametrize("table", TABLES, ids=range(len(TABLES)))

@@ -72,12 +72,11 @@ class AlignmentReport(Report):
 
     def rows(self) -> list[dict[str, object]]:
         """A row for each layer; without a cosine where update or gradient is zero."""
-        return [
-            {"layer": name}
-            | ({"cosine": found.cosine} if name in self.cosines else {})
-            | {"step": found.update, "gradient": found.gradient}
-            for name, found in self.layers.items()
-        ]
+        rows: list[dict[str, object]] = []
+        for name, found in self.layers.items():
+            cosine = {"cosine": found.cosine} if name in self.cosines else {}
+            rows.append({"layer": name, **cosine, "step": found.update, "gradient": found.gradient})
+        return rows
 
     def figures(self) -> dict[str, float]:
         """The cosine of each layer as "cosine/path", and that of all as "cosine"."""
@@ -187,7 +186,8 @@ def _angle(
     a, b = ([jax.tree.leaves(pair[i]) for pair in pairs] for i in (0, 1))
     a, b = ([leaf for leaves in side for leaf in leaves] for side in (a, b))
     (a, size_a), (b, size_b) = _unit(a), _unit(b)
-    return sum(jnp.vdot(x, y) for x, y in zip(a, b, strict=True)), size_a, size_b
+    cosine = jnp.stack([jnp.vdot(x, y) for x, y in zip(a, b, strict=True)]).sum()
+    return cosine, size_a, size_b
 
 
 def _unit(pieces: list[Array]) -> tuple[list[Array], Float[Array, ""]]:

@@ -26,12 +26,12 @@ def taken_apart(model: M) -> M:
     return unstack(model) if isinstance(getattr(model, "layers", None), Stacked) else model
 
 
-def variables(model: object) -> dict[str, object]:
+def variables(model: object) -> dict[str, Any]:
     """What each variable holds, an array or a weight, by path in tree order.
 
     Arrays outside of variables stand by themselves; only what has floating parts is there.
     """
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     inside: tuple[str, ...] = ()
     for path, node in tree.walk(model):
         is_variable = isinstance(node, nnx.Variable)
@@ -50,7 +50,7 @@ def is_array(node: object) -> bool:
     return jax.tree_util.all_leaves([node]) and hasattr(node, "dtype")
 
 
-def selected(model: object, select: str) -> dict[str, object]:
+def selected(model: object, select: str) -> dict[str, Any]:
     """The `variables` that a pattern of paths selects, or that lie in what it selects.
 
     Args:

@@ -37,6 +37,11 @@ class Norm(NamedTuple):
     norm: float
     largest: float
 
+    @property
+    def rms(self) -> float:
+        """The norm over the root of the number of entries."""
+        return self.norm / math.sqrt(max(1, math.prod(self.shape)))
+
 
 @dataclasses.dataclass(frozen=True)
 class NormReport(Report):
@@ -49,13 +54,13 @@ class NormReport(Report):
     norms: Sequence[Norm]
 
     def rows(self) -> list[dict[str, object]]:
-        """A row for each weight; "rms" is the norm over the root of the number of entries."""
+        """A row for each weight."""
         return [
             {
                 "weight": found.weight,
                 "shape": " x ".join(map(str, found.shape)),
                 "norm": found.norm,
-                "rms": found.norm / math.sqrt(max(1, math.prod(found.shape))),
+                "rms": found.rms,
                 "largest": found.largest,
             }
             for found in self.norms
@@ -68,7 +73,7 @@ class NormReport(Report):
 
     def draw(self, figure: Any) -> None:
         """Root mean squares, which weights of any shape have in common."""
-        bars(figure, {str(row["weight"]): float(row["rms"]) for row in self.rows()}, "rms")
+        bars(figure, {found.weight: found.rms for found in self.norms}, "rms")
 
 
 def weight_norms(*, select: str = "**") -> Probe[PyTree, None]:

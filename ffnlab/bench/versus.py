@@ -134,7 +134,7 @@ def compare(
       MissingExtraError: torch or transformers is nowhere to be found.
       FFNLabError: the two sides do not compute the same.
     """
-    model = weights.prepare(load(directory, extras=False))
+    model = weights.prepare(load(directory, extras=False, kinds=("decoder",)))
     random = np.random.default_rng(0)
 
     def tokens(*shape: int) -> np.ndarray:

@@ -69,6 +69,9 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         "plan": Command("ffnlab.cli.plan:plan", "what a training run would take on a mesh"),
         "generate": Command("ffnlab.cli.generate:generate", "continue a prompt"),
         "eval": Command("ffnlab.cli.evaluate:evaluate", "measure perplexity and bits per byte"),
+        "probe": Command(
+            "ffnlab.cli.probe:probe", "look at a model: its weights, costs, gradients"
+        ),
         "bench": Command(
             "ffnlab.cli.bench:model",
             "measure speed beside other libraries",

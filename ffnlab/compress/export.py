@@ -14,7 +14,7 @@ from ffnlab import tree, weights
 from ffnlab.compress.report import Export
 from ffnlab.errors import FormatError
 from ffnlab.formats import is_packable, load, save
-from ffnlab.models import Decoder
+from ffnlab.formats.opening import format_for
 from ffnlab.storage.files import sha256, write_json
 
 __all__ = ["checksums", "export"]
@@ -55,9 +55,9 @@ def export(
     Raises:
       FormatError: a loaded model has other values or another score than that in memory.
     """
-    native = not isinstance(model, Decoder)
-    packed = not native and is_packable(model)
-    first: Format = "ffnlab" if native else "compressed-tensors" if packed else "dense"
+    first: Format = format_for(type(model))
+    packed = first == "dense" and is_packable(model)
+    first = "compressed-tensors" if packed else first
     formats: dict[str, Format] = {"model": first}
     if dense and packed:
         formats["dense"] = "dense"

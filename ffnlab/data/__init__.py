@@ -10,10 +10,12 @@ from ffnlab.data.batches.records import RecordBatches
 from ffnlab.data.batches.tfds import tfds_records
 from ffnlab.data.batches.zipped import Parted, Zipped
 from ffnlab.data.clusters import Labelled, digits, gaussian_clusters
+from ffnlab.data.domains import moons, on_photographs, read_svmlight, reviews
 from ffnlab.data.folders import find_folder, folder
 from ffnlab.data.graphs import LabelledNodes, block_model, cora
 from ffnlab.data.images.files import ImageFolder, read_idx
 from ffnlab.data.images.mnist import mnist, mnist_folder
+from ffnlab.data.tasks import permuted, split
 from ffnlab.data.text.packing import Packed, PackedBatches
 from ffnlab.data.text.stdlib_text import (
     StdlibText,
@@ -22,6 +24,7 @@ from ffnlab.data.text.stdlib_text import (
     validation_split,
 )
 from ffnlab.data.text.windows import HeldOut, TextBatches, held_out_windows, read_text
+from ffnlab.data.vowels import Vowels, vowels
 
 __all__ = [
     "ArrayBatches",
@@ -35,6 +38,7 @@ __all__ = [
     "RecordBatches",
     "StdlibText",
     "TextBatches",
+    "Vowels",
     "Zipped",
     "block_model",
     "cora",
@@ -45,10 +49,17 @@ __all__ = [
     "held_out_windows",
     "mnist",
     "mnist_folder",
+    "moons",
+    "on_photographs",
+    "permuted",
     "read_idx",
+    "read_svmlight",
     "read_text",
+    "reviews",
+    "split",
     "stdlib_text",
     "text_identity",
     "tfds_records",
     "validation_split",
+    "vowels",
 ]

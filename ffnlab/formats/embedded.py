@@ -31,7 +31,7 @@ def embedded(name: str = "embedded") -> tuple[Decoder, Tokenizer]:
     with resources.as_file(resources.files("ffnlab") / name) as folder:
         if not (folder / "model.safetensors").exists():
             raise FormatError(f"{folder} has no model.safetensors; reinstall ffnlab")
-        return load(folder), Tokenizer.load(folder)
+        return load(folder, kinds=("decoder",)), Tokenizer.load(folder)
 
 
 def shipped(place: Path | None) -> str | None:

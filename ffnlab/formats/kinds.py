@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from ffnlab.errors import ConfigError, FormatError, first_line
 from ffnlab.formats.directory import CONFIG_FILE, NATIVE_FILE, SIDECAR_FILE
+from ffnlab.formats.huggingface import encoder_families
 from ffnlab.formats.huggingface.families import FAMILIES
 from ffnlab.graph import Graph
 from ffnlab.layers import MLP
@@ -25,6 +26,8 @@ from ffnlab.models import (
     ConvNetConfig,
     Decoder,
     DecoderConfig,
+    Encoder,
+    EncoderConfig,
     GraphNetwork,
     GraphNetworkConfig,
     MLPConfig,
@@ -117,6 +120,16 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             "tokens",
             tokens,
             families=tuple(FAMILIES),
+            files=(NATIVE_FILE, CONFIG_FILE, SIDECAR_FILE),
+        ),
+        "encoder": Kind(
+            EncoderConfig,
+            Encoder,
+            Encoder,
+            "tokens",
+            tokens,
+            lambda c: c.classes,
+            families=tuple(encoder_families.FAMILIES),
             files=(NATIVE_FILE, CONFIG_FILE, SIDECAR_FILE),
         ),
         "mlp": Kind(MLPConfig, MLP, MLPConfig.make, "rows", row, lambda c: c.sizes[-1]),

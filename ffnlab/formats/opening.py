@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import jax
 
-from ffnlab.errors import ConfigError
+from ffnlab.errors import ConfigError, FormatError
 from ffnlab.formats.directory import CONFIG_FILE
 from ffnlab.formats.huggingface import families
 from ffnlab.formats.huggingface import load as huggingface_load
@@ -39,7 +39,8 @@ def load(
 ) -> Any:
     """Loads a model directory: one of our native format, else a Hugging Face one.
 
-    The latter holds a Decoder: Llama, Mistral, Qwen 2/3, Gemma 2/3 (text), Phi-3.
+    The latter holds a Decoder (Llama, Mistral, Qwen 2/3, Gemma 2/3 (text), Phi-3) or an Encoder
+    (BERT, MiniLM, DistilBERT).
 
     Args:
       directory: with ffnlab_model.json, else with config.json and an `ffnlab.json` that is
@@ -64,8 +65,8 @@ def load(
     common = {"dtype": dtype, "sharding": sharding, "progress": progress}
     common["check_finite"] = check_finite
     if not read.is_native(directory):
-        if kinds is not None and "decoder" not in kinds:
-            check_kind(KINDS["decoder"].model, kinds, directory)
+        if kinds is not None:
+            check_kind(KINDS[huggingface_kind(directory)].model, kinds, directory)
         return huggingface_load.load(
             directory, max_positions=max_positions, extras=extras, **common
         )
@@ -93,8 +94,8 @@ def save(
     (a tokenizer, notes) are kept.
 
     Args:
-      model: a Decoder, its blocks in a list or stacked; with format "ffnlab" any tree of the
-        modules, weights and configurations that ffnlab exports.
+      model: a Decoder or an Encoder, its blocks in a list or stacked; with format "ffnlab" any tree
+        of the modules, weights and configurations that ffnlab exports.
       directory: where to.
       dtype: of the dense tensors, float32, bfloat16 or float16; see the two formats for None.
       max_shard_bytes: size above which the tensors are split over several files.
@@ -135,6 +136,19 @@ def format_for(model: type) -> Format:
     return "dense" if kind is not None and KINDS[kind].families else "ffnlab"
 
 
+def huggingface_kind(directory: Path) -> str:
+    """The kind of model in a Hugging Face directory; "decoder" where no kind has its family.
+
+    Raises:
+      FormatError: no model directory, or damaged JSON.
+    """
+    if not directory.is_dir():
+        raise FormatError(f"{directory}: not a directory")
+    raw = read_json(inside(directory, CONFIG_FILE))
+    family = raw.get("model_type") if isinstance(raw, dict) else None
+    return next((name for name, kind in KINDS.items() if family in kind.families), "decoder")
+
+
 def config_of(directory: StrPath) -> DecoderConfig:
     """The configuration of the Decoder in a model directory; no array is looked at.
 
@@ -145,6 +159,7 @@ def config_of(directory: StrPath) -> DecoderConfig:
     directory = Path(directory)
     if not read.is_native(directory):
         file = inside(directory, CONFIG_FILE)
+        check_kind(KINDS[huggingface_kind(directory)].model, ("decoder",), directory)
         return families.read_config(read_json(file), where=str(file))
     check_kind(read.root_type(directory), ("decoder",), directory)
     return read.root_config(directory)

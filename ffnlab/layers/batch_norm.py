@@ -58,7 +58,8 @@ class Moments(NamedTuple):
 @register
 @dataclasses.dataclass(frozen=True)
 class NextVariance:
-    """A running variance that has moved towards that of a batch, made of means over its rows.
+    """A running variance that has moved towards that of a batch, made of means over its rows
+    (`ffnlab.losses.Unsettled`).
 
     Those of the parts of a batch average to those of the batch, and `settle` then gives what the
     whole batch would: the variance of a batch is that within its parts and that of their means,

@@ -135,10 +135,18 @@ def together(x: Float[Array, "*b in"], *maps: Linear) -> list[Array]:
 class Embedding(nnx.Module):
     """Rows of a [vocab, width] weight by token id; `logits` reads the same weight the other way."""
 
-    def __init__(self, vocab: int, width: int, *, key: Array, dtype: DTypeLike = jnp.float32):
+    def __init__(
+        self,
+        vocab: int,
+        width: int,
+        *,
+        key: Array,
+        axes: tuple[str, str] = ("vocab", "embed"),
+        dtype: DTypeLike = jnp.float32,
+    ):
         """Draws the rows from N(0, 1 / width)."""
         w = (jax.random.normal(key, (vocab, width), jnp.float32) * width**-0.5).astype(dtype)
-        self.w = nnx.Param(Dense(w), axes=("vocab", "embed"))
+        self.w = nnx.Param(Dense(w), axes=axes)
 
     @property
     def weight(self) -> Weight:

@@ -18,6 +18,8 @@ from ffnlab.models.convnet import (
     ConvNetConfig,
 )
 from ffnlab.models.decoder import Cache, Decoder
+from ffnlab.models.encoder import Encoder, MaskedTransform, sentence_vectors
+from ffnlab.models.encoder_config import EncoderConfig
 from ffnlab.models.graph_network import GraphNetwork, GraphNetworkConfig, Repeated
 from ffnlab.models.mlp import MLPConfig
 from ffnlab.models.noise import LearnedSchedule
@@ -54,10 +56,13 @@ __all__ = [
     "Decoder",
     "DecoderConfig",
     "Denoiser",
+    "Encoder",
+    "EncoderConfig",
     "GraphNetwork",
     "GraphNetworkConfig",
     "LearnedSchedule",
     "MLPConfig",
+    "MaskedTransform",
     "NoPropConfig",
     "NoPropNet",
     "Repeated",
@@ -66,6 +71,7 @@ __all__ = [
     "remat",
     "remove",
     "removed",
+    "sentence_vectors",
     "stack",
     "unstack",
     *ABOVE,

@@ -20,6 +20,7 @@ from ffnlab.errors import ConfigError, SelectionError
 from ffnlab.layers import Attention, Linear, SparseGatedFFN, Statistic
 from ffnlab.models.cost import multiply_adds
 from ffnlab.models.decoder import Decoder
+from ffnlab.models.encoder import Encoder
 from ffnlab.models.stack import Stacked, unstack
 from ffnlab.weights import LoRA, LowRank, Masked, SparseInput, Transposed, Weight, is_weight
 
@@ -92,7 +93,8 @@ def flops_per_token(
     2 r (in + out), LoRA that on top of its base, and a mask saves nothing. A sparse FFN skips the
     dropped channels' share of `up` and `down` (its gate is always whole), a sparse input its share
     of the matrix. A layer with a method `flops_per_token(share)` answers for itself and for all in
-    it: a mixture for its router and the experts of a token, a choice by the measured share.
+    it: a mixture for its router and the experts of a token, a choice by the measured share. What an
+    encoder does once for a text (its pooler, the classes of a text) counts for each token.
 
     Args:
       model: a decoder or another model of linear maps and blocks, stacked or not; leaves may be
@@ -132,8 +134,14 @@ def flops_per_token(
     unknown = sorted(zeros.keys() - used)
     if unknown:
         raise SelectionError(f"zeros names {unknown}, which are no sparse layers of this model")
-    tied = isinstance(model, Decoder) and model.head is None
-    return total + (2 * math.prod(model.embed.weight.shape) if tied else 0)
+    return total + (2 * math.prod(model.embed.weight.shape) if reads_embedding(model) else 0)
+
+
+def reads_embedding(model: nnx.Module) -> bool:
+    """Whether a model's head is its embedding."""
+    if isinstance(model, Encoder):
+        return model.config.head == "masked" and model.head is None
+    return isinstance(model, Decoder) and model.head is None
 
 
 def weight_flops(weight: Weight) -> int:

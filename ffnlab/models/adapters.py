@@ -23,7 +23,7 @@ from jaxtyping import Array, Key
 from ffnlab import tree
 from ffnlab.errors import ConfigError
 from ffnlab.layers import FFN, Attention, Block, Linear
-from ffnlab.layers.feed_forward.ffn import check_activation
+from ffnlab.layers.activations import check_activation
 from ffnlab.models.stack import check_layered, in_list
 from ffnlab.transform import Transform
 from ffnlab.tree import Predicate, Selector

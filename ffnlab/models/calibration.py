@@ -1,12 +1,119 @@
-"""What methods that calibrate on a decoder are given, checked before any compute."""
+"""What methods that calibrate on a model are given, checked before any compute."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int, Shaped
 
 from ffnlab.errors import ConfigError
 
-__all__ = ["check_tokens"]
+__all__ = ["Given", "Layered", "check_tokens", "given"]
+
+
+@runtime_checkable
+class Layered(Protocol):
+    """A model with layers, a list or `models.Stacked`, that is called with what a batch holds."""
+
+    layers: Any
+    config: Any
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """What the model makes of a batch."""
+        ...
+
+
+class Given(NamedTuple):
+    """What a model is called with: `model(*args, **options)`; a pytree of arrays.
+
+    Attributes:
+      args: the array that the batch was, or nothing.
+      options: the arrays that it had by name.
+    """
+
+    args: tuple[Array | np.ndarray, ...]
+    options: dict[str, Array | np.ndarray]
+
+    def run(self, model: Layered, **more: Any) -> Any:
+        """What a model makes of it."""
+        return model(*self.args, **self.options, **more)
+
+    @property
+    def first(self) -> Shaped[Array | np.ndarray, "b *s"]:
+        """What the model reads first: the tokens, or what stands for them."""
+        named = [self.options[name] for name in FIRST if name in self.options]
+        return [*self.args, *named, *self.options.values()][0]
+
+    @property
+    def tokens(self) -> Int[Array | np.ndarray, "b t"] | None:
+        """The tokens, or None where something else stands for them."""
+        first = self.first
+        return first if first.ndim == 2 and np.issubdtype(first.dtype, np.integer) else None
+
+    @property
+    def valid(self) -> Bool[Array | np.ndarray, "b t"] | None:
+        """False for padding; None where all are tokens."""
+        if "segments" in self.options:
+            return self.options["segments"] > 0
+        return self.options.get("valid")
+
+
+FIRST = ("tokens", "embeddings")  # what a text may be given as
+
+
+def given(batch: object, model: Layered, *, least: int = 1) -> Given:
+    """A batch as a model takes it, on the host.
+
+    Args:
+      batch: an array is the first argument of the model (tokens, of a model with a vocabulary); a
+        mapping holds arrays by the names of its arguments: tokens, and `valid`, `types` or what
+        else the model takes. Arrays of one size b come first in all.
+      model: whose tokens are checked where its config has a vocabulary.
+      least: tokens that a row needs.
+    Raises:
+      ConfigError: names that the model does not take, no text, or tokens that it does not have.
+
+    >>> from ffnlab.testing import tiny_encoder
+    >>> batch = {"tokens": [[1, 2]], "valid": np.array([[True, False]])}
+    >>> given(batch, tiny_encoder()).options["tokens"].dtype
+    dtype('int32')
+    """
+    vocab = getattr(model.config, "vocab", None)
+    if not isinstance(batch, Mapping):
+        return Given((_checked(batch, vocab, least),), {})
+    parameters = inspect.signature(type(model).__call__).parameters
+    known = [name for name in parameters if name not in ("self", "inputs")]
+    strange = sorted(str(name) for name in batch if name not in known)
+    if strange or not batch:
+        raise ConfigError(f"a batch of {sorted(map(str, batch))}; {known} are accepted")
+    if vocab is not None and sum(name in batch for name in FIRST) != 1:
+        raise ConfigError(f"a batch of {sorted(batch)}: one of {FIRST} is needed")
+    arrays = {
+        name: _checked(value, vocab if name == "tokens" else None, least)
+        for name, value in batch.items()
+    }
+    rows = {name: value.shape[:1] for name, value in arrays.items()}
+    if len(set(rows.values())) > 1:
+        raise ConfigError(f"a batch of rows {rows}: one number of rows is accepted")
+    return Given((), arrays)
+
+
+def _checked(value: object, vocab: int | None, least: int) -> Array | np.ndarray:
+    if vocab is not None:
+        return check_tokens(value, vocab, least=least)
+    if isinstance(value, jax.Array):  # a traced one too
+        return value
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"a batch of {type(value).__name__} is no array: {error}") from None
+    if array.dtype.kind not in "biuf" or not array.ndim or not len(array):
+        raise ConfigError(
+            f"a batch of {array.dtype} {array.shape}; numbers [b, ...] with b >= 1 are accepted"
+        )
+    return array
 
 
 def check_tokens(batch: object, vocab: int, *, least: int = 1) -> Int[np.ndarray | Array, "b t"]:

@@ -18,7 +18,7 @@ class MLPConfig:
 
     Attributes:
       sizes: widths from input to output, two or more.
-      activation: name of the nonlinearity, a key of `NONLINEARITIES`.
+      activation: name of the nonlinearity, a key of `layers.ACTIVATIONS`.
       bias: whether maps have one.
     """
 

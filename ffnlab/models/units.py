@@ -14,7 +14,7 @@ from ffnlab.errors import ConfigError
 from ffnlab.layers import Block
 from ffnlab.models.stack import Stacked, check_layered, period_of
 
-__all__ = ["Unit", "present", "units"]
+__all__ = ["Unit", "is_attention", "present", "slots", "units"]
 
 
 class Unit(NamedTuple):
@@ -56,6 +56,28 @@ def units(model: Any) -> list[Unit]:
         Unit(number, layer, slot, getattr(block, slot) is not None)
         for number, (layer, slot, block) in enumerate(parts)
     ]
+
+
+def is_attention(slot: str) -> bool:
+    """Whether a sublayer of this name mixes tokens: "attn", "attn_in", …; others do not.
+
+    >>> is_attention("attn"), is_attention("ffn_in")
+    (True, False)
+    """
+    return slot.startswith("attn")
+
+
+def slots(model: Any) -> tuple[str, ...]:
+    """Names of the sublayers of every block, in order.
+
+    Raises:
+      ConfigError: see `units`; or blocks have different sublayers.
+    """
+    units(model)  # whose checks say what the model is
+    found = list(dict.fromkeys(block.slots for block in period_of(model.layers)))
+    if len(found) != 1:
+        raise ConfigError(f"the blocks of this model have different sublayers: {found}")
+    return found[0]
 
 
 def present(model: Any) -> Bool[np.ndarray, "n s"]:

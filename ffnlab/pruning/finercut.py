@@ -5,8 +5,9 @@ output on a small calibration set stays closest to the original model's. Scores 
 every round and always against the original model; no weight changes. The order of removal is the
 result: every smaller model is a prefix of it.
 
-n: blocks.   N: removable units, 2 n for a whole model.   x: protected fraction (`protect`).
-Gates: f32 [n, 2], multipliers of every block's attention and FFN branch; 0 removes a sublayer.
+n: blocks.   s: sublayers of a block, attention and FFN in most.   N: removable units, s n for a
+whole model.   x: protected fraction (`protect`).
+Gates: f32 [n, s], multipliers of every sublayer's branch; 0 removes it.
 
 What differs from the authors' code, and why:
 - They hold the original model's logits for the whole calibration set, which for 10 x 256 tokens and
@@ -18,10 +19,13 @@ What differs from the authors' code, and why:
 - A protected prefix that leaves no candidate is an error here before the search; there it ends in
   an exception midway.
 - Distances are written so as to be exact near 0 (`finercut_core.py`).
+- Theirs are decoders of text, here any models with blocks. Padding does not count; of an encoder
+  that points at spans, the distributions are those over the tokens.
 """
 
-from collections.abc import Callable
-from typing import Literal
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +36,12 @@ from ffnlab import models
 from ffnlab.errors import ConfigError, NumericalError
 from ffnlab.layers import LayerInputs
 from ffnlab.models import Decoder
-from ffnlab.models.calibration import check_tokens
+from ffnlab.models.calibration import Given, Layered, given
+from ffnlab.models.units import present as sublayers_of
+from ffnlab.models.units import slots as slots_of
 from ffnlab.pruning.finercut_core import DISTANCES, Distance
 from ffnlab.pruning.finercut_search import (
+    Candidates,
     Search,
     Units,
     candidates,
@@ -48,7 +55,9 @@ from ffnlab.pruning.finercut_search import (
 )
 from ffnlab.transform import Transform
 
-__all__ = ["Search", "finercut", "removal_order", "sublayers"]
+__all__ = ["Search", "finercut", "removal_order"]
+
+NEVER = -1e30  # logit of a token that is padding
 
 
 def finercut(
@@ -60,7 +69,7 @@ def finercut(
     units: Units = "both",
     one_shot: bool = False,
     memory: int | None = None,
-) -> Transform[Decoder, Search]:
+) -> Transform[Layered, Search]:
     """Greedy removal of sublayers by their effect on the output.
 
     u* = argmin over candidates u of mean dist(Y, logits(model - removed - u)), one u* per pass
@@ -74,12 +83,13 @@ def finercut(
         `remove` and `rate` is given.
       rate: fraction of the units, in [0, 1]; floor(N rate) are removed.
       distance: "js" (the authors' default), "js_textbook", "kl", "norm" or "angular" between the
-        logits, or "perplexity", which ignores the original model. "norm" and "perplexity" have one
-        term per sample: a chunk may hold any number of samples, but whole ones.
+        outputs, or "perplexity", which ignores the original model, of a model that predicts the
+        next token. "norm" and "perplexity" have one term per sample: a chunk may hold any number of
+        samples, but whole ones.
       protect: x in [0, 1): blocks 0 .. floor(N x / 2) are no candidates until floor(N x) + 1 units
         are gone; the authors use 0.4 for large models. As in their code, x = 0 still protects block
         0 in the first pass, and whole blocks are never protected. None: no protection at all.
-      units: "both" kinds of sublayer, "attention", "ffn", or "block": both sublayers of a block
+      units: "both" kinds of sublayer, "attention", "ffn", or "block": all sublayers of a block
         as one unit.
       one_shot: rank all candidates by the first pass (protected ones by a second, after the
         others): the baseline without a search.
@@ -87,10 +97,12 @@ def finercut(
         one candidate is. Default: a quarter of an accelerator's memory; 0 on a CPU, where groups
         of six were measured to take three times as long as one after another.
     Returns:
-      a transform whose batches are tokens int [b, t] and whose stats are a `Search`. `rewrite`
-      takes the sublayers out, unstacking a stacked model.
+      a transform of models with blocks, whose batches are what the model takes (an array, such as
+      tokens int [b, t], or a mapping by names: `ffnlab.models.calibration.given`) and whose stats
+      are a `Search`. `rewrite` takes the sublayers out, unstacking a stacked model.
     Raises:
-      ConfigError: an option out of range; at `init`, more units asked for than there are.
+      ConfigError: an option out of range; at `init`, more units asked for than there are, or
+        "perplexity" of a model that is no Decoder.
 
     Source: arXiv 2405.18218; search loop and defaults from the authors' repository.
 
@@ -101,42 +113,49 @@ def finercut(
     metric = DISTANCES[distance]
     chunk_sums = summing(metric)
 
-    def init(model: Decoder) -> Search:
-        present = sublayers(models.unstack(model))
-        goal(candidates(present, units, protect), remove, rate, one_shot=one_shot)
+    def pool_of(model: Layered, present: Bool[np.ndarray, "n s"]) -> Candidates:
+        return candidates(present, units, protect, slots_of(model))
+
+    def init(model: Layered) -> Search:
+        present = sublayers_of(model)
+        if distance == "perplexity" and not isinstance(model, Decoder):
+            kind = type(model).__name__
+            raise ConfigError(
+                f"distance='perplexity' is of next tokens; the model is of type {kind}"
+            )
+        goal(pool_of(model, present), remove, rate, one_shot=one_shot)
         return start(present)
 
-    def observe(stats: Search, model: Decoder, batch: Int[Array | np.ndarray, "b t"]) -> Search:
-        tokens = check_tokens(batch, model.config.vocab, least=2 if distance == "perplexity" else 1)
-        pool = candidates(stats.present, units, protect)
+    def observe(stats: Search, model: Layered, batch: Any) -> Search:
+        batch = given(batch, model, least=2 if distance == "perplexity" else 1)
+        pool = pool_of(model, stats.present)
         open_drops = pool.drops[eligible(pool, removed(pool, stats), one_shot=one_shot)]
         gates, active = grouped(
             (stats.step < 0) & ~open_drops,
-            size=together(model, tokens.shape, memory),
+            size=together(model, batch.first.shape[:2], memory),
             capacity=max(1, len(pool.drops)),
         )
-        sums, is_sane = chunk_sums(model, tokens, gates, active)
+        sums, is_sane, *counts = chunk_sums(model, batch, gates, active)
         totals = np.asarray(sums, np.float64).reshape(-1)[: len(open_drops)]
-        check_finite(bool(is_sane), totals, open_drops)
+        check_finite(bool(is_sane), totals, open_drops, slots_of(model))
         spread = np.einsum("c,cnk->nk", totals, open_drops)  # each cell belongs to one candidate
-        samples, length = tokens.shape
-        count = metric.terms(samples, length, model.config.vocab)
+        count = metric.terms(len(batch.first), *map(int, counts))
         return stats._replace(sums=stats.sums + spread, count=np.asarray(stats.count + count))
 
-    def advance(model: Decoder, stats: Search) -> tuple[Search, bool]:
-        pool = candidates(stats.present, units, protect)
+    def advance(model: Layered, stats: Search) -> tuple[Search, bool]:
+        pool = pool_of(model, stats.present)
         wanted = goal(pool, remove, rate, one_shot=one_shot)
         gone = removed(pool, stats)
         if gone.sum() < wanted:
             stats = decide(pool, eligible(pool, gone, one_shot=one_shot), stats, wanted, one_shot)
         return stats, bool(removed(pool, stats).sum() >= wanted)
 
-    def rewrite(model: Decoder, stats: Search) -> Decoder:
-        if not np.array_equal(sublayers(model), stats.present):
+    def rewrite(model: Layered, stats: Search) -> Layered:
+        if not np.array_equal(sublayers_of(model), stats.present):
             raise ConfigError(
                 "stats are of a model with other sublayers; rewrite the model that was calibrated"
             )
-        pool = candidates(stats.present, units, protect)
+        pool = pool_of(model, stats.present)
         wanted, found = goal(pool, remove, rate, one_shot=one_shot), int(stats.step.max()) + 1
         if found < wanted:
             raise ConfigError(f"stats order {found} removals of {wanted}; calibrate until done")
@@ -157,36 +176,54 @@ def summing(metric: Distance) -> Callable:
     Args:
       metric: what is summed.
     Returns:
-      (model, tokens [b, t], gates [m, c, n, 2], active []) -> (summed distance of each candidate in
-      the first `active` groups [m, c], whether the original model's logits are finite []).
+      (model, batch, gates [m, c, n, s], active []) -> (summed distance of each candidate in the
+      first `active` groups [m, c], whether the original model's outputs are finite [], number of
+      positions that count [], outputs of each []).
     """
 
     @jax.jit
     def chunk_sums(
-        model: Decoder,
-        tokens: Int[Array, "b t"],
-        gates: Float[Array, "m c n 2"],
+        model: Layered,
+        batch: Given,
+        gates: Float[Array, "m c n s"],
         active: Int[Array, ""],
-    ) -> tuple[Float[Array, "m c"], Bool[Array, ""]]:
+    ) -> tuple[Float[Array, "m c"], Bool[Array, ""], Int[Array, ""], Int[Array, ""]]:
         """Summed distance of each candidate in the first `active` groups; is the original sane?"""
-        original = model(tokens, inputs=LayerInputs(gates=jnp.ones_like(gates[0, 0])))
 
-        def one(gate: Float[Array, "n 2"]) -> Float[Array, ""]:
-            return metric.total(original, model(tokens, inputs=LayerInputs(gates=gate)), tokens)
+        def output(gate: Float[Array, "n s"]) -> Float[Array, "b *t v"]:
+            return compared(model, batch, batch.run(model, inputs=LayerInputs(gates=gate)))
+
+        original = output(jnp.ones_like(gates[0, 0]))
+        by_token = not is_span(model) and original.shape[1:-1] == batch.first.shape[1:2]
+        valid = batch.valid if by_token else None
+
+        def one(gate: Float[Array, "n s"]) -> Float[Array, ""]:
+            return metric.total(original, output(gate), batch.tokens, valid)
 
         def group(i: Int[Array, ""], sums: Float[Array, "m c"]) -> Float[Array, "m c"]:
             return sums.at[i].set(jax.vmap(one)(gates[i]))
 
         sums = jnp.zeros(gates.shape[:2], jnp.float32)
-        return jax.lax.fori_loop(0, active, group, sums), jnp.isfinite(original).all()
+        positions = math.prod(original.shape[:-1]) if valid is None else jnp.sum(valid)
+        counts = jnp.int32(positions), jnp.int32(original.shape[-1])
+        is_sane = jnp.isfinite(original).all()
+        return jax.lax.fori_loop(0, active, group, sums), is_sane, *counts
 
     return chunk_sums
 
 
-def sublayers(model: Decoder) -> Bool[np.ndarray, "n 2"]:
-    """Which blocks still have their attention and their FFN, [n, 2]; stacked or not."""
-    blocks = [[block.attn is not None, block.ffn is not None] for block in model.blocks()]
-    return np.tile(np.array(blocks, bool), (model.config.layers // len(blocks), 1))
+def compared(model: Layered, batch: Given, output: Array) -> Float[Array, "b *t v"]:
+    """What is compared of a model's output: itself, but of spans [b, t, 2] the logits [b, 2, t] of
+    every token being the first, and the last."""
+    if not is_span(model):
+        return output
+    output = jnp.moveaxis(output, -1, 1)
+    return output if batch.valid is None else jnp.where(batch.valid[:, None], output, NEVER)
+
+
+def is_span(model: Layered) -> bool:
+    """Whether a model points at the first and the last token of a span."""
+    return getattr(model.config, "head", None) == "span"
 
 
 def check_options(
@@ -213,7 +250,10 @@ def check_options(
 
 
 def check_finite(
-    is_sane: bool, totals: Float[np.ndarray, "c"], drops: Bool[np.ndarray, "c n 2"]
+    is_sane: bool,
+    totals: Float[np.ndarray, "c"],
+    drops: Bool[np.ndarray, "c n s"],
+    slots: Sequence[str],
 ) -> None:
     """Ends a search whose scores would be meaningless."""
     if not is_sane:
@@ -222,19 +262,19 @@ def check_finite(
         )
     bad = np.flatnonzero(~np.isfinite(totals))
     if len(bad):
-        unit = int(drops[bad[0]].reshape(-1).argmax())
-        kind = "ffn" if unit % 2 else "attention"
+        block, slot = divmod(int(drops[bad[0]].reshape(-1).argmax()), len(slots))
+        kind = "attention" if slots[slot] == "attn" else slots[slot]
         raise NumericalError(
             f"the distance is not finite for {len(bad)} candidates, the first without {kind} of "
-            f"block {unit // 2}; protect the blocks that keep activations in range, or use float32"
+            f"block {block}; protect the blocks that keep activations in range, or use float32"
         )
 
 
-def together(model: Decoder, shape: tuple[int, int], memory: int | None) -> int:
+def together(model: Layered, shape: tuple[int, ...], memory: int | None) -> int:
     """How many candidates to evaluate together, >= 1; their memory is estimated from above."""
-    config, positions = model.config, shape[0] * shape[1]
+    config, positions = model.config, math.prod(shape)
     # Logits with the distance's temporaries, one sublayer's activations, attention scores twice.
-    floats = 4 * config.vocab + 6 * config.width + 3 * config.hidden + 2 * config.heads * shape[1]
+    floats = 4 * config.vocab + 6 * config.width + 3 * config.hidden + 2 * config.heads * shape[-1]
     if memory is None:
         # Not what is free just now: the number must not change between passes.
         found = jax.local_devices()[0].memory_stats() or {}

@@ -1,16 +1,18 @@
 """The search of FinerCut as data: who may be removed next, and what each pass decides.
 
-NumPy only: a pass is minutes of a model's time and microseconds of this. Ties, the protected prefix
-and the one-shot ranking follow the authors' code; `finercut.py` has the method.
+Only NumPy computes here: a pass is minutes of a model's time and microseconds of this. Ties, the
+protected prefix and the one-shot ranking follow the authors' code; `finercut.py` has the method.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ffnlab.errors import ConfigError
+from ffnlab.models.units import is_attention
 
 __all__ = [
     "Candidates",
@@ -31,34 +33,33 @@ class Search(NamedTuple):
     """State of a search, and its result. It can be saved and taken up at any moment.
 
     Attributes:
-      step: int [n, 2], position of each block's attention and FFN in the order of removal,
-        -1 while it stays.
-      scores: f64 [2 n, n, 2], row r: mean distance in pass r for each candidate, NaN for others.
-      sums: f64 [n, 2], sum of the distance terms in the running pass.
+      step: int [n, s], position of each block's s sublayers (attention and FFN in most) in the
+        order of removal, -1 while it stays.
+      scores: f64 [s n, n, s], row r: mean distance in pass r for each candidate, NaN for others.
+      sums: f64 [n, s], sum of the distance terms in the running pass.
       count: f64 [], number of those terms.
       passes: int [], passes completed.
-      present: bool [n, 2], sublayers that the original model has.
+      present: bool [n, s], sublayers that the original model has.
     """
 
-    step: Int[np.ndarray, "n 2"]
-    scores: Float[np.ndarray, "r n 2"]
-    sums: Float[np.ndarray, "n 2"]
+    step: Int[np.ndarray, "n s"]
+    scores: Float[np.ndarray, "r n s"]
+    sums: Float[np.ndarray, "n s"]
     count: Float[np.ndarray, ""]
     passes: Int[np.ndarray, ""]
-    present: Bool[np.ndarray, "n 2"]
+    present: Bool[np.ndarray, "n s"]
 
 
-def start(present: Bool[np.ndarray, "n 2"]) -> Search:
+def start(present: Bool[np.ndarray, "n s"]) -> Search:
     """A search before its first pass.
 
     Args:
-      present: which sublayers the model has, [n, 2].
+      present: which sublayers the model has, [n, s].
     """
-    n = len(present)
     return Search(
-        step=np.full((n, 2), -1),
-        scores=np.full((2 * n, n, 2), np.nan),
-        sums=np.zeros((n, 2)),
+        step=np.full(present.shape, -1),
+        scores=np.full((present.size, *present.shape), np.nan),
+        sums=np.zeros(present.shape),
         count=np.zeros(()),
         passes=np.zeros((), np.int64),
         present=present,
@@ -69,28 +70,35 @@ class Candidates(NamedTuple):
     """What the search may remove, in the order that decides ties.
 
     Attributes:
-      drops: bool [c, n, 2], the sublayers (attention, FFN of each block) that candidate c removes.
+      drops: bool [c, n, s], the sublayers that candidate c removes.
       protected: bool [c], whether it is held back at first; these come last.
       reentry: removals after which the protected ones join.
     """
 
-    drops: Bool[np.ndarray, "c n 2"]
+    drops: Bool[np.ndarray, "c n s"]
     protected: Bool[np.ndarray, "c"]
     reentry: int
 
 
-def candidates(present: Bool[np.ndarray, "n 2"], units: Units, protect: float | None) -> Candidates:
+def candidates(
+    present: Bool[np.ndarray, "n s"],
+    units: Units,
+    protect: float | None,
+    slots: Sequence[str] = ("attn", "ffn"),
+) -> Candidates:
     """Lists the removable units as the authors' code does.
 
     Units are sorted by module name as a string: block 10 before block 2, and within a block the
-    FFN ("mlp") before attention ("self_attn"). With N units, blocks 0 .. floor(N x / 2) are
+    FFN ("mlp") before attention ("self_attn"), several of a kind in the order of the block. With N
+    units, blocks 0 .. floor(N x / 2) are
     protected until floor(N x) + 1 units are gone; so even x = 0 protects block 0 at the first
     removal. Whole blocks are never protected, because their names do not match the pattern.
 
     Args:
-      present: which sublayers the model has, [n, 2].
+      present: which sublayers the model has, [n, s].
       units: sublayers of both kinds, of one kind, or whole blocks.
       protect: x, in [0, 1); None protects nothing, not even block 0.
+      slots: names of the sublayers of a block, as `ffnlab.models.units` has them.
     Returns:
       the candidates, c of them; a block counts if it has any sublayer.
 
@@ -99,7 +107,10 @@ def candidates(present: Bool[np.ndarray, "n 2"], units: Units, protect: float | 
     ([3, 2, 5, 4, 1, 0], [False, False, False, False, True, True])
     """
     blocks = sorted(range(len(present)), key=str)
-    columns = {"both": [(1,), (0,)], "attention": [(0,)], "ffn": [(1,)], "block": [(0, 1)]}[units]
+    mixing = [(i,) for i, slot in enumerate(slots) if is_attention(slot)]
+    others = [(i,) for i, slot in enumerate(slots) if not is_attention(slot)]
+    whole = [tuple(range(len(slots)))]
+    columns = {"both": others + mixing, "attention": mixing, "ffn": others, "block": whole}[units]
     found = []
     for block in blocks:
         for column in columns:
@@ -141,8 +152,8 @@ def removed(pool: Candidates, stats: Search) -> Bool[np.ndarray, "c"]:
 
 
 def grouped(
-    kept: Bool[np.ndarray, "c n 2"], *, size: int, capacity: int
-) -> tuple[Float[np.ndarray, "m g n 2"], np.int32]:
+    kept: Bool[np.ndarray, "c n s"], *, size: int, capacity: int
+) -> tuple[Float[np.ndarray, "m g n s"], np.int32]:
     """Gates of the candidates in groups of equal size, and the number of groups that are used.
 
     The shape depends on `capacity` only, so that every pass calls the same compiled function; and
@@ -208,7 +219,8 @@ def removal_order(stats: Search, first: int | None = None) -> list[int]:
       stats: a search, finished or not.
       first: how many removals to list (blocks, when blocks were removed); None: all so far.
     Returns:
-      2 i for the attention and 2 i + 1 for the FFN of block i, as `models.remove` takes them.
+      numbers of units as `models.remove` takes them: with two sublayers in a block, 2 i for the
+      attention and 2 i + 1 for the FFN of block i.
 
     >>> search = start(np.ones((2, 2), bool))
     >>> removal_order(search._replace(step=np.array([[-1, 1], [0, -1]])))

@@ -1,4 +1,4 @@
-"""The order in which a search removed sublayers, as a map: blocks across, attention above FFN."""
+"""The order in which a search removed sublayers, as a map: blocks across, a row for each slot."""
 
 import dataclasses
 from typing import TYPE_CHECKING
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Int
 
-from ffnlab.errors import require
+from ffnlab.errors import ConfigError, require
 from ffnlab.pruning.finercut_search import Search
 
 if TYPE_CHECKING:
@@ -23,13 +23,21 @@ class RemovalMap:
     """A removal order that prints and draws itself.
 
     Attributes:
-      step: int [n, 2], position in the order (0 is first) of each block's attention and FFN; -1
-        where it stays.
-      present: bool [n, 2], False where the model lacked the sublayer before the search.
+      step: int [n, s], position in the order (0 is first) of each block's sublayers; -1 where it
+        stays.
+      present: bool [n, s], False where the model lacked the sublayer before the search.
+      kinds: what the s sublayers of a block are called.
     """
 
-    step: Int[np.ndarray, "n 2"]
-    present: Bool[np.ndarray, "n 2"]
+    step: Int[np.ndarray, "n s"]
+    present: Bool[np.ndarray, "n s"]
+    kinds: tuple[str, ...] = KINDS
+
+    def __post_init__(self) -> None:
+        if len(self.kinds) != self.step.shape[1]:
+            raise ConfigError(
+                f"kinds={self.kinds} for {self.step.shape[1]} sublayers of each block"
+            )
 
     def label(self, block: int, kind: int) -> str:
         """1 for the first removal, 2 for the next …; "·" where it stays, "-" where none was."""
@@ -43,15 +51,15 @@ class RemovalMap:
     def text(self, columns: int = 100) -> str:
         """The map as text, broken into bands of blocks that fit into `columns` characters."""
         n = len(self.step)
-        cell = len(str(2 * n)) + 1
-        band = max(1, (columns - 9) // cell)
+        cell, head = len(str(self.step.size)) + 1, max(9, 1 + max(map(len, self.kinds)))
+        band = max(1, (columns - head) // cell)
         lines = []
         for first in range(0, n, band):
             blocks = range(first, min(first + band, n))
-            lines.append(f"{'block':9}" + "".join(f"{i:>{cell}}" for i in blocks))
-            for kind, name in enumerate(KINDS):
+            lines.append(f"{'block':{head}}" + "".join(f"{i:>{cell}}" for i in blocks))
+            for kind, name in enumerate(self.kinds):
                 cells = "".join(f"{self.label(i, kind):>{cell}}" for i in blocks)
-                lines.append(f"{name:9}{cells}")
+                lines.append(f"{name:{head}}{cells}")
         return "\n".join(lines)
 
     def draw(self, figure: "Figure | None" = None) -> "Figure":
@@ -66,14 +74,14 @@ class RemovalMap:
         """
         if figure is None:
             figure = require("matplotlib.figure", extra="run").Figure(layout="constrained")
-        n = len(self.step)
-        figure.set_size_inches(max(4.5, 1.8 + 0.36 * n), 2.3)
+        n, slots = self.step.shape
+        figure.set_size_inches(max(4.5, 1.8 + 0.36 * n), 1.5 + 0.4 * slots)
         axes = figure.subplots()
         axes.set_facecolor("0.95")
         order = np.ma.masked_less(self.step.T, 0)
         last = max(1, int(self.step.max()))
         image = axes.imshow(order, cmap="viridis", vmin=0, vmax=last, aspect="auto")
-        for block, kind in np.ndindex(n, 2):
+        for block, kind in np.ndindex(n, slots):
             if not self.present[block, kind]:
                 axes.fill_between((block - 0.5, block + 0.5), kind - 0.5, kind + 0.5, **ABSENT)
                 continue
@@ -81,11 +89,11 @@ class RemovalMap:
             label, color = self.label(block, kind), "white" if is_dark else "black"
             axes.text(block, kind, label, ha="center", va="center", color=color, fontsize=8)
         axes.set_xticks(range(n), [str(i) for i in range(n)], fontsize=8)
-        axes.set_yticks((0, 1), KINDS)
+        axes.set_yticks(range(slots), self.kinds)
         axes.set_xlabel("block")
         axes.set_title("order of removal (1 goes first; · stays)", fontsize=10)
         axes.set_xticks(np.arange(n + 1) - 0.5, minor=True)
-        axes.set_yticks((-0.5, 0.5, 1.5), minor=True)
+        axes.set_yticks(np.arange(slots + 1) - 0.5, minor=True)
         axes.grid(which="minor", color="white", linewidth=1.5)
         axes.tick_params(which="both", length=0)
         bar = figure.colorbar(image, ax=axes, pad=0.02)
@@ -93,11 +101,14 @@ class RemovalMap:
         return figure
 
 
-def removal_map(stats: Search) -> RemovalMap:
+def removal_map(stats: Search, kinds: tuple[str, ...] = KINDS) -> RemovalMap:
     """The map of a search, finished or not.
 
     Args:
       stats: what `calibrate(finercut(...), ...)` returned.
+      kinds: what the sublayers of a block are called, in the order of its slots.
+    Raises:
+      ConfigError: another number of names than of sublayers.
 
     >>> from ffnlab.pruning.finercut_search import start
     >>> search = start(np.ones((3, 2), bool))
@@ -106,4 +117,4 @@ def removal_map(stats: Search) -> RemovalMap:
     attention · 2 1
     ffn       · 3 ·
     """
-    return RemovalMap(step=stats.step, present=stats.present)
+    return RemovalMap(step=stats.step, present=stats.present, kinds=kinds)

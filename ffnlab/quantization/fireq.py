@@ -14,24 +14,26 @@ What differs from the authors' code, and why:
 - A matrix whose input is cut by a threshold (CHESS) keeps its input unscaled, as the threshold is
   one number for all channels; between values and outputs the scale is one number too, and the
   threshold follows it.
+- Theirs covers decoders. Here any model with blocks is taken, and of the scalings those that leave
+  its function as it is: none into a norm that stands after the sum, none between the matrices of an
+  FFN without a gate, none of keys that are not rotated. Padding is not looked at.
 - Optional parts that are off in their experiments (AWQ-like search, clipping, Hadamard rotation,
   scales of the QKV input and of O) are left out.
 """
 
 import functools
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from ffnlab import models, tree
 from ffnlab.errors import ConfigError, NumericalError
 from ffnlab.layers import Attention, Block, Context
 from ffnlab.layers.attention.rope import rotate, rotated
-from ffnlab.models import Decoder
-from ffnlab.models.calibration import check_tokens
+from ffnlab.models.calibration import Given, Layered, given
 from ffnlab.quantization import fireq_core as core
 from ffnlab.quantization.fireq_blocks import scaled_block
 from ffnlab.quantization.fireq_options import ChannelKind, FireQStats, Options, Scales
@@ -70,11 +72,12 @@ def fireq(
     beta: float = 8.0,
     top_k: int = 8,
     select: Predicate = inside_blocks,
-) -> Transform[Decoder, FireQStats]:
-    """The transform that quantizes a decoder with FireQ; every part has a switch.
+) -> Transform[Layered, FireQStats]:
+    """The transform that quantizes a model with FireQ; every part has a switch.
 
     Defaults are the authors' values for Llama 3 8B. Embeddings, head and norms stay as they are. A
-    batch is tokens, [b, t] int32. Without `pre_rope` and `post_rope` nothing is calibrated.
+    batch is what the model takes: tokens, [b, t] int32, or a mapping by names
+    (`ffnlab.models.calibration.given`). Without `pre_rope` and `post_rope` nothing is calibrated.
 
     Args:
       weights: store the selected matrices as INT4.
@@ -98,8 +101,8 @@ def fireq(
       select: which `Linear`s to quantize. A scaling is applied where all matrices that it touches
         are selected, `kv` and `query` where k and v are.
     Returns:
-      a Transform of Decoders, stacked or not. Its rewrite raises NumericalError where a selected
-      matrix or the calibration holds NaN or infinity, and ConfigError without calibration.
+      a Transform of models with blocks, stacked or not. Its rewrite raises NumericalError where a
+      selected matrix or the calibration holds NaN or infinity, and ConfigError without calibration.
     Raises:
       ConfigError: an option out of range.
     Source:
@@ -117,7 +120,7 @@ def fireq(
     )
 
 
-def init(options: Options, model: Decoder) -> FireQStats:
+def init(options: Options, model: Layered) -> FireQStats:
     """Empty statistics; checks that the model has what the options need.
 
     Raises:
@@ -127,7 +130,7 @@ def init(options: Options, model: Decoder) -> FireQStats:
     model = models.unstack(model)
     tree.select(model, linears(options.select))
     zeros = {}
-    for path, attention in attentions(model).items():
+    for path, attention in rotating(model).items():
         spec = attention.spec
         if options.post_rope and 2 * options.top_k > spec.head_dim:
             raise ConfigError(
@@ -138,32 +141,37 @@ def init(options: Options, model: Decoder) -> FireQStats:
     return FireQStats(zeros, dict(zeros), jnp.int32(0))
 
 
-def attentions(model: Decoder) -> dict[str, Attention]:
-    """The attention layers of an unstacked model by path; none if all were removed."""
-    return {path: node for path, node in tree.walk(model) if isinstance(node, Attention)}
+def rotating(model: Layered) -> dict[str, Attention]:
+    """The attention layers of an unstacked model that rotate their keys, by path; perhaps none."""
+    found = {path: node for path, node in tree.walk(model) if isinstance(node, Attention)}
+    return {path: node for path, node in found.items() if node.spec.rope is not None}
 
 
-def observe(stats: FireQStats, model: Decoder, batch: Int[Array | np.ndarray, "b t"]) -> FireQStats:
-    """Raises the maxima by one batch of tokens.
+def observe(stats: FireQStats, model: Layered, batch: Any) -> FireQStats:
+    """Raises the maxima by one batch.
 
     Raises:
-      ConfigError: the batch is no tokens of the model.
+      ConfigError: the batch is nothing that the model takes.
     """
-    return raised(stats, model, check_tokens(batch, model.config.vocab))
+    return raised(stats, model, given(batch, model))
 
 
 @jax.jit
-def raised(stats: FireQStats, model: Decoder, batch: Int[Array | np.ndarray, "b t"]) -> FireQStats:
+def raised(stats: FireQStats, model: Layered, batch: Given) -> FireQStats:
     """`observe` without its checks."""
     model = models.unstack(model)
-    layers = attentions(model)
-    tokens = stats.tokens + batch.size
+    layers = rotating(model)
+    tokens = stats.tokens + math.prod(batch.first.shape[:2])
     if not layers:
         return stats._replace(tokens=tokens)
-    _, seen = tree.capture(model, tree.of_type(Attention), batch)
-    norms, absmax = {}, {}
+    wanted = tree.where(lambda path, _: path in layers)
+    _, seen = tree.capture(model, wanted, *batch.args, **batch.options)
+    valid, norms, absmax = batch.valid, {}, {}
     for path, attention in layers.items():
-        before, after = keys(attention, *seen[path].input[:2])
+        pair = keys(attention, *seen[path].input[:2])
+        if valid is not None:
+            pair = tuple(jnp.where(valid[:, :, None, None], x, 0) for x in pair)
+        before, after = pair
         turning = rotated(attention.spec.rope, attention.spec.head_dim)
         norms[path] = jnp.maximum(stats.norms[path], core.pair_norms(before, rotated=turning))
         largest = jnp.max(jnp.abs(after.astype(jnp.float32)), axis=(0, 1))
@@ -178,11 +186,11 @@ def keys(
     spec = attention.spec
     before = attention.k(x).reshape(*x.shape[:2], spec.kv_heads, spec.head_dim)
     before = before if attention.k_norm is None else attention.k_norm(before)
-    after = before if spec.rope is None else rotate(before, *context.angles[spec.rope])
-    return before, after
+    cos, sin = context.angles[spec.rope]  # type: ignore[index]  # only of those that rotate
+    return before, rotate(before, cos, sin)
 
 
-def rewrite(options: Options, model: Decoder, stats: FireQStats) -> Decoder:
+def rewrite(options: Options, model: Layered, stats: FireQStats) -> Layered:
     """The quantized model; see `fireq`."""
     was_stacked = isinstance(model.layers, models.Stacked)
     model = models.unstack(model)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ffnlab.layers import Attention, Block, RMSNorm
+from ffnlab.layers import Attention, Block
 from ffnlab.layers.attention.rope import rotated
 from ffnlab.quantization import fireq_core as core
 from ffnlab.quantization import scaling
@@ -28,23 +28,27 @@ def scaled_block(
       block: any block, also with sublayers removed.
       names: of the selected Linears inside it ("attn.q", "ffn.up", ...). A scaling is applied
         where all matrices that it touches are selected.
-      maxima: of its keys, `norms` and `absmax` of FireQStats; None without attention.
+      maxima: of its keys, `norms` and `absmax` of FireQStats; None where none are rotated.
     """
     parts: dict[str, object] = {}
     if options.channel and isinstance(block.ffn, scaling.Gated):
-        norm, ffn = scaled_ffn(options, block.ffn_norm, block.ffn, names)
-        parts = {"ffn_norm": norm, "ffn": ffn}
-    if isinstance(block.attn, Attention) and maxima is not None:
+        join = block.joins[block.slots.index("ffn")]
+        is_read_alone = join.norm == "before" and isinstance(block.ffn_norm, scaling.Norm)
+        norm = block.ffn_norm if is_read_alone else None
+        norm, ffn = scaled_ffn(options, norm, block.ffn, names)
+        parts = {"ffn": ffn} if norm is None else {"ffn_norm": norm, "ffn": ffn}
+    if isinstance(block.attn, Attention):
         parts["attn"] = scaled_attention(options, block.attn, names, maxima)
     return scaling.changed(block, **parts)
 
 
 def scaled_ffn(
-    options: Options, norm: RMSNorm, ffn: scaling.Gated, names: frozenset[str]
-) -> tuple[RMSNorm, scaling.Gated]:
-    """The FFN and the norm before it after the channel-wise scalings."""
-    kind = options.channel_kind
-    if {"ffn.gate", "ffn.up"} <= names and not scaling.thresholds_input(ffn.gate, ffn.up):
+    options: Options, norm: scaling.Norm | None, ffn: scaling.Gated, names: frozenset[str]
+) -> tuple[scaling.Norm | None, scaling.Gated]:
+    """The FFN and the norm that it alone reads (None: there is none) after the channel scalings."""
+    kind, inputs = options.channel_kind, {"ffn.gate", "ffn.up"} <= names
+    is_free = inputs and not scaling.thresholds_input(ffn.gate, ffn.up)
+    if is_free and norm is not None and norm.scale is not None:
         norm, ffn = scaling.scale_ffn_input(norm, ffn, options.c_up, kind)
     if {"ffn.up", "ffn.down"} <= names and not scaling.thresholds_input(ffn.down):
         ffn = scaling.scale_ffn_output(ffn, options.c_down, kind)
@@ -52,12 +56,12 @@ def scaled_ffn(
 
 
 def scaled_attention(
-    options: Options, attention: Attention, names: frozenset[str], maxima: Maxima
+    options: Options, attention: Attention, names: frozenset[str], maxima: Maxima | None
 ) -> Attention:
     """An attention layer with the V/O and RoPE scales and the formats of queries, keys, values."""
     if options.channel and {"attn.v", "attn.o"} <= names:
         attention = scaling.scale_values(attention, options.v_scale)
-    if {"attn.q", "attn.k"} <= names:
+    if maxima is not None and {"attn.q", "attn.k"} <= names:
         attention = rope_scaled(options, attention, maxima)
     if {"attn.k", "attn.v"} <= names:
         formats = {"kv_format": options.kv, "query_format": options.query}

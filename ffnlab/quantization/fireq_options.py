@@ -14,12 +14,12 @@ Scales = Literal["e4m3", "bfloat16", "float32"]
 
 
 class FireQStats(NamedTuple):
-    """What calibration measured, by path of the attention layer.
+    """What calibration measured, by path of each attention layer that rotates its keys.
 
     Attributes:
       norms: largest norm of each pre-RoPE key channel with its RoPE partner, [kv, D] float32.
       absmax: largest absolute post-RoPE key, [kv, D] float32.
-      tokens: [] int32, tokens seen.
+      tokens: [] int32, tokens seen, padding included.
     """
 
     norms: dict[str, Float[Array, "kv D"]]

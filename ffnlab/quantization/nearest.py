@@ -6,16 +6,16 @@ output channel. Each can round activations to e4m3 per token too.
 """
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
-from ffnlab import models, tree
+from ffnlab import tree
 from ffnlab.errors import ConfigError
-from ffnlab.models import Decoder
+from ffnlab.models.stack import in_list
 from ffnlab.quantization import fireq_core as core
 from ffnlab.quantization.fireq_options import Scales
-from ffnlab.quantization.targets import inside_blocks, linears, replace_weights
+from ffnlab.quantization.targets import check_model, chosen, replace_weights
 from ffnlab.transform import Transform
 from ffnlab.tree import Predicate
 from ffnlab.weights import Float8, Int4, Int8, Weight
@@ -30,8 +30,8 @@ def nearest(
     format: Literal["int4", "int8", "float8"] = "int4",
     group: int | None = 128,
     activations: Literal["e4m3"] | None = None,
-    select: Predicate = inside_blocks,
-) -> Transform[Decoder, tuple[()]]:
+    select: Predicate | None = None,
+) -> Transform[Any, tuple[()]]:
     """The transform that rounds weights to the nearest value of a format.
 
     Args:
@@ -39,7 +39,8 @@ def nearest(
       group: rows that share a scale, even; None for whole columns. A matrix of fewer rows is one
         group. "float8" has one scale per column whatever the group.
       activations: round the input of the selected matrices to e4m3 per token, or not (None).
-      select: which `Linear`s to quantize; embeddings and head are left alone by default.
+      select: which `Linear`s and `Conv`s to quantize. By default those inside blocks, so that
+        embeddings and heads are left alone; all of a model that has no blocks.
     Returns:
       a Transform that observes nothing; its rewrite raises SelectionError where nothing is
       selected and NumericalError where a selected matrix holds NaN or infinity.
@@ -61,11 +62,16 @@ def nearest(
         "float8": functools.partial(to_float8, act=activations),
     }[format]
 
-    def init(model: Decoder) -> tuple[()]:
-        tree.select(models.unstack(model), linears(select))
+    def init(model: Any) -> tuple[()]:
+        check_model(model)
+        in_list(model, selected)
         return ()
 
-    def rewrite(model: Decoder, stats: tuple[()]) -> Decoder:
+    def selected(model: Any) -> Any:
+        tree.select(model, chosen(select, model))
+        return model
+
+    def rewrite(model: Any, stats: tuple[()]) -> Any:
         return replace_weights(model, select, quantize)
 
     return Transform(name=f"nearest-{format}", init=init, observe=None, rewrite=rewrite)

@@ -1,4 +1,4 @@
-"""Scalings of a decoder block that leave its function as it is.
+"""Scalings of a block that leave its function as it is.
 
 Each moves a factor per channel from one matrix (or norm) to the one that reads it. They are exact
 in real arithmetic; the arrays keep their dtypes, so a bfloat16 block rounds once. A weight that is
@@ -12,12 +12,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ffnlab.layers import Attention, GatedFFN, Linear, RMSNorm, SparseGatedFFN
+from ffnlab.layers import Attention, GatedFFN, LayerNorm, Linear, RMSNorm, SparseGatedFFN
 from ffnlab.quantization.fireq_core import channel_scale
 from ffnlab.weights import Dense, SparseInput, Transposed, Weight
 
 M = TypeVar("M", bound=nnx.Module)
 Gated = GatedFFN | SparseGatedFFN
+Norm = RMSNorm | LayerNorm
+N = TypeVar("N", bound=RMSNorm | LayerNorm)
 
 
 def changed(module: M, **parts: object) -> M:
@@ -54,11 +56,16 @@ def scaled_weight(weight: Weight, rows: Array | None, columns: Array | None) -> 
     return Dense(wide.astype(w.dtype), getattr(weight, "act", None))
 
 
-def scaled_norm(norm: RMSNorm, gain: Float[Array, " d"]) -> RMSNorm:
+def scaled_norm(norm: N, gain: Float[Array, " d"]) -> N:
     """The norm whose output is gain times as large; knows norms that store scale - offset."""
-    scale = norm.scale.get_value()
-    wide = (norm.offset + scale.astype(jnp.float32)) * gain - norm.offset
-    return changed(norm, scale=nnx.Param(wide.astype(scale.dtype), axes=norm.scale.axes))
+    scale, offset = norm.scale.get_value(), getattr(norm, "offset", 0.0)
+    wide = (offset + scale.astype(jnp.float32)) * gain - offset
+    parts = {"scale": nnx.Param(wide.astype(scale.dtype), axes=norm.scale.axes)}
+    if isinstance(norm, LayerNorm) and norm.bias is not None:
+        bias = norm.bias.get_value()
+        wide = bias.astype(jnp.float32) * gain
+        parts["bias"] = nnx.Param(wide.astype(bias.dtype), axes=norm.bias.axes)
+    return changed(norm, **parts)
 
 
 def thresholds_input(*linears: Linear) -> bool:
@@ -66,7 +73,7 @@ def thresholds_input(*linears: Linear) -> bool:
     return any(isinstance(linear.weight, SparseInput) for linear in linears)
 
 
-def scale_ffn_input(norm: RMSNorm, ffn: Gated, constant: float, kind: str) -> tuple[RMSNorm, Gated]:
+def scale_ffn_input(norm: N, ffn: Gated, constant: float, kind: str) -> tuple[N, Gated]:
     """Moves lam of the rows of gate and up, side by side, into the norm that feeds them.
 
     lam = channel_scale([up, gate]);  up, gate become lam * up, lam * gate;  norm becomes norm / lam
@@ -102,10 +109,10 @@ def scale_keys(attention: Attention, scale: Float[Array, "kv D"]) -> Attention:
     Folded into the projections; where queries and keys are normalized per head, into those norms,
     whose gain all heads share: then all rows of `scale` must be equal.
     """
-    spec = attention.spec
-    if attention.k_norm is not None:
-        k_norm = scaled_norm(attention.k_norm, scale[0])
-        return changed(attention, k_norm=k_norm, q_norm=scaled_norm(attention.q_norm, 1 / scale[0]))
+    spec, k_norm, q_norm = attention.spec, attention.k_norm, attention.q_norm
+    if k_norm is not None and q_norm is not None:
+        k_norm, q_norm = scaled_norm(k_norm, scale[0]), scaled_norm(q_norm, 1 / scale[0])
+        return changed(attention, k_norm=k_norm, q_norm=q_norm)
     queries = jnp.repeat(1 / scale, spec.heads // spec.kv_heads, axis=0).reshape(-1)
     k = scaled_linear(attention.k, columns=scale.reshape(-1))
     return changed(attention, k=k, q=scaled_linear(attention.q, columns=queries))

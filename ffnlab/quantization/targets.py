@@ -1,57 +1,75 @@
 """Which matrices a quantizer replaces, and how: shared by all methods of this package."""
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Bool
 
-from ffnlab import models, tree
-from ffnlab.errors import NumericalError
-from ffnlab.layers import Linear
-from ffnlab.models import Decoder
+from ffnlab import tree
+from ffnlab.errors import ConfigError, NumericalError
+from ffnlab.layers import Block, Linear
+from ffnlab.layers.linear import Map
+from ffnlab.models.stack import in_list
 from ffnlab.tree import Predicate, Selector
 from ffnlab.weights import SparseInput, Weight
+
+M = TypeVar("M")
 
 inside_blocks = tree.at("layers**") & tree.of_type(Linear)
 
 
 def linears(select: Predicate) -> Selector:
-    """The `Linear` layers among what a selection names."""
+    """The `Linear` and `Conv` layers among what a selection names."""
     name = getattr(select, "name", "select")
-    return Selector(name, lambda path, node: isinstance(node, Linear) and select(path, node))
+    return Selector(name, lambda path, node: isinstance(node, Map) and select(path, node))
 
 
-def replace_weights(
-    model: Decoder, select: Predicate, quantize: Callable[[Weight], Weight]
-) -> Decoder:
+def check_model(model: object) -> None:
+    """Raises ConfigError unless something is a module."""
+    if not isinstance(model, nnx.Module):
+        raise ConfigError(
+            f"model is a {type(model).__name__}; a Decoder or another model is accepted"
+        )
+
+
+def chosen(select: Predicate | None, model: Any) -> Selector:
+    """What is quantized: as selected, else the maps inside blocks, or all where there are none."""
+    has_blocks = any(isinstance(node, Block) for _, node in tree.walk(model))
+    return linears(select or (inside_blocks if has_blocks else tree.of_type(Map)))
+
+
+def replace_weights(model: M, select: Predicate | None, quantize: Callable[[Weight], Weight]) -> M:
     """The model with `quantize(weight)` in place of each selected weight.
 
     A weight that drops small inputs keeps doing so around the quantized one.
 
     Args:
-      model: a Decoder, stacked or not; the result is in the same form.
-      select: of the `Linear`s of the unstacked model.
+      model: any, its layers in a list or stacked; the result is in the same form.
+      select: of the maps of the unstacked model; see `chosen`.
       quantize: weight -> weight of the same shape.
     Raises:
       SelectionError: nothing is selected.
       NumericalError: a selected weight holds NaN or infinity.
     """
-    was_stacked = isinstance(model.layers, models.Stacked)
-    model = models.unstack(model)
-    check_finite(tree.select(model, linears(select)))
 
-    def store(linear: Linear) -> Linear:
+    def store(linear: Map) -> Map:
         weight = linear.weight
         if isinstance(weight, SparseInput):
             return linear.replace(SparseInput(quantize(weight.w), weight.threshold))
         return linear.replace(quantize(weight))
 
-    model = tree.map_at(model, linears(select), store)
-    return models.stack(model) if was_stacked else model
+    def stored(model: M) -> M:
+        where = chosen(select, model)
+        check_finite(tree.select(model, where))
+        return tree.map_at(model, where, store)
+
+    return in_list(model, stored)
 
 
-def check_finite(chosen: dict[str, Linear]) -> None:
+def check_finite(chosen: dict[str, Map]) -> None:
     """Raises NumericalError if a selected weight holds NaN or infinity; no check while tracing."""
     if is_traced(chosen):
         return

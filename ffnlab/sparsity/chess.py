@@ -20,8 +20,9 @@ What differs from the authors' code, and why:
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +31,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from ffnlab import models, tree
-from ffnlab.errors import ConfigError, NumericalError
-from ffnlab.models import Decoder
-from ffnlab.models.calibration import check_tokens
+from ffnlab.errors import ConfigError, NumericalError, SelectionError
+from ffnlab.layers import FFN
+from ffnlab.models.calibration import Given, Layered, given
 from ffnlab.sparsity import chess_core as core
 from ffnlab.sparsity.chess_core import Importance
 from ffnlab.sparsity.sites import FFNS, SITES, activations, sparsified
@@ -72,10 +73,11 @@ def chess(
     importance: Importance = "sq",
     attention: bool = False,
     pooling: Pooling = "batch",
-) -> Transform[Decoder, ChessStats]:
+) -> Transform[Layered, ChessStats]:
     """Channel-wise thresholds for every gated FFN, and selective sparsification of attention.
 
-    A batch is tokens, [b, t] int32. Pass 1 measures the up activations and the attention sites,
+    A batch is what the model takes, without padding: tokens, [b, t] int32, or a mapping by names
+    (`ffnlab.models.calibration.given`). Pass 1 measures the up activations and the attention sites,
     pass 2 the quantile of importance. The authors calibrate on 128k (2024) and 64k (2025) tokens.
 
     Args:
@@ -85,8 +87,8 @@ def chess(
       pooling: "batch" averages the quantiles of the batches, as the authors do; "all" takes the
         quantile of all tokens from a histogram, to a relative error of 1 / 512.
     Returns:
-      a transform of decoders, stacked or not. FFNs become `SparseGatedFFN`, the weights of the cut
-      projections `SparseInput`; where they are already, they get new thresholds.
+      a transform of models with blocks, stacked or not. FFNs become `SparseGatedFFN`, the weights
+      of the cut projections `SparseInput`; where they are already, they get new thresholds.
     Raises:
       ConfigError: an option out of range; at a batch, fewer than 1 / sparsity activations.
       SelectionError: at `init`, no gated FFN (or with `attention` no attention) in the model.
@@ -104,7 +106,7 @@ def chess(
 
 def cats(
     *, sparsity: float = 0.5, attention: bool = False, pooling: Pooling = "batch"
-) -> Transform[Decoder, ChessStats]:
+) -> Transform[Layered, ChessStats]:
     """The baseline: one threshold per layer, the `sparsity` quantile of |act(W_gate x)|.
 
     Args:
@@ -148,24 +150,25 @@ class Options:
         return self.importance == "sq"
 
 
-def _transform(name: str, options: Options) -> Transform[Decoder, ChessStats]:
-    def observe(
-        stats: ChessStats, model: Decoder, batch: Int[Array | np.ndarray, "b t"]
-    ) -> ChessStats:
-        batch = check_tokens(batch, model.config.vocab)
+def _transform(name: str, options: Options) -> Transform[Layered, ChessStats]:
+    def observe(stats: ChessStats, model: Layered, batch: Any) -> ChessStats:
+        batch = given(batch, model)
+        if batch.valid is not None and not np.all(batch.valid):
+            raise ConfigError("a batch has padding; quantiles are of all tokens: leave it out")
         if options.pooling == "all":
             ranks = {}
         else:
-            sizes = {path: batch.size * n for path, n in widths(stats, model).items()}
+            count = math.prod(batch.first.shape[:2])
+            sizes = {path: count * n for path, n in widths(stats, model).items()}
             ranks = {p: np.int32(core.rank(size, options.sparsity)) for p, size in sizes.items()}
         if stats.passes == 1:
             return second_pass(stats, model, batch, ranks, options.importance)
         return first_pass(stats, model, batch, ranks, options.importance, options.attention)
 
-    def advance(model: Decoder, stats: ChessStats) -> tuple[ChessStats, bool]:
+    def advance(model: Layered, stats: ChessStats) -> tuple[ChessStats, bool]:
         return (stats, True) if options.sparsity == 0 else decide(options, stats)
 
-    def rewrite(model: Decoder, stats: ChessStats) -> Decoder:
+    def rewrite(model: Layered, stats: ChessStats) -> Layered:
         if options.sparsity == 0:
             return tree.copy(model)
         if stats.passes < options.passes:
@@ -186,8 +189,8 @@ def _transform(name: str, options: Options) -> Transform[Decoder, ChessStats]:
 @functools.partial(jax.jit, static_argnums=(4, 5))
 def first_pass(
     stats: ChessStats,
-    model: Decoder,
-    batch: Int[Array | np.ndarray, "b t"],
+    model: Layered,
+    batch: Given,
     ranks: Ranks,
     importance: Importance | None,
     attention: bool,
@@ -209,8 +212,8 @@ def first_pass(
 @functools.partial(jax.jit, static_argnums=4)
 def second_pass(
     stats: ChessStats,
-    model: Decoder,
-    batch: Int[Array | np.ndarray, "b t"],
+    model: Layered,
+    batch: Given,
     ranks: Ranks,
     importance: Importance,
 ) -> ChessStats:
@@ -223,9 +226,15 @@ def second_pass(
     return stats._replace(cuts=cuts, batches=stats.batches + 1)
 
 
-def start(options: Options, model: Decoder) -> ChessStats:
+def start(options: Options, model: Layered) -> ChessStats:
     """Stats before anything was observed; SelectionError where there is nothing to sparsify."""
     model = models.unstack(model)
+    ungated = [path for path, node in tree.walk(model) if isinstance(node, FFN)]
+    if ungated and not any(FFNS(path, node) for path, node in tree.walk(model)):
+        raise SelectionError(
+            f"{ungated[0]} is an FFN without a gate: nothing says which of its channels to drop; "
+            "models whose FFNs are GatedFFN are accepted"
+        )
     ffns = tree.select(model, FFNS)
     zero = np.float32(0) if options.pooling == "batch" else np.zeros(core.BINS, np.int32)
     channels = {path: np.zeros(f.gate.weight.shape[1], np.float32) for path, f in ffns.items()}
@@ -240,7 +249,7 @@ def start(options: Options, model: Decoder) -> ChessStats:
     )
 
 
-def widths(stats: ChessStats, model: Decoder) -> dict[str, int]:
+def widths(stats: ChessStats, model: Layered) -> dict[str, int]:
     """How many activations a token has at each place."""
     config = model.config
     wide = {"q": config.width, "o": config.heads * config.head_dim}

@@ -1,17 +1,19 @@
 """How sparse a model's activations really are, measured on given tokens."""
 
 import dataclasses
+import math
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from ffnlab import models, tree
 from ffnlab.errors import ConfigError
 from ffnlab.layers import Linear, SparseGatedFFN
-from ffnlab.models import Decoder
+from ffnlab.models.calibration import Given, Layered, given
 from ffnlab.weights import SparseInput
 
 __all__ = ["Realised", "realised_sparsity"]
@@ -40,19 +42,18 @@ class Realised:
         return "\n".join([*rows, f"over {self.tokens} tokens"])
 
 
-def realised_sparsity(
-    model: Decoder, batches: Iterable[Int[Array | np.ndarray, "b t"]]
-) -> Realised:
+def realised_sparsity(model: Layered, batches: Iterable[Any]) -> Realised:
     """Runs a sparsified model and counts the zeros that its thresholds make.
 
     Args:
-      model: a decoder with `SparseGatedFFN`s or `SparseInput` weights, stacked or not.
-      batches: tokens [b, t], of equal shape.
+      model: with `SparseGatedFFN`s or `SparseInput` weights, stacked or not.
+      batches: what the model takes, tokens [b, t] for example, of equal shape.
     Raises:
       SelectionError: nothing in the model is sparse.
       ConfigError: no batch.
     """
-    counts = [(jax.device_get(fractions(model, b)), b.size) for b in batches]
+    held = (given(batch, model) for batch in batches)
+    counts = [(jax.device_get(fractions(model, b)), math.prod(b.first.shape[:2])) for b in held]
     if not counts:
         raise ConfigError("batches is empty: no token to measure sparsity on")
     tokens = sum(size for _, size in counts)
@@ -67,11 +68,13 @@ def is_sparse(_: str, node: object) -> bool:
 
 
 @jax.jit
-def fractions(model: Decoder, tokens: Int[Array | np.ndarray, "b t"]) -> dict[str, Array]:
+def fractions(model: Layered, batch: Given) -> dict[str, Array]:
     """Fraction of zeros at each sparse part of a model, by path."""
     model = models.unstack(model)
     parts = tree.select(model, tree.where(is_sparse))
-    _, seen = tree.capture(model, tree.where(lambda path, _: path in parts), tokens)
+    _, seen = tree.capture(
+        model, tree.where(lambda path, _: path in parts), *batch.args, **batch.options
+    )
 
     def zeros(path: str, node: SparseGatedFFN | Linear) -> Array:
         x = seen[path].input[0]

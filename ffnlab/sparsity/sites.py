@@ -4,13 +4,13 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from ffnlab import models, tree
 from ffnlab.errors import ConfigError
 from ffnlab.layers import ACTIVATIONS, GatedFFN, Linear, SparseGatedFFN
 from ffnlab.layers.feed_forward.ffn import by_channel
-from ffnlab.models import Decoder
+from ffnlab.models.calibration import Given, Layered
 from ffnlab.weights import SparseInput
 
 __all__ = ["FFNS", "SITES", "activations", "sparsified"]
@@ -21,13 +21,13 @@ SITES = tree.of_type(Linear) & (tree.at("layers[*].attn.q") | tree.at("layers[*]
 
 
 def activations(
-    model: Decoder, tokens: Int[Array, "b t"], attention: bool
+    model: Layered, batch: Given, attention: bool
 ) -> tuple[dict[str, tuple[Array, Array]], dict[str, Array]]:
-    """What the model computes on some tokens at the places that can be sparsified.
+    """What the model computes on a batch at the places that can be sparsified.
 
     Args:
-      model: a decoder that is not stacked; call this under jit.
-      tokens: [b, t].
+      model: with blocks, not stacked; call this under jit.
+      batch: what it is called with, of t tokens in each of b rows.
       attention: also return the inputs of query and output projections.
     Returns:
       path -> (activated gate, up) of each FFN, [b, t, h] float32, as they are before any threshold;
@@ -36,7 +36,7 @@ def activations(
     ffns = tree.select(model, FFNS)
     sites = tree.select(model, SITES) if attention else {}
     wanted = tree.where(lambda path, _: path in ffns or path in sites)
-    _, seen = tree.capture(model, wanted, tokens)
+    _, seen = tree.capture(model, wanted, *batch.args, **batch.options)
     pairs = {}
     for path, ffn in ffns.items():
         x = seen[path].input[0]
@@ -46,15 +46,15 @@ def activations(
 
 
 def sparsified(
-    model: Decoder,
+    model: Layered,
     thresholds: Mapping[str, ArrayLike],
     *,
     strict: bool,
-) -> Decoder:
+) -> Layered:
     """The model with thresholds at its FFNs and projections; those it has are replaced.
 
     Args:
-      model: a decoder, stacked or not; the result is in the same form.
+      model: with blocks, stacked or not; the result is in the same form.
       thresholds: [h] by path of an FFN, [] by path of a query or output projection.
       strict: see `SparseGatedFFN`.
     Raises:

@@ -23,7 +23,6 @@ from ffnlab.formats.embedded import embedded
 from ffnlab.layers import LayerInputs
 from ffnlab.models import Decoder
 from ffnlab.pruning import Search, finercut, removal_map, removal_order
-from ffnlab.pruning.finercut import sublayers
 from ffnlab.storage.files import StrPath
 from ffnlab.studies import STUDIES
 from ffnlab.studies.result import Claim, Result
@@ -114,7 +113,7 @@ def compare(
       seed: of those orders.
     """
     model = models.stack(model)
-    n = len(sublayers(model))
+    n = model.config.layers
 
     def ranked(**options) -> Search:
         return calibrate(finercut(**options), model, [calibration])

@@ -1,4 +1,4 @@
-"""The contracts of weights, layers, transforms and rules, as checks of a method of one's own.
+"""The contracts of weights, layers, transforms, rules and probes, as checks of one's own methods.
 
     def test_my_weight():
         check_weight(lambda key: MyWeight(...))
@@ -11,20 +11,24 @@ framework is needed.
 from ffnlab.testing.compiling import Count, counted
 from ffnlab.testing.contract import equal
 from ffnlab.testing.layer import check_layer
+from ffnlab.testing.probe import ProbeCase, check_probe
 from ffnlab.testing.rule import check_rule
-from ffnlab.testing.small import batches, tiny
+from ffnlab.testing.small import batches, tiny, tiny_encoder
 from ffnlab.testing.transform import TransformCase, check_transform
 from ffnlab.testing.weight import check_weight
 
 __all__ = [
     "Count",
+    "ProbeCase",
     "TransformCase",
     "batches",
     "check_layer",
+    "check_probe",
     "check_rule",
     "check_transform",
     "check_weight",
     "counted",
     "equal",
     "tiny",
+    "tiny_encoder",
 ]

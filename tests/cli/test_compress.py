@@ -158,3 +158,30 @@ def test_an_interrupted_run_is_not_overwritten(inputs, tmp_path, capsys):
     (folder / "run.json").write_text("{}")
     assert main(arguments(inputs, tmp_path / "out")) == 2
     assert "--resume continues it, --restart throws it away" in capsys.readouterr().err
+
+
+def test_a_classifier_is_compressed_on_images(tmp_path, capsys):
+    model = models.ConvNet([1, 4, 4, 4], 10, key=jax.random.key(0))
+    models.save(model, tmp_path / "net", format="ffnlab")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[evaluation]\nsamples = 60\n[[stage]]\ntransform = "nearest"\ngroup = 2\n')
+    files = [str(tmp_path / "net"), "--recipe", str(recipe), "--out", str(tmp_path / "out")]
+    assert main(["compress", *files, "--images", "digits"]) == 0
+    said = capsys.readouterr().out
+    assert "data: digits" in said and "accuracy" in said and "images/s" in said
+    report = read_report(tmp_path / "out" / "report.json")
+    assert report.measured_on == {"images": 60} and report.exports[0].format == "ffnlab"
+    assert isinstance(models.load(tmp_path / "out" / "model"), models.ConvNet)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--images", "digits", "--text", "x"], "exclude each other"),
+        (["--images", "digits", "--records", "x"], "exclude each other"),
+        (["--images", "digits"], "--recipe FILE"),
+    ],
+)
+def test_what_a_classifier_is_not_given(tmp_path, capsys, options, said):
+    assert main(["compress", str(tmp_path), *options]) == 2
+    assert said in capsys.readouterr().err

@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ffnlab.compress import LabelledTask
+from ffnlab.compress import LabelledTask, compress, read_report
 from ffnlab.data import Labelled
 from ffnlab.errors import ConfigError, NumericalError
+from ffnlab.formats import load
 from ffnlab.layers import MLP
 from ffnlab.models import account
 from ffnlab.models.convnet import ConvNet
 from ffnlab.recipes import parse_recipe
+from ffnlab.weights import Int4
 
 RECIPE = parse_recipe('[[stage]]\ntransform = "nearest"')
 CALIBRATION, EVALUATION = RECIPE.stages[0].calibration, RECIPE.evaluation
@@ -115,3 +117,28 @@ def test_the_data_is_known_by_its_digests(task):
     other = LabelledTask(task.train, Labelled(task.test.x, task.test.y[::-1].copy()), "noise")
     assert other.as_json()["held_out_sha256"] != said["held_out_sha256"]
     assert other.as_json()["train_sha256"] == said["train_sha256"]
+
+
+def test_a_convolutional_network_is_compressed_whole(tmp_path):
+    model = ConvNet([1, 4, 6], 3, key=jax.random.key(2))
+    task = LabelledTask(examples(16, 0), examples(40, 1), "noise")
+    recipe = parse_recipe('[[stage]]\ntransform = "nearest"\nformat = "int4"\ngroup = 2')
+    before = jax.tree.map(np.asarray, model)
+    report = compress(model, recipe, task, tmp_path, progress=False)
+    jax.tree.map(np.testing.assert_array_equal, model, before)
+    assert read_report(tmp_path / "report.json") == report
+    (written,) = report.exports
+    assert (written.folder, written.format) == ("model", "ffnlab")
+    first, last = report.rows
+    small = load(tmp_path / "model")
+    assert isinstance(small, ConvNet) and isinstance(small.convs[0].weight, Int4)
+    again = task.quality(small, task.test, 8, label="again")
+    assert again["nats"] == pytest.approx(last.scores["nats"], rel=1e-6)
+    assert again["accuracy"] == last.scores["accuracy"]
+    # Rounding to sixteen levels moves the scores, and not far.
+    assert 0 < abs(last.scores["nats"] - first.scores["nats"]) < 0.5
+    assert last.parameters == first.parameters
+    assert report.measured_on == {"images": 40} and report.item == "image"
+    said = str(report)
+    assert "accuracy" in said and "images/s" in said and "perplexity" not in said
+    assert (tmp_path / "pareto.png").stat().st_size > 5000

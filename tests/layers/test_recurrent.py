@@ -71,13 +71,16 @@ def test_it_is_torch_s(cell, layout, ragged, expected, key):
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_row_in_two_pieces_is_the_row(cell, key):
     net = Recurrent(5, 4, key=key, cell=cell, layers=2)
-    for dtype in (jnp.float32, jnp.bfloat16):
+    # A product of four steps rounds in another order than one of nine; of bfloat16 in the last bit
+    # of values below one, at every step.
+    for dtype, atol in ((jnp.float32, ATOL), (jnp.bfloat16, 2**-6)):
         x = input_of((2, 9, 5)).astype(dtype)
         whole, final = net(x)
         first, state = net(x[:, :4])
         rest, last = net(x[:, 4:], state)
-        np.testing.assert_array_equal(jnp.concatenate([first, rest], 1), whole)
-        jax.tree.map(np.testing.assert_array_equal, last, final)
+        pieces = (jnp.concatenate([first, rest], 1), *last)
+        for ours, same in zip(pieces, (whole, *final), strict=True):
+            np.testing.assert_allclose(*(np.float32(v) for v in (ours, same)), rtol=0, atol=atol)
         assert whole.dtype == final[0].dtype == dtype
         assert cell != "lstm" or final[1].dtype == jnp.float32
 

@@ -11,7 +11,7 @@ from flax import nnx
 
 from ffnlab import tree
 from ffnlab.errors import SelectionError
-from ffnlab.layers import Linear
+from ffnlab.layers import BatchNorm, Linear, measured
 from ffnlab.layers.stacking import Statistic, stack_modules
 from ffnlab.learning import backprop, computed_in
 from ffnlab.learning.statistics import written
@@ -82,6 +82,36 @@ def test_moments_of_the_whole_batch_are_written_once(key, parts, mesh):
     np.testing.assert_allclose(state.model.mean[...], mean, **CLOSE)
     np.testing.assert_allclose(state.model.variance[...], variance, rtol=1e-5, atol=1e-4)
     assert state.model.mean.get_metadata()["axes"] == ("embed",)
+
+
+class BatchNormed(nnx.Module):
+    """A map with a batch norm after it."""
+
+    def __init__(self, key):
+        self.map = Linear(4, 4, key=key, axes=("embed", "mlp"))
+        self.norm = BatchNorm(4, axis="mlp", unbiased=True)
+
+    def __call__(self, x):
+        return self.norm(self.map(x))
+
+
+@pytest.mark.parametrize(("parts", "mesh"), [(1, None), (4, None), (2, "dp=2")])
+def test_a_batch_norm_moves_once_towards_the_whole_batch(key, parts, mesh):
+    def loss(model, x):
+        y, statistics = measured(model, x)
+        return jnp.mean(jnp.tanh(y)), {}, statistics
+
+    rule, model = backprop(loss, optax.sgd(0.0), microbatches=parts), BatchNormed(key)
+    state, step, x = rule.init(model, key), rule.step, rows()[0]
+    if mesh is not None:
+        mesh = parse_mesh(mesh)
+        step, state, x = make_step(rule, mesh), shard(state, mesh), place_batch(x, mesh)
+    mean, variance, h = np.zeros(4), np.ones(4), np.asarray(model.map(jnp.asarray(rows()[0])))
+    for _ in range(2):
+        state, _ = step(state, x)
+        mean, variance = 0.9 * mean + 0.1 * h.mean(0), 0.9 * variance + 0.1 * h.var(0, ddof=1)
+    np.testing.assert_allclose(state.model.norm.mean[...], mean, **CLOSE)
+    np.testing.assert_allclose(state.model.norm.variance[...], variance, **CLOSE)
 
 
 def test_parts_that_count_nothing_leave_no_mark_and_nothing_at_all_weighs_equally(key):

@@ -3,15 +3,16 @@
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from ffnlab.errors import ConfigError
 from ffnlab.models import unstack
-from ffnlab.models.calibration import check_tokens
+from ffnlab.models.calibration import check_tokens, given
 from ffnlab.quantization import fireq
 from ffnlab.sparsity import chess
-from ffnlab.testing import tiny
+from ffnlab.testing import tiny, tiny_encoder
 
 BAD = {
     "beyond the vocabulary": (np.full((2, 3), 64), r"from 64 to 64; the vocabulary is 0\.\.63"),
@@ -43,6 +44,48 @@ def test_good_batches_are_int32():
     assert check_tokens(np.array([[2**63]], np.uint64) - np.uint64(2**63), 64).tolist() == [[0]]
     with pytest.raises(ConfigError, match="t >= 2"):
         check_tokens([[1]], 64, least=2)
+
+
+def test_a_batch_is_what_a_model_is_called_with():
+    model, tokens = tiny_encoder(), np.array([[1, 2, 3]])
+    alone = given(tokens, model)
+    assert len(alone.args) == 1 and alone.options == {} and alone.valid is None
+    assert alone.args[0].dtype == np.int32
+    valid = np.array([[True, True, False]])
+    named = given({"valid": valid, "tokens": tokens}, model)
+    assert named.args == () and sorted(named.options) == ["tokens", "valid"]
+    assert named.first.tolist() == named.tokens.tolist() == tokens.tolist()
+    assert named.valid.tolist() == valid.tolist()
+    found = jax.jit(lambda model, batch: batch.run(model))(model, named)
+    want = jax.jit(lambda model, tokens, valid: model(tokens, valid=valid))(model, tokens, valid)
+    assert np.array_equal(found, want)
+    words = given({"embeddings": np.zeros((1, 3, 16), np.float32)}, model)
+    assert words.tokens is None and words.first.shape == (1, 3, 16)
+
+
+def test_segments_of_a_decoder_say_what_is_padding():
+    found = given({"tokens": [[0, 1, 2]], "segments": np.array([[0, 1, 2]])}, tiny())
+    assert found.valid.tolist() == [[False, True, True]]
+
+
+STRANGE = {
+    "a name": ({"tokens": [[1]], "mask": [[1]]}, r"\['mask', 'tokens'\]; .*'valid'"),
+    "inputs of layers": ({"tokens": [[1]], "inputs": [[1]]}, "'inputs'"),
+    "no text": ({"valid": [[True]]}, "one of .*'embeddings'.* is needed"),
+    "two texts": ({"tokens": [[1]], "embeddings": np.zeros((1, 1, 16))}, "one of"),
+    "rows": ({"tokens": [[1], [2]], "valid": [[True]]}, r"rows \{.*\(1,\)"),
+    "nothing": ({}, r"a batch of \[\]"),
+    "tokens": ({"tokens": [[64]]}, r"the vocabulary is 0\.\.63"),
+    "text": ({"tokens": [[1]], "valid": ["yes"]}, "a batch of <U3"),
+    "one number": ({"tokens": [[1]], "types": 3}, r"int64 \(\)"),
+}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_mappings_that_are_no_batch_are_named(case):
+    batch, text = STRANGE[case]
+    with pytest.raises(ConfigError, match=text):
+        given(batch, tiny_encoder())
 
 
 @pytest.mark.parametrize("transform", [fireq(top_k=1), chess()], ids=lambda t: t.name)

@@ -8,7 +8,7 @@ from flax import nnx
 from ffnlab import models
 from ffnlab.errors import ConfigError
 from ffnlab.layers import MLP, Block
-from ffnlab.models.units import present, units
+from ffnlab.models.units import present, slots, units
 from ffnlab.testing import tiny
 
 
@@ -46,9 +46,12 @@ def test_three_slots_are_three_units():
     small = models.remove(model, [3, 7])
     assert small.layers[1].ffn_in is None and small.layers[2].attn is None
     assert models.removed(small) == [3, 7] and present(small).shape == (3, 3)
+    assert slots(small) == slots(models.stack(model)) == ("ffn_in", "attn", "ffn")
     model.layers[0] = tiny().layers[0]
     with pytest.raises(ConfigError, match="different numbers of sublayers"):
         present(model)
+    with pytest.raises(ConfigError, match="different sublayers: .*'ffn_in'"):
+        slots(model)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ import pytest
 from ffnlab import models, tree
 from ffnlab.errors import ConfigError, NumericalError
 from ffnlab.layers import LayerInputs
+from ffnlab.models.units import present
 from ffnlab.pruning import finercut, removal_order
-from ffnlab.pruning.finercut import sublayers, together
+from ffnlab.pruning.finercut import together
 from ffnlab.storage import npz
 from ffnlab.testing import batches, counted, tiny
 from ffnlab.transform import apply, calibrate, chain
@@ -395,5 +396,5 @@ def test_stats_of_another_model_and_of_an_unfinished_search():
 
 def test_sublayers_of_a_stacked_model():
     model = models.remove(tiny(), [0, 2, 4])
-    np.testing.assert_array_equal(sublayers(model), sublayers(models.stack(model)))
-    assert sublayers(model).tolist() == [[False, True]] * 3
+    np.testing.assert_array_equal(present(model), present(models.stack(model)))
+    assert present(model).tolist() == [[False, True]] * 3

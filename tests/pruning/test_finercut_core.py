@@ -19,13 +19,18 @@ COMPARING = tuple(name for name in DISTANCES if name != "perplexity")
 
 def total(name: str, original, pruned, tokens) -> float:
     """Sum over one chunk, compiled once per shape."""
-    return float(TOTALS[name](*(jnp.asarray(a) for a in (original, pruned, tokens))))
+    return float(TOTALS[name](*(jnp.asarray(a) for a in (original, pruned, tokens)), None))
 
 
 def mean(name: str, original, pruned, tokens=None) -> float:
     """Total over count of one chunk."""
     tokens = np.zeros(original.shape[:2], np.int32) if tokens is None else tokens
-    return total(name, original, pruned, tokens) / DISTANCES[name].terms(*original.shape)
+    return total(name, original, pruned, tokens) / terms(name, *original.shape)
+
+
+def terms(name: str, samples: int, tokens: int, vocab: int) -> int:
+    """How many terms logits of a shape have, all of them counting."""
+    return DISTANCES[name].terms(samples, samples * tokens, vocab)
 
 
 def textbook(original, pruned):
@@ -85,7 +90,7 @@ def test_distances_are_finite_not_negative_and_add_over_samples(name, logits, se
     b, t, v = logits.shape
     tokens = np.zeros((1, t), np.int32)
     parts = [total(name, logits[i : i + 1], other[i : i + 1], tokens) for i in range(b)]
-    count = sum(DISTANCES[name].terms(1, t, v) for _ in range(b))
+    count = sum(terms(name, 1, t, v) for _ in range(b))
     assert sum(parts) / count == pytest.approx(whole, rel=1e-5, abs=1e-12)
 
 
@@ -157,3 +162,26 @@ def test_angle_of_zero_vectors():
 def test_perplexity_of_uniform_logits_is_the_vocabulary():
     logits, tokens = np.zeros((2, 4, 7), np.float32), np.ones((2, 4), np.int32)
     assert mean("perplexity", logits, logits, tokens) == pytest.approx(7, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+def test_positions_that_are_not_valid_have_no_terms(name):
+    rng = np.random.default_rng(1)
+    a, b = (jnp.asarray(rng.normal(size=(3, 6, 5)), jnp.float32) for _ in range(2))
+    tokens, lengths = jnp.asarray(rng.integers(0, 5, (3, 6))), (6, 2, 4)
+    valid = jnp.arange(6) < jnp.array(lengths)[:, None]
+    whole = DISTANCES[name].total(a, jnp.where(valid[..., None], b, 9.0), tokens, valid)
+    rows = [
+        float(DISTANCES[name].total(a[i, None, :n], b[i, None, :n], tokens[i, None, :n], None))
+        for i, n in enumerate(lengths)
+    ]
+    assert float(whole) == pytest.approx(sum(rows), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", COMPARING)
+def test_outputs_of_whole_samples_are_those_of_one_position(name):
+    rng = np.random.default_rng(2)
+    a, b = (jnp.asarray(rng.normal(size=(3, 5)), jnp.float32) for _ in range(2))
+    found = DISTANCES[name].total(a, b, None, None)
+    want = DISTANCES[name].total(a[:, None], b[:, None], jnp.zeros((3, 1), jnp.int32), None)
+    assert float(found) == pytest.approx(float(want), rel=1e-6)

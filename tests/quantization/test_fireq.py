@@ -152,6 +152,11 @@ def test_statistics_are_the_maxima_over_all_batches(batches, model):
     _, seen = tree.capture(model, tree.at("layers[1].attn.k"), batches[1])
     pre = seen["layers[1].attn.k"].output.reshape(-1, 2, 16)
     assert (parts.norms["layers[1].attn"] >= core.pair_norms(pre) * 0.99999).all()
+    turned = tree.map_at(
+        model, tree.at("layers[0].attn.k"), lambda k: k.replace(Dense(-k.weight.w))
+    )
+    other = transform.calibrate(fireq(top_k=0), turned, batches)  # none is a number of channels too
+    np.testing.assert_array_equal(other.absmax["layers[0].attn"], parts.absmax["layers[0].attn"])
 
 
 def test_default_sizes_are_the_authors():

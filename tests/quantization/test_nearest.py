@@ -80,6 +80,8 @@ def test_bad_input_names_itself():
         nearest(group=7)
     with pytest.raises(SelectionError, match="nothing"):
         transform.apply(nearest(select=tree.at("mlp")), tiny())
+    with pytest.raises(SelectionError, match="nothing"):  # before any pass: no layer is in it
+        nearest(select=tree.at("layers[0].ffn")).init(tiny())
     model = tiny()
     up = model.layers[2].ffn.up
     broken = tree.replace(

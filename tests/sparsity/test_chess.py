@@ -12,10 +12,11 @@ from ffnlab.data import TextBatches, held_out_windows, stdlib_text
 from ffnlab.errors import ConfigError, NumericalError, SelectionError
 from ffnlab.formats.embedded import embedded
 from ffnlab.layers import GatedFFN, SparseGatedFFN
+from ffnlab.models.calibration import Given
 from ffnlab.pruning import finercut
 from ffnlab.quantization import nearest
 from ffnlab.sparsity.sites import activations
-from ffnlab.testing import batches, tiny
+from ffnlab.testing import batches, tiny, tiny_encoder
 from ffnlab.text import evaluate
 from ffnlab.transform import apply, calibrate
 from ffnlab.weights import Dense, Int4, SparseInput, Transposed
@@ -100,7 +101,7 @@ def drawn(seed):
 def test_thresholds_are_quantiles_of_what_was_seen(rule):
     """On the very batch of the calibration nothing moves but the rounding of a threshold."""
     tokens = drawn(1)
-    gates, inputs = jax.jit(lambda model: activations(model, tokens, True))(tiny())
+    gates, inputs = jax.jit(lambda model: activations(model, Given((tokens,), {}), True))(tiny())
     seen = {path: gate for path, (gate, _) in gates.items()} | inputs
     previous = None
     for k in (0.3, 0.5, 0.7):
@@ -186,7 +187,7 @@ def test_what_equals_its_threshold_is_dropped_by_the_square_version_alone(rule):
     ffn = sparsity.sparsified(new, there, strict=ffn.strict).layers[0].ffn
     np.testing.assert_array_equal(jnp.abs(ffn.activate(x))[0], jnp.zeros(32) if strict else a)
     # A projection keeps what is above its threshold; where `>=` is meant that is the float below.
-    inputs = jax.jit(lambda model: activations(model, batch, True)[1])(tiny())
+    inputs = jax.jit(lambda model: activations(model, Given((batch,), {}), True)[1])(tiny())
     seen = np.sort(np.abs(inputs["layers[0].attn.q"]), axis=None)
     below = np.nextafter(seen[seen.size // 2 - 1], np.float32(0))
     assert stats.thresholds["layers[0].attn.q"] == (seen[seen.size // 2 - 1] if strict else below)
@@ -408,3 +409,20 @@ def test_attention_sites_add_at_most_three_times_as_much_as_ffns(added):
     """Card, point 3."""
     both = added(sparsity.chess, sparsity=0.5, attention=True)
     assert both.mean() <= 3 * added(sparsity.chess, sparsity=0.5).mean()
+
+
+def test_models_without_gates_are_refused_by_name():
+    for make in (sparsity.chess, sparsity.cats):
+        with pytest.raises(SelectionError, match=r"layers\[0\].ffn is an FFN without a gate"):
+            make().init(tiny_encoder())
+
+
+def test_an_encoder_with_gates_is_sparsified_and_padding_refused():
+    model = tiny_encoder(gated=True)
+    tokens = np.asarray(batches()[0])
+    new, _ = apply(sparsity.chess(sparsity=0.5), model, [{"tokens": tokens}])
+    assert sparsity.realised_sparsity(new, [tokens]).ffn == pytest.approx(0.5, abs=0.02)
+    valid = np.ones(tokens.shape, bool)
+    valid[0, 0] = False
+    with pytest.raises(ConfigError, match="padding"):
+        apply(sparsity.chess(), model, [{"tokens": tokens, "valid": valid}])

@@ -42,7 +42,7 @@ ACTIVATIONS = {
     "sigmoid": "sigmoid",
     "tanh": "tanh",
 }
-_ACTIVATION_NAMES = {  # of the others "silu" is written, which reading back finds to be another
+ACTIVATION_NAMES = {  # of the others "silu" is written, which reading back finds to be another
     **{name: name for name in ("silu", "gelu", "relu", "sigmoid", "tanh")},
     "gelu_tanh": "gelu_pytorch_tanh",
     "identity": "linear",
@@ -336,7 +336,7 @@ def _written(config: DecoderConfig, kind: Family) -> dict[str, object]:
         "head_dim": config.head_dim,
         "max_position_embeddings": _positions(config),
         "rms_norm_eps": config.eps,
-        act: _ACTIVATION_NAMES.get(config.activation, "silu"),
+        act: ACTIVATION_NAMES.get(config.activation, "silu"),
         "attention_bias": config.qkv_bias and config.o_bias,
         "mlp_bias": config.mlp_bias,
         "tie_word_embeddings": config.tie_embeddings,

@@ -15,6 +15,12 @@ SIZE_LIMITS = {
     "head_dim": 2**12,
     "max_position_embeddings": 2**31 - 1,
     "sliding_window": 2**31 - 1,
+    "type_vocab_size": 2**16,
+    "num_labels": 2**20,
+    "dim": 2**18,  # DistilBERT has names of its own
+    "hidden_dim": 2**20,
+    "n_layers": 2**10,
+    "n_heads": 2**12,
 }
 
 

@@ -1,4 +1,4 @@
-"""One token through a decoder: whether what it says is made of numbers, and if not, since where.
+"""One token through a model: whether what it says is made of numbers, and if not, since where.
 
 Values that are finite one by one still overflow together: scales of 3e38, a divisor of 1e-40, a
 norm's scale of 1e30. Weights are used block by block, and a dense head piece by piece, so that the
@@ -15,20 +15,21 @@ from jaxtyping import Array, Bool, Float
 from ffnlab.layers import Block, Context
 from ffnlab.models import trunk
 from ffnlab.models.decoder import Decoder
+from ffnlab.models.encoder import Encoder
 from ffnlab.weights import Dense
 
 PIECE = 2**24  # entries of a head that are widened at a time
 
 
-def not_finite(model: Decoder) -> str | None:
-    """The first part of a decoder that gives NaN or infinity for one token; None for none.
+def not_finite(model: Decoder | Encoder) -> str | None:
+    """The first part of a model that gives NaN or infinity for one token; None for none.
 
     Args:
       model: blocks in a list, all on one device.
     Returns:
-      "embed", "layers[i]" or "head"; the token is the config's bos, or 0.
+      "embed", "layers[i]" or "head"; the token is the config's bos, where it has one, or 0.
     """
-    token = jnp.full((1, 1), model.config.bos or 0, jnp.int32)
+    token = jnp.full((1, 1), getattr(model.config, "bos", None) or 0, jnp.int32)
     h = model.embed_tokens(token)
     if not jnp.isfinite(h).all():
         return "embed"
@@ -36,7 +37,8 @@ def not_finite(model: Decoder) -> str | None:
         h, is_sane = _after(block, h)
         if not is_sane:
             return f"layers[{i}]"
-    return None if all(bool(jnp.isfinite(part).all()) for part in _logits(model, h)) else "head"
+    parts = _logits(model, h) if isinstance(model, Decoder) else _outputs(model, h)
+    return None if all(bool(jnp.isfinite(part).all()) for part in parts) else "head"
 
 
 @jax.jit
@@ -53,6 +55,25 @@ def _logits(model: Decoder, h: Float[Array, "1 1 d"]) -> Iterator[Array]:
     """The logits before any cap, in pieces where the head is dense."""
     h = model.norm(h)
     yield h
+    yield from _products(model, h)
+
+
+def _outputs(model: Encoder, h: Float[Array, "1 1 d"]) -> Iterator[Array]:
+    """What an encoder's heads give; the bias of the masked one is looked at alone."""
+    h = h if model.norm is None else model.norm(h)
+    yield h
+    yield model.pooled(h)
+    if model.config.head != "masked":
+        yield model.output(h)
+        return
+    h = model.transform(h)
+    yield h
+    yield model.head_bias.get_value()
+    yield from _products(model, h)
+
+
+def _products(model: Decoder | Encoder, h: Float[Array, "1 1 d"]) -> Iterator[Array]:
+    """h times the head, in pieces where it is dense."""
     weight = model.embed.weight if model.head is None else model.head.weight
     if not isinstance(weight, Dense):
         yield model.embed.logits(h) if model.head is None else model.head(h)

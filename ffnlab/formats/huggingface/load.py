@@ -1,4 +1,4 @@
-"""Decoders from Hugging Face directories: all is checked, then read once, straight into place.
+"""Models from Hugging Face directories: all is checked, then read once, straight into place.
 
 The model is first built without its arrays (`jax.eval_shape`), its parameters are matched with the
 tensors of the checkpoint, and all that does not fit is reported in one error. Only then are the
@@ -15,9 +15,8 @@ import numpy as np
 
 from ffnlab.errors import ConfigError, FormatError
 from ffnlab.formats.huggingface import sidecar
-from ffnlab.formats.huggingface.families import read_config
+from ffnlab.formats.huggingface.dialects import Config, Model, dialect_of, read_config
 from ffnlab.formats.huggingface.finite import not_finite
-from ffnlab.formats.huggingface.names import EMBED, HEAD, text_names
 from ffnlab.formats.huggingface.plan import (
     Decode,
     Packed,
@@ -28,10 +27,9 @@ from ffnlab.formats.huggingface.plan import (
     variables,
 )
 from ffnlab.formats.safetensors import Checkpoint, open_directory
-from ffnlab.formats.stream import Axes, Placement, equal, place, placement, reader
+from ffnlab.formats.stream import Axes, Placement, place, placement, reader
 from ffnlab.formats.untrusted import inside, quoted, read_json
 from ffnlab.models.config import DecoderConfig
-from ffnlab.models.decoder import Decoder
 from ffnlab.progress import track
 from ffnlab.storage.files import StrPath
 from ffnlab.weights import AxisNames, Dense, Weight
@@ -46,11 +44,14 @@ def load(
     check_finite: bool = True,
     extras: bool = True,
     progress: bool = True,
-) -> Decoder:
-    """Loads a model directory: Llama, Mistral, Qwen 2/3, Gemma 2/3 (text), Phi-3, or one of ours.
+) -> Model:
+    """Loads a model directory: Llama, Mistral, Qwen 2/3, Gemma 2/3 (text), Phi-3 or one of ours as
+    a `Decoder`; BERT, MiniLM and DistilBERT as an `Encoder`.
 
     A stored head that differs from the embedding is used, whatever `tie_word_embeddings` says. The
-    index may list the head of a tied model that its shard lacks, as transformers allows.
+    index may list the head of a tied model that its shard lacks, as transformers allows. What the
+    class named in `architectures` leaves unused (a pooler, the head for the next sentence) is not
+    read.
 
     Args:
       directory: holds config.json and model.safetensors, or shards with their index; an
@@ -80,14 +81,14 @@ def load(
     config = read_config(raw, where=str(directory / "config.json"))
     if max_positions is not None:
         config = _with_positions(config, max_positions)
-    tied, wrapped = config.tie_embeddings, _entry(raw, "model_type") == "gemma3"
+    dialect, head = dialect_of(config), dialect_of(config).head(config)
     checkpoint = open_directory(
-        directory, spare=lambda name: tied and HEAD in text_names([name], wrapped=wrapped)
+        directory,
+        spare=lambda name: head is not None and head in dialect.found(config, [name], raw),
     )
     extra = sidecar.read(directory, config) if extras else None
-    names = text_names(checkpoint.tensors, wrapped=wrapped)
-    if config.tie_embeddings and HEAD in names:
-        config = _settle_head(config, checkpoint, names)
+    names = dialect.found(config, checkpoint.tensors, raw)
+    config = dialect.settle(config, checkpoint, names)
     decode = _decode(_entry(raw, "quantization_config"), directory)
     plan = make_plan(config, checkpoint, names, decode)
     tasks = track(plan.tasks, f"loading {directory.name}", enabled=progress)
@@ -99,7 +100,11 @@ def load(
     return model
 
 
-def _with_positions(config: DecoderConfig, positions: int) -> DecoderConfig:
+def _with_positions(config: Config, positions: int) -> DecoderConfig:
+    if not isinstance(config, DecoderConfig):
+        raise ConfigError(
+            f"max_positions={positions!r}: an encoder has max_positions={config.max_positions}"
+        )
     if not isinstance(positions, int) or not 1 <= positions <= config.reach:
         rope = config.rope
         raise ConfigError(
@@ -107,19 +112,6 @@ def _with_positions(config: DecoderConfig, positions: int) -> DecoderConfig:
             f"allows (scaling {rope.scaling!r}, factor {rope.factor:g} of {rope.original} tokens)"
         )
     return dataclasses.replace(config, max_positions=positions)
-
-
-def _settle_head(
-    config: DecoderConfig, checkpoint: Checkpoint, names: dict[str, str]
-) -> DecoderConfig:
-    """The config of a tied model with a stored head: untied, as transformers does, if it differs.
-
-    A copy of the embedding is taken out of `names`.
-    """
-    if EMBED in names and equal(checkpoint, names[EMBED], names[HEAD]):
-        del names[HEAD]
-        return config
-    return dataclasses.replace(config, tie_embeddings=False)
 
 
 def _entry(raw: object, name: str) -> object:
@@ -159,7 +151,7 @@ def _read(
     dtype: np.dtype,
     sharding: Placement,
     check_finite: bool,
-) -> Decoder:
+) -> Model:
     wanted = variables(plan.model)
     values: dict[str, jax.Array | Weight] = {}
     for task in tasks:

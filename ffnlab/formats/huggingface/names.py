@@ -1,14 +1,15 @@
-"""The table from Hugging Face tensor names to paths in a `Decoder`, and back: one row per kind.
+"""The table from Hugging Face tensor names to paths in a model, and back: one row per kind.
 
 A row holds a name with `{n}` for the layer number and the path, or the paths of the parts that one
 fused tensor is the concatenation of, along its output axis. Which rows a family uses, and the one
-difference in the layout (a matrix is `[out, in]` there and `[in, out]` here), is all there is to
-know about the two namings.
+difference in the layout (a matrix is `[out, in]` there and `[in, out]` here; an embedding is the
+same), is all there is to know about the two namings. The rows here are a `Decoder`'s; those of an
+`Encoder` are in `encoder_names`.
 """
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ffnlab.errors import FormatError
 from ffnlab.formats.huggingface.families import family
@@ -59,7 +60,7 @@ class Row:
 
     Attributes:
       name: Hugging Face name, with `{n}` for the layer.
-      paths: where its parts are in a `Decoder`, with `{n}`.
+      paths: where its parts are in the model, with `{n}`.
     """
 
     name: str
@@ -104,10 +105,10 @@ def rows(model_type: str) -> list[Row]:
 class Names:
     """Both directions of one family's table."""
 
-    def __init__(self, model_type: str):
-        """Reads the table of a `model_type`."""
+    def __init__(self, model_type: str, table: Sequence[Row] | None = None):
+        """Reads a table; that of a `Decoder` of this `model_type` when None."""
         self.family = model_type
-        table = rows(model_type)
+        table = rows(model_type) if table is None else table
         self._regexes = [(row.regex, row) for row in table]
         self._by_path = {path: (row, i) for row in table for i, path in enumerate(row.paths)}
 
@@ -120,7 +121,7 @@ class Names:
             return None
         row, part = found
         paths = tuple(p.replace("{n}", n) for p in row.paths)
-        transposed = path.endswith(".w") and path != "embed.w"
+        transposed = path.endswith(".w") and not path.endswith("embed.w")
         return Place(row.name.replace("{n}", n), part, paths, transposed)
 
     def paths(self, name: str) -> tuple[str, ...]:

@@ -11,12 +11,11 @@ import numpy as np
 from flax import nnx
 
 from ffnlab.errors import FormatError
-from ffnlab.formats.huggingface.names import Names, Place
+from ffnlab.formats.huggingface.dialects import Config, Model, dialect_of
+from ffnlab.formats.huggingface.names import Place
 from ffnlab.formats.safetensors import Checkpoint
 from ffnlab.formats.stream import Stored
 from ffnlab.formats.untrusted import quoted
-from ffnlab.models.config import DecoderConfig
-from ffnlab.models.decoder import Decoder, abstract
 from ffnlab.weights import Weight
 
 PROBLEMS_SHOWN = 20
@@ -78,11 +77,11 @@ class Plan:
     """A model without arrays, and where each of them comes from.
 
     Attributes:
-      model: abstract decoder in float32.
+      model: abstract, in float32.
       tasks: together they fill every parameter.
     """
 
-    model: Decoder
+    model: Model
     tasks: tuple[Task, ...]
 
 
@@ -98,14 +97,14 @@ def is_variable(node: object) -> bool:
 
 
 def make_plan(
-    config: DecoderConfig, checkpoint: Checkpoint, found: Mapping[str, str], decode: Decode | None
+    config: Config, checkpoint: Checkpoint, found: Mapping[str, str], decode: Decode | None
 ) -> Plan:
     """Matches the parameters of a config with the tensors of a checkpoint.
 
     Args:
       config: what the model is.
       checkpoint: what there is.
-      found: what the checkpoint calls each tensor, by its plain name (`names.text_names`).
+      found: what the checkpoint calls each tensor, by its plain name (`Dialect.found`).
       decode: recognizes quantized linear maps; None if there are none.
     Raises:
       FormatError: tensors are missing, of another shape or dtype, or not part of the model; the
@@ -116,7 +115,7 @@ def make_plan(
             f"{checkpoint.origin}: config.json says num_hidden_layers={config.layers}, but there "
             f"are only {len(found)} tensors"
         )
-    model = abstract(config)
+    model = dialect_of(config).abstract(config)
     matcher = _Matcher(config, checkpoint, found, decode, variables(model))
     tasks = tuple(matcher.tasks())
     matcher.finish()
@@ -126,13 +125,13 @@ def make_plan(
 class _Matcher:
     def __init__(
         self,
-        config: DecoderConfig,
+        config: Config,
         checkpoint: Checkpoint,
         found: Mapping[str, str],
         decode: Decode | None,
         wanted: Mapping[str, nnx.Variable],
     ):
-        self.names = Names(config.family)
+        self.names = dialect_of(config).names(config)
         self.checkpoint, self.found, self.decode, self.wanted = checkpoint, found, decode, wanted
         self.problems: list[str] = []
         self.used: set[str] = set()

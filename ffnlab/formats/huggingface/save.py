@@ -1,9 +1,10 @@
-"""Decoders into Hugging Face directories that stock tools load.
+"""Models into Hugging Face directories that stock tools load.
 
-A block that lost both sublayers is left out and the config rewritten; a sublayer removed alone is
-written as zeros, which add nothing. Weights in formats of ours are written as the dense matrices
-they stand for, or packed (`ffnlab.formats.compressed_tensors`), and then such zeros are too. What
-the files cannot say goes to `ffnlab.json`. `[in, out]` becomes `[out, in]` in `_stored`, and there.
+A block that lost both sublayers is left out and the config rewritten, unless norms stand after the
+sums, where it still does something. A sublayer removed alone is written as zeros, which add
+nothing. Weights in formats of ours are written as the dense matrices they stand for, or packed
+(`ffnlab.formats.compressed_tensors`), and then such zeros are too. What the files cannot say goes
+to `ffnlab.json`. `[in, out]` becomes `[out, in]` in `_stored`, and there.
 """
 
 import dataclasses
@@ -22,15 +23,20 @@ from ffnlab.formats.compressed_tensors.schemes import Scheme
 from ffnlab.formats.compressed_tensors.writing import Encoded, Encoder, scheme_of
 from ffnlab.formats.directory import keep_others
 from ffnlab.formats.huggingface import sidecar
-from ffnlab.formats.huggingface.families import read_config, write_config
+from ffnlab.formats.huggingface.dialects import (
+    Config,
+    Model,
+    dialect_of,
+    read_config,
+    write_config,
+)
 from ffnlab.formats.huggingface.finite import not_finite
-from ffnlab.formats.huggingface.names import Names, Place
+from ffnlab.formats.huggingface.names import Place
 from ffnlab.formats.huggingface.plan import variables
 from ffnlab.formats.safetensors import Entry, write_directory
 from ffnlab.formats.stream import is_finite
-from ffnlab.layers import GatedFFN, SparseGatedFFN
 from ffnlab.models.config import DecoderConfig
-from ffnlab.models.decoder import Decoder, abstract
+from ffnlab.models.encoder_config import EncoderConfig
 from ffnlab.models.stack import unstack
 from ffnlab.storage.files import StrPath, atomic_dir, write_json
 from ffnlab.weights import Int4, SparseInput, Weight
@@ -43,7 +49,7 @@ LAYER = re.compile(r"layers\[(\d+)\]")
 
 
 def save(
-    model: Decoder,
+    model: Model,
     directory: StrPath,
     *,
     dtype: jax.typing.DTypeLike | None = None,
@@ -86,6 +92,8 @@ def save(
         extra = _without_packed(extra, writer)
         written["quantization_config"] = encoder.quantization_config
         notes = encoder.notes(writer.dtype)
+    if isinstance(model.config, EncoderConfig):
+        notes += _encoder_notes(model.config)
     with atomic_dir(directory) as temporary:
         keep_others(Path(directory), temporary)
         write_directory(temporary, entries, max_shard_bytes=max_shard_bytes)
@@ -109,7 +117,14 @@ def _checked(name: str, item: Entry) -> Entry:
     return dataclasses.replace(item, make=make)
 
 
-def _check_logits(model: Decoder) -> None:
+def _encoder_notes(config: EncoderConfig) -> list[str]:
+    """What `transformers` makes of an encoder beside what its files say."""
+    if config.family == "bert" and config.head is None and config.pooler is None:
+        return ["a pooler is not there: transformers draws a random one, unless told not to"]
+    return []
+
+
+def _check_logits(model: Model) -> None:
     """Raises FormatError for a model, on one device, that gives no number for one token."""
     leaves = [leaf for leaf in jax.tree.leaves(model) if isinstance(leaf, jax.Array)]
     where = not_finite(unstack(model)) if all(len(x.devices()) == 1 for x in leaves) else None
@@ -117,7 +132,7 @@ def _check_logits(model: Decoder) -> None:
         raise FormatError(f"model: {where} gives NaN or infinity for one token")
 
 
-def is_packable(model: Decoder) -> bool:
+def is_packable(model: Model) -> bool:
     """Whether format "compressed-tensors" of `save` has something of a model to pack.
 
     Raises:
@@ -127,24 +142,32 @@ def is_packable(model: Decoder) -> bool:
 
 
 def _writer(
-    model: Decoder, dtype: jax.typing.DTypeLike | None, encoder: Encoder | None
+    model: Model, dtype: jax.typing.DTypeLike | None, encoder: Encoder | None
 ) -> tuple[sidecar.Sidecar, "_Writer"]:
     """The sidecar of a model and the writer of its tensors."""
     model = unstack(model)
     extra = sidecar.extract(model)
     blocks = model.blocks()
     kept = [blocks[i] for i in extra.kept]
+    ffns = dialect_of(model.config).ffns
     for i, block in zip(extra.kept, kept, strict=True):
-        if block.ffn is not None and not isinstance(block.ffn, GatedFFN | SparseGatedFFN):
-            kind = type(block.ffn).__name__
-            raise FormatError(f"layers[{i}].ffn is a {kind}; gated FFNs can be written; {NATIVE}")
+        if block.ffn is not None and not isinstance(block.ffn, ffns):
+            kind, known = type(block.ffn).__name__, ", ".join(ffn.__name__ for ffn in ffns)
+            raise FormatError(
+                f"layers[{i}].ffn is a {kind}; a {model.config.family} directory has {known}; "
+                f"{NATIVE}"
+            )
     parts = jax.tree.map(lambda leaf: leaf, model)
     parts.layers = nnx.List(kept)
     return extra, _Writer(_kept_config(model, extra.kept), variables(parts), dtype, encoder)
 
 
-def _kept_config(model: Decoder, kept: tuple[int, ...]) -> DecoderConfig:
+def _kept_config(model: Model, kept: tuple[int, ...]) -> Config:
     config = model.config
+    if not isinstance(config, DecoderConfig):
+        is_masked = config.head == "masked"
+        tied = model.head is None if is_masked else config.tie_embeddings
+        return dataclasses.replace(config, layers=len(kept), tie_embeddings=tied)
     windows = None if config.windows is None else tuple(config.windows[i] for i in kept)
     return dataclasses.replace(
         config, layers=len(kept), windows=windows, tie_embeddings=model.head is None
@@ -177,14 +200,15 @@ class _Writer:
 
     def __init__(
         self,
-        config: DecoderConfig,
+        config: Config,
         held: Mapping[str, nnx.Variable],
         dtype: jax.typing.DTypeLike | None,
         encoder: Encoder | None,
     ):
         self.config, self.held = config, held
-        self.names = Names(config.family)
-        self.wanted = variables(abstract(config))
+        self.dialect = dialect_of(config)
+        self.names = self.dialect.names(config)
+        self.wanted = variables(self.dialect.abstract(config))
         unknown = [p for p in held if p not in self.wanted and not p.endswith(IN_SIDECAR)]
         if unknown:
             raise FormatError(f"{unknown[0]} has no place in a {config.family} directory; {NATIVE}")
@@ -235,11 +259,15 @@ class _Writer:
 
     def entries(self) -> Iterator[tuple[str, Entry]]:
         """Pairs (name, tensor) in the order of the model."""
+        second = {first: name for name, first in self.dialect.second(self.config).items()}
         for where in self.places:
             if where.name in self.encoded:
                 yield from self.encoded[where.name].tensors(self.dtype).items()
-            else:
-                yield self._dense(where)
+                continue
+            name, tensor = self._dense(where)
+            yield name, tensor
+            if name in second:
+                yield second[name], tensor
 
     def _dense(self, where: Place) -> tuple[str, Entry]:
         shapes = [tuple(self.wanted[path].get_value().shape) for path in where.paths]
@@ -254,7 +282,8 @@ class _Writer:
     def _part(self, path: str) -> np.ndarray | jax.Array:
         if path not in self.held:  # of a removed sublayer
             shape = self.wanted[path].get_value().shape
-            neutral = 1.0 - self.config.norm_offset if path.endswith(".scale") else 0.0
+            offset = getattr(self.config, "norm_offset", 0.0)
+            neutral = 1.0 - offset if path.endswith(".scale") else 0.0
             return np.full(shape, neutral, self.dtype)
         value = self.held[path].get_value()
         return value.dense() if isinstance(value, Weight) else value

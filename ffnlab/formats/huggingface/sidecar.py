@@ -11,38 +11,46 @@ stands for; `stored` tells what it was and is for readers. Where the tensors are
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ffnlab import tree
 from ffnlab.errors import FormatError
 from ffnlab.formats.compressed_tensors.packing import in_format
 from ffnlab.formats.directory import SIDECAR_FILE
 from ffnlab.formats.huggingface.sidecar_schema import (
+    OUTER,
     VERSION,
     BlockExtra,
     LinearExtra,
     ScalesExtra,
     Sidecar,
+    keeps_empty_blocks,
     parse,
 )
 from ffnlab.formats.untrusted import inside, read_json
 from ffnlab.layers import Attention, Block, Linear, SparseGatedFFN
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.decoder import Decoder
+from ffnlab.models.encoder import Encoder
+from ffnlab.models.encoder_config import EncoderConfig
 from ffnlab.models.remove import removed
 from ffnlab.models.stack import unstack
 from ffnlab.storage.files import write_json
 from ffnlab.weights import Dense, Int4, Int8, LoRA, SparseInput, Transposed, Weight
 
+M = TypeVar("M", bound=Decoder | Encoder)
 LINEARS = ("attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.down")
 
 
-def read(directory: Path, config: DecoderConfig) -> Sidecar | None:
+def read(directory: Path, config: DecoderConfig | EncoderConfig) -> Sidecar | None:
     """Reads and checks the sidecar of a model directory; None if it has none.
 
     Args:
@@ -62,7 +70,7 @@ def write(directory: Path, extra: Sidecar) -> None:
     write_json(directory / SIDECAR_FILE, _to_json(extra))
 
 
-def extract(model: Decoder) -> Sidecar:
+def extract(model: Decoder | Encoder) -> Sidecar:
     """What has to be said about a model beside its config and its dense matrices.
 
     Raises:
@@ -82,11 +90,15 @@ def extract(model: Decoder) -> Sidecar:
             said = _linear_extra(f"layers[{i}].{name}", linear.weight, _usual(block, name))
             if said != LinearExtra():
                 linears[f"layers[{i}].{name}"] = said
-    if model.head is not None:
-        said = _linear_extra("head", model.head.weight, Dense)
-        linears |= {"head": said} if said != LinearExtra() else {}
-    units = tuple(removed(model))
-    return Sidecar(model.config.layers, model.config.windows, units, blocks, linears)
+    for name in OUTER:
+        linear = _linear(model, name)
+        if linear is not None:
+            said = _linear_extra(name, linear.weight, Dense)
+            linears |= {name: said} if said != LinearExtra() else {}
+    config, units = model.config, tuple(removed(model))
+    windows = config.windows if isinstance(config, DecoderConfig) else None
+    whole = keeps_empty_blocks(config)
+    return Sidecar(config.layers, windows, units, blocks, linears, whole)
 
 
 def _usual(block: Block, name: str) -> type:
@@ -94,10 +106,11 @@ def _usual(block: Block, name: str) -> type:
     return Transposed if sparse else Dense
 
 
-def _linear(block: Block, name: str) -> Linear | None:
-    part, _, field = name.partition(".")
-    linear = getattr(getattr(block, part), field, None)
-    return linear if isinstance(linear, Linear) else None
+def _linear(module: nnx.Module, name: str) -> Linear | None:
+    """The linear map at a path in a block or a model; None where there is none."""
+    inner = lambda part, field: getattr(part, field, None)  # noqa: E731
+    found = functools.reduce(inner, name.split("."), module)
+    return found if isinstance(found, Linear) else None
 
 
 def _block_extra(block: Block) -> BlockExtra:
@@ -144,7 +157,7 @@ def runtime_act(weight: Weight) -> str | None:
     return getattr(weight, "act", None)
 
 
-def apply(model: Decoder, extra: Sidecar) -> Decoder:
+def apply(model: M, extra: Sidecar) -> M:
     """The model that a sidecar describes.
 
     Args:
@@ -162,10 +175,13 @@ def apply(model: Decoder, extra: Sidecar) -> Decoder:
             for i in range(extra.blocks)
         ]
     )
-    if "head" in extra.linears and new.head is not None:
-        said = extra.linears["head"]
-        new.head = new.head.replace(_weight("head", new.head.weight, said))
-    new.config = dataclasses.replace(model.config, layers=extra.blocks, windows=extra.windows)
+    for name in OUTER:
+        linear = _linear(new, name)
+        if linear is not None and name in extra.linears:
+            said = extra.linears[name]
+            new = tree.replace(new, {name: linear.replace(_weight(name, linear.weight, said))})
+    windows = {"windows": extra.windows} if isinstance(model, Decoder) else {}
+    new.config = dataclasses.replace(model.config, layers=extra.blocks, **windows)
     return new
 
 
@@ -254,7 +270,7 @@ def _spell(value: object) -> object:
     return value
 
 
-def ignored_by_others(model: Decoder) -> list[str]:
+def ignored_by_others(model: Decoder | Encoder) -> list[str]:
     """What tools that read only the Hugging Face files will not do, in words; empty if nothing.
 
     Args:

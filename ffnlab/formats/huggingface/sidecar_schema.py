@@ -11,12 +11,16 @@ import numpy as np
 from ffnlab.errors import FormatError
 from ffnlab.formats.untrusted import quoted
 from ffnlab.models.config import DecoderConfig
+from ffnlab.models.encoder_config import EncoderConfig
 
 VERSION = 1
 SCALE_DTYPES = ("float32", "bfloat16", "float8_e4m3fn")
 BLOCKS_LIMIT = 1024
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-_LINEAR = re.compile(r"head|layers\[(0|[1-9][0-9]{0,3})\]\.(attn\.[qkvo]|ffn\.(gate|up|down))")
+OUTER = ("head", "pooler", "transform.dense")  # linear maps outside the blocks
+_LINEAR = re.compile(
+    r"head|pooler|transform\.dense|layers\[(0|[1-9][0-9]{0,3})\]\.(attn\.[qkvo]|ffn\.(gate|up|down))"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +84,8 @@ class Sidecar:
       removed: units of removed sublayers (`ffnlab.models.remove`), ascending.
       by_block: runtime parts by block number.
       linears: runtime parts by path.
+      whole: a block that lost all its sublayers still does something (its norms stand after the
+        sums): follows from the config, and is not in the file.
     """
 
     blocks: int
@@ -87,13 +93,16 @@ class Sidecar:
     removed: tuple[int, ...]
     by_block: Mapping[int, BlockExtra]
     linears: Mapping[str, LinearExtra]
+    whole: bool = False
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """Blocks that have a place in the Hugging Face files: all but those removed altogether.
+        """Blocks that have a place in the Hugging Face files: all but those that do nothing.
 
         One block is always there: without any, the first is written and does nothing.
         """
+        if self.whole:
+            return tuple(range(self.blocks))
         gone = set(self.removed)
         left = (i for i in range(self.blocks) if not {2 * i, 2 * i + 1} <= gone)
         return tuple(left) or (0,)
@@ -104,7 +113,12 @@ class Sidecar:
         return bool(self.removed or self.by_block or self.linears)
 
 
-def parse(raw: object, config: DecoderConfig, file: Path) -> Sidecar:
+def keeps_empty_blocks(config: DecoderConfig | EncoderConfig) -> bool:
+    """Whether a block that lost all its sublayers still does something: `Sidecar.whole`."""
+    return isinstance(config, EncoderConfig) and config.norm == "after"
+
+
+def parse(raw: object, config: DecoderConfig | EncoderConfig, file: Path) -> Sidecar:
     """Checks the parsed JSON of a sidecar.
 
     Args:
@@ -135,18 +149,19 @@ def parse(raw: object, config: DecoderConfig, file: Path) -> Sidecar:
         for key, value in _mapping(top.get("linears"), f"{file}: linears").items()
     }
     windows = _windows(top.get("windows"), blocks, f"{file}: windows")
-    extra = Sidecar(blocks, windows, units, by_block, linears)
+    extra = Sidecar(blocks, windows, units, by_block, linears, keeps_empty_blocks(config))
     _check_config(extra, config, file)
     return extra
 
 
-def _check_config(extra: Sidecar, config: DecoderConfig, file: Path) -> None:
+def _check_config(extra: Sidecar, config: DecoderConfig | EncoderConfig, file: Path) -> None:
     if len(extra.kept) != config.layers:
         raise FormatError(
             f"{file}: {len(extra.kept)} blocks are left, config.json has {config.layers}"
         )
     ours = [None if extra.windows is None else extra.windows[i] for i in extra.kept]
-    if ours != [config.window(i) for i in range(config.layers)]:
+    windows = config.windows if isinstance(config, DecoderConfig) else None
+    if ours != list(windows or (None,) * config.layers):
         raise FormatError(f"{file}: windows contradict config.json")
 
 
@@ -213,13 +228,14 @@ def _windows(raw: object, blocks: int, where: str) -> tuple[int | None, ...] | N
     return tuple(None if w is None else _count(w, 2**31, where) for w in found)
 
 
-def _block(raw: object, config: DecoderConfig, where: str) -> BlockExtra:
+def _block(raw: object, config: DecoderConfig | EncoderConfig, where: str) -> BlockExtra:
     found = _object(raw, {field.name for field in dataclasses.fields(BlockExtra)}, where)
     strict, scale, threshold = found.get("strict", True), None, None
     if not isinstance(strict, bool):
         raise FormatError(f"{where}: strict must be true or false, got {quoted(strict)}")
     if found.get("post_scale") is not None:
-        rows = _sized(found["post_scale"], config.kv_heads, f"{where}: post_scale")
+        heads = config.kv_heads if isinstance(config, DecoderConfig) else config.heads
+        rows = _sized(found["post_scale"], heads, f"{where}: post_scale")
         scale = tuple(_numbers(row, config.head_dim, f"{where}: post_scale") for row in rows)
         if not all(0 < np.float32(value) < np.inf for row in scale for value in row):
             raise FormatError(f"{where}: post_scale holds a number that is not positive")
