@@ -139,8 +139,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         RULES.check(self.rule)
+        reads = KINDS[self.kind].reads
+        if reads == "graphs":
+            raise ConfigError(
+                f"a model of kind {self.kind!r} reads graphs, which no kind of [data] gives; train "
+                "it in Python, by a rule and a loss of its own"
+            )
         check_accepted(self.rule, self.kind)
-        reads_text = KINDS[self.kind].reads == "tokens"
+        reads_text = reads == "tokens"
         if reads_text != isinstance(self.data, DataConfig):
             which = "text" if reads_text else "images or records"
             raise ConfigError(f"a model of kind {self.kind!r} reads {which}: set kind in [data]")

@@ -17,6 +17,7 @@ from ffnlab.errors import ConfigError, FormatError, first_line
 from ffnlab.formats.directory import CONFIG_FILE, NATIVE_FILE, SIDECAR_FILE
 from ffnlab.formats.huggingface import encoder_families
 from ffnlab.formats.huggingface.families import FAMILIES
+from ffnlab.graph import Graph
 from ffnlab.layers import MLP
 from ffnlab.models import (
     AutoencoderConfig,
@@ -27,6 +28,8 @@ from ffnlab.models import (
     DecoderConfig,
     Encoder,
     EncoderConfig,
+    GraphNetwork,
+    GraphNetworkConfig,
     MLPConfig,
     NoPropConfig,
     NoPropNet,
@@ -34,7 +37,7 @@ from ffnlab.models import (
 
 __all__ = ["KINDS", "Config", "Kind", "check_kind", "check_runs", "kind_of"]
 
-Reads = Literal["tokens", "rows", "images"]
+Reads = Literal["tokens", "rows", "images", "graphs"]
 
 
 @runtime_checkable
@@ -52,7 +55,8 @@ class Kind:
       config: frozen dataclass of plain fields.
       model: class of the model.
       make: (config, key=, dtype=) -> the model, drawn.
-      reads: what it is called with: "tokens" int [b, t], "rows" [b, d] or "images" [b, h, w, c].
+      reads: what it is called with: "tokens" int [b, t], "rows" [b, d], "images" [b, h, w, c] or
+        "graphs", rows [n, d] of the nodes of one.
       example: (model) -> the least input that it takes, abstract.
       classes: (config) -> how many classes its scores tell apart; None where it has no scores.
       families: values of `model_type` in Hugging Face directories that hold this kind.
@@ -78,14 +82,25 @@ def tokens(model: Any) -> jax.ShapeDtypeStruct:
 
 def row(model: Any) -> jax.ShapeDtypeStruct:
     """One row as wide as the first map."""
-    first = model.blocks.of_input.weight if isinstance(model, NoPropNet) else model.maps[0].weight
-    return jax.ShapeDtypeStruct((1, first.shape[0]), jnp.float32)
+    if isinstance(model, GraphNetwork):
+        width = model.config.sizes[0]
+    else:
+        first = model.blocks.of_input if isinstance(model, NoPropNet) else model.maps[0]
+        width = first.weight.shape[0]
+    return jax.ShapeDtypeStruct((1, width), jnp.float32)
 
 
 def image(model: Any) -> jax.ShapeDtypeStruct:
     """One image that is pooled to a pixel."""
     side = 2 ** len(model.convs if isinstance(model, ConvNet) else model.down)
     return jax.ShapeDtypeStruct((1, side, side, model.sizes[0]), jnp.float32)
+
+
+def on_one_node(model: GraphNetwork, x: Any) -> Any:
+    """The network on a graph of one node that is its own neighbour."""
+    with jax.ensure_compile_time_eval():  # a graph checks its indices, which may not be traced
+        graph = Graph.make([0], [0], nodes=1)
+    return model(x, graph)
 
 
 def denoise(model: NoPropNet, x: Any) -> Any:
@@ -123,6 +138,15 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         ),
         "autoencoder": Kind(
             AutoencoderConfig, ConvAutoencoder, AutoencoderConfig.make, "images", image
+        ),
+        "graph": Kind(
+            GraphNetworkConfig,
+            GraphNetwork,
+            GraphNetworkConfig.make,
+            "graphs",
+            row,
+            lambda c: c.sizes[-1],
+            call=on_one_node,
         ),
         "noprop": Kind(
             NoPropConfig,

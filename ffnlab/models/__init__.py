@@ -20,7 +20,7 @@ from ffnlab.models.convnet import (
 from ffnlab.models.decoder import Cache, Decoder
 from ffnlab.models.encoder import Encoder, MaskedTransform, sentence_vectors
 from ffnlab.models.encoder_config import EncoderConfig
-from ffnlab.models.graph_network import GraphNetwork, GraphNetworkConfig
+from ffnlab.models.graph_network import GraphNetwork, GraphNetworkConfig, Repeated
 from ffnlab.models.mlp import MLPConfig
 from ffnlab.models.noise import LearnedSchedule
 from ffnlab.models.noprop_net import Denoiser, NoPropConfig, NoPropNet
@@ -65,6 +65,7 @@ __all__ = [
     "MaskedTransform",
     "NoPropConfig",
     "NoPropNet",
+    "Repeated",
     "Stacked",
     "population_norms",
     "remat",

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ffnlab.errors import ConfigError
@@ -54,6 +56,10 @@ class GraphNetworkConfig:
             raise ConfigError(f"heads={self.heads} must be 1 but for layer='gat', at least 1 there")
         if any(size % self.heads for size in self.sizes[1:-1]):
             raise ConfigError(f"heads={self.heads} must divide hidden widths {self.sizes[1:-1]}")
+
+    def make(self, *, key: Array, dtype: DTypeLike = jnp.float32) -> "GraphNetwork":
+        """A network of these sizes, drawn."""
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), GraphNetwork(self, key=key))
 
 
 class Repeated(nnx.Module):

@@ -72,7 +72,9 @@ def test_every_key_of_a_recipe_has_a_line():
             parse_recipe(f"{section.head}\nnosuch = 1")
         listed = [line.split(":")[0].strip() for line in str(refusal.value).splitlines()[2:]]
         assert listed == [key.name for key in section.keys], "what the reader itself lists"
-    assert {key.name for key in sections["[calibration]"].keys} == {"tokens", "window", "batch"}
+    assert {key.name for key in sections["[calibration]"].keys} == {
+        *("tokens", "window", "batch", "samples")
+    }
 
 
 def test_printed_in_80_columns(capsys, monkeypatch, tmp_path):

@@ -21,6 +21,7 @@ CONFIGS = {
     "mlp": models.MLPConfig((3, 5, 2), "elu", bias=False),
     "convnet": models.ConvNetConfig((1, 3, 4), 5),
     "autoencoder": models.AutoencoderConfig((2, 3)),
+    "graph": models.GraphNetworkConfig((3, 4, 2), "gat", heads=2),
     "noprop": models.NoPropConfig(3, 2, hidden=4, blocks=2),
 }
 OUTPUTS = {
@@ -28,6 +29,7 @@ OUTPUTS = {
     "mlp": [(1, 2)],
     "convnet": [(1, 5)],
     "autoencoder": [(1, 2, 2, 2)],
+    "graph": [(1, 2)],
     "noprop": [(1, 2), (1, 2)],
 }
 

@@ -86,6 +86,10 @@ MODELS = {
     "mlp": lambda: layers.MLP((6, 5, 3), key=jax.random.key(0), activation="elu"),
     "convnet": lambda: models.ConvNet((1, 4, 5), 3, key=jax.random.key(0)),
     "autoencoder": lambda: models.ConvAutoencoder((1, 4, 5), key=jax.random.key(0)),
+    "graph": lambda: models.GraphNetworkConfig((3, 4, 2)).make(key=jax.random.key(0)),
+    "graph-stacked": lambda: (
+        models.GraphNetworkConfig((3, 4, 4, 4, 2), "sage").make(key=jax.random.key(0)).stacked()
+    ),
     "noprop": lambda: models.NoPropConfig(3, 2, hidden=4, blocks=2).make(key=jax.random.key(0)),
     "noprop-learned": lambda: models.NoPropConfig(3, 2, blocks=0, embedding=4, schedule=3).make(
         key=jax.random.key(0)
