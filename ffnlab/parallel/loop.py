@@ -198,7 +198,7 @@ class _Run:
         like = _checkpoint(state, 0, 0.0)
         accept = None if self.identity is None else self.identity.accept
         # Not every state held a key from the beginning; it is the run's where it does.
-        absent = {"['state'].key": key}
+        absent = {"['state'].key": jnp.copy(key)}  # a step donates it; this one is the caller's
         saved, about = checkpoints.resume(self._in("checkpoint"), like, accept, absent)
         if saved["position"] > self.steps:
             raise ConfigError(

@@ -127,7 +127,10 @@ def test_a_run_on_a_mesh(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": {"kind": "vit"}}, "model.kind='vit' is not one of 'decoder', 'mlp', 'convnet'"),
+        (
+            {"model": {"kind": "vit"}},
+            "model.kind='vit' is not one of 'decoder', 'encoder', 'mlp', 'convnet'",
+        ),
         ({"model": {"kind": 3}}, "model.kind=3 is not one of"),
         (
             {"data": {"kind": "audio"}},

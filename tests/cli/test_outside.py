@@ -38,6 +38,10 @@ def alone(*, size: float = 0.01) -> Rule:
     """A rule that takes nothing of the run."""
     return signs(lambda model, batch: (model(batch.tokens[:, :-1]).mean() ** 2, {}), size=size)
 
+def made(rate, *, size: float = 0.01) -> Rule:
+    """A rule, which is no optimizer."""
+    return alone(size=size)
+
 def plain(rate, momentum: float = 0.0, *, nesterov: bool = False):
     """SGD.
 
@@ -136,8 +140,8 @@ def test_rules_that_packages_register_are_named_and_listed(modules, settings, ca
             r"\[optimizer.options\]: unknown option 'moment'; did you mean 'momentum'",
         ),
         (
-            {"optimizer": {"name": "rules_of_mine:signs"}},
-            "optimizer 'rules_of_mine:signs' returns Rule; a GradientTransformation is needed",
+            {"optimizer": {"name": "rules_of_mine:made"}},
+            "optimizer 'rules_of_mine:made' returns Rule; a GradientTransformation is needed",
         ),
         ({"optimizer": {"name": "optax:sdg"}}, "optax has no 'sdg'; did you mean 'sgd'"),
         ({"rule_options": 3}, "rule_options=3 is not of type table"),

@@ -1,7 +1,6 @@
 """`ffnlab train`: from a TOML file to a model directory, killed and resumed to the same bits."""
 
 import dataclasses
-import importlib
 import json
 import os
 import signal
@@ -15,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ffnlab.cli.corpus import load_corpus, load_text, xz_bits
+from ffnlab.cli.corpus import Corpus, load_corpus, load_text, xz_bits
 from ffnlab.cli.train import TrainConfig, run, train
 from ffnlab.errors import ConfigError
 from ffnlab.formats import Tokenizer, load
+from ffnlab.learning import BackpropState
+from ffnlab.models.account import parameters
 from ffnlab.parallel import read_config
 
 CONFIG = """
@@ -253,7 +254,7 @@ def test_text_of_files(config, tmp_path):
         (
             "[model]",
             'rule = "forward"\n[model]',
-            "unknown rule 'forward'; there are: backprop, and",
+            "unknown rule 'forward'; there are: backprop, counter_current, noprop, and",
         ),
         ("stride = 8", "stride = 80", "stride=80 must lie between"),
         ("heads = 1\nkv", "heads = 3\nkv_heads = 2 #", "not a multiple"),
@@ -273,18 +274,23 @@ def test_xz_is_that_of_the_command():
 
 @pytest.mark.parametrize("mesh", ["", "dp=2"])
 def test_nothing_lies_beside_the_state_of_a_run(config, tmp_path, monkeypatch, mesh):
-    module, beside = importlib.import_module("ffnlab.cli.train"), []
+    beside = []
     settings = read_config(config, TrainConfig)
     settings = dataclasses.replace(
         settings, run=dataclasses.replace(settings.run, steps=2, mesh=mesh)
     )
     before = live_bytes()
 
-    def evaluate(rule, windows, state):
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        beside.append((live_bytes() - before - size, module.parameters(state.model) * 4))
-        return {"held_out_bits": 0.0}
+    def scorer(corpus, settings):
+        def scores(predict):
+            (state,) = predict.args  # the model alone, once the run is over
+            if isinstance(state, BackpropState):
+                size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+                beside.append((live_bytes() - before - size, parameters(state.model) * 4))
+            return {corpus.watched: 0.0}
 
-    monkeypatch.setattr(module, "_evaluate", evaluate)
+        return scores
+
+    monkeypatch.setattr(Corpus, "scorer", scorer)
     run(settings, tmp_path / "out")
     assert beside and all(more < model / 2 for more, model in beside), beside

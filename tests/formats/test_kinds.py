@@ -11,16 +11,18 @@ from flax import nnx
 from ffnlab import models
 from ffnlab.errors import ConfigError, FormatError
 from ffnlab.formats import KINDS
+from ffnlab.formats.huggingface import encoder_families
 from ffnlab.formats.huggingface.families import FAMILIES
 from ffnlab.formats.kinds import Config, check_kind, check_runs, kind_of
 from ffnlab.formats.native.schema import listed
-from ffnlab.testing import tiny
+from ffnlab.testing import tiny, tiny_encoder
 
 CONFIGS = {
     "decoder": tiny().config,
     "mlp": models.MLPConfig((3, 5, 2), "elu", bias=False),
     "convnet": models.ConvNetConfig((1, 3, 4), 5),
     "autoencoder": models.AutoencoderConfig((2, 3)),
+    "encoder": tiny_encoder().config,
     "graph": models.GraphNetworkConfig((3, 4, 2), "gat", heads=2),
     "noprop": models.NoPropConfig(3, 2, hidden=4, blocks=2),
 }
@@ -29,6 +31,7 @@ OUTPUTS = {
     "mlp": [(1, 2)],
     "convnet": [(1, 5)],
     "autoencoder": [(1, 2, 2, 2)],
+    "encoder": [jax.eval_shape(tiny_encoder(), jnp.zeros((1, 1), jnp.int32)).shape],
     "graph": [(1, 2)],
     "noprop": [(1, 2), (1, 2)],
 }
@@ -45,7 +48,8 @@ def test_every_kind(name, key):
     assert kind_of(model) == kind_of(config) == kind_of(kind.model) == name
     made = jax.eval_shape(kind.call, model, kind.example(model))
     assert [leaf.shape for leaf in jax.tree.leaves(made)] == OUTPUTS[name]
-    assert kind.classes is None or kind.classes(config) == OUTPUTS[name][0][-1]
+    classes = None if kind.classes is None else kind.classes(config)
+    assert classes is None or classes == OUTPUTS[name][0][-1]
     check_runs(model, Path("here"))
     assert {kind.config.__name__, kind.model.__name__} <= listed().keys()
 
@@ -64,9 +68,11 @@ def test_noprop_networks_of_all_kinds(key):
         models.NoPropConfig(3, 2, blocks=-1)
 
 
-def test_families_are_of_decoders():
+def test_families_are_of_decoders_and_encoders():
     assert KINDS["decoder"].families == tuple(FAMILIES)
-    assert not any(kind.families for name, kind in KINDS.items() if name != "decoder")
+    assert KINDS["encoder"].families == tuple(encoder_families.FAMILIES)
+    both = ("decoder", "encoder")
+    assert not any(kind.families for name, kind in KINDS.items() if name not in both)
     assert all(kind.files[0] == "ffnlab_model.json" for kind in KINDS.values())
 
 

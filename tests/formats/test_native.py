@@ -25,7 +25,7 @@ from ffnlab.formats.native.write import KNOWN, save
 from ffnlab.quantization import fireq
 from ffnlab.sparsity import chess
 from ffnlab.storage import structure
-from ffnlab.testing import batches, tiny
+from ffnlab.testing import batches, tiny, tiny_encoder
 from tests.contracts import LAYERS, WEIGHTS
 from tests.quantized_models import int4, quantized
 
@@ -86,6 +86,8 @@ MODELS = {
     "mlp": lambda: layers.MLP((6, 5, 3), key=jax.random.key(0), activation="elu"),
     "convnet": lambda: models.ConvNet((1, 4, 5), 3, key=jax.random.key(0)),
     "autoencoder": lambda: models.ConvAutoencoder((1, 4, 5), key=jax.random.key(0)),
+    "encoder": tiny_encoder,
+    "encoder-stacked": lambda: models.stack(tiny_encoder()),
     "graph": lambda: models.GraphNetworkConfig((3, 4, 2)).make(key=jax.random.key(0)),
     "graph-stacked": lambda: (
         models.GraphNetworkConfig((3, 4, 4, 4, 2), "sage").make(key=jax.random.key(0)).stacked()
