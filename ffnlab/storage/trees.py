@@ -185,7 +185,7 @@ def restore_about(
       folder, like: as `restore`.
       accept: about -> None; asked before anything else is compared, it may raise.
       absent: leaves that an earlier version did not save, by path, and what they are where they
-        are not in the file.
+        are not in the file; they are copied.
     Returns:
       tree, about.
     """
@@ -196,7 +196,7 @@ def restore_about(
     there = {entry["path"] for entry in saved["tree"]["leaves"]}
     leaves, treedef = jax.tree.flatten(like)
     filled = {
-        i: rebuild_leaf(leaf, entry, stored(absent[entry["path"]]), str(root))
+        i: rebuild_leaf(leaf, entry, np.array(stored(absent[entry["path"]])), str(root))
         for i, (leaf, entry) in enumerate(zip(leaves, entries, strict=True))
         if entry["path"] not in there
     }
