@@ -18,6 +18,9 @@ from ffnlab.testing import tiny
 
 CONFIGS = {
     "decoder": tiny().config,
+    "encoder": models.EncoderConfig(
+        32, 16, 24, 2, 4, 4, types=2, pooler="tanh", head="classes", classes=3
+    ),
     "mlp": models.MLPConfig((3, 5, 2), "elu", bias=False),
     "convnet": models.ConvNetConfig((1, 3, 4), 5),
     "autoencoder": models.AutoencoderConfig((2, 3)),
@@ -26,6 +29,7 @@ CONFIGS = {
 }
 OUTPUTS = {
     "decoder": [(1, 1, 64)],
+    "encoder": [(1, 3)],
     "mlp": [(1, 2)],
     "convnet": [(1, 5)],
     "autoencoder": [(1, 2, 2, 2)],
@@ -64,9 +68,11 @@ def test_noprop_networks_of_all_kinds(key):
         models.NoPropConfig(3, 2, blocks=-1)
 
 
-def test_families_are_of_decoders():
+def test_families_are_of_language_models():
     assert KINDS["decoder"].families == tuple(FAMILIES)
-    assert not any(kind.families for name, kind in KINDS.items() if name != "decoder")
+    said = [family for kind in KINDS.values() for family in kind.families]
+    assert len(set(said)) == len(said), "a family is of one kind"
+    assert {name for name, kind in KINDS.items() if kind.families} == {"decoder", "encoder"}
     assert all(kind.files[0] == "ffnlab_model.json" for kind in KINDS.values())
 
 
