@@ -83,10 +83,12 @@ MODELS = {
     "decoder-remat": lambda: models.remat(models.stack(tiny()), "nothing"),
     "decoder-bf16": lambda: tiny(dtype=jnp.bfloat16),
     "decoder-rewritten": rewritten,
+    "encoder": lambda: models.Encoder(
+        models.EncoderConfig(16, 8, 8, 2, 2, 4, types=2, head="masked"), key=jax.random.key(0)
+    ),
     "mlp": lambda: layers.MLP((6, 5, 3), key=jax.random.key(0), activation="elu"),
     "convnet": lambda: models.ConvNet((1, 4, 5), 3, key=jax.random.key(0)),
     "autoencoder": lambda: models.ConvAutoencoder((1, 4, 5), key=jax.random.key(0)),
-    "encoder": tiny_encoder,
     "encoder-stacked": lambda: models.stack(tiny_encoder()),
     "graph": lambda: models.GraphNetworkConfig((3, 4, 2)).make(key=jax.random.key(0)),
     "graph-stacked": lambda: (
