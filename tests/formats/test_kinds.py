@@ -14,10 +14,11 @@ from ffnlab.formats import KINDS
 from ffnlab.formats.huggingface.families import FAMILIES
 from ffnlab.formats.kinds import Config, check_kind, check_runs, kind_of
 from ffnlab.formats.native.schema import listed
-from ffnlab.testing import tiny
+from ffnlab.testing import tiny, tiny_encoder
 
 CONFIGS = {
     "decoder": tiny().config,
+    "encoder": tiny_encoder(head="classes", classes=3, pooler="tanh").config,
     "mlp": models.MLPConfig((3, 5, 2), "elu", bias=False),
     "convnet": models.ConvNetConfig((1, 3, 4), 5),
     "autoencoder": models.AutoencoderConfig((2, 3)),
@@ -25,6 +26,7 @@ CONFIGS = {
 }
 OUTPUTS = {
     "decoder": [(1, 1, 64)],
+    "encoder": [(1, 3)],
     "mlp": [(1, 2)],
     "convnet": [(1, 5)],
     "autoencoder": [(1, 2, 2, 2)],
@@ -62,9 +64,10 @@ def test_noprop_networks_of_all_kinds(key):
         models.NoPropConfig(3, 2, blocks=-1)
 
 
-def test_families_are_of_decoders():
+def test_families_are_of_decoders_and_encoders():
     assert KINDS["decoder"].families == tuple(FAMILIES)
-    assert not any(kind.families for name, kind in KINDS.items() if name != "decoder")
+    assert KINDS["encoder"].families == ("bert", "distilbert")
+    assert [name for name, kind in KINDS.items() if kind.families] == ["decoder", "encoder"]
     assert all(kind.files[0] == "ffnlab_model.json" for kind in KINDS.values())
 
 
