@@ -156,7 +156,8 @@ def perplexity_total(
         return jnp.sum(jnp.exp(-jnp.mean(chosen, axis=-1)))
     asked = valid[:, 1:] & valid[:, :-1]
     total = jnp.sum(counted(chosen, asked), axis=-1)
-    return jnp.sum(jnp.exp(-total / jnp.maximum(jnp.sum(asked, axis=-1), 1)))
+    count = jnp.maximum(jnp.sum(asked, axis=-1, dtype=jnp.float32), 1.0)
+    return jnp.sum(jnp.exp(-total / count))
 
 
 DISTANCES: Mapping[str, Distance] = MappingProxyType(

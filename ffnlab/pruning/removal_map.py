@@ -51,7 +51,7 @@ class RemovalMap:
     def text(self, columns: int = 100) -> str:
         """The map as text, broken into bands of blocks that fit into `columns` characters."""
         n = len(self.step)
-        cell, head = len(str(self.step.size)) + 1, max(9, 1 + max(map(len, self.kinds)))
+        cell, head = len(str(self.step.size)) + 1, max(9, *map(len, self.kinds))
         band = max(1, (columns - head) // cell)
         lines = []
         for first in range(0, n, band):
