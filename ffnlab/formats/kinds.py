@@ -58,7 +58,8 @@ class Kind:
       reads: what it is called with: "tokens" int [b, t], "rows" [b, d], "images" [b, h, w, c] or
         "graphs", rows [n, d] of the nodes of one.
       example: (model) -> the least input that it takes, abstract.
-      classes: (config) -> how many classes its scores tell apart; None where it has no scores.
+      classes: (config) -> how many classes its scores tell apart, None for a configuration without;
+        None where the kind has no scores.
       families: values of `model_type` in Hugging Face directories that hold this kind.
       files: names beside the tensors, in the order in which formats are tried.
       call: (model, input) -> output.
@@ -69,7 +70,7 @@ class Kind:
     make: Callable[..., Any]
     reads: Reads
     example: Callable[[Any], jax.ShapeDtypeStruct]
-    classes: Callable[[Any], int] | None = None
+    classes: Callable[[Any], int | None] | None = None
     families: tuple[str, ...] = ()
     files: tuple[str, ...] = (NATIVE_FILE,)
     call: Callable[[Any, Any], Any] = lambda model, x: model(x)
