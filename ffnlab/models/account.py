@@ -17,7 +17,7 @@ from flax import nnx
 
 from ffnlab import tree
 from ffnlab.errors import ConfigError, SelectionError
-from ffnlab.layers import Attention, Linear, SparseGatedFFN, Statistic
+from ffnlab.layers import Attention, Linear, SparseGatedFFN
 from ffnlab.models.cost import multiply_adds
 from ffnlab.models.decoder import Decoder
 from ffnlab.models.encoder import Encoder
@@ -38,16 +38,16 @@ def parameters(model: nnx.Module) -> int:
     """Numbers that a model consists of, whatever they are stored in.
 
     A quantized matrix has in x out of them (its scales are bytes, not parameters), a low-rank one
-    its two factors, a masked one all its entries; biases, gains of norms and thresholds count.
-    Entries that are zero count: removing is what makes a model smaller.
+    its two factors, a masked one all its entries; biases and gains of norms count. A `Statistic`
+    (a threshold, a running mean) does not: it was measured, not learned. Entries that are zero
+    count: removing is what makes a model smaller.
 
     Args:
       model: a decoder or any module, stacked or not; leaves may be abstract.
     Returns:
       the count; a tied head counts once.
     """
-    held = nnx.Param | Statistic
-    values = [node.get_value() for _, node in tree.walk(model) if isinstance(node, held)]
+    values = [node.get_value() for _, node in tree.walk(model) if isinstance(node, nnx.Param)]
     return sum(
         weight_parameters(v) if is_weight(v) else sum(x.size for x in jax.tree.leaves(v))
         for v in values

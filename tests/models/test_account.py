@@ -102,7 +102,8 @@ def test_sparse_layers_count_what_they_read(model):
     gated = tree.map_at(model, tree.at("layers[*].ffn"), sparse)
     base = account.flops_per_token(model, 1)
     assert account.flops_per_token(gated, 1) == base
-    assert account.parameters(gated) == account.parameters(model) + L * H
+    assert account.parameters(gated) == account.parameters(model), "thresholds were measured"
+    assert account.nbytes(gated) == account.nbytes(model) + 4 * L * H
     saved = 0.75 * 2 * 2 * D * H
     zeros = {"layers[1].ffn": 0.75}
     assert account.flops_per_token(gated, 1, zeros=zeros) == base - saved
