@@ -1,10 +1,17 @@
 """The configuration of a decoder: one frozen dataclass that covers the Llama-shaped families."""
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from ffnlab.errors import ConfigError
+from ffnlab.layers import FFN, GatedFFN
 from ffnlab.layers.activations import check_activation
 from ffnlab.layers.attention.rope import Rope, check_rope
+from ffnlab.storage.structure import later
+
+# Kinds of FFN that a layer may have.
+FFNS: Mapping[str, type[GatedFFN] | type[FFN]] = MappingProxyType({"gated": GatedFFN, "plain": FFN})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +40,7 @@ class DecoderConfig:
       max_positions: longest context the model was made for.
       family: the `model_type` of its Hugging Face config.
       bos, eos, pad: special token ids; eos may be several.
+      ffns: kind of each layer's FFN, a key of `FFNS`: "gated" or "plain"; None for all gated.
     """
 
     vocab: int
@@ -63,6 +71,7 @@ class DecoderConfig:
     bos: int | None = None
     eos: tuple[int, ...] = ()
     pad: int | None = None
+    ffns: tuple[str, ...] | None = later(None)
 
     def __post_init__(self) -> None:
         sizes = (
@@ -93,6 +102,15 @@ class DecoderConfig:
             raise ConfigError(
                 f"windows has {len(self.windows)} entries for layers={self.layers} layers"
             )
+        if self.ffns is not None and (
+            len(self.ffns) != self.layers or not set(self.ffns) <= FFNS.keys()
+        ):
+            raise ConfigError(
+                f"ffns={self.ffns} must have an entry of {list(FFNS)} for each of the "
+                f"layers={self.layers}"
+            )
+        if self.ffns is not None and set(self.ffns) == {"gated"}:
+            object.__setattr__(self, "ffns", None)  # the same said shorter
         if any(w is not None and w < 1 for w in self.windows or ()):
             raise ConfigError(f"windows={self.windows} must hold None or positive integers")
 
@@ -104,6 +122,10 @@ class DecoderConfig:
     def window(self, layer: int) -> int | None:
         """Sliding window of one layer, tokens, or None."""
         return None if self.windows is None else self.windows[layer]
+
+    def ffn(self, layer: int) -> str:
+        """Kind of one layer's FFN, a key of `FFNS`."""
+        return "gated" if self.ffns is None else self.ffns[layer]
 
     def layer_rope(self, layer: int) -> Rope:
         """Rotary embedding of one layer."""

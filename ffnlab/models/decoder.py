@@ -21,7 +21,6 @@ from ffnlab.layers import (
     Block,
     Context,
     Embedding,
-    GatedFFN,
     LayerInputs,
     LayerOutputs,
     Linear,
@@ -31,7 +30,7 @@ from ffnlab.layers import (
 from ffnlab.layers.attention.attention import seen
 from ffnlab.layers.logical import constrain
 from ffnlab.models import trunk
-from ffnlab.models.config import DecoderConfig
+from ffnlab.models.config import FFNS, DecoderConfig
 from ffnlab.models.stack import Stacked, period_of
 from ffnlab.weights import kv, register
 
@@ -279,14 +278,17 @@ def abstract(config: DecoderConfig) -> Decoder:
     """A decoder without arrays, float32: each kind of block is traced once, however many it has."""
     key = jax.random.key(0)
     windows = None if config.windows is None else config.windows[:1]
-    outer = dataclasses.replace(config, layers=1, windows=windows)
+    ffns = None if config.ffns is None else config.ffns[:1]
+    outer = dataclasses.replace(config, layers=1, windows=windows, ffns=ffns)
     model = jax.eval_shape(lambda key: Decoder(outer, key=key), key)
     kinds = {}
     for i in range(config.layers):
-        kind = config.window(i), config.layer_rope(i)
+        kind = config.window(i), config.layer_rope(i), config.ffn(i)
         if kind not in kinds:
             kinds[kind] = jax.eval_shape(functools.partial(make_block, config, i), key=key)
-    order = [kinds[config.window(i), config.layer_rope(i)] for i in range(config.layers)]
+    order = [
+        kinds[config.window(i), config.layer_rope(i), config.ffn(i)] for i in range(config.layers)
+    ]
     model.layers = nnx.List([jax.tree.map(lambda leaf: leaf, block) for block in order])
     model.config = config
     return model
@@ -323,7 +325,7 @@ def make_block(
         out_scale=out_scale,
         dtype=dtype,
     )
-    ffn = GatedFFN(
+    ffn = FFNS[config.ffn(layer)](
         config.width,
         config.hidden,
         key=ffn_key,

@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ffnlab import models
+from ffnlab import models, transform
 from ffnlab.errors import ConfigError
-from ffnlab.layers import LayerInputs, Rope
+from ffnlab.layers import FFN, GatedFFN, LayerInputs, Rope
 from ffnlab.models import Decoder, DecoderConfig
+from ffnlab.models.decoder import abstract as decoder_abstract
+from ffnlab.quantization import nearest
 from ffnlab.storage import trees
 from ffnlab.testing import batches, counted, tiny
-from ffnlab.weights import Float8, map_weights
+from ffnlab.weights import Float8, Int8, map_weights
 
 SMALL = {"vocab": 61, "width": 16, "hidden": 24, "heads": 4, "kv_heads": 2, "head_dim": 4}
 KINDS = {
@@ -258,3 +260,39 @@ def test_bad_configs_are_refused(change, message):
 def test_bad_rope_is_refused(bad):
     with pytest.raises(ConfigError):
         Rope(**bad)
+
+
+MIXED = DecoderConfig(layers=4, ffns=("gated", "plain", "gated", "plain"), mlp_bias=True, **SMALL)
+
+
+def test_layers_have_the_kind_of_ffn_that_the_config_says(tmp_path):
+    model = Decoder(MIXED, key=jax.random.key(1))
+    kinds = [type(block.ffn) for block in model.layers]
+    assert kinds == [GatedFFN, FFN, GatedFFN, FFN]
+    assert jax.tree.structure(decoder_abstract(MIXED)) == jax.tree.structure(model)
+    h = model.embed_tokens(text())
+    block = model.layers[1]
+    x = block.ffn_norm(h)
+    inner = jax.nn.silu(block.ffn.up(x))
+    np.testing.assert_allclose(block.ffn(x), block.ffn.down(inner), **CLOSE)
+    stacked = models.stack(model)
+    assert (len(stacked.layers.period), stacked.layers.repeats) == (2, 2)
+    np.testing.assert_allclose(forward(stacked, text()), forward(model, text()), **CLOSE)
+    # What no family of Hugging Face can say goes to the native format, and is generated from.
+    with pytest.raises(ValueError, match=r'layers\[1\].ffn is a FFN.*format="ffnlab"'):
+        models.save(model, tmp_path / "m")
+    models.save(model, tmp_path / "m", format="ffnlab")
+    again = models.load(tmp_path / "m")
+    assert again.config == MIXED
+    np.testing.assert_array_equal(forward(again, text()), forward(model, text()))
+    assert models.generate(again, [[1, 2]], max_tokens=3).lengths.tolist() == [3]
+    small, _ = transform.apply(nearest(format="int8", group=None), models.remove(model, [3]), [])
+    assert isinstance(small.layers[3].ffn.up.weight, Int8)
+    assert np.isfinite(forward(small, text())).all()
+
+
+def test_kinds_of_ffn_are_checked_and_the_usual_one_is_not_said():
+    assert DecoderConfig(layers=1, ffns=("gated",), **SMALL) == DecoderConfig(layers=1, **SMALL)
+    for wrong in (("plain",), ("gated", "dense"), ()):
+        with pytest.raises(ConfigError, match=r"an entry of \['gated', 'plain'\] for each"):
+            DecoderConfig(layers=2, ffns=wrong, **SMALL)

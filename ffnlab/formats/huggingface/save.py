@@ -168,10 +168,9 @@ def _kept_config(model: Model, kept: tuple[int, ...]) -> Config:
         is_masked = config.head == "masked"
         tied = model.head is None if is_masked else config.tie_embeddings
         return dataclasses.replace(config, layers=len(kept), tie_embeddings=tied)
-    windows = None if config.windows is None else tuple(config.windows[i] for i in kept)
-    return dataclasses.replace(
-        config, layers=len(kept), windows=windows, tie_embeddings=model.head is None
-    )
+    of_layers = {"windows": config.windows, "ffns": config.ffns}
+    left = {k: v if v is None else tuple(v[i] for i in kept) for k, v in of_layers.items()}
+    return dataclasses.replace(config, layers=len(kept), tie_embeddings=model.head is None, **left)
 
 
 def _without_packed(extra: sidecar.Sidecar, writer: "_Writer") -> sidecar.Sidecar:
