@@ -243,10 +243,8 @@ class Decoder(nnx.Module):
 
     @property
     def compute_dtype(self) -> jnp.dtype:
-        """Dtype of activations: float32 on a CPU (bf16 is slow there), else the parameters'."""
-        if jax.default_backend() == "cpu":
-            return jnp.dtype(jnp.float32)
-        return jnp.dtype(self.embed.weight.dtype)
+        """Dtype of activations, see `trunk.compute_dtype`."""
+        return trunk.compute_dtype(self.embed.weight.dtype)
 
     def blocks(self) -> list[Block]:
         """The blocks in order; of a stacked model, those of one period."""
@@ -262,15 +260,9 @@ class Decoder(nnx.Module):
         )
 
     def _start(self, tokens: Array | None, embeddings: Array | None) -> Float[Array, "b t d"]:
-        if (tokens is None) == (embeddings is None):
-            both = "both" if tokens is not None else "neither"
-            raise ConfigError(f"one of tokens and embeddings is accepted, not {both}")
+        trunk.check_given(tokens, embeddings, self.config.width)
         if embeddings is None:
             return self.embed_tokens(tokens)
-        if embeddings.ndim != 3 or embeddings.shape[2] != self.config.width:
-            raise ConfigError(
-                f"embeddings has shape {embeddings.shape}; [b, t, {self.config.width}] is accepted"
-            )
         return embeddings.astype(self.compute_dtype)
 
 

@@ -182,9 +182,7 @@ class Encoder(nnx.Module):
           ConfigError: tokens and embeddings, or neither; types of a model without; a text longer
             than the learned positions.
         """
-        if (tokens is None) == (embeddings is None):
-            both = "both" if tokens is not None else "neither"
-            raise ConfigError(f"one of tokens and embeddings is accepted, not {both}")
+        trunk.check_given(tokens, embeddings, self.config.width)
         words = self.embed(tokens) if embeddings is None else embeddings
         h = self._start(words, types, positions)
         b, t = h.shape[:2]
@@ -229,10 +227,8 @@ class Encoder(nnx.Module):
 
     @property
     def compute_dtype(self) -> jnp.dtype:
-        """Dtype of activations: float32 on a CPU (bf16 is slow there), else the parameters'."""
-        if jax.default_backend() == "cpu":
-            return jnp.dtype(jnp.float32)
-        return jnp.dtype(self.embed.weight.dtype)
+        """Dtype of activations, see `trunk.compute_dtype`."""
+        return trunk.compute_dtype(self.embed.weight.dtype)
 
     def blocks(self) -> list[Block]:
         """The blocks in order; of a stacked model, those of one period."""
@@ -249,10 +245,6 @@ class Encoder(nnx.Module):
         config, dtype = self.config, self.compute_dtype
         if types is not None and self.type_embed is None:
             raise ConfigError("types are given, and this model has no token types")
-        if words.shape[2:] != (config.width,):
-            raise ConfigError(
-                f"embeddings has shape {words.shape}; [b, t, {config.width}] is accepted"
-            )
         h = words.astype(dtype)
         if self.type_embed is not None:
             kinds = jnp.zeros(h.shape[:2], jnp.int32) if types is None else types

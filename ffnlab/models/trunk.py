@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ffnlab.errors import ConfigError
@@ -20,7 +21,7 @@ from ffnlab.layers.context import Angles, Context, LayerInputs, LayerOutputs
 from ffnlab.layers.stacking import rematerialized, run_stack
 from ffnlab.models.stack import Stacked, period_of
 
-__all__ = ["angles", "run", "self_attentions", "specs"]
+__all__ = ["angles", "check_given", "compute_dtype", "run", "self_attentions", "specs"]
 
 T = TypeVar("T")
 Layers = Sequence[nnx.Module] | Stacked
@@ -147,6 +148,20 @@ def specs(layers: Layers) -> list[AttentionSpec]:
     """What kinds of self-attention a trunk has, each once, in order."""
     found = [attn.spec for block in period_of(layers) for attn in self_attentions(block)]
     return list(dict.fromkeys(found))
+
+
+def check_given(tokens: Array | None, embeddings: Array | None, width: int) -> None:
+    """Raises ConfigError unless a model is given either tokens or [b, t, width] in their place."""
+    if (tokens is None) == (embeddings is None):
+        both = "both" if tokens is not None else "neither"
+        raise ConfigError(f"one of tokens and embeddings is accepted, not {both}")
+    if embeddings is not None and (embeddings.ndim != 3 or embeddings.shape[2] != width):
+        raise ConfigError(f"embeddings has shape {embeddings.shape}; [b, t, {width}] is accepted")
+
+
+def compute_dtype(stored: DTypeLike) -> jnp.dtype:
+    """Dtype of activations: float32 on a CPU (bf16 is slow there), else the parameters'."""
+    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else stored)
 
 
 def angles(layers: Layers, positions: Int[Array, "b t"]) -> dict[Rope, Angles]:
