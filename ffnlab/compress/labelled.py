@@ -32,7 +32,7 @@ class LabelledTask:
     """A classifier and examples for it; see `ffnlab.compress.task.Task`.
 
     In a recipe `tokens` and `window` mean nothing here: `samples` of [calibration] and [evaluation]
-    says how many examples are used, all of them where it is not given.
+    says how many examples are used, evenly spaced, all of them where it is not given.
 
     Attributes:
       train: examples to calibrate on, x [n, ...] as the model takes it.
@@ -81,7 +81,7 @@ class LabelledTask:
                 f"samples = {wanted} in batches of {settings.batch} are asked for"
             )
         count = wanted // settings.batch
-        x = self.train.x[: count * settings.batch]
+        x = self.train.x[spread(len(self.train.x), count * settings.batch)]
         return list(x.reshape(count, settings.batch, *x.shape[1:]))
 
     def held_out(self, model: Any, settings: Evaluation) -> Labelled:
@@ -92,7 +92,8 @@ class LabelledTask:
                 f"{self.source} has {len(self.test.x)} held-out examples; samples = {wanted} "
                 "are asked for"
             )
-        return Labelled(self.test.x[:wanted], self.test.y[:wanted])
+        chosen = spread(len(self.test.x), wanted)
+        return Labelled(self.test.x[chosen], self.test.y[chosen])
 
     def counts(self, samples: Labelled) -> Mapping[str, int]:
         """Examples."""
@@ -145,6 +146,15 @@ class LabelledTask:
             found[f"{name}_sha256"] = _digest(part)
             found[f"{name}_{self.item}s"] = len(part.x)
         return found
+
+
+def spread(n: int, wanted: int) -> np.ndarray:
+    """Indices of some of n examples, evenly spaced: folders are sorted by class.
+
+    >>> spread(6, 3).tolist(), spread(3, 3).tolist()
+    ([0, 2, 4], [0, 1, 2])
+    """
+    return np.arange(wanted) * n // wanted
 
 
 @jax.jit
