@@ -10,6 +10,7 @@ stacked, and quantized weights stay what they are. Directories are read and writ
 `ffnlab.formats.peft`.
 """
 
+import dataclasses
 import zlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -192,7 +193,9 @@ def head() -> Transform:
     """
 
     def problems(model: Any) -> list[str]:
-        tied = getattr(model, "head", 0) is None and hasattr(model, "embed")
+        # An Encoder's config says which head it has; only a masked one can be its embedding.
+        kind = getattr(getattr(model, "config", None), "head", "masked")
+        tied = getattr(model, "head", 0) is None and hasattr(model, "embed") and kind == "masked"
         return [] if tied else ["the model has no head that is its embedding"]
 
     def change(model: Any) -> Any:
@@ -201,7 +204,7 @@ def head() -> Transform:
             model.config.width, model.config.vocab, key=jax.random.key(0), axes=("embed", "vocab")
         )
         new.head = nnx.data(untied.replace(Dense(embedding.T)))
-        new.config = type(model.config)(**{**vars(model.config), "tie_embeddings": False})
+        new.config = dataclasses.replace(model.config, tie_embeddings=False)
         return new
 
     return _rewriting("head", problems, change)

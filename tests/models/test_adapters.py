@@ -11,7 +11,7 @@ from ffnlab.errors import ConfigError, SelectionError
 from ffnlab.layers import Linear
 from ffnlab.models import account, adapters
 from ffnlab.quantization import nearest
-from ffnlab.testing import batches, tiny
+from ffnlab.testing import batches, tiny, tiny_encoder
 from ffnlab.weights import LoRA
 
 # Another order of sums in float32.
@@ -187,3 +187,22 @@ def test_what_a_model_cannot_have_is_refused():
         adapters.merge(with_adapter("lora", rounded))
     assert isinstance(with_adapter("lora", rounded).layers[0].attn.q.weight, LoRA)
     assert isinstance(tiny().layers[0].attn.q, Linear)
+
+
+def test_a_tied_masked_head_of_an_encoder_becomes_its_own():
+    model, tokens = tiny_encoder(), batches()[0]
+    new, _ = transform.apply(adapters.head(), model, [])
+    np.testing.assert_allclose(run(new, tokens), run(model, tokens), **CLOSE)
+    assert new.head is not None and not new.config.tie_embeddings
+    with pytest.raises(ConfigError, match="no head that is its embedding"):
+        adapters.head().init(tiny_encoder(head=None))
+
+
+@pytest.mark.parametrize("name", ["lora", "adapter", "prompts"])
+def test_encoders_take_them_too(name):
+    model, tokens = tiny_encoder(), batches()[0]
+    new = with_adapter(name, model)
+    if name != "prompts":
+        np.testing.assert_allclose(run(new, tokens), run(model, tokens), **CLOSE)
+    moved = run(pushed(new, adapters.TRAINS[name]), tokens)
+    assert np.isfinite(moved).all() and not np.allclose(moved, run(model, tokens), atol=1e-3)
