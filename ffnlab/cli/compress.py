@@ -143,7 +143,7 @@ def labelled_job(
     records: str,
 ) -> Given:
     """A classifier and labelled examples for it."""
-    from ffnlab.cli.examples import CLASSIFIERS, labelled_task
+    from ffnlab.cli.inputs.examples import CLASSIFIERS, labelled_task
     from ffnlab.errors import ConfigError
     from ffnlab.formats import load
 

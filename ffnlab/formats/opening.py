@@ -13,6 +13,7 @@ from ffnlab.formats.directory import CONFIG_FILE
 from ffnlab.formats.huggingface import families
 from ffnlab.formats.huggingface import load as huggingface_load
 from ffnlab.formats.huggingface import save as huggingface_save
+from ffnlab.formats.huggingface.dialects import write_config
 from ffnlab.formats.kinds import KINDS, check_kind, kind_of
 from ffnlab.formats.native import read, write
 from ffnlab.formats.stream import Placement
@@ -125,15 +126,29 @@ def save(
     )
 
 
-def format_for(model: type) -> Format:
+def format_for(model: type, config: object = None) -> Format:
     """The format that a class of models is saved in where nothing else is asked for.
 
-    >>> from ffnlab.models import ConvNet, Decoder
+    Args:
+      model: the class.
+      config: of one of them; it is in the native format where no family can say this.
+
+    >>> from ffnlab.models import ConvNet, Decoder, Encoder, EncoderConfig
     >>> format_for(Decoder), format_for(ConvNet)
     ('dense', 'ffnlab')
+    >>> rotary = EncoderConfig(64, 16, 32, layers=1, heads=2, head_dim=8, positions="rotary")
+    >>> format_for(Encoder, rotary)
+    'ffnlab'
     """
     kind = kind_of(model)
-    return "dense" if kind is not None and KINDS[kind].families else "ffnlab"
+    if kind is None or not KINDS[kind].families:
+        return "ffnlab"
+    try:
+        if config is not None:
+            write_config(config)  # type: ignore[arg-type]
+    except ConfigError:
+        return "ffnlab"
+    return "dense"
 
 
 def huggingface_kind(directory: Path) -> str:

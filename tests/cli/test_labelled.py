@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ffnlab import models
-from ffnlab.cli.labelled import load_labelled
+from ffnlab.cli.inputs.labelled import load_labelled
 from ffnlab.cli.main import main
 from ffnlab.cli.train import run, train
 from ffnlab.cli.training import TrainConfig

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ffnlab.cli.data_kinds import ImagesConfig, RecordsConfig
-from ffnlab.cli.labelled import Reader, images, records, split
+from ffnlab.cli.inputs.data_kinds import ImagesConfig, RecordsConfig
+from ffnlab.cli.inputs.labelled import Reader, images, records, split
 from ffnlab.compress import LabelledTask
 from ffnlab.data import Labelled
 from ffnlab.data.batches.records import Source
