@@ -68,7 +68,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         "train": Command("ffnlab.cli.train:train", "train a model from a preset or a file"),
         "plan": Command("ffnlab.cli.plan:plan", "what a training run would take on a mesh"),
         "generate": Command("ffnlab.cli.generate:generate", "continue a prompt"),
-        "eval": Command("ffnlab.cli.evaluate:evaluate", "measure perplexity and bits per byte"),
+        "eval": Command("ffnlab.cli.evaluate:evaluate", "measure how well a model predicts a text"),
         "probe": Command(
             "ffnlab.cli.probe:probe", "look at a model: its weights, costs, gradients"
         ),

@@ -21,7 +21,7 @@ from ffnlab.formats.untrusted import inside, read_json
 from ffnlab.models import DecoderConfig
 from ffnlab.storage.files import StrPath
 
-__all__ = ["config_of", "for_others", "format_for", "load", "save"]
+__all__ = ["config_of", "for_others", "format_for", "kind_at", "load", "save"]
 
 Format = Literal["dense", "compressed-tensors", "ffnlab"]
 FORMATS = (*huggingface_save.FORMATS, "ffnlab")
@@ -149,6 +149,18 @@ def format_for(model: type, config: object = None) -> Format:
     except ConfigError:
         return "ffnlab"
     return "dense"
+
+
+def kind_at(directory: StrPath) -> str | None:
+    """The kind of model in a directory, which is not loaded; None for a tree that is of no kind.
+
+    Raises:
+      FormatError: no model directory, or damaged JSON.
+    """
+    directory = Path(directory)
+    if read.is_native(directory):
+        return kind_of(read.root_type(directory))
+    return huggingface_kind(directory)
 
 
 def huggingface_kind(directory: Path) -> str:

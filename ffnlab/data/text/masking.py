@@ -61,7 +61,7 @@ class Masking:
       size: ids of a text are below it.
       special: ids that are never hidden.
       first, last: what a row begins and ends with.
-      share: of the tokens that are chosen.
+      share: of the tokens that are chosen; 0 hides nothing.
     """
 
     mask: int
@@ -72,8 +72,8 @@ class Masking:
     share: float = SHARE
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ConfigError(f"share={self.share} must lie in (0, 1]")
+        if not 0 <= self.share <= 1:
+            raise ConfigError(f"share={self.share} must lie in 0..1")
 
     def room(self, length: int) -> int:
         """Tokens of a text that a row of so many has; ConfigError where there is none."""
@@ -219,6 +219,6 @@ def masked_windows(
     valid = np.pad(inside, around_it, constant_values=True)
     seed = np.random.Generator(np.random.Philox(np.random.SeedSequence([0, length])))
     hidden, targets = masking.draw(rows, seed, np.pad(may, around_it))
-    if not (targets >= 0).any():
+    if masking.share and not (targets >= 0).any():
         raise ConfigError(f"{source} has {len(tokens)} tokens, none of which is hidden; give more")
     return MaskedWindows(hidden, valid, targets)
