@@ -79,7 +79,7 @@ class EncoderTask:
         """The first of the scores."""
         return self.scores[0].name
 
-    def problems(self, model: Encoder, recipe: Recipe) -> list[str]:
+    def problems(self, model: Any, recipe: Recipe) -> list[str]:
         """None beside what the data says of itself."""
         if not isinstance(model, Encoder):
             raise ConfigError(f"model is a {type(model).__name__}; an Encoder is accepted")
@@ -190,7 +190,7 @@ class EncoderTask:
         if self.original is None:
             return masking_of(self.tokenizer, vocab)
         first, last = around(self.tokenizer)
-        return Masking(0, vocab, (), tuple(first), tuple(last), share=0)
+        return Masking(0, vocab, (), tuple(first), tuple(last), share=0.0)
 
 
 @jax.jit

@@ -120,5 +120,5 @@ def encoded(
 ) -> Labelled:
     """Texts as the model takes them; ConfigError for ids that it does not have."""
     rows = token_rows(texts.texts, tokenizer, length)
-    check_ids(rows.tokens, model.vocab)
+    check_ids(rows.tokens.ravel(), model.vocab)
     return Labelled(rows._asdict(), texts.y)  # type: ignore[arg-type]

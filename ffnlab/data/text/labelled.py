@@ -152,7 +152,7 @@ def token_rows(texts: Sequence[str], tokenizer: Encoder, length: int) -> TokenRo
 
     >>> from ffnlab.formats import Tokenizer
     >>> token_rows(["ab", "c"], Tokenizer.bytes(), length=8).tokens.tolist()
-    [[0, 97, 98, 0], [0, 99, 0, 0]]
+    [[0, 97, 98], [0, 99, 0]]
     """
     first, last = around(tokenizer)
     room = length - len(first) - len(last)
