@@ -130,7 +130,7 @@ def announce(settings: TrainConfig, out: Path) -> None:
     state = parallel.abstract(jax.eval_shape(rule.init, model, key), mesh)
     check_mesh(settings, rule, state, mesh)
     steps, work = settings.run.steps + more.steps, work_of(settings, model)
-    items = sum(work.tokens(position) for position in range(steps))
+    items = sum(work.items(position) for position in range(steps))
     of_text = isinstance(data, DataConfig)
     what = f"rows of {data.length} tokens" if isinstance(data, DataConfig) else "inputs"
     table = Table("what", "how much", title=f"{settings.rule}, {steps} steps, into {out}")
@@ -139,7 +139,7 @@ def announce(settings: TrainConfig, out: Path) -> None:
         "text" if of_text else "data": str(next(iter(vars(data).values()))),
         "batch": f"{data.batch} {what}",
         "microbatches": str(settings.run.microbatches),
-        "tokens" if of_text else "inputs": f"{items:,}",
+        f"{work.item}s": f"{items:,}",
         "operations": f"{items * work.flops:.3g}",
         "devices": f"{mesh.size} of {len(jax.devices())} {jax.devices()[0].device_kind}",
         "mesh": settings.run.mesh or "one device",
@@ -273,12 +273,12 @@ def training_record(
     settings: TrainConfig, outcome: Outcome, of_data: Mapping[str, object], work: Work
 ) -> dict[str, object]:
     """What is known of a finished run: recipe, data, figures of the written model, versions."""
-    items = sum(work.tokens(position) for position in range(outcome.position))
+    items = sum(work.items(position) for position in range(outcome.position))
     return {
         "finished": True,
         "recipe": to_table(settings),
         "steps": outcome.position,
-        "tokens" if isinstance(settings.data, DataConfig) else "inputs": items,
+        f"{work.item}s": items,
         "seconds": round(outcome.seconds, 1),
         **of_data,
         "versions": versions("jax", "flax", "optax", "numpy"),

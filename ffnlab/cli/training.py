@@ -308,7 +308,7 @@ def work_of(settings: TrainConfig, model: nnx.Module) -> Work:
         call = called if isinstance(row, Mapping) else KINDS[settings.kind].call
         forward = 2.0 * multiply_adds(call, model, row)
     if not isinstance(data, DataConfig):
-        return Work(lambda position: data.batch, 3 * forward)
+        return Work(lambda position: data.batch, 3 * forward, "input")
     per_token = forward if settings.kind == "decoder" else forward / data.length
     short, long = data.batch * data.length, more.batch * more.length
     return Work(lambda position: short if position < steps else long, 3 * per_token)
