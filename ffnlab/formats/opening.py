@@ -10,15 +10,13 @@ import jax
 
 from ffnlab.errors import ConfigError, FormatError
 from ffnlab.formats.directory import CONFIG_FILE
-from ffnlab.formats.huggingface import families
 from ffnlab.formats.huggingface import load as huggingface_load
 from ffnlab.formats.huggingface import save as huggingface_save
-from ffnlab.formats.huggingface.dialects import write_config
+from ffnlab.formats.huggingface.dialects import read_config, write_config
 from ffnlab.formats.kinds import KINDS, check_kind, kind_of
 from ffnlab.formats.native import read, write
 from ffnlab.formats.stream import Placement
 from ffnlab.formats.untrusted import inside, read_json
-from ffnlab.models import DecoderConfig
 from ffnlab.storage.files import StrPath
 
 __all__ = ["config_of", "for_others", "format_for", "kind_at", "load", "save"]
@@ -176,20 +174,23 @@ def huggingface_kind(directory: Path) -> str:
     return next((name for name, kind in KINDS.items() if family in kind.families), "decoder")
 
 
-def config_of(directory: StrPath) -> DecoderConfig:
-    """The configuration of the Decoder in a model directory; no array is looked at.
+def config_of(directory: StrPath, kinds: tuple[str, ...] = ("decoder",)) -> Any:
+    """The configuration of the model in a directory; no array is looked at.
 
+    Args:
+      directory: of either format.
+      kinds: names of the kinds that are asked for.
     Raises:
       ConfigError: another kind of model, or an absurd configuration.
       FormatError: no model directory, or damaged JSON.
     """
     directory = Path(directory)
-    if not read.is_native(directory):
-        file = inside(directory, CONFIG_FILE)
-        check_kind(KINDS[huggingface_kind(directory)].model, ("decoder",), directory)
-        return families.read_config(read_json(file), where=str(file))
-    check_kind(read.root_type(directory), ("decoder",), directory)
-    return read.root_config(directory)
+    if read.is_native(directory):
+        check_kind(read.root_type(directory), kinds, directory)
+        return read.root_config(directory)
+    file = inside(directory, CONFIG_FILE)
+    check_kind(KINDS[huggingface_kind(directory)].model, kinds, directory)
+    return read_config(read_json(file), where=str(file))
 
 
 @contextlib.contextmanager
