@@ -113,9 +113,12 @@ def write(
     """What `learning_peer.py` reads."""
     x, target = sequences
     maps = {"input": layer.input[0], "hidden": layer.hidden[0]}
-    weights = {f"w_{name}": linear.weight.dense() for name, linear in maps.items()}
-    np.savez(folder / "recurrent.npz", x=x, target=target, b=layer.input[0].bias, **weights)
-    small = {f"w{i}": linear.weight.dense() for i, linear in enumerate(network.maps)}
+    weights: dict[str, Any] = {f"w_{name}": linear.weight.dense() for name, linear in maps.items()}
+    weights |= {"b": layer.input[0].bias}
+    np.savez(folder / "recurrent.npz", x=x, target=target, **weights)
+    small: dict[str, Any] = {
+        f"w{i}": linear.weight.dense() for i, linear in enumerate(network.maps)
+    }
     small |= {f"b{i}": linear.bias for i, linear in enumerate(network.maps)}
     np.savez(folder / "small.npz", x=batches.x, labels=batches.y, **small)
 
