@@ -22,8 +22,7 @@ from ffnlab.models import adapters
 from ffnlab.models.convnet import ConvNet
 from ffnlab.probe import Probe
 from ffnlab.rule import Rule
-from ffnlab.testing import ProbeCase, TransformCase, batches, tiny, tiny_encoder
-from ffnlab.testing.rule import one_for_each
+from ffnlab.testing import ProbeCase, RuleCase, TransformCase, tiny_encoder
 
 
 class Normed(nnx.Module):
@@ -72,25 +71,6 @@ TRANSFORMS: dict[str, TransformCase] = {
     "population_norms": TransformCase(models.population_norms, Normed, rows),
     "prompts": TransformCase(lambda: adapters.prompts(tokens=2)),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class RuleCase:
-    """A rule with two batches it learns from.
-
-    Attributes:
-      make: the rule.
-      model: where it starts.
-      batches: two of them.
-      inputs: of a batch, what `predict` takes.
-      check: raises AssertionError for outputs that are not those of the inputs.
-    """
-
-    make: Callable[[], Rule]
-    model: Callable[[], PyTree] = tiny
-    batches: Callable[[], list] = batches
-    inputs: Callable[[PyTree], PyTree] = lambda batch: batch
-    check: Callable[[PyTree, PyTree], None] = one_for_each
 
 
 def labelled() -> list[tuple[np.ndarray, np.ndarray]]:
