@@ -42,14 +42,13 @@ class RoutingMap(Report):
 
     def rows(self) -> list[dict[str, object]]:
         """A row for each layer and class."""
-        n, c, _ = self.kept.shape
-        return [
-            {"layer": i, "class": self.classes[j]}
-            | dict(zip(self.experts, map(float, self.shares[i, j]), strict=True))
-            | {"dropped": int(self.dropped[i, j]), "unrouted": int(self.unrouted[i, j])}
-            for i in range(n)
-            for j in range(c)
-        ]
+        found: list[dict[str, object]] = []
+        for i, j in np.ndindex(self.dropped.shape):
+            row: dict[str, object] = {"layer": i, "class": self.classes[j]}
+            row |= dict(zip(self.experts, map(float, self.shares[i, j]), strict=True))
+            row |= {"dropped": int(self.dropped[i, j]), "unrouted": int(self.unrouted[i, j])}
+            found.append(row)
+        return found
 
     def figures(self) -> dict[str, float]:
         """The largest share of an expert in each layer, and what share of choices was dropped."""

@@ -6,7 +6,7 @@ takes it from there.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,8 @@ def upcycle(
 
     def change(model: Decoder) -> Decoder:
         places = found(model, layers)
-        ffns = tree.select(model, tree.where(lambda path, _: path in places))
+        chosen = tree.where(lambda path, _: path in places)
+        ffns = cast(dict[str, FFN | GatedFFN], tree.select(model, chosen))
         sizes = {(type(f), f.up.weight.shape[1], f.activation) for f in ffns.values()}
         if len(sizes) > 1:
             raise ConfigError(f"the FFNs are of {len(sizes)} kinds and sizes; name layers of one")
@@ -76,7 +77,7 @@ def upcycle(
         own = dataclasses.replace(
             spec, hidden=ffn.up.weight.shape[1], gated=isinstance(ffn, GatedFFN)
         )
-        keys = jax.random.split(jax.random.key(seed), len(model.layers))
+        keys = jax.random.split(jax.random.key(seed), model.config.layers)
         new = {path: mixture(ffns[path], own, keys[i]) for path, i in places.items()}
         model = tree.replace(model, new)
         config = model.config
@@ -98,7 +99,7 @@ def found(model: Decoder, layers: tuple[int, ...] | None) -> dict[str, int]:
     """
     dense = {
         f"layers[{i}].ffn": i
-        for i, block in enumerate(model.layers)
+        for i, block in enumerate(model.blocks())
         if DENSE("", getattr(block, "ffn", None))
     }
     wanted = tuple(dense.values()) if layers is None else layers
