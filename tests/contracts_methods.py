@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 from jaxtyping import PyTree
 
-from ffnlab import analysis, learning, models, pruning, quantization, sparsity
+from ffnlab import analysis, learning, models, pruning, quantization, routing, sparsity
 from ffnlab.layers import MLP, BatchNorm, Linear
 from ffnlab.models import adapters
 from ffnlab.models.convnet import ConvNet
@@ -69,6 +69,7 @@ TRANSFORMS: dict[str, TransformCase] = {
         lambda: quantization.nearest(format="float8", activations="e4m3")
     ),
     "population_norms": TransformCase(models.population_norms, Normed, rows),
+    "upcycle": TransformCase(lambda: routing.upcycle(experts=4)),
     "prompts": TransformCase(lambda: adapters.prompts(tokens=2)),
 }
 
