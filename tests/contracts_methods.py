@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 from jaxtyping import PyTree
 
-from ffnlab import analysis, learning, models, pruning, quantization, sparsity
+from ffnlab import analysis, learning, models, pruning, quantization, routing, sparsity, transform
 from ffnlab.layers import MLP, BatchNorm, Linear
 from ffnlab.models import adapters
 from ffnlab.models.convnet import ConvNet
@@ -45,6 +45,11 @@ def rows() -> list[jax.Array]:
     return list(jax.random.normal(jax.random.key(1), (2, 6, 4)))
 
 
+def chosen(**options: bool) -> models.Decoder:
+    """The tiny decoder with a small FFN beside each of its own."""
+    return transform.apply(routing.duo(ratio=8, **options), tiny())[0]
+
+
 TRANSFORMS: dict[str, TransformCase] = {
     "adapter": TransformCase(lambda: adapters.adapter(bottleneck=3, seed=1)),
     "biases": TransformCase(adapters.biases),
@@ -53,6 +58,7 @@ TRANSFORMS: dict[str, TransformCase] = {
     "chess-abs-attention": TransformCase(
         lambda: sparsity.chess(sparsity=0.5, importance="abs", attention=True)
     ),
+    "duo": TransformCase(lambda: routing.duo(ratio=8, skip=True)),
     "finercut": TransformCase(lambda: pruning.finercut(remove=1)),
     "finercut-encoder": TransformCase(lambda: pruning.finercut(remove=1), tiny_encoder),
     "fireq-encoder": TransformCase(lambda: quantization.fireq(group=8), tiny_encoder),
@@ -71,6 +77,7 @@ TRANSFORMS: dict[str, TransformCase] = {
     ),
     "population_norms": TransformCase(models.population_norms, Normed, rows),
     "prompts": TransformCase(lambda: adapters.prompts(tokens=2)),
+    "with_routers": TransformCase(routing.with_routers, lambda: chosen(skip=False)),
 }
 
 
@@ -201,6 +208,7 @@ PROBES: dict[str, ProbeCase] = {
             analysis.weight_norms,
             unmatched=lambda: analysis.weight_norms(select="nowhere"),
         ),
+        "oracle": {"": ProbeCase(routing.oracle, lambda: chosen(skip=True))},
     }.items()
     for network, case in cases.items()
 }
