@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 from ffnlab.errors import ConfigError
 from ffnlab.layers.linear import Linear
 from ffnlab.layers.routers import check_k, softmax_top_k
+from ffnlab.weights import cost
 
 __all__ = ["RoutedLinear"]
 
@@ -86,6 +87,12 @@ class RoutedLinear(nnx.Module):
             return routing.scores
         one = jax.nn.one_hot(routing.chosen, self.experts) * routing.weight[..., None]
         return one.sum(-2)
+
+    def flops_per_token(self, share: None) -> float:
+        """Operations of a token: base, router, and all updates (`ffnlab.models.account`)."""
+        rank = self.lora_a.get_value().shape[-1]
+        updates = 2 * self.experts * rank * sum(self.base.weight.shape)
+        return float(cost.flops(self.base.weight) + cost.flops(self.router.weight) + updates)
 
     def told(self, task: Int[Array, "rows"] | None) -> "RoutedLinear":
         """This layer with the expert of each row as told; None asks the router again."""

@@ -22,7 +22,7 @@ from ffnlab.models.cost import multiply_adds
 from ffnlab.models.decoder import Decoder
 from ffnlab.models.encoder import Encoder
 from ffnlab.models.stack import Stacked, unstack
-from ffnlab.weights import LoRA, LowRank, Masked, SparseInput, Transposed, Weight, is_weight
+from ffnlab.weights import SparseInput, cost, is_weight
 
 __all__ = [
     "CompiledCost",
@@ -49,20 +49,9 @@ def parameters(model: nnx.Module) -> int:
     """
     values = [node.get_value() for _, node in tree.walk(model) if isinstance(node, nnx.Param)]
     return sum(
-        weight_parameters(v) if is_weight(v) else sum(x.size for x in jax.tree.leaves(v))
+        cost.parameters(v) if is_weight(v) else sum(x.size for x in jax.tree.leaves(v))
         for v in values
     )
-
-
-def weight_parameters(weight: Weight) -> int:
-    """Numbers of one weight, stacked copies included."""
-    if isinstance(weight, Transposed | Masked | SparseInput):
-        return weight_parameters(weight.w)
-    if isinstance(weight, LowRank):
-        return weight.a.size + weight.b.size
-    if isinstance(weight, LoRA):
-        return weight_parameters(weight.base) + weight.a.size + weight.b.size
-    return math.prod(jax.tree.leaves(weight)[0].shape[:-2]) * math.prod(weight.shape)
 
 
 def nbytes(model: nnx.Module) -> int:
@@ -139,7 +128,7 @@ def flops_per_token(
             keep = math.prod(1 - zeros.get(p, 0.0) for p in (own, gated) if p is not None)
             used |= {own, gated}
             runs = math.prod(n for part, n in times.items() if path.startswith(part))
-            total += runs * keep * weight_flops(weight)
+            total += runs * keep * cost.flops(weight)
     unknown = sorted(zeros.keys() - used)
     if unknown:
         raise SelectionError(f"zeros names {unknown}, which are no sparse layers of this model")
@@ -151,17 +140,6 @@ def reads_embedding(model: nnx.Module) -> bool:
     if isinstance(model, Encoder):
         return model.config.head == "masked" and model.head is None
     return isinstance(model, Decoder) and model.head is None
-
-
-def weight_flops(weight: Weight) -> int:
-    """Operations of one vector times this matrix, with dense input."""
-    if isinstance(weight, Transposed | Masked | SparseInput):
-        return weight_flops(weight.w)
-    if isinstance(weight, LowRank):
-        return 2 * (weight.a.size + weight.b.size)
-    if isinstance(weight, LoRA):
-        return weight_flops(weight.base) + 2 * (weight.a.size + weight.b.size)
-    return 2 * math.prod(weight.shape)
 
 
 class CompiledCost(NamedTuple):

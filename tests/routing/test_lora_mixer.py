@@ -11,8 +11,10 @@ from ffnlab.data import Packed
 from ffnlab.errors import ConfigError, SelectionError
 from ffnlab.formats.peft import load_adapter, save_adapter
 from ffnlab.layers import RoutedLinear
-from ffnlab.learning import backprop, next_token
+from ffnlab.learning import backprop, next_token, packed_next_token
 from ffnlab.models import adapters
+from ffnlab.models.account import flops_per_token
+from ffnlab.models.cost import multiply_adds
 from ffnlab.routing import (
     EXPERTS,
     MIXERS,
@@ -107,8 +109,6 @@ def test_padding_has_no_mixture():
     model, (tokens, _) = mixture(1, 2), batches()
     segments = jnp.ones_like(tokens).at[1, 6:].set(0)
     positions = jnp.broadcast_to(jnp.arange(12), (2, 12))
-    from ffnlab.learning import packed_next_token
-
     loss = specialized(packed_next_token)
     found = loss(model, Packed(tokens, segments, positions))[1]["entropy"]
     changed = tokens.at[1, 6:].set(0)
@@ -157,6 +157,11 @@ def test_a_mixture_is_saved_loaded_and_generates(tmp_path):
     x = batches()[0]
     logits, _ = loaded.extend(x, loaded.init_cache(2, 12))
     np.testing.assert_allclose(logits, model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_account_counts_base_router_and_updates():
+    model, x = mixture(1, 2, 3), jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    assert 2 * multiply_adds(lambda m, x: m(x), model, x) == flops_per_token(model, 1)
 
 
 def test_what_cannot_be_is_refused():

@@ -1,5 +1,6 @@
 """The oracle over patterns, against a loop over all of them."""
 
+import importlib
 import itertools
 
 import jax
@@ -69,7 +70,8 @@ def test_what_follows_from_losses_by_hand(monkeypatch):
     np.testing.assert_array_equal(found.shares(1), [[0.5, 1], [0.5, 0]])
     np.testing.assert_array_equal(found.shares(1, choice=1), [[0.5, 0], [0.5, 1]])
     assert found.sampled(4) == found.oracle() and found.sampled(1, 0) == found.fixed(0)
-    monkeypatch.setattr("ffnlab.routing.oracle.DRAWS", 2000)  # of standard deviation .625
+    module = importlib.import_module("ffnlab.routing.oracle")
+    monkeypatch.setattr(module, "DRAWS", 2000)  # of standard deviation .625
     assert found.sampled(1, 1) == pytest.approx(found.mean(1), abs=0.06)
     assert found.fixed() <= found.random(3) <= 13 / 4
     rows = found.rows()
