@@ -50,6 +50,11 @@ def chosen(**options: bool) -> models.Decoder:
     return transform.apply(routing.duo(ratio=8, **options), tiny())[0]
 
 
+def updated(seed: int) -> models.Decoder:
+    """The tiny decoder with low-rank updates."""
+    return transform.apply(adapters.lora(rank=2, seed=seed), tiny())[0]
+
+
 TRANSFORMS: dict[str, TransformCase] = {
     "adapter": TransformCase(lambda: adapters.adapter(bottleneck=3, seed=1)),
     "biases": TransformCase(adapters.biases),
@@ -70,6 +75,8 @@ TRANSFORMS: dict[str, TransformCase] = {
     ),
     "head": TransformCase(adapters.head),
     "lora": TransformCase(lambda: adapters.lora(rank=2)),
+    "lora_experts": TransformCase(lambda: routing.lora_experts(experts=2, rank=2)),
+    "mixed": TransformCase(lambda: routing.mixed([updated(1), updated(2)])),
     "nearest": TransformCase(lambda: quantization.nearest(format="int4", group=8)),
     "nearest-encoder": TransformCase(lambda: quantization.nearest(group=8), tiny_encoder),
     "nearest-float8": TransformCase(

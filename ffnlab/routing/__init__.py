@@ -7,6 +7,7 @@ from ffnlab.routing.duo import (
     budgeted,
     duo,
     random_choices,
+    softened,
     with_routers,
 )
 from ffnlab.routing.lora_mixer import (
@@ -38,6 +39,7 @@ __all__ = [
     "preserved",
     "random_choices",
     "sharpened",
+    "softened",
     "specialized",
     "with_routers",
 ]

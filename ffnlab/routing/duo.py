@@ -33,7 +33,16 @@ from ffnlab.rule import Metrics
 from ffnlab.transform import Transform
 from ffnlab.tree import Predicate
 
-__all__ = ["BIG", "ROUTERS", "Falling", "budgeted", "duo", "random_choices", "with_routers"]
+__all__ = [
+    "BIG",
+    "ROUTERS",
+    "Falling",
+    "budgeted",
+    "duo",
+    "random_choices",
+    "softened",
+    "with_routers",
+]
 
 BIG = 0  # the choice of the branch that was there before
 ROUTERS = tree.at("layers**.router**")
@@ -71,7 +80,7 @@ def duo(
         odd = [path for path, node in found.items() if not isinstance(node, FFN | GatedFFN)]
         return [f"{odd[:3]} are no FFN or GatedFFN, which are accepted"] if odd else []
 
-    def beside(path: str, big: FFN | GatedFFN, layers: int) -> ByChoice:
+    def beside(path: str, big: Any, layers: int) -> ByChoice:
         width, hidden = big.up.weight.shape
         small = type(big)(
             width,
@@ -109,7 +118,7 @@ def with_routers(*, seed: int = 0) -> Transform:
         said = [] if found else ["the model has no choices; `ffnlab.routing.duo` makes them"]
         return said + ([f"{there[:3]} have routers already"] if there else [])
 
-    def routed(path: str, layer: ByChoice, width: int) -> ByChoice:
+    def routed(path: str, layer: Any, width: int) -> ByChoice:
         router = Linear(width, layer.choices, key=key_of(seed, path), axes=("embed", "choice"))
         return ByChoice(list(layer.branches), skip=layer.skip, router=router)
 
@@ -203,8 +212,7 @@ def budgeted(
         if bare or not choices_of(model):
             raise ConfigError(f"{bare[:3] or 'the model'}: no router; `with_routers` adds them")
         soft = temperature(moment.step)
-        soft_model = tree.map_at(model, tree.of_type(ByChoice), lambda m: m.softened(soft))
-        nats, metrics, outputs = predict(soft_model, batch, LayerInputs())
+        nats, metrics, outputs = predict(softened(model, soft), batch, LayerInputs())
         (routing,) = outputs.reports.values()
         is_big = jnp.arange(routing.experts) == BIG
         cost = budget_loss(routing, is_big.astype(jnp.float32), budget)
@@ -214,13 +222,26 @@ def budgeted(
     return loss
 
 
+def softened(model: Decoder, temperature: float | Float[Array, ""]) -> Decoder:
+    """The model with all its choices soft, by its routers at a temperature.
+
+    Raises:
+      SelectionError: there is nothing to choose in it.
+    """
+
+    def soft(layer: Any) -> ByChoice:
+        return layer.softened(jnp.float32(temperature))
+
+    return tree.map_at(model, tree.of_type(ByChoice), soft)
+
+
 def predict(
     model: Decoder, batch: Any, inputs: LayerInputs
 ) -> tuple[Float[Array, ""], Metrics, LayerOutputs]:
     """The next-token loss of tokens or packed rows, and what the layers report."""
     reported = []
 
-    def call(tokens: Int[Array, "b t"], **given: Array) -> Float[Array, "b t v"]:
+    def call(tokens: Int[Array, "b t"], **given: Any) -> Float[Array, "b t v"]:
         h, outputs = model.run(tokens, inputs=inputs, **given)
         reported.append(outputs)
         return model.logits(h)

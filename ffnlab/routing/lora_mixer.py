@@ -76,11 +76,11 @@ def lora_experts(
     check_seed(seed)
 
     def problems(model: Any) -> list[str]:
-        found = tree.select(model, linear(where))
+        found: dict[str, Any] = tree.select(model, linear(where))
         thin = [path for path, m in found.items() if rank > min(m.weight.shape)]
         return [f"rank={rank} is more than {thin[:3]} have"] if thin else []
 
-    def routed(path: str, base: Linear) -> RoutedLinear:
+    def routed(path: str, base: Any) -> RoutedLinear:
         d_in, d_out = base.weight.shape
         key = key_of(seed, path)
         a = jax.random.normal(key, (experts, d_in, rank), jnp.float32) * d_in**-0.5
@@ -129,7 +129,7 @@ def mixed(adapters: Sequence[Any], *, seed: int = 0) -> Transform:
                 said.append(f"{path} has ranks {ranks}; one for all adapters is accepted")
         return said[:3]
 
-    def routed(path: str, base: Linear) -> RoutedLinear:
+    def routed(path: str, base: Any) -> RoutedLinear:
         one = next(each[path] for each in found if path in each)
         nothing = jnp.zeros_like(one.a), jnp.zeros_like(one.b)
         pairs = [
@@ -158,7 +158,7 @@ def sharpened(model: Any, *, k: int | None, normalize: bool = True) -> Any:
       ConfigError: k out of range.
     """
 
-    def change(layer: RoutedLinear) -> RoutedLinear:
+    def change(layer: Any) -> RoutedLinear:
         if k is not None:
             check_k(k, layer.experts)
         new = jax.tree.map(lambda leaf: leaf, layer)
@@ -201,7 +201,8 @@ def specialized(
 
         def call(*args: Any, **options: Any) -> Any:
             output, seen = tree.capture(model, routers, *args, **options)
-            logits.extend(found.output for found in seen.values())
+            found: list[Any] = list(seen.values())
+            logits.extend(one.output for one in found)
             return output
 
         nats, metrics = loss(call, batch)[:2]
@@ -234,8 +235,11 @@ def by_task(loss: Loss = next_token) -> Loss:
         if not isinstance(batch, tuple) or len(batch) != 2 or jnp.ndim(batch[1]) != 1:
             raise ConfigError("a batch of (rows, task of each row) is accepted")
         rows, task = batch
-        hard = tree.map_at(model, tree.of_type(RoutedLinear), lambda m: m.told(jnp.asarray(task)))
-        return loss(hard, rows)
+
+        def hard(layer: Any) -> RoutedLinear:
+            return layer.told(jnp.asarray(task))
+
+        return loss(tree.map_at(model, tree.of_type(RoutedLinear), hard), rows)
 
     return told
 

@@ -100,7 +100,7 @@ def pattern_losses(
     b, t = inputs.shape
     angles = trunk.angles(model.layers, jnp.arange(t)[None])
     context = Context(angles, dict.fromkeys(spec.window for spec in trunk.specs(model.layers)))
-    blocks, count = list(model.layers), choice_count(model)
+    blocks, count = model.blocks(), choice_count(model)
     cut = halfway(blocks)
 
     def loss(h: Float[Array, "b t d"]) -> Float[Array, "b t"]:
@@ -294,7 +294,11 @@ class OracleReport(Report):
         rows: list[dict[str, object]] = []
         for budget in range(self.layers + 1):
             count = len(self.feasible(budget))
-            row = {"big": budget, "patterns": count, "oracle": self.oracle(budget)}
+            row: dict[str, object] = {
+                "big": budget,
+                "patterns": count,
+                "oracle": self.oracle(budget),
+            }
             if count >= self.layers:
                 row[f"oracle of {self.layers}"] = self.sampled(self.layers, budget)
             rows.append(row | {"best fixed": self.fixed(budget), "mean": self.mean(budget)})

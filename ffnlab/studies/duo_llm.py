@@ -16,21 +16,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int
 
-from ffnlab import models, routing, transform, tree
+from ffnlab import models, routing, transform
 from ffnlab.data import TextBatches, stdlib_text
 from ffnlab.formats.embedded import embedded
-from ffnlab.layers import ByChoice
 from ffnlab.learning import backprop, members
 from ffnlab.losses import next_token
 from ffnlab.models import Decoder, DecoderConfig
-from ffnlab.parallel import LoopOptions, train
 from ffnlab.routing import BIG, ROUTERS, Falling, OracleReport
 from ffnlab.rule import Rule
 from ffnlab.storage.files import StrPath
 from ffnlab.studies import STUDIES
 from ffnlab.studies.result import Claim, Result
+from ffnlab.studies.side_by_side import learned_members, spread
 
 __all__ = ["Routed", "Sizes", "run"]
 
@@ -131,7 +130,7 @@ def trained(seeds: Sequence[int], text: bytes, steps: int) -> list[Decoder]:
     """Stage 1, all seeds side by side: a model of each."""
     joined = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(duo_of(CONFIG, s) for s in seeds))
     rule = members(lambda: stage_1(steps, RATE), len(seeds))
-    return learned(rule, joined, text, steps, seeds[0], len(seeds))
+    return learned_members(rule, joined, batches_of(text, seeds[0]), steps, seeds[0], len(seeds))
 
 
 def stage_1(steps: int, rate: float) -> Rule:
@@ -140,33 +139,17 @@ def stage_1(steps: int, rate: float) -> Rule:
     return backprop(routing.random_choices(), optimizer, informed=True)
 
 
-def learned(
-    rule: Rule, model: PyTree, text: bytes, steps: int, seed: int, count: int
-) -> list[PyTree]:
-    """The models of all members after so many steps on a text.
-
-    Raises:
-      KeyboardInterrupt: a signal stopped it; what it learned so far is no result.
-    """
-    outcome = train(
-        rule,
-        model,
-        TextBatches(text, BATCH, LENGTH, seed),
-        steps,
-        key=jax.random.key(seed),
-        options=LoopOptions(log_every=0),
-        together=10,
-    )
-    if not outcome.finished:
-        raise KeyboardInterrupt(f"stopped at step {outcome.position} of {steps}")
-    found = rule.model(outcome.state)
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], found) for i in range(count)]
+def batches_of(text: bytes, seed: int) -> TextBatches:
+    """What the models learn from."""
+    return TextBatches(text, BATCH, LENGTH, seed)
 
 
 def oracle_of(model: Decoder, held: Int[Array, "b t"], seed: int) -> OracleReport:
     """The oracle on held-out windows, eight at a time."""
     batches = [held[i : i + 8] for i in range(0, len(held), 8)]
-    return dataclasses.replace(routing.oracle()(model, batches, progress=False), seed=seed)
+    found = routing.oracle()(model, batches, progress=False)
+    assert isinstance(found, OracleReport)
+    return OracleReport(found.losses, found.patterns, seed)
 
 
 def routers(
@@ -185,7 +168,7 @@ def routers(
 
     shares = [budget / LAYERS for budget in budgets]
     rule = members(stage_3, len(budgets), vary={"budget": shares})
-    found = learned(rule, joined, text, steps, seed, len(budgets))
+    found = learned_members(rule, joined, batches_of(text, seed), steps, seed, len(budgets))
     pairs = zip(budgets, found, strict=True)
     return [Routed(budget, *hard(made, held, temperature.end)) for budget, made in pairs]
 
@@ -196,9 +179,7 @@ def hard(model: Decoder, held: Int[Array, "b t"], temperature: float) -> tuple[f
 
     @jax.jit
     def expected(model: Decoder, held: Array) -> Array:
-        soft = tree.map_at(
-            model, tree.of_type(ByChoice), lambda m: m.softened(jnp.float32(temperature))
-        )
+        soft = routing.softened(model, temperature)
         _, outputs = soft.run(held[:, :-1])
         return outputs.reports["ffn"].scores[..., BIG].sum(0).mean()
 
@@ -210,13 +191,7 @@ def small_beside_embedded(text: bytes, steps: int, seed: int) -> Decoder:
     model, _ = transform.apply(routing.duo(ratio=RATIO, seed=seed), embedded()[0])
     rule = members(lambda: stage_1(steps, RATE / 3), 1)
     joined = jax.tree.map(lambda leaf: leaf[None].astype(jnp.float32), models.stack(model))
-    return learned(rule, joined, text, steps, seed, 1)[0]
-
-
-def spread(values: Sequence[float]) -> str:
-    """One value, or a mean with its range."""
-    mean = f"{np.mean(values):.3f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.3f} to {max(values):.3f})"
+    return learned_members(rule, joined, batches_of(text, seed), steps, seed, 1)[0]
 
 
 def by_budget(reports: Sequence[OracleReport], of: Callable[[OracleReport, int], float]) -> str:
