@@ -3,7 +3,6 @@
 from ffnlab.routing.duo import (
     BIG,
     ROUTERS,
-    Falling,
     budgeted,
     duo,
     random_choices,
@@ -26,7 +25,6 @@ __all__ = [
     "BIG",
     "EXPERTS",
     "ROUTERS",
-    "Falling",
     "MIXERS",
     "OracleReport",
     "budgeted",

@@ -13,7 +13,6 @@ works (`random_choices`). What the best choices would be is asked of `ffnlab.rou
 Source: Duo-LLM (arXiv 2410.10846), sections 2 and 3.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +35,6 @@ from ffnlab.tree import Predicate
 __all__ = [
     "BIG",
     "ROUTERS",
-    "Falling",
     "budgeted",
     "duo",
     "random_choices",
@@ -160,32 +158,12 @@ def random_choices(probabilities: Sequence[float] | None = None) -> InformedLoss
     return loss
 
 
-@dataclasses.dataclass(frozen=True)
-class Falling:
-    """A temperature that falls geometrically, start (end / start)^(step / steps), then stays.
-
-    Attributes:
-      start, end: temperatures, > 0.
-      steps: until it has fallen.
-    """
-
-    start: float = 1.0
-    end: float = 0.1
-    steps: int = 1000
-
-    def __post_init__(self) -> None:
-        if not 0 < self.end <= self.start:
-            raise ConfigError(f"start={self.start}, end={self.end}: 0 < end <= start is accepted")
-        at_least(1, steps=self.steps)
-
-    def __call__(self, step: Int[Array, ""]) -> Float[Array, ""]:
-        """The temperature of a step."""
-        share = jnp.minimum(step / self.steps, 1.0)
-        return jnp.float32(self.start) * (self.end / self.start) ** share
-
-
 def budgeted(
-    budget: float | Float[Array, ""], *, alpha: float = 10.0, temperature: Falling = Falling()
+    budget: float | Float[Array, ""],
+    *,
+    alpha: float = 10.0,
+    temperatures: tuple[float, float] = (1.0, 0.1),
+    steps: int = 1000,
 ) -> InformedLoss:
     """Stage 3: next-token loss of a soft choice by the routers, and their budget.
 
@@ -196,7 +174,9 @@ def budgeted(
     Args:
       budget: share of tokens and layers that take the big branch, in [0, 1].
       alpha: weight of the budget, >= 0.
-      temperature: of the softmax over choices, by step; it falls, so that choices become hard.
+      temperatures: of the softmax over choices, at first and at last, > 0; it falls geometrically,
+        so that choices become hard.
+      steps: until it has fallen; then it stays.
     Returns:
       an informed loss of tokens [b, t + 1] or packed rows; its metrics have "big", the share.
     Raises:
@@ -206,12 +186,16 @@ def budgeted(
     """
     if is_known(budget, alpha) and not (0 <= budget <= 1 and alpha >= 0):
         raise ConfigError(f"budget={budget}, alpha={alpha}: [0, 1] and >= 0 are accepted")
+    at_least(1, steps=steps)
+    first, last = temperatures
+    if not 0 < last <= first:
+        raise ConfigError(f"temperatures={temperatures}: 0 < last <= first is accepted")
 
     def loss(model: Decoder, batch: Any, moment: Moment) -> tuple[Float[Array, ""], Metrics]:
         bare = [path for path, layer in choices_of(model).items() if layer.router is None]
         if bare or not choices_of(model):
             raise ConfigError(f"{bare[:3] or 'the model'}: no router; `with_routers` adds them")
-        soft = temperature(moment.step)
+        soft = first * (last / first) ** jnp.minimum(moment.step / steps, 1.0)
         nats, metrics, outputs = predict(softened(model, soft), batch, LayerInputs())
         (routing,) = outputs.reports.values()
         is_big = jnp.arange(routing.experts) == BIG

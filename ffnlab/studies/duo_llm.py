@@ -24,7 +24,7 @@ from ffnlab.formats.embedded import embedded
 from ffnlab.learning import backprop, members
 from ffnlab.losses import next_token
 from ffnlab.models import Decoder, DecoderConfig
-from ffnlab.routing import BIG, ROUTERS, Falling, OracleReport
+from ffnlab.routing import BIG, ROUTERS, OracleReport
 from ffnlab.rule import Rule
 from ffnlab.storage.files import StrPath
 from ffnlab.studies import STUDIES
@@ -35,7 +35,7 @@ __all__ = ["Routed", "Sizes", "run"]
 
 LAYERS, WIDTH, HIDDEN, RATIO = 6, 64, 256, 16
 BATCH, LENGTH, RATE = 24, 64, 3e-3
-ALPHA, ROUTER_RATE = 10.0, 1e-2
+ALPHA, ROUTER_RATE, TEMPERATURES = 10.0, 1e-2, (1.0, 0.1)
 CONFIG = DecoderConfig(
     vocab=256, width=WIDTH, hidden=HIDDEN, layers=LAYERS, heads=4, kv_heads=4, head_dim=16
 )
@@ -96,7 +96,7 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
             "ratio": RATIO,
             "batch": [BATCH, LENGTH],
             "optimizer": f"Adam, {RATE} falling to 0 by a cosine; routers {ROUTER_RATE}",
-            "router": {"alpha": ALPHA, "temperature": "1 to 0.1, geometrically"},
+            "router": {"alpha": ALPHA, "temperature": list(TEMPERATURES)},
             "sizes": sizes._asdict(),
             "text": text.identity,
         },
@@ -159,10 +159,9 @@ def routers(
     budgets = list(range(1, LAYERS))
     ready, _ = transform.apply(routing.with_routers(seed=seed), model)
     joined = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(budgets)), ready)
-    temperature = Falling(1.0, 0.1, steps)
 
     def stage_3(budget: float | Array) -> Rule:
-        loss = routing.budgeted(budget, alpha=ALPHA, temperature=temperature)
+        loss = routing.budgeted(budget, alpha=ALPHA, temperatures=TEMPERATURES, steps=steps)
         optimizer = optax.adam(ROUTER_RATE)
         return backprop(loss, optimizer, trainable=ROUTERS, informed=True)
 
@@ -170,7 +169,7 @@ def routers(
     rule = members(stage_3, len(budgets), vary={"budget": shares})
     found = learned_members(rule, joined, batches_of(text, seed), steps, seed, len(budgets))
     pairs = zip(budgets, found, strict=True)
-    return [Routed(budget, *hard(made, held, temperature.end)) for budget, made in pairs]
+    return [Routed(budget, *hard(made, held, TEMPERATURES[1])) for budget, made in pairs]
 
 
 def hard(model: Decoder, held: Int[Array, "b t"], temperature: float) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from ffnlab.errors import ConfigError, SelectionError
 from ffnlab.layers import ByChoice, LayerInputs
 from ffnlab.learning import backprop, next_token
 from ffnlab.losses import Moment
-from ffnlab.routing import ROUTERS, Falling, budgeted, duo, random_choices, with_routers
+from ffnlab.routing import ROUTERS, budgeted, duo, random_choices, with_routers
 from ffnlab.testing import batches, equal, tiny, tiny_encoder
 
 MOMENT = Moment(jnp.int32(4), jax.random.key(5))
@@ -72,7 +72,7 @@ def test_both_branches_learn_from_random_choices():
 def test_the_budget_is_of_all_layers_of_a_sequence_together():
     model, batch = routed(), batches()[0]
     soft = 0.5
-    loss = budgeted(0.3, alpha=2.0, temperature=Falling(soft, soft))
+    loss = budgeted(0.3, alpha=2.0, temperatures=(soft, soft))
     nats, metrics = loss(model, batch, MOMENT)
     # By hand: the stream through the blocks, the router on each normed input.
     probabilities, logits = by_hand(model, batch[:, :-1], soft)
@@ -105,7 +105,7 @@ def test_padding_is_not_in_the_budget():
     model, (tokens, _) = routed(), batches()
     segments = jnp.ones_like(tokens).at[1, 6:].set(0)
     positions = jnp.broadcast_to(jnp.arange(12), (2, 12))
-    loss = budgeted(0.0, temperature=Falling(1.0, 1.0))
+    loss = budgeted(0.0, temperatures=(1.0, 1.0))
     found = loss(model, Packed(tokens, segments, positions), MOMENT)[1]["budget_cost"]
     rows = [tokens[:1], tokens[1:, :7]]  # the second without its padding
     alone = [float(loss(model, row, MOMENT)[1]["budget_cost"]) for row in rows]
@@ -115,7 +115,7 @@ def test_padding_is_not_in_the_budget():
 def test_routers_alone_learn_and_reach_their_budget():
     model = models.stack(routed())
     rule = backprop(
-        budgeted(0.2, alpha=50.0, temperature=Falling(1.0, 0.5, 20)),
+        budgeted(0.2, alpha=50.0, temperatures=(1.0, 0.5), steps=20),
         optax.adam(0.05),
         trainable=ROUTERS,
         informed=True,
@@ -130,9 +130,13 @@ def test_routers_alone_learn_and_reach_their_budget():
 
 
 def test_a_temperature_falls_geometrically_and_stays():
-    falling = Falling(4.0, 1.0, 10)
-    found = [float(falling(jnp.int32(step))) for step in (0, 5, 10, 99)]
-    np.testing.assert_allclose(found, [4, 2, 1, 1], rtol=1e-6)
+    """At each step the loss is that of the temperature which is due, whatever the others are."""
+    model, batch = routed(), batches()[0]
+    falling = budgeted(0.3, temperatures=(4.0, 1.0), steps=10)
+    for step, due in ((0, 4.0), (5, 2.0), (10, 1.0), (99, 1.0)):
+        found = falling(model, batch, MOMENT._replace(step=jnp.int32(step)))[0]
+        expected = budgeted(0.3, temperatures=(due, due))(model, batch, MOMENT)[0]
+        assert float(found) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_what_cannot_be_is_refused():
@@ -142,9 +146,11 @@ def test_what_cannot_be_is_refused():
     for budget, alpha in ((-0.1, 1.0), (1.1, 1.0), (0.5, -1.0)):
         with pytest.raises(ConfigError, match="budget"):
             budgeted(budget, alpha=alpha)
-    for start, end in ((1.0, 2.0), (1.0, 0.0)):
-        with pytest.raises(ConfigError, match="start"):
-            Falling(start, end)
+    for wrong in ((1.0, 2.0), (1.0, 0.0)):
+        with pytest.raises(ConfigError, match="temperatures"):
+            budgeted(0.5, temperatures=wrong)
+    with pytest.raises(ConfigError, match="steps"):
+        budgeted(0.5, steps=0)
     for wrong in ((0.5, 0.6), (-0.5, 1.5)):
         with pytest.raises(ConfigError, match="probabilities"):
             random_choices(wrong)
