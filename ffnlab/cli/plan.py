@@ -24,13 +24,13 @@ from ffnlab.cli.training import (
     abstract_batch,
     find_methods,
     fresh,
+    read_training,
     rule_of,
 )
 from ffnlab.errors import ConfigError, FFNLabError, at_least
 from ffnlab.formats import KINDS
 from ffnlab.formats.huggingface import dialects
 from ffnlab.formats.opening import config_of
-from ffnlab.parallel import read_config
 from ffnlab.storage.files import read_json
 
 __all__ = ["measure", "plan"]
@@ -122,7 +122,7 @@ def settings_of(path: Path) -> TrainConfig:
       ConfigError: no such file, or a bad one.
     """
     if path.suffix == ".toml":
-        return read_config(path, TrainConfig)
+        return read_training(path)
     if path.is_dir():
         model = config_of(path, ("decoder", "encoder"))
     else:

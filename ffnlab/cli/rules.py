@@ -53,7 +53,7 @@ RULES = Methods(
     "ffnlab.rules",
     Rule,
     MappingProxyType({name: own.factory for name, own in OWN.items()}),
-    given=frozenset({"loss", "optimizer", "microbatches", "model_kind"}),
+    given=frozenset({"loss", "informed", "trainable", "optimizer", "microbatches", "model_kind"}),
 )
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree
 from rich.console import Group
 
 from ffnlab import parallel
+from ffnlab.cli.changes import LOSSES
 from ffnlab.cli.identity import identity_of, versions
 from ffnlab.cli.inputs.corpus import Corpus, HiddenText, load_corpus, load_hidden
 from ffnlab.cli.inputs.data_kinds import DataConfig, GraphConfig, TextsConfig
@@ -26,17 +27,18 @@ from ffnlab.cli.training import (
     TrainConfig,
     check_mesh,
     fresh,
+    read_training,
     rule_of,
     work_of,
 )
-from ffnlab.errors import ConfigError, at_least
+from ffnlab.errors import ConfigError, FormatError, at_least
 from ffnlab.formats import KINDS, load, save
 from ffnlab.formats.opening import format_for
 from ffnlab.learning import OPTIMIZERS
 from ffnlab.models import EncoderConfig
 from ffnlab.models.account import parameters
 from ffnlab.models.calibration import called
-from ffnlab.parallel import Outcome, Work, bytes_per_device, read_config, to_table
+from ffnlab.parallel import Outcome, Work, bytes_per_device, to_table
 from ffnlab.rule import Rule
 from ffnlab.storage import placing
 from ffnlab.storage.files import write_json
@@ -97,7 +99,7 @@ def train(
         raise ConfigError(f"--config {config} and --preset {preset} exclude each other")
     at_least(0, profile=profile)
     mute_orbax()
-    settings = read_config(preset or "embedded" if config is None else config, TrainConfig)
+    settings = read_training(preset or "embedded" if config is None else config)
     if steps is not None:
         settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=steps))
     with parallel.joined(coordinator, num_processes, process_id, heartbeat, join):
@@ -115,6 +117,7 @@ def train(
 def registered_keys() -> Iterator[Section]:
     """The options of the rules, and of the optimizers that installed packages register."""
     yield from method_keys(RULES, RULES.names(), 'rule = "{}"\n[rule_options]')
+    yield from method_keys(LOSSES, LOSSES.names(), 'loss = "{}"\n[loss_options]')
     found = OPTIMIZERS.names()[len(OPTIMIZERS.own) :]
     yield from method_keys(OPTIMIZERS, found, '[optimizer]\nname = "{}"\n[optimizer.options]')
 
@@ -211,8 +214,8 @@ def run(
     shown = {"progress": progress, "tensorboard": tensorboard, "profile": profile}
     with parallel.locked(out):
         outcome = parallel.train(
-            from_nothing(rule, settings),
-            None,
+            rule if settings.start else from_nothing(rule, settings),
+            fresh(settings, key) if settings.start else None,
             batches,
             steps,
             key=key,
@@ -241,8 +244,7 @@ def written(
     """Writes a trained model with its record, and returns the record."""
     whole = placing.gather(rule.model(outcome.state))
     if parallel.is_first():
-        format = format_for(KINDS[settings.kind].model, settings.model)
-        save(whole, folder, dtype=settings.run.dtype, format=format)
+        save_as_can_be(whole, folder, settings)
         data.save_beside(folder)
     parallel.meet("the model is written")
     scores = scorer(predictor(rule, load(folder)))  # of what was written, rounding included
@@ -250,6 +252,19 @@ def written(
     if parallel.is_first():
         write_json(folder / "training.json", record)
     return record
+
+
+def save_as_can_be(model: nnx.Module, folder: Path, settings: TrainConfig) -> None:
+    """Writes a model as other tools read it, or in the native format where they cannot."""
+    dtype = settings.run.dtype
+    if format_for(KINDS[settings.kind].model, settings.model) == "dense":
+        try:
+            save(model, folder, dtype=dtype)
+            return
+        except (ConfigError, FormatError):  # what a transform made of it no family can say
+            if not settings.transform and not settings.start:
+                raise
+    save(model, folder, dtype=dtype, format="ffnlab")
 
 
 def predictor(rule: Rule, model: nnx.Module) -> Callable[[PyTree], Array]:

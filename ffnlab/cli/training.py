@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,16 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from ffnlab import parallel
+from ffnlab.cli.changes import (
+    LOSSES,
+    changed,
+    check_changes,
+    is_informed,
+    loss_named,
+    selected,
+    started,
+    table_at,
+)
 from ffnlab.cli.inputs.data_kinds import DATA_KINDS, AnyData, DataConfig
 from ffnlab.cli.inputs.reading import inputs_of, reading_of
 from ffnlab.cli.rules import RULES, check_accepted
@@ -28,7 +39,8 @@ from ffnlab.models.account import flops_per_token
 from ffnlab.models.calibration import called
 from ffnlab.models.cost import multiply_adds
 from ffnlab.parallel import LoopOptions, Work
-from ffnlab.parallel.config import by_kind
+from ffnlab.parallel.config import by_kind, from_table, read_table
+from ffnlab.recipes import METHODS
 from ffnlab.rule import Rule
 
 __all__ = [
@@ -41,6 +53,7 @@ __all__ = [
     "check_mesh",
     "find_methods",
     "fresh",
+    "read_training",
     "rule_of",
     "window",
     "work_of",
@@ -118,6 +131,15 @@ class TrainConfig:
       rule: the learning rule: "backprop", "counter_current", "noprop", a name that a package
         registers, or "module:factory".
       rule_options: of the rule, by the names of its factory's parameters.
+      start: a model directory, or a model that comes with ffnlab, to go on from; "" for a fresh
+        one. `[model]` is its own and left out.
+      transform: what is made of the model before it learns: tables of a `name` and its options
+        (`ffnlab compress --keys` lists them), in order; they look at no data.
+      trainable: what learns: "lora" and other parts that adapters add, or paths as
+        "layers[3]**"; "" for all.
+      loss: what a rule that takes a loss minimizes: a name that --keys lists, one that a package
+        registers, or "module:factory"; "" for the loss of the data.
+      loss_options: of that, by the names of its factory's parameters.
     """
 
     model: Config = dataclasses.field(metadata=by_kind({k: v.config for k, v in KINDS.items()}))
@@ -127,9 +149,19 @@ class TrainConfig:
     extension: Extension = Extension()
     rule: str = "backprop"
     rule_options: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    start: str = ""
+    transform: tuple[Mapping[str, object], ...] = ()
+    trainable: str = ""
+    loss: str = ""
+    loss_options: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         RULES.check(self.rule)
+        check_changes(self.transform)
+        if self.loss:
+            LOSSES.check(self.loss)
+        elif self.loss_options:
+            raise ConfigError("[loss_options] are given, but no loss is named")
         check_accepted(self.rule, self.kind)
         reading = reading_of(self.model)
         if not isinstance(self.data, reading.data):
@@ -169,12 +201,27 @@ class TrainConfig:
         return self.data
 
 
+def read_training(source: str | Path) -> TrainConfig:
+    """A training file, or a preset by name; where it goes on from a model, `[model]` is of that.
+
+    Raises:
+      ConfigError: no such file or preset, a bad one, or no model of a kind to go on from.
+      FormatError: there is no model to go on from, or it is damaged.
+    """
+    name, table = read_table(source)
+    start = table.get("start")
+    if isinstance(start, str) and start and "model" not in table:
+        table["model"] = table_at(start)
+    return from_table(table, TrainConfig, name)
+
+
 def rule_of(settings: TrainConfig) -> Rule:
     """The rule of a run: the only place where a name becomes one.
 
     Its factory is given what the run decides, where it has a parameter of that name: `loss`
-    ((model, batch) -> (mean, metrics)), `optimizer` (an optax transformation), `microbatches` and
-    `model_kind`. The rest are options.
+    ((model, batch) -> (mean, metrics)) and whether it is `informed` of the moment, `trainable` (a
+    selector), `optimizer` (an optax transformation), `microbatches` and `model_kind`. The rest are
+    options.
 
     Raises:
       ConfigError: the rule cannot be had, takes other options, or has no use for what is set.
@@ -185,6 +232,8 @@ def rule_of(settings: TrainConfig) -> Rule:
     for parameter, what, is_set in (
         ("optimizer", "[optimizer]", settings.optimizer != OptimizerConfig()),
         ("loss", f"compute={run.compute!r}", run.compute != "float32"),
+        ("loss", f"loss={settings.loss!r}", bool(settings.loss)),
+        ("trainable", f"trainable={settings.trainable!r}", bool(settings.trainable)),
         ("microbatches", f"microbatches={run.microbatches}", run.microbatches != 1),
     ):
         if is_set and parameter not in takes:
@@ -194,14 +243,28 @@ def rule_of(settings: TrainConfig) -> Rule:
         made = make_optimizer(settings.optimizer, run.steps, settings.extension, key=key)
         options["optimizer"] = made
     if "loss" in takes:
-        loss = reading_of(settings.model).loss(settings.data)
+        loss = loss_of(settings)
+        if is_informed(loss):
+            if "informed" not in takes:
+                raise ConfigError(f"loss={settings.loss!r} asks for the step; {name!r} tells none")
+            options["informed"] = True
         is_rounded = run.compute != "float32"
         options["loss"] = computed_in(run.compute, loss) if is_rounded else loss
+    if settings.trainable:
+        options["trainable"] = selected(settings.trainable)
     if "microbatches" in takes:
         options["microbatches"] = run.microbatches
     if "model_kind" in takes:
         options["model_kind"] = settings.kind
     return by_names(RULES.make(name, **options))
+
+
+def loss_of(settings: TrainConfig) -> Callable:
+    """What a rule minimizes that takes a loss: that of the data, or the one that is named."""
+    of_data = reading_of(settings.model).loss(settings.data)
+    if not settings.loss:
+        return of_data
+    return loss_named(settings.loss, settings.loss_options, of_data)
 
 
 def by_names(rule: Rule) -> Rule:
@@ -218,15 +281,25 @@ def find_methods(settings: TrainConfig) -> None:
     """Imports what a run names and makes nothing; ConfigError where that is not to be had."""
     RULES.factory(settings.rule)
     OPTIMIZERS.factory(settings.optimizer.name)
+    if settings.loss:
+        LOSSES.factory(settings.loss)
+    for table in settings.transform:
+        METHODS.factory(str(table["name"]))
 
 
 def fresh(settings: TrainConfig, key: Array, dtype: DTypeLike = jnp.float32) -> nnx.Module:
     """The model that a run starts from.
 
     Raises:
-      ConfigError: it is to be scanned or rematerialized and has no layers.
+      ConfigError: it is to be scanned or rematerialized and has no layers, a transform does not
+        take it, or `start` is a model of another configuration.
+      FormatError: there is no model to go on from.
     """
-    model = KINDS[settings.kind].make(settings.model, key=key, dtype=dtype)
+    if settings.start:
+        model = started(settings.start, settings.model)
+    else:
+        model = KINDS[settings.kind].make(settings.model, key=key, dtype=dtype)
+    model = changed(model, settings.transform)
     model = stack(model) if settings.run.scan else model
     return remat(model, settings.run.remat) if settings.run.remat else model
 

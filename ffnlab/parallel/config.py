@@ -59,12 +59,21 @@ def read_config(source: str | Path, kind: type[T]) -> T:
       ConfigError: no such file or preset, bad TOML, unknown keys (the accepted ones are listed),
         wrong types, or values the dataclass refuses.
     """
+    name, table = read_table(source)
+    return from_table(table, kind, name)
+
+
+def read_table(source: str | Path) -> tuple[str, dict[str, object]]:
+    """(name, content) of a TOML file, or of a preset by name.
+
+    Raises:
+      ConfigError: no such file or preset, or bad TOML.
+    """
     name, text = _text(source)
     try:
-        table = tomllib.loads(text)
+        return name, tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name} is not valid TOML: {error}") from None
-    return from_table(table, kind, name)
 
 
 def presets() -> list[str]:

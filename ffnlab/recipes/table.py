@@ -12,12 +12,20 @@ __all__ = ["METHODS", "TRANSFORMS", "factory", "options_of"]
 # Name in a recipe -> "module:factory"; a module is imported when a recipe names it.
 TRANSFORMS: Mapping[str, str] = MappingProxyType(
     {
+        "adapter": "ffnlab.models.adapters:adapter",
+        "biases": "ffnlab.models.adapters:biases",
         "cats": "ffnlab.sparsity.chess:cats",
         "chess": "ffnlab.sparsity.chess:chess",
+        "duo": "ffnlab.routing.duo:duo",
         "finercut": "ffnlab.pruning.finercut:finercut",
         "fireq": "ffnlab.quantization.fireq:fireq",
+        "head": "ffnlab.models.adapters:head",
+        "lora": "ffnlab.models.adapters:lora",
+        "lora_experts": "ffnlab.routing.lora_mixer:lora_experts",
         "nearest": "ffnlab.quantization.nearest:nearest",
+        "prompts": "ffnlab.models.adapters:prompts",
         "upcycle": "ffnlab.routing.upcycle:upcycle",
+        "with_routers": "ffnlab.routing.duo:with_routers",
     }
 )
 METHODS = Methods("transform", "ffnlab.transforms", Transform, TRANSFORMS)
