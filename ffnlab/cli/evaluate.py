@@ -58,6 +58,8 @@ def evaluate(
         raise ConfigError("--texts is for an encoder with classes, and not beside --text")
     if texts:
         assert model is not None
+        if (window, stride, limit) != (None, None, None):
+            raise ConfigError("window, stride and limit are of --text; --texts are scored whole")
         of_classes(model, texts)
         return
     if text:
