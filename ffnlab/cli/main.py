@@ -53,8 +53,10 @@ class Command(NamedTuple):
 BENCHES = {
     "model": Command("ffnlab.cli.bench:model", "a model, beside transformers or qwix"),
     "sparse": Command("ffnlab.cli.bench:sparse", "an FFN that skips inactive channels"),
+    "routing": Command("ffnlab.cli.bench:routing", "a mixture of experts, beside a dense layer"),
     "loading": Command("ffnlab.cli.bench:loading", "memory while a checkpoint is loaded"),
     "train": Command("ffnlab.cli.bench:train", "training steps, beside torch"),
+    "learning": Command("ffnlab.cli.bench:learning", "an LSTM and small networks, beside torch"),
     "graphs": Command("ffnlab.cli.bench:graphs", "products and layers on graphs, beside torch"),
     "loop": Command("ffnlab.cli.bench:loop", "what the training loop adds to its steps"),
     "kernels": Command("ffnlab.cli.bench:kernels", "GPU kernels beside XLA and torch"),

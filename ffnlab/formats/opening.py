@@ -38,8 +38,8 @@ def load(
 ) -> Any:
     """Loads a model directory: one of our native format, else a Hugging Face one.
 
-    The latter holds a Decoder (Llama, Mistral, Qwen 2/3, Gemma 2/3 (text), Phi-3) or an Encoder
-    (BERT, MiniLM, DistilBERT).
+    The latter holds a Decoder (Llama, Mistral, Mixtral, Qwen 2/3 and 3 MoE, Gemma 2/3 (text),
+    Phi-3) or an Encoder (BERT, MiniLM, DistilBERT).
 
     Args:
       directory: with ffnlab_model.json, else with config.json and an `ffnlab.json` that is
