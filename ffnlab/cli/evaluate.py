@@ -58,6 +58,8 @@ def evaluate(
         raise ConfigError("--texts is for an encoder with classes, and not beside --text")
     if texts:
         assert model is not None
+        if (window, stride, limit) != (None, None, None):
+            raise ConfigError("window, stride and limit are of --text; --texts are scored whole")
         of_classes(model, texts)
         return
     if text:
@@ -73,7 +75,6 @@ def evaluate(
     warn_of_seen("eval", provenance(model), zip(parts, whole, strict=True), advice)
     # The text begins with a NUL, which is not scored.
     content = content if limit is None else content[: limit + 1]
-    print(f"text: {source}")
     if is_encoder:
         assert model is not None
         of_hidden(model, content, source, window, stride)
@@ -89,6 +90,7 @@ def evaluate(
         nbytes=words.nbytes,
         progress=True,
     )
+    print(f"text: {source}")
     print(report)
 
 
@@ -120,6 +122,7 @@ def of_hidden(
             f"{model} has head={encoder.config.head!r}, which gives no figure on plain text; "
             "`ffnlab compress` says how near the vectors of a smaller one stay to its own"
         )
+    print(f"text: {source}")
     show_scores(task, encoder, window)
 
 
