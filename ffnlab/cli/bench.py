@@ -3,7 +3,17 @@
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["graphs", "kernels", "learning", "loading", "loop", "model", "sparse", "train"]
+__all__ = [
+    "graphs",
+    "kernels",
+    "learning",
+    "loading",
+    "loop",
+    "model",
+    "routing",
+    "sparse",
+    "train",
+]
 
 
 def model(
@@ -25,11 +35,12 @@ def model(
     qwix: quantized matrix products, [1, width] and [64, width] times [width, hidden].
 
     Other benches: `ffnlab bench sparse` (skipping inactive channels of a large FFN), `ffnlab bench
-    loading` (memory while a checkpoint is loaded), `ffnlab bench train` (training steps, beside
-    torch), `ffnlab bench learning` (steps of an LSTM and of a small network, beside torch), `ffnlab
-    bench graphs` (sparse products and a layer, beside torch and PyTorch Geometric), `ffnlab bench
-    loop` (what the training loop adds), and `ffnlab bench kernels` (those for GPUs, beside XLA).
-    `ffnlab bench model DIR` is this one in full.
+    loading` (memory while a checkpoint is loaded), `ffnlab bench routing` (a mixture of experts
+    beside a dense layer), `ffnlab bench train` (training steps, beside torch), `ffnlab bench
+    learning` (steps of an LSTM and of a small network, beside torch), `ffnlab bench graphs` (sparse
+    products and a layer, beside torch and PyTorch Geometric), `ffnlab bench loop` (what the
+    training loop adds), and `ffnlab bench kernels` (those for GPUs, beside XLA). `ffnlab bench
+    model DIR` is this one in full.
 
     Args:
       directory: a model directory; without one, the model that comes with ffnlab (with qwix,
@@ -69,6 +80,31 @@ def sparse(*, width: int = 2048, hidden: int = 5632, turns: int = 41) -> None:
     from ffnlab.cli.show import show
 
     show(compare(Settings(width, hidden, turns=turns), progress=True))
+
+
+def routing(
+    *,
+    tokens: int = 4096,
+    width: int = 256,
+    hidden: int = 512,
+    experts: int = 8,
+    k: int = 2,
+    turns: int = 15,
+) -> None:
+    """Measures a mixture of experts beside the dense FFN of equal active size, and its products.
+
+    Args:
+      tokens: rows of a call.
+      width: of tokens.
+      hidden: channels of an expert.
+      experts: how many.
+      k: experts of a token.
+      turns: times that every side runs.
+    """
+    from ffnlab.bench.routing import Settings, compare
+    from ffnlab.cli.show import show
+
+    show(compare(Settings(tokens, width, hidden, experts, k, turns), progress=True))
 
 
 def loading() -> None:

@@ -198,7 +198,7 @@ def windows(model: Any, place: Path | None, asked: Asked) -> tuple[Sequence, dic
 
 def pairs(model: Any, asked: Asked) -> tuple[Sequence, dict[str, object]]:
     """Inputs with classes, or alone where the model has no classes."""
-    from ffnlab.cli.examples import examples
+    from ffnlab.cli.inputs.examples import examples
     from ffnlab.compress.labelled import spread
     from ffnlab.data import Labelled
     from ffnlab.errors import ConfigError

@@ -9,7 +9,7 @@ import pytest
 
 from ffnlab import models
 from ffnlab.analysis import compiled_cost, gradient_alignment, weight_norms
-from ffnlab.cli.examples import examples, image_shape
+from ffnlab.cli.inputs.examples import examples, image_shape
 from ffnlab.cli.main import main
 from ffnlab.cli.probe import inputs_of
 from ffnlab.compress.text import calibration, file_text

@@ -17,7 +17,7 @@ from ffnlab.formats.huggingface.names import Names
 from ffnlab.formats.safetensors import Checkpoint
 from ffnlab.formats.stream import equal
 from ffnlab.formats.untrusted import quoted
-from ffnlab.layers import FFN, GatedFFN, SparseGatedFFN
+from ffnlab.layers import FFN, GatedFFN, MoE, SparseGatedFFN
 from ffnlab.models import decoder, encoder
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.decoder import Decoder
@@ -146,7 +146,7 @@ DIALECTS = (
         found=_text_names,
         settle=_settle_decoder,
         head=lambda config: names.HEAD if config.tie_embeddings else None,
-        ffns=(GatedFFN, SparseGatedFFN),
+        ffns=(GatedFFN, SparseGatedFFN, MoE),
         second=lambda config: {},
     ),
     Dialect(

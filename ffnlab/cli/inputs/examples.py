@@ -1,4 +1,4 @@
-"""Examples for a command that is given a model of images or rows: images, or records of a file."""
+"""What a command shows a model that is no decoder: text, texts, images, or records."""
 
 import math
 from pathlib import Path
@@ -7,15 +7,25 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ffnlab.cli.data_kinds import ImagesConfig, RecordsConfig
-from ffnlab.cli.labelled import Reader, images, records, split
-from ffnlab.compress import LabelledTask
+from ffnlab.cli.inputs.data_kinds import ImagesConfig, RecordsConfig, TextsConfig
+from ffnlab.cli.inputs.labelled import Reader, images, records, split
+from ffnlab.cli.inputs.texts import encoded, parts_of
+from ffnlab.compress import EncoderTask, LabelledTask, Text
 from ffnlab.data import Labelled
 from ffnlab.data.batches.records import Source
 from ffnlab.errors import ConfigError, first_line
+from ffnlab.formats import Tokenizer
 from ffnlab.formats.kinds import KINDS, kind_of
+from ffnlab.models import Encoder
 
-__all__ = ["CLASSIFIERS", "Examples", "examples", "labelled_task"]
+__all__ = [
+    "CLASSIFIERS",
+    "Examples",
+    "encoder_task",
+    "examples",
+    "labelled_task",
+    "texts_task",
+]
 
 # Kinds of model that `compress` scores by their classes.
 CLASSIFIERS = ("mlp", "convnet")
@@ -81,6 +91,42 @@ def examples(model: Any, name: str, *, are_records: bool, size: tuple[int, ...] 
     else:
         parts = [read(part, np.arange(len(part)), reader) for part in (train, held_out)]
     return Examples(parts[0], parts[1], "row" if len(shape) == 1 else "image", identity)
+
+
+def encoder_task(model: Encoder, tokenizer: Tokenizer, text: Text, where: object) -> EncoderTask:
+    """Text as a task for an encoder.
+
+    Raises:
+      ConfigError: the encoder has classes, which text without labels says nothing of.
+    """
+    if model.config.head == "classes":
+        raise ConfigError(
+            f"{where} tells {model.config.classes} classes of texts apart: give --texts, a file of "
+            "JSON lines with texts and labels, or 'polarity'"
+        )
+    return EncoderTask.of(model, tokenizer, text)
+
+
+def texts_task(model: Encoder, tokenizer: Tokenizer, name: str, where: object) -> LabelledTask:
+    """Texts with classes as a task for an encoder that has classes.
+
+    Args:
+      name: "polarity" or a file of JSON lines, as `[data]` of a training file takes it; one in ten
+        is held out.
+      where: the model is, for messages.
+    Raises:
+      ConfigError: the encoder has no classes, or fewer.
+      FFNLabError: the texts cannot be read.
+    """
+    config = model.config
+    if config.head != "classes":
+        raise ConfigError(
+            f"{where} has head={config.head!r}; --texts needs an encoder with classes of texts, "
+            "others are measured on --text"
+        )
+    parts, _ = parts_of(TextsConfig(name), config)
+    train, test = (encoded(part, tokenizer, config.max_positions, config) for part in parts)
+    return LabelledTask(train, test, str(Path(name)), "text", tokenizer)
 
 
 def image_shape(shape: tuple[int, ...], size: tuple[int, ...] = ()) -> tuple[int, ...]:
