@@ -11,6 +11,15 @@ __all__ = ["LoopOptions"]
 INTERVALS = ("log_every", "evaluate_every", "checkpoint_every")
 
 
+def check_positions(evaluate_at: object) -> None:
+    """Raises ConfigError unless positions are a sequence of integers of at least 0."""
+    is_sequence = isinstance(evaluate_at, Sequence)
+    if not is_sequence or any(not isinstance(at, Integral) or int(at) < 0 for at in evaluate_at):
+        raise ConfigError(
+            f"evaluate_at={evaluate_at!r} must hold positions, integers of at least 0"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class LoopOptions:
     """How often the loop does what, all in steps, 0 for never before the end; and what else.
@@ -44,9 +53,7 @@ class LoopOptions:
         for name in (*INTERVALS, "patience", "profile"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
-        at = self.evaluate_at
-        if not isinstance(at, Sequence) or any(not isinstance(p, Integral) or p < 0 for p in at):
-            raise ConfigError(f"evaluate_at={at!r} must hold positions, integers of at least 0")
+        check_positions(self.evaluate_at)
         if self.on_bad not in ("stop", "skip"):
             raise ConfigError(f"on_bad={self.on_bad!r} is not one of 'stop', 'skip'")
         if self.patience and not (self.watch and self.evaluate_every):

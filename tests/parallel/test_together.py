@@ -16,6 +16,7 @@ from ffnlab.layers import MLP
 from ffnlab.learning import NoPropNet, backprop, counter_current, labelled, noprop
 from ffnlab.parallel import LoopOptions, checkpoints, parse_mesh, train
 from ffnlab.parallel.feed import Feed
+from ffnlab.parallel.options import check_positions
 from ffnlab.rule import Rule
 from ffnlab.testing import counted
 from tests.parallel.test_loop import MODEL, bits, counting, exploding, numbers, rows
@@ -214,7 +215,9 @@ def test_a_position_before_the_first_step_is_logged_once(key, tmp_path):
 def test_refusals(key):
     with pytest.raises(ConfigError, match="together=0 must be at least 1"):
         train(counting(), MODEL, numbers, 2, key=key, together=0)
-    assert LoopOptions(evaluate_at=(np.int64(3), 0)).next_due(0, 9) == 3
-    for wrong in ((3, -1), (1.5,), ("3",), 3):
+    with pytest.raises(ConfigError, match=r"evaluate_at=\(3, -1\) must hold positions"):
+        LoopOptions(evaluate_at=(3, -1))
+    check_positions((np.int64(3), 0))
+    for wrong in ((1.5,), ("3",), 3, [1, -1]):
         with pytest.raises(ConfigError, match=f"evaluate_at={re.escape(repr(wrong))} must hold po"):
-            LoopOptions(evaluate_at=wrong)
+            check_positions(wrong)
