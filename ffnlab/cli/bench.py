@@ -3,7 +3,17 @@
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["graphs", "kernels", "loading", "loop", "model", "routing", "sparse", "train"]
+__all__ = [
+    "graphs",
+    "kernels",
+    "learning",
+    "loading",
+    "loop",
+    "model",
+    "routing",
+    "sparse",
+    "train",
+]
 
 
 def model(
@@ -26,10 +36,11 @@ def model(
 
     Other benches: `ffnlab bench sparse` (skipping inactive channels of a large FFN), `ffnlab bench
     loading` (memory while a checkpoint is loaded), `ffnlab bench routing` (a mixture of experts
-    beside a dense layer), `ffnlab bench train` (training steps, beside
-    torch), `ffnlab bench graphs` (sparse products and a layer, beside torch and PyTorch Geometric),
-    `ffnlab bench loop` (what the training loop adds), and `ffnlab bench kernels` (those for
-    GPUs, beside XLA). `ffnlab bench model DIR` is this one in full.
+    beside a dense layer), `ffnlab bench train` (training steps, beside torch), `ffnlab bench
+    learning` (steps of an LSTM and of a small network, beside torch), `ffnlab bench graphs` (sparse
+    products and a layer, beside torch and PyTorch Geometric), `ffnlab bench loop` (what the
+    training loop adds), and `ffnlab bench kernels` (those for GPUs, beside XLA). `ffnlab bench
+    model DIR` is this one in full.
 
     Args:
       directory: a model directory; without one, the model that comes with ffnlab (with qwix,
@@ -157,6 +168,23 @@ def graphs(*, width: int = 64, inputs: int = 128, turns: int = 15) -> None:
     from ffnlab.cli.show import show
 
     show(compare(Settings(width=width, inputs=inputs, turns=turns), progress=True))
+
+
+def learning(*, together: int = 100, turns: int = 15) -> None:
+    """Measures steps of an LSTM and of a small network in turns with torch, both float32 with SGD.
+
+    The LSTM reads 32 rows of 64 steps, 128 channels to 256; the small network is 64-32-10 and takes
+    500 steps a turn in `parallel.train`, the peer in a plain loop. The peer takes the fastest of
+    its forms, in its own process (see `ffnlab bench`).
+
+    Args:
+      together: steps of the small network in one compiled loop.
+      turns: times that both sides do each task.
+    """
+    from ffnlab.bench.learning import Settings, compare
+    from ffnlab.cli.show import show
+
+    show(compare(Settings(together=together, turns=turns), progress=True))
 
 
 def kernels(*, only: str = "", names: bool = False, json: Path | None = None) -> int:

@@ -1,36 +1,31 @@
 """What a training run is: its TOML tables, and the rule, model and batches that they make."""
 
 import dataclasses
-import functools
-import math
 from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from ffnlab import parallel
-from ffnlab.cli.data_kinds import DATA_KINDS, DataConfig, ImagesConfig, RecordsConfig
+from ffnlab.cli.inputs.data_kinds import DATA_KINDS, AnyData, DataConfig
+from ffnlab.cli.inputs.reading import inputs_of, reading_of
 from ffnlab.cli.rules import RULES, check_accepted
-from ffnlab.data import Labelled, Packed
-from ffnlab.errors import ConfigError, at_least, check_seed, first_line
+from ffnlab.errors import ConfigError, at_least, check_seed
 from ffnlab.formats.kinds import KINDS, Config, kind_of
 from ffnlab.learning import (
     OPTIMIZERS,
     Extension,
     OptimizerConfig,
     computed_in,
-    labelled,
     make_optimizer,
-    next_token,
-    packed_next_token,
 )
 from ffnlab.models import remat, stack
 from ffnlab.models.account import flops_per_token
+from ffnlab.models.calibration import called
 from ffnlab.models.cost import multiply_adds
 from ffnlab.parallel import LoopOptions, Work
 from ffnlab.parallel.config import by_kind
@@ -46,8 +41,6 @@ __all__ = [
     "check_mesh",
     "find_methods",
     "fresh",
-    "input_shape",
-    "loss_of",
     "rule_of",
     "window",
     "work_of",
@@ -119,7 +112,7 @@ class TrainConfig:
     Attributes:
       model: sizes of the model; `kind` says of which kind.
       run: steps, seed, intervals.
-      data: what is read, and its batches; `kind` says whether text, images or records.
+      data: what is read, and its batches; `kind` says what it is.
       optimizer: for rules that take one.
       extension: steps after those of `run`, with longer rows; scoring then uses their length.
       rule: the learning rule: "backprop", "counter_current", "noprop", a name that a package
@@ -129,9 +122,7 @@ class TrainConfig:
 
     model: Config = dataclasses.field(metadata=by_kind({k: v.config for k, v in KINDS.items()}))
     run: RunConfig
-    data: DataConfig | ImagesConfig | RecordsConfig = dataclasses.field(
-        default=DataConfig(), metadata=by_kind(DATA_KINDS)
-    )
+    data: AnyData = dataclasses.field(default=DataConfig(), metadata=by_kind(DATA_KINDS))
     optimizer: OptimizerConfig = OptimizerConfig()
     extension: Extension = Extension()
     rule: str = "backprop"
@@ -139,19 +130,24 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         RULES.check(self.rule)
-        reads = KINDS[self.kind].reads
-        if reads == "graphs":
-            raise ConfigError(
-                f"a model of kind {self.kind!r} reads graphs, which no kind of [data] gives; train "
-                "it in Python, by a rule and a loss of its own"
-            )
         check_accepted(self.rule, self.kind)
-        reads_text = reads == "tokens"
-        if reads_text != isinstance(self.data, DataConfig):
-            which = "text" if reads_text else "images or records"
-            raise ConfigError(f"a model of kind {self.kind!r} reads {which}: set kind in [data]")
+        reading = reading_of(self.model)
+        if not isinstance(self.data, reading.data):
+            raise ConfigError(
+                f"a model of kind {self.kind!r} reads {reading.what}: set kind in [data]"
+            )
+        reads_text = isinstance(self.data, DataConfig)
         if self.extension.steps and not reads_text:
-            raise ConfigError("[extension] makes rows of text longer; images and records have none")
+            raise ConfigError("[extension] makes rows of text longer; other data has none")
+        if reads_text and self.kind != "decoder" and self.data.packed:
+            raise ConfigError(f"packed: a {self.kind} has no rows of several documents")
+        if KINDS[self.kind].reads == "graphs":
+            for name, usual in (("scan", False), ("remat", ""), ("microbatches", 1)):
+                if getattr(self.run, name) != usual:
+                    raise ConfigError(
+                        f"{name}={getattr(self.run, name)!r}: a graph is one batch, which is not "
+                        f"cut, and its layers run one by one; leave {name} out"
+                    )
 
     @property
     def kind(self) -> str:
@@ -198,21 +194,24 @@ def rule_of(settings: TrainConfig) -> Rule:
         made = make_optimizer(settings.optimizer, run.steps, settings.extension, key=key)
         options["optimizer"] = made
     if "loss" in takes:
-        loss = loss_of(settings)
+        loss = reading_of(settings.model).loss(settings.data)
         is_rounded = run.compute != "float32"
         options["loss"] = computed_in(run.compute, loss) if is_rounded else loss
     if "microbatches" in takes:
         options["microbatches"] = run.microbatches
     if "model_kind" in takes:
         options["model_kind"] = settings.kind
-    return RULES.make(name, **options)
+    return by_names(RULES.make(name, **options))
 
 
-def loss_of(settings: TrainConfig) -> Callable:
-    """What a rule minimizes that takes a loss, by the kind of data."""
-    if not isinstance(settings.data, DataConfig):
-        return labelled
-    return packed_next_token if settings.data.packed else next_token
+def by_names(rule: Rule) -> Rule:
+    """The rule, whose model is given inputs by the names of its arguments where they have some."""
+    of_names = jax.jit(lambda state, inputs: called(rule.model(state), inputs))
+
+    def predict(state: PyTree, inputs: PyTree) -> PyTree:
+        return (of_names if isinstance(inputs, Mapping) else rule.predict)(state, inputs)
+
+    return dataclasses.replace(rule, predict=predict)
 
 
 def find_methods(settings: TrainConfig) -> None:
@@ -256,24 +255,6 @@ class Extended:
         return Extended(first, then, self.steps)
 
 
-def input_shape(settings: TrainConfig) -> tuple[int, ...]:
-    """Shape of one image or record as the model is given it: a row where it reads rows.
-
-    Raises:
-      ConfigError: the model does not take inputs of that shape.
-    """
-    data, kind = settings.data, KINDS[settings.kind]
-    assert not isinstance(data, DataConfig)
-    shape = (math.prod(data.shape),) if kind.reads == "rows" else data.shape
-    model = jax.eval_shape(functools.partial(fresh, settings), jax.random.key(0))
-    try:
-        jax.eval_shape(kind.call, model, jax.ShapeDtypeStruct((1, *shape), np.float32))
-    except (TypeError, ValueError) as error:
-        said = f"[data] gives inputs of shape {list(shape)}, which a {settings.kind} of "
-        raise ConfigError(f"{said}{settings.model} does not take: {first_line(error)}") from None
-    return shape
-
-
 def abstract_batch(settings: TrainConfig, mesh: Mesh, rows: int, length: int) -> PyTree:
     """A batch of a run as `ffnlab.parallel.place_batch` places it, without its values.
 
@@ -282,13 +263,7 @@ def abstract_batch(settings: TrainConfig, mesh: Mesh, rows: int, length: int) ->
     Raises:
       ConfigError: the rows do not divide, or the model does not take them.
     """
-    if isinstance(settings.data, DataConfig):
-        tokens = jax.ShapeDtypeStruct((rows, length + 1), np.int32)
-        batch: PyTree = Packed(tokens, tokens, tokens) if settings.data.packed else tokens
-    else:
-        x = jax.ShapeDtypeStruct((rows, *input_shape(settings)), np.float32)
-        labels = jax.ShapeDtypeStruct((rows,), np.int32)
-        batch = x if KINDS[settings.kind].classes is None else Labelled(x, labels)
+    batch = reading_of(settings.model).batch(settings.data, settings.model, rows, length)
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         batch,
@@ -308,7 +283,7 @@ def check_mesh(settings: TrainConfig, rule: Rule, state: PyTree, mesh: Mesh) -> 
     step = parallel.make_step(rule, mesh)
     more = [settings.extension] if settings.extension.steps else []
     for part in (settings.data, *more):
-        length = getattr(part, "length", 0)  # images and records have none
+        length = getattr(part, "length", 0)  # only rows of tokens have one
         step.trace(state, abstract_batch(settings, mesh, part.batch, length))
 
 
@@ -322,13 +297,18 @@ def work_of(settings: TrainConfig, model: nnx.Module) -> Work:
     """What a step does: tokens predicted, or inputs read, and the operations of both passes.
 
     The backward pass counts twice the forward one; what is computed again (remat) does not count.
-    Attention counts half of the longest row, which a token attends to on average.
+    A decoder's attention counts half of the longest row, which a token attends to on average.
     """
     data, more, steps = settings.data, settings.extension, settings.run.steps
+    if settings.kind == "decoder":
+        forward = flops_per_token(model, -(-settings.text.length // 2))
+    else:
+        length = getattr(data, "length", 0)
+        row = inputs_of(reading_of(settings.model).batch(data, settings.model, 1, length))
+        call = called if isinstance(row, Mapping) else KINDS[settings.kind].call
+        forward = 2.0 * multiply_adds(call, model, row)
     if not isinstance(data, DataConfig):
-        x = jax.ShapeDtypeStruct((1, *input_shape(settings)), np.float32)
-        forward = 2.0 * multiply_adds(KINDS[settings.kind].call, model, x)
-        return Work(lambda position: data.batch, 3 * forward)
+        return Work(lambda position: data.batch, 3 * forward, "input")
+    per_token = forward if settings.kind == "decoder" else forward / data.length
     short, long = data.batch * data.length, more.batch * more.length
-    forward = flops_per_token(model, -(-data.length // 2))
-    return Work(lambda position: short if position < steps else long, 3 * forward)
+    return Work(lambda position: short if position < steps else long, 3 * per_token)

@@ -69,7 +69,10 @@ def entropy(routing: Routing) -> Float[Array, ""]:
 
 
 def specialization(
-    routing: Routing, *, balance: float = 1e-2, certainty: float = 1e-3
+    routing: Routing,
+    *,
+    balance: float | Float[Array, ""] = 1e-2,
+    certainty: float | Float[Array, ""] = 1e-3,
 ) -> Float[Array, ""]:
     """balance * sum_i f_i p_i + certainty * entropy (LoRA-Mixer, arXiv 2507.00029).
 
@@ -82,7 +85,9 @@ def specialization(
     return balance * load_balance(routing) / routing.experts + certainty * entropy(routing)
 
 
-def budget_loss(routing: Routing, costs: Float[Array, "e"], budget: float) -> Float[Array, ""]:
+def budget_loss(
+    routing: Routing, costs: Float[Array, "e"], budget: float | Float[Array, ""]
+) -> Float[Array, ""]:
     """(mean cost - budget)^2, of the mean over layers and tokens of a sequence (Duo-LLM, arXiv
     2410.10846): layers may differ, their sum may not.
 

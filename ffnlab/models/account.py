@@ -9,7 +9,7 @@ dequantization of codes.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -72,7 +72,10 @@ def cache_bytes_per_token(model: Decoder) -> int:
 
 
 def flops_per_token(
-    model: nnx.Module, context: int, *, zeros: Mapping[str, float] | None = None
+    model: nnx.Module,
+    context: int,
+    *,
+    zeros: Mapping[str, float | Sequence[float]] | None = None,
 ) -> float:
     """Floating-point operations to process one token.
 
@@ -82,8 +85,9 @@ def flops_per_token(
     2 r (in + out), LoRA that on top of its base, and a mask saves nothing. A sparse FFN skips the
     dropped channels' share of `up` and `down` (its gate is always whole), a sparse input its share
     of the matrix. A layer with a method `flops_per_token(share)` answers for itself and for all in
-    it: a mixture for its router and the experts of a token, a choice by the measured share. What an
-    encoder does once for a text (its pooler, the classes of a text) counts for each token.
+    it: a mixture for its router and the experts of a token. One with a method `runs(share)` says
+    how often a token runs its parts, by path: a choice, by the share of tokens that take each. What
+    an encoder does once for a text (its pooler, the classes of a text) counts for each token.
 
     Args:
       model: a decoder or another model of linear maps and blocks, stacked or not; leaves may be
@@ -102,10 +106,14 @@ def flops_per_token(
     zeros, used, total = dict(zeros or {}), set(), 0.0
     nodes = dict(tree.walk(model))
     answered = ""  # path of the last layer that answered for itself
+    times: dict[str, float] = {}  # how often a token runs what is at a path
     for path, node in nodes.items():
         if answered and path.startswith(answered):
             continue
-        if isinstance(node, nnx.Module) and hasattr(node, "flops_per_token"):
+        if isinstance(node, nnx.Module) and hasattr(node, "runs"):
+            times |= {f"{path}.{part}.": n for part, n in node.runs(zeros.get(path)).items()}
+            used.add(path)
+        elif isinstance(node, nnx.Module) and hasattr(node, "flops_per_token"):
             total += node.flops_per_token(zeros.get(path))
             used.add(path)
             answered = f"{path}."
@@ -119,7 +127,8 @@ def flops_per_token(
             gated = parent if in_gated else None
             keep = math.prod(1 - zeros.get(p, 0.0) for p in (own, gated) if p is not None)
             used |= {own, gated}
-            total += keep * cost.flops(weight)
+            runs = math.prod(n for part, n in times.items() if path.startswith(part))
+            total += runs * keep * cost.flops(weight)
     unknown = sorted(zeros.keys() - used)
     if unknown:
         raise SelectionError(f"zeros names {unknown}, which are no sparse layers of this model")

@@ -94,6 +94,7 @@ def maps(
     Raises:
       ConfigError: classes of another shape or out of range, or another number of names.
 
+    >>> import jax.numpy as jnp
     >>> from ffnlab.routing import fixed
     >>> print(maps(fixed(jnp.array([[0, 1, 1, 1]]), 2), experts=["small", "big"]).rows())
     [{'layer': 0, 'class': 'all', 'small': 0.25, 'big': 0.75, 'dropped': 0, 'unrouted': 0}]
