@@ -24,10 +24,10 @@ __all__ = ["LAYOUT", "Layout", "ambient", "batch_axes", "constrain", "partition"
 
 Layout = Mapping[str, tuple[str, ...]]
 
-# Batches are cut along dp and fsdp, matrices along fsdp on one side and tp on the other.
+# Batches are cut along dp, fsdp and ep, matrices along fsdp on one side and tp on the other.
 LAYOUT: Layout = MappingProxyType(
     {
-        "batch": ("dp", "fsdp"),
+        "batch": ("dp", "fsdp", "ep"),
         "length": ("sp",),
         "embed": ("fsdp",),
         "mlp": ("tp",),

@@ -201,7 +201,7 @@ def test_a_dry_run_prints_the_plan_and_does_nothing(config, tmp_path, capsys):
     [
         ("dp=3", "axis 'batch' of size 2"),
         ("pp=2", "'pp' is not an axis of the layout"),
-        ("ep=2", "ep=2 cuts neither a leaf of the state nor the batch nor an activation"),
+        ("sp=3", "sp=3 cuts neither a leaf of the state nor the batch nor an activation"),
         ("dp=0", "'dp=0' must be at least 1"),
     ],
 )

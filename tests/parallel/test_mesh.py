@@ -85,7 +85,7 @@ def test_descriptions_of_meshes():
         ("dp=16", "needs 16 devices; there are 8"),
         ("dp=-1,tp=16", "needs 16 devices; there are 8"),
         ("dp=-1,tp=3", "3 does not divide the 8 devices"),
-        ("xx=2", r"'xx' is not an axis of the layout \['dp', 'fsdp', 'sp', 'tp', 'ep'\]"),
+        ("xx=2", r"'xx' is not an axis of the layout \['dp', 'fsdp', 'ep', 'sp', 'tp'\]"),
         ("fdsp=1", r"'fdsp' is not an axis of the layout .*; nearest: 'fsdp'"),
         ("pp=4", r"'pp' is not an axis of the layout .*; nearest: '\wp'"),
     ],
@@ -103,7 +103,9 @@ def test_a_description_is_of_the_axes_of_its_layout():
 # ---------------------------------------------------------------- what an axis is good for
 
 
-@pytest.mark.parametrize("mesh", ["dp=4", "fsdp=4", "tp=4", "sp=4", "dp=2,sp=2", "fsdp=2,tp=2"])
+@pytest.mark.parametrize(
+    "mesh", ["dp=4", "fsdp=4", "ep=4", "tp=4", "sp=4", "dp=2,sp=2", "fsdp=2,tp=2"]
+)
 def test_every_axis_of_a_mesh_shares_the_work(mesh):
     """Four devices do a quarter each, but for what all do alike: norms, the optimizer, masks."""
     assert 0.25 <= flops(mesh) / flops("dp=1") < 0.3
@@ -131,25 +133,25 @@ NOTHING = "neither a leaf of the state nor the batch nor an activation"
 @pytest.mark.parametrize(
     ("mesh", "message"),
     [
-        ("ep=4", rf"^mesh='ep=4': ep=4 cuts {NOTHING}: none has an axis 'expert'"),
-        ("dp=2,ep=2", r"^mesh='dp=2,ep=2': ep=2 cuts .*its devices would repeat the work"),
+        ("sp=3", rf"^mesh='sp=3': sp=3 cuts {NOTHING}: none has an axis 'length'"),
+        ("dp=2,sp=3", r"^mesh='dp=2,sp=3': sp=3 cuts .*its devices would repeat the work"),
     ],
 )
 def test_an_axis_that_cuts_nothing_is_an_error(mesh, message):
     with pytest.raises(ConfigError, match=message):
         traced(parse_mesh(mesh))
-    assert traced(parse_mesh("ep=1,dp=2,tp=1"))
+    assert traced(parse_mesh("sp=1,dp=2,tp=1"))
 
 
 def test_no_step_is_taken_on_an_idle_axis():
-    rule, mesh = backprop(optimizer=optax.sgd(0.1)), parse_mesh("ep=2")
+    rule, mesh = backprop(optimizer=optax.sgd(0.1)), parse_mesh("sp=3")
     state = shard(rule.init(decoder(), jax.random.key(0)), mesh)
     step, batch = make_step(rule, mesh), place_batch(ROWS, mesh)
     for _ in range(2):
-        with pytest.raises(ConfigError, match="ep=2 cuts"):
+        with pytest.raises(ConfigError, match="sp=3 cuts"):
             step(state, batch)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state)), "it is donated later"
-    with pytest.raises(ConfigError, match="ep=2 cuts"):
+    with pytest.raises(ConfigError, match="sp=3 cuts"):
         train(rule, decoder(), lambda _: ROWS, 1, key=jax.random.key(0), mesh=mesh)
 
 

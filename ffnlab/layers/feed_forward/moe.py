@@ -13,8 +13,9 @@ from ffnlab.errors import ConfigError
 from ffnlab.layers import routers
 from ffnlab.layers.activations import ACTIVATIONS, check_activation
 from ffnlab.layers.context import Context, LayerInputs, TokenFacts
+from ffnlab.layers.feed_forward.dispatch import mixed
 from ffnlab.layers.feed_forward.ffn import FFN, GatedFFN
-from ffnlab.layers.grouped import GroupedLinear, Groups, back, group, take
+from ffnlab.layers.grouped import GroupedLinear, Groups
 from ffnlab.layers.linear import Linear
 from ffnlab.layers.routers import Routing
 from ffnlab.weights import cost
@@ -198,18 +199,3 @@ def flops_of(ffn: nnx.Module) -> int:
     """Operations of one row through an FFN; of a grouped one, through one of its groups."""
     parts = (getattr(ffn, name, None) for name in ("gate", "up", "down"))
     return sum(cost.flops(part.weight) for part in parts if part is not None)
-
-
-def mixed(experts: GroupedFFN, x: Float[Array, "*b d"], routing: Routing) -> Float[Array, "*b d"]:
-    """The sum over each token's choices of weight * expert(x); 0 for a token without.
-
-    Args:
-      experts: rows and groups to rows.
-      x: tokens.
-      routing: where they go.
-    """
-    k, e = routing.chosen.shape[-1], routing.experts
-    groups = group(jnp.where(routing.kept, routing.chosen, e), e)
-    y = back(experts(take(x.reshape(-1, x.shape[-1]), groups), groups), groups)
-    weight = routing.weight.reshape(-1, k, 1).astype(y.dtype)
-    return jnp.sum(y.reshape(-1, k, y.shape[-1]) * weight, axis=1).reshape(x.shape)
