@@ -8,6 +8,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import jax
@@ -30,7 +31,10 @@ def main() -> int:
         return 0
     absent = refused(cases)
     jobs = [f"{c.name}@{chip}" for c in cases.values() for chip in c.chips]
-    rows = compile_all([job for job in jobs if job not in absent])
+    # A program of several kernels: they may have been compiled in this process, which keeps them
+    # and writes no PTX again.
+    alone = {f"{c.name}@{chip}" for c in cases.values() for chip in c.chips if c.launches}
+    rows = compile_all([job for job in jobs if job not in absent], alone)
     for job, reason in absent.items():
         print(f"{job}: {reason}")
     if not options.only:
@@ -51,15 +55,16 @@ def refused(cases: dict[str, Case]) -> dict[str, str]:
     return {job: reason for job, reason in reasons.items() if reason is not None}
 
 
-def compile_all(jobs: list[str]) -> list[dict]:
+def compile_all(jobs: list[str], alone: Collection[str] = ()) -> list[dict]:
     """A row for each job, in order.
 
-    Each chip has a process of its own: jaxlib keeps the first architecture that it assembled for.
+    Each chip has a process of its own, since jaxlib keeps the first architecture that it assembled
+    for, and so has each job of `alone`.
     """
-    chips = dict.fromkeys(job.rsplit("@", 1)[1] for job in jobs)
-    rows = [
-        row for chip in chips for row in compile_some([j for j in jobs if j.endswith(f"@{chip}")])
-    ]
+    groups: dict[str, list[str]] = {}
+    for job in jobs:
+        groups.setdefault(job if job in alone else job.rsplit("@", 1)[1], []).append(job)
+    rows = [row for group in groups.values() for row in compile_some(group)]
     return sorted(rows, key=lambda row: jobs.index(row["job"]))
 
 

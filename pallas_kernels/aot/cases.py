@@ -20,7 +20,7 @@ class Case:
       make: gives a function and its abstract arguments.
       chips: keys of `topology.CHIPS` to compile for.
       expect: strings that the machine code must contain ("QGMMA"), or a TPU's compiled module.
-      max_spill: bytes that one thread may spill.
+      max_spill: bytes that one thread may spill, none of them in a loop of products.
       backends: entries of the kernel's table (`named`) whose rules say which jax compiles it for
         which chip; none: any jax for any chip.
       patterns: regular expressions that something in the machine code must match.

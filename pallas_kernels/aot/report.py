@@ -22,7 +22,7 @@ class Report(NamedTuple):
       registers: per thread, the most of its kernels; 0 where that is not known (TPU).
       spill: bytes stored to local memory per thread, the most of its kernels.
       code: SASS of all kernels; a TPU's compiled module.
-      complaints: what the assembler lets pass and a GPU would suffer from.
+      complaints: what the assembler lets pass and a GPU would suffer from; spills among products.
     """
 
     registers: int
@@ -67,8 +67,36 @@ def assemble(modules: list[str]) -> Report:
             registers = max(registers, *map(int, re.findall(r"Used (\d+) registers", said)))
             spill = max(spill, *map(int, re.findall(r"(\d+) bytes spill stores", said)))
             code.append(run("nvdisasm", str(binary)))
-            wrong += complaints(module, said)
+            wrong += complaints(module, said) + spills_among_products(code[-1])
     return Report(registers, spill, "\n".join(code), tuple(wrong))
+
+
+def spills_among_products(code: str) -> list[str]:
+    """A line for each loop of products of the tensor core that also moves spilled registers, which
+    costs at every turn; elsewhere it costs once a block.
+
+    The loop of a product is the shortest that it is in: waits stand behind the code and jump back
+    into it, over nearly all.
+
+    Args:
+      code: SASS of nvdisasm.
+    """
+    labels, loops, products, spills, i = {}, [], [], [], 0
+    for line in code.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = i
+        if not re.search(r"/\*[0-9a-f]{4,}\*/", line):
+            continue
+        i += 1
+        products += [i] if "GMMA" in line else []
+        spills += [i] if "SpillRefill" in line else []
+        jump = re.search(r"\bBRA\b.*\((\.L_x_\d+)\)", line)
+        if jump and jump[1] in labels:  # backwards
+            loops.append((labels[jump[1]], i))
+    around = [[loop for loop in loops if loop[0] < p <= loop[1]] for p in products]
+    innermost = {min(found, key=lambda loop: loop[1] - loop[0]) for found in around if found}
+    counts = [sum(first < s <= last for s in spills) for first, last in sorted(innermost)]
+    return [f"{count} moves of spilled registers among products" for count in counts if count]
 
 
 FREE = ("parameter", "constant", "bitcast", "get-tuple-element", "tuple", "iota")

@@ -69,7 +69,9 @@ def following(name, m, with_sumsq):
     make = functools.partial(follow, m, 4096, 4096, config, with_sumsq)
     expect, entries = ("QGMMA", "LDS.128"), named(TABLE, "sm90")
     name, h200 = f"w4a8 matmul, {m} tokens, {name}", ("h200",)
-    return Case(name, make, h200, expect, max_spill=0, backends=entries)
+    # Of the last pass, once a block: 36 bytes by jax 0.10, of two blocks that share copies.
+    spill = 36 if config.cluster > 1 else 0
+    return Case(name, make, h200, expect, max_spill=spill, backends=entries)
 
 
 def case(name, m, n, k, **options):

@@ -171,6 +171,33 @@ ENTRY %main (x: f32[8]) -> bf16[8] {
 """
 
 
+SASS = """
+        /*0010*/                   {before} ;
+.L_x_1:
+        /*0020*/                   {outer} ;
+.L_x_2:
+        /*0030*/                   QGMMA.64x64x32.F32.E4M3.E4M3 R24, gdesc[UR4], R24 ;
+        /*0040*/                   {inner} ;
+        /*0050*/              @P2  BRA `(.L_x_2) ;
+        /*0060*/                   {outer} ;
+        /*0070*/              @!P1 BRA `(.L_x_3) ;
+        /*0080*/                   BRA `(.L_x_1) ;
+.L_x_3:
+        /*0090*/                   {before} ;
+"""
+MOVE, SPILL = "MOV R1, R2", 'LDL R2, [R1+0x20]   (*"SpillRefill"*)'
+
+
+def test_spills_count_where_products_turn():
+    places = ("before", "outer", "inner")
+    for place in places:
+        code = SASS.format(**{name: SPILL if name == place else MOVE for name in places})
+        wrong = ["1 moves of spilled registers among products"] if place == "inner" else []
+        assert report.spills_among_products(code) == wrong
+    straight = SASS.replace(".L_x_2)", ".L_x_3)").replace(".L_x_1)", ".L_x_3)")
+    assert not report.spills_among_products(straight.format(**dict.fromkeys(places, SPILL)))
+
+
 def test_launches_are_counted_in_the_entry_alone():
     assert report.launches(PROGRAM) == 2
     program = PROGRAM.replace("bitcast(%b)", "copy(%b)")
