@@ -25,6 +25,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ffnlab.errors import ConfigError, is_known
+from ffnlab.layers.balance import load_balance, unrouted, z_loss
+from ffnlab.layers.routers import Routing
 from ffnlab.rule import Metrics
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "masked",
     "next_token",
     "packed_next_token",
+    "routed",
     "span",
 ]
 
@@ -141,6 +144,45 @@ def packed_next_token(
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
     mean, count = mean_of(nats, counted)
     return mean, {"bits": mean / math.log(2), "count": count}
+
+
+def routed(loss: Loss = next_token, *, balance: float = 1e-2, z: float = 0.0) -> Loss:
+    """A loss of a model that routes tokens, with what keeps its routers in order.
+
+        loss + balance * load_balance + z * z_loss        (`ffnlab.layers.balance`)
+
+    Args:
+      loss: of a model that is called with tokens; its metrics gain "balance", "z" and "unrouted",
+        how many tokens chose nothing.
+      balance: weight of the load balance, which is 1 where experts are used alike, >= 0.
+      z: weight of the mean squared log-norm of the router's logits, >= 0.
+    Returns:
+      a loss of a model with `run` and `logits`, as a Decoder has; it raises ConfigError where no
+      layer reports a routing.
+    Raises:
+      ConfigError: a weight below 0.
+    """
+    if not (balance >= 0 and z >= 0):
+        raise ConfigError(f"balance={balance} and z={z} must be 0 or more")
+
+    def whole(model: PyTree, batch: PyTree) -> Costs:
+        seen: list[Routing] = []
+
+        def call(*args: Array, **options: Array) -> Array:
+            h, outputs = model.run(*args, **options)
+            seen.extend(found for found in outputs.reports.values() if isinstance(found, Routing))
+            return model.logits(h)
+
+        total, metrics = loss(call, batch)[:2]
+        if not seen:
+            raise ConfigError("model reports no routing; one with mixtures of experts is accepted")
+        uneven = jnp.mean(jnp.stack([load_balance(found) for found in seen]))
+        large = jnp.mean(jnp.stack([z_loss(found) for found in seen]))
+        lost = jnp.sum(jnp.stack([unrouted(found) for found in seen])).astype(jnp.float32)
+        told = {**metrics, "balance": uneven, "z": large, "unrouted": lost}
+        return total + balance * uneven + z * large, told
+
+    return whole
 
 
 def labelled(

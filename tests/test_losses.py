@@ -1,5 +1,7 @@
 """Losses against sums written out; packed rows against their documents alone."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,10 @@ import optax
 import pytest
 from scipy.special import log_softmax, softmax
 
+from ffnlab import models
 from ffnlab.data import PackedBatches
 from ffnlab.errors import ConfigError
+from ffnlab.layers import MoESpec, balance
 from ffnlab.learning import backprop
 from ffnlab.losses import (
     Taught,
@@ -18,9 +22,11 @@ from ffnlab.losses import (
     masked,
     next_token,
     packed_next_token,
+    routed,
     span,
 )
-from ffnlab.testing import tiny
+from ffnlab.parallel import make_step, parse_mesh, place_batch, shard
+from ffnlab.testing import batches, tiny
 
 # Sums of a few float32 terms in another order.
 CLOSE = {"rtol": 2e-6, "atol": 1e-7}
@@ -196,3 +202,46 @@ def test_a_scheduled_temperature_is_one_program():
     for t in (1.0, 2.0):
         wanted = distillation(jnp.eye(3), 2 * jnp.eye(3), temperature=t)
         np.testing.assert_allclose(far(t), wanted, rtol=1e-6)
+
+
+EXPERTS = MoESpec(experts=4, k=2, hidden=8)
+
+
+def mixture():
+    """Two layers of four experts each."""
+    config = dataclasses.replace(tiny().config, layers=2, mixture=EXPERTS)
+    return models.Decoder(config, key=jax.random.key(1))
+
+
+def test_a_routed_loss_adds_balance_and_z():
+    model, batch = mixture(), batches()[0]
+
+    @jax.jit
+    def both(model, batch):
+        nats, _ = next_token(model, batch)
+        found = model.run(batch[:, :-1])[1].reports["ffn"]
+        parts = nats, balance.load_balance(found), balance.z_loss(found)
+        return parts, routed(balance=0.3, z=0.2)(model, batch)
+
+    (nats, uneven, large), (loss, metrics) = both(model, batch)
+    np.testing.assert_allclose(loss, nats + 0.3 * uneven + 0.2 * large, rtol=1e-5)
+    np.testing.assert_allclose([metrics["balance"], metrics["z"]], [uneven, large], rtol=1e-5)
+    assert metrics["unrouted"] == 0 and "bits" in metrics
+    with pytest.raises(ConfigError, match="model reports no routing"):
+        jax.eval_shape(routed(), tiny(), batch)
+    with pytest.raises(ConfigError, match="balance=-1.0"):
+        routed(balance=-1.0)
+
+
+def test_a_mixture_learns_on_a_mesh_as_on_one_device():
+    batch = np.asarray(jnp.concatenate(batches()))
+    found = []
+    for text in ("dp=1", "dp=2,ep=2"):
+        mesh = parse_mesh(text)
+        rule = backprop(routed(), optax.sgd(0.1))
+        step, state = make_step(rule, mesh), shard(rule.init(mixture(), jax.random.key(0)), mesh)
+        state, metrics = step(state, place_batch(batch, mesh))
+        found.append((jax.device_get(jax.tree.leaves(rule.model(state))), metrics["loss"]))
+    for one, other in zip(*(leaves for leaves, _ in found), strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-5)  # float32 sums in another order
+    np.testing.assert_allclose(found[1][1], found[0][1], rtol=1e-5)
