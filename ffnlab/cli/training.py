@@ -140,9 +140,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         RULES.check(self.rule)
         reads = KINDS[self.kind].reads
-        if reads == "graphs":
+        if reads in ("graphs", "frames"):
             raise ConfigError(
-                f"a model of kind {self.kind!r} reads graphs, which no kind of [data] gives; train "
+                f"a model of kind {self.kind!r} reads {reads}, which no kind of [data] gives; train "
                 "it in Python, by a rule and a loss of its own"
             )
         check_accepted(self.rule, self.kind)

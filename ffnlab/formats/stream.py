@@ -37,12 +37,14 @@ class Stored:
       first: its first row (axis 0 of the stored tensor).
       shape: logical shape, [in, out] for a matrix.
       transposed: stored as [out, in]; `first` counts in `out`.
+      taps: of a convolution's kernel, stored as [out, in, taps] and transposed; 0 for no kernel.
     """
 
     info: TensorInfo
     first: int
     shape: tuple[int, ...]
     transposed: bool
+    taps: int = 0
 
 
 def placement(
@@ -104,6 +106,8 @@ def reader(
                 raise FormatError(
                     f"{stored.info.file}: tensor {quoted(stored.info.name)} holds {what}"
                 )
+            if stored.taps:  # [out, in, taps] as [out, taps * in], the order of our rows
+                cast = np.moveaxis(cast, 2, 1).reshape(len(cast), -1)
             _store(out, cast, start - rows[0], columns, stored)
         return out
 

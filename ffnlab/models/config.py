@@ -8,6 +8,7 @@ from ffnlab.errors import ConfigError
 from ffnlab.layers import FFN, GatedFFN
 from ffnlab.layers.activations import check_activation
 from ffnlab.layers.attention.rope import Rope, check_rope
+from ffnlab.models.audio_input import AudioInput
 from ffnlab.storage.structure import later
 
 # Kinds of FFN that a layer may have.
@@ -41,6 +42,7 @@ class DecoderConfig:
       family: the `model_type` of its Hugging Face config.
       bos, eos, pad: special token ids; eos may be several.
       ffns: kind of each layer's FFN, a key of `FFNS`: "gated" or "plain"; None for all gated.
+      audio: what it hears beside its text (`ffnlab.routing.pal`), or None.
     """
 
     vocab: int
@@ -72,6 +74,7 @@ class DecoderConfig:
     eos: tuple[int, ...] = ()
     pad: int | None = None
     ffns: tuple[str, ...] | None = later(None)
+    audio: AudioInput | None = later(None)
 
     def __post_init__(self) -> None:
         sizes = (
@@ -111,6 +114,8 @@ class DecoderConfig:
             )
         if self.ffns is not None and set(self.ffns) == {"gated"}:
             object.__setattr__(self, "ffns", None)  # the same said shorter
+        if self.audio is not None and self.audio.start > self.layers:
+            raise ConfigError(f"audio: start={self.audio.start} is beyond layers={self.layers}")
         if any(w is not None and w < 1 for w in self.windows or ()):
             raise ConfigError(f"windows={self.windows} must hold None or positive integers")
 

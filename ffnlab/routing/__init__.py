@@ -1,0 +1,9 @@
+"""Routing: which FFNs a token passes, and which tokens pass any.
+
+Pure functions and transforms on a model that `models.load` gives; layers that route belong in
+`ffnlab.layers`.
+"""
+
+from ffnlab.routing.pal import Sounds, connect, hear, heard
+
+__all__ = ["Sounds", "connect", "hear", "heard"]
