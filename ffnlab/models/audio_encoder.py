@@ -53,7 +53,7 @@ class AudioEncoderConfig:
       layers: number of blocks.
       heads: of attention; they divide the width.
       max_positions: longest sound, outputs; twice as many frames.
-      activation: of convolutions and FFNs, a name in `layers.ACTIVATIONS`.
+      activation: of the FFNs, a name in `layers.ACTIVATIONS`; that of the convolutions is "gelu".
       family: the `model_type` of its Hugging Face config.
     """
 
@@ -114,7 +114,7 @@ class AudioEncoder(nnx.Module):
         self,
         frames: Float[Array, "b t c"],
         *,
-        valid: Bool[Array, "b t"] | None = None,
+        valid: Bool[Array, "b _"] | None = None,
         inputs: LayerInputs | None = None,
     ) -> Float[Array, "b u d"]:
         """States of every other frame, u = ceil(t / 2), float32; arguments and errors as `run`."""
@@ -124,7 +124,7 @@ class AudioEncoder(nnx.Module):
         self,
         frames: Float[Array, "b t c"],
         *,
-        valid: Bool[Array, "b t"] | None = None,
+        valid: Bool[Array, "b _"] | None = None,
         inputs: LayerInputs | None = None,
         branches: bool = False,
     ) -> tuple[Float[Array, "b u d"], LayerOutputs]:
@@ -156,8 +156,8 @@ class AudioEncoder(nnx.Module):
 
     def embed_frames(self, frames: Float[Array, "b t c"]) -> Float[Array, "b u d"]:
         """The beginning of the residual stream, in the compute dtype."""
-        act, dtype = ACTIVATIONS[self.config.activation], self.compute_dtype
-        h = act(self.conv_down(act(self.conv_in(frames.astype(dtype)))))
+        gelu, dtype = ACTIVATIONS["gelu"], self.compute_dtype
+        h = gelu(self.conv_down(gelu(self.conv_in(frames.astype(dtype)))))
         return h + self.positions.get_value().dense()[: h.shape[1]].astype(dtype)
 
     @property

@@ -37,7 +37,7 @@ from ffnlab.layers import Attention, Block, Context
 from ffnlab.layers.attention.rope import tables
 from ffnlab.losses import InformedLoss, Loss
 from ffnlab.models import AudioInput, Decoder, trunk
-from ffnlab.models.audio_input import make_connectors
+from ffnlab.models.audio_input import WAYS, make_connectors
 from ffnlab.models.stack import in_list
 from ffnlab.transform import Transform
 from ffnlab.weights import kv
@@ -137,8 +137,9 @@ def hear(model: Decoder, sounds: Sounds) -> Decoder:
         raise ConfigError("the model hears already; give `hear` the model that it was made of")
     rows = [connected(model, i, sounds) for i in range(len(audio.widths))]
     by_way = {
-        way: joined([r for r, w in zip(rows, audio.ways, strict=True) if w == way])
-        for way in set(audio.ways)
+        way: joined(found)
+        for way in WAYS
+        if (found := [r for r, w in zip(rows, audio.ways, strict=True) if w == way and r.h.size])
     }
 
     def change(model: Decoder) -> Decoder:
