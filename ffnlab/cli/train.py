@@ -17,10 +17,12 @@ from ffnlab.cli.identity import identity_of, versions
 from ffnlab.cli.keys import Section, method_keys, training_keys
 from ffnlab.cli.labelled import LabelledData, load_labelled
 from ffnlab.cli.show import show
+from ffnlab.cli.speech import SpeechData, load_speech
 from ffnlab.cli.streams import mute_orbax
 from ffnlab.cli.training import (
     RULES,
     DataConfig,
+    SpeechConfig,
     TrainConfig,
     check_mesh,
     fresh,
@@ -33,6 +35,7 @@ from ffnlab.formats.opening import format_for
 from ffnlab.learning import OPTIMIZERS
 from ffnlab.models.account import parameters
 from ffnlab.parallel import Outcome, Work, bytes_per_device, read_config, to_table
+from ffnlab.routing import pal
 from ffnlab.rule import Rule
 from ffnlab.storage import placing
 from ffnlab.storage.files import write_json
@@ -158,8 +161,10 @@ def report(record: Mapping, out: Path) -> None:
         print(f"{folder}: mean squared error {record['held_out_error']:.5f} on held-out data")
 
 
-def load_data(settings: TrainConfig) -> Corpus | LabelledData:
+def load_data(settings: TrainConfig) -> Corpus | LabelledData | SpeechData:
     """What a run reads, by the kind of its data."""
+    if isinstance(settings.data, SpeechConfig):
+        return load_speech(settings)
     if isinstance(settings.data, DataConfig):
         return load_corpus(settings.data, settings.model.vocab)  # type: ignore[attr-defined]
     return load_labelled(settings)
@@ -217,14 +222,16 @@ def written(
     settings: TrainConfig,
     folder: Path,
     outcome: Outcome,
-    data: Corpus | LabelledData,
+    data: Corpus | LabelledData | SpeechData,
     scorer: Callable[[Callable], dict[str, float]],
     work: Work,
 ) -> dict[str, object]:
     """Writes a trained model with its record, and returns the record."""
     whole = placing.gather(rule.model(outcome.state))
     if parallel.is_first():
-        save(whole, folder, dtype=settings.run.dtype, format=format_for(KINDS[settings.kind].model))
+        hears = isinstance(settings.data, SpeechConfig)  # which no Hugging Face family can say
+        form = "ffnlab" if hears else format_for(KINDS[settings.kind].model)
+        save(whole, folder, dtype=settings.run.dtype, format=form)
         data.save_beside(folder)
     parallel.meet("the model is written")
     scores = scorer(predictor(rule, load(folder)))  # of what was written, rounding included
@@ -236,6 +243,8 @@ def written(
 
 def predictor(rule: Rule, model: nnx.Module) -> Callable[[Array], Array]:
     """Inputs -> outputs of a trained model; of one that is not called, as its rule predicts."""
+    if getattr(getattr(model, "config", None), "audio", None) is not None:
+        return lambda given: pal.answer(model, *given)
     if callable(model):
         return functools.partial(jax.jit(lambda model, x: model(x)), model)
     return functools.partial(rule.predict, rule.init(model, jax.random.key(0)))

@@ -14,9 +14,16 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from ffnlab import parallel
-from ffnlab.cli.data_kinds import DATA_KINDS, DataConfig, ImagesConfig, RecordsConfig
+from ffnlab.cli.data_kinds import (
+    DATA_KINDS,
+    DataConfig,
+    ImagesConfig,
+    RecordsConfig,
+    SpeechConfig,
+)
 from ffnlab.cli.rules import RULES, check_accepted
 from ffnlab.data import Labelled, Packed
+from ffnlab.data.sound_rows import PER_SECOND
 from ffnlab.errors import ConfigError, at_least, check_seed, first_line
 from ffnlab.formats.kinds import KINDS, Config, kind_of
 from ffnlab.learning import (
@@ -29,11 +36,13 @@ from ffnlab.learning import (
     next_token,
     packed_next_token,
 )
+from ffnlab.losses import masked
 from ffnlab.models import remat, stack
 from ffnlab.models.account import flops_per_token
 from ffnlab.models.cost import multiply_adds
 from ffnlab.parallel import LoopOptions, Work
 from ffnlab.parallel.config import by_kind
+from ffnlab.routing import pal
 from ffnlab.rule import Rule
 
 __all__ = [
@@ -119,7 +128,7 @@ class TrainConfig:
     Attributes:
       model: sizes of the model; `kind` says of which kind.
       run: steps, seed, intervals.
-      data: what is read, and its batches; `kind` says whether text, images or records.
+      data: what is read, and its batches; `kind` says whether text, images, records or speech.
       optimizer: for rules that take one.
       extension: steps after those of `run`, with longer rows; scoring then uses their length.
       rule: the learning rule: "backprop", "counter_current", "noprop", a name that a package
@@ -129,7 +138,7 @@ class TrainConfig:
 
     model: Config = dataclasses.field(metadata=by_kind({k: v.config for k, v in KINDS.items()}))
     run: RunConfig
-    data: DataConfig | ImagesConfig | RecordsConfig = dataclasses.field(
+    data: DataConfig | ImagesConfig | RecordsConfig | SpeechConfig = dataclasses.field(
         default=DataConfig(), metadata=by_kind(DATA_KINDS)
     )
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -147,11 +156,13 @@ class TrainConfig:
             )
         check_accepted(self.rule, self.kind)
         reads_text = reads == "tokens"
-        if reads_text != isinstance(self.data, DataConfig):
+        if getattr(self.model, "audio", None) is not None:
+            check_speech(self)
+        elif reads_text != isinstance(self.data, DataConfig):
             which = "text" if reads_text else "images or records"
             raise ConfigError(f"a model of kind {self.kind!r} reads {which}: set kind in [data]")
-        if self.extension.steps and not reads_text:
-            raise ConfigError("[extension] makes rows of text longer; images and records have none")
+        if self.extension.steps and not isinstance(self.data, DataConfig):
+            raise ConfigError("[extension] makes rows of text longer; other data have none")
 
     @property
     def kind(self) -> str:
@@ -171,6 +182,20 @@ class TrainConfig:
         if not isinstance(self.data, DataConfig):
             raise ConfigError(f"[data] is a {type(self.data).__name__}, which is no text")
         return self.data
+
+
+def check_speech(settings: TrainConfig) -> None:
+    """Raises ConfigError unless a model that hears is given speech, and features as it takes."""
+    data, widths = settings.data, settings.model.audio.widths
+    if not isinstance(data, SpeechConfig) or settings.rule != "backprop":
+        raise ConfigError('a model with `audio` hears: [data] kind = "speech", rule = "backprop"')
+    if len(data.encoders) != len(widths):
+        raise ConfigError(
+            f"encoders={list(data.encoders)}; the model hears {len(widths)}, of {list(widths)}"
+        )
+    vocab, last = settings.model.vocab, max(*data.question.encode(), *b"0123456789")
+    if last >= vocab:
+        raise ConfigError(f"the question and digits have the byte {last}; the model has {vocab}")
 
 
 def rule_of(settings: TrainConfig) -> Rule:
@@ -205,11 +230,17 @@ def rule_of(settings: TrainConfig) -> Rule:
         options["microbatches"] = run.microbatches
     if "model_kind" in takes:
         options["model_kind"] = settings.kind
-    return RULES.make(name, **options)
+    rule = RULES.make(name, **options)
+    if not isinstance(settings.data, SpeechConfig):
+        return rule
+    predict = jax.jit(lambda state, given: pal.answer(rule.model(state), *given))
+    return dataclasses.replace(rule, predict=predict)
 
 
 def loss_of(settings: TrainConfig) -> Callable:
     """What a rule minimizes that takes a loss, by the kind of data."""
+    if isinstance(settings.data, SpeechConfig):
+        return pal.heard(masked)
     if not isinstance(settings.data, DataConfig):
         return labelled
     return packed_next_token if settings.data.packed else next_token
@@ -285,6 +316,8 @@ def abstract_batch(settings: TrainConfig, mesh: Mesh, rows: int, length: int) ->
     if isinstance(settings.data, DataConfig):
         tokens = jax.ShapeDtypeStruct((rows, length + 1), np.int32)
         batch: PyTree = Packed(tokens, tokens, tokens) if settings.data.packed else tokens
+    elif isinstance(settings.data, SpeechConfig):
+        batch = abstract_speech(settings, rows)
     else:
         x = jax.ShapeDtypeStruct((rows, *input_shape(settings)), np.float32)
         labels = jax.ShapeDtypeStruct((rows,), np.int32)
@@ -294,6 +327,18 @@ def abstract_batch(settings: TrainConfig, mesh: Mesh, rows: int, length: int) ->
         batch,
         parallel.batch_shardings(batch, mesh),
     )
+
+
+def abstract_speech(settings: TrainConfig, rows: int) -> PyTree:
+    """(Sounds, (tokens, answers)) of so many recordings, without values."""
+    data = settings.data
+    assert isinstance(data, SpeechConfig)
+    shape = rows, data.seconds * PER_SECOND // data.size
+    widths = settings.model.audio.widths
+    features = tuple(jax.ShapeDtypeStruct((*shape, width), np.float32) for width in widths)
+    valid = (jax.ShapeDtypeStruct(shape, np.bool_),) * len(widths)
+    tokens = jax.ShapeDtypeStruct((rows, len(data.question.encode())), np.int32)
+    return pal.Sounds(features, valid), (tokens, tokens)
 
 
 def check_mesh(settings: TrainConfig, rule: Rule, state: PyTree, mesh: Mesh) -> None:
@@ -325,6 +370,10 @@ def work_of(settings: TrainConfig, model: nnx.Module) -> Work:
     Attention counts half of the longest row, which a token attends to on average.
     """
     data, more, steps = settings.data, settings.extension, settings.run.steps
+    if isinstance(data, SpeechConfig):
+        sounds, (tokens, _) = abstract_speech(settings, 1)
+        forward = 2.0 * multiply_adds(pal.answer, model, sounds, tokens)
+        return Work(lambda position: data.batch, 3 * forward)
     if not isinstance(data, DataConfig):
         x = jax.ShapeDtypeStruct((1, *input_shape(settings)), np.float32)
         forward = 2.0 * multiply_adds(KINDS[settings.kind].call, model, x)

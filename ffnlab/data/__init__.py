@@ -18,6 +18,7 @@ from ffnlab.data.images.arrays import Images, as_images
 from ffnlab.data.images.augment import crop, erase, flip
 from ffnlab.data.images.files import ImageFolder, read_idx
 from ffnlab.data.images.mnist import mnist, mnist_folder
+from ffnlab.data.sound_rows import asked, sound_rows
 from ffnlab.data.speech import Recording, SpokenDigits, fsdd, log_mel, read_wav, resampled
 from ffnlab.data.tasks import permuted, split
 from ffnlab.data.text.packing import Packed, PackedBatches
@@ -61,6 +62,7 @@ __all__ = [
     "Vowels",
     "Zipped",
     "as_images",
+    "asked",
     "block_model",
     "cora",
     "crop",
@@ -84,6 +86,7 @@ __all__ = [
     "read_wav",
     "resampled",
     "reviews",
+    "sound_rows",
     "span_windows",
     "split",
     "squad",

@@ -4,6 +4,7 @@ Pure functions and transforms on a model that `models.load` gives; layers that r
 `ffnlab.layers`.
 """
 
-from ffnlab.routing.pal import Sounds, connect, hear, heard
+from ffnlab.routing import pal
+from ffnlab.routing.pal import Sounds
 
-__all__ = ["Sounds", "connect", "hear", "heard"]
+__all__ = ["Sounds", "pal"]

@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -42,13 +43,13 @@ from ffnlab.models.stack import in_list
 from ffnlab.transform import Transform
 from ffnlab.weights import kv
 
-__all__ = ["TRAINS", "Sounds", "connect", "hear", "heard"]
+__all__ = ["TRAINS", "Sounds", "answer", "connect", "hear", "heard"]
 
 TRAINS = tree.at("connectors**")  # for `learning.backprop(trainable=...)`: encoder and text frozen
 
 
 class Sounds(NamedTuple):
-    """What is heard by each row of a batch.
+    """What is heard by each row of a batch; arrays of jax or NumPy.
 
     Attributes:
       features: of each encoder, [b, n, width]; b = 1 for one sound that all rows hear.
@@ -56,8 +57,8 @@ class Sounds(NamedTuple):
         hold; None where all are sound.
     """
 
-    features: tuple[Float[Array, "b _ _"], ...]
-    valid: tuple[Bool[Array, "b _"], ...] | None = None
+    features: tuple[Float[Array | np.ndarray, "b _ _"], ...]
+    valid: tuple[Bool[Array | np.ndarray, "b _"], ...] | None = None
 
 
 class Rows(NamedTuple):
@@ -169,6 +170,14 @@ def heard(loss: Loss | InformedLoss) -> Loss | InformedLoss:
         return loss(hear(model, sounds), rest, *moment)
 
     return of_heard
+
+
+def answer(
+    model: Decoder, sounds: Sounds, tokens: Int[Array | np.ndarray, "b t"]
+) -> Float[Array, "b v"]:
+    """Logits of what follows each text, by a model that hears; see `hear`."""
+    heard = hear(model, sounds)
+    return heard.logits(heard.hidden(jnp.asarray(tokens))[:, -1:])[:, 0]
 
 
 def check_sounds(audio: AudioInput, sounds: Sounds) -> None:

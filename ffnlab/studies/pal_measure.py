@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Float, PyTree
+from jaxtyping import PyTree
 
+from ffnlab import tree
 from ffnlab.learning import backprop, members
 from ffnlab.losses import masked
 from ffnlab.models import Decoder
@@ -31,7 +32,7 @@ class Problems(NamedTuple):
 
     Attributes:
       sounds: what each row hears.
-      asked: (tokens [n, t], the answer where it is asked for, else -1, [n, t]).
+      asked: (tokens [n, t], targets [n, t]: -1 but for the last, the answer).
     """
 
     sounds: pal.Sounds
@@ -152,30 +153,23 @@ def learned(
 
 def numbers_of(model: Decoder, trainable: Predicate) -> int:
     """How many numbers of a model are trained."""
-    from ffnlab import tree
-
     return sum(x.size for x in jax.tree.leaves(tree.trained(model, trainable)[0]))
 
 
 def products(model: Decoder, task: Task) -> int:
     """Multiply-adds for one problem: what is heard, and the text."""
     one = jax.tree.map(lambda x: x[:1], (task.test.sounds, task.test.asked[0]))
-    return multiply_adds(lambda model, given: answers(model, *given), model, one)
-
-
-def answers(model: Decoder, sounds: pal.Sounds, tokens: jax.Array) -> Float[jax.Array, "b t v"]:
-    """Logits of what is asked."""
-    return pal.hear(model, sounds)(tokens)
+    return multiply_adds(pal.answer, model, *one)
 
 
 def accuracy(models: Decoder, problems: Problems) -> list[float]:
     """The share of problems that each of several stacked models answers right."""
     tokens, wanted = problems.asked
     found = np.asarray(_answered(models, problems.sounds, tokens))
-    return np.mean((found == wanted)[:, wanted >= 0], axis=1).tolist()
+    return np.mean(found == wanted[:, -1], axis=1).tolist()
 
 
 @jax.jit
 def _answered(models: Decoder, sounds: pal.Sounds, tokens: jax.Array) -> jax.Array:
-    """What each of several models says at each token, [m, b, t]."""
-    return jax.vmap(lambda model: answers(model, sounds, tokens).argmax(-1))(models)
+    """What each of several models answers, [m, b]."""
+    return jax.vmap(lambda model: pal.answer(model, sounds, tokens).argmax(-1))(models)

@@ -7,17 +7,24 @@ which no encoder has seen: their connector learns what it needs.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
-import jax.numpy as jnp
+import jax
 import numpy as np
-from jaxtyping import Bool, Float
 
-from ffnlab import formats, models
-from ffnlab.data import ArrayBatches, FeatureCache, SpokenDigits, find_folder, fsdd, log_mel, resampled
-from ffnlab.data.speech import RATE
-from ffnlab.models import AudioEncoder, AudioInput, Decoder, DecoderConfig
+from ffnlab import formats, models, transform
+from ffnlab.data import (
+    ArrayBatches,
+    FeatureCache,
+    SpokenDigits,
+    asked,
+    find_folder,
+    folder,
+    fsdd,
+    sound_rows,
+)
+from ffnlab.models import AudioInput, Decoder, DecoderConfig
 from ffnlab.routing import pal
+from ffnlab.storage.files import StrPath
 from ffnlab.studies.pal_measure import Problems, Task
 
 __all__ = ["facts", "facts_model", "speech", "speech_model"]
@@ -26,19 +33,17 @@ KEYS, VALUES, ASK = 16, 8, 24  # ids of values follow those of keys
 NOISE = 0.5
 WIDTHS = (32, 24)  # of the two encoders' features
 SIZES = {"width": 48, "hidden": 96, "layers": 3, "heads": 4, "kv_heads": 4, "head_dim": 12}
-VALIDATION, TEST = 256, 512
+VALIDATION, TEST = 512, 512
 
-QUESTION = b"digit = "
+QUESTION = "digit = "
 HELD_OUT = "theo"
 TAKES = 15  # of each digit by each speaker
-FRAMES, PATCH, JOINED = 96, 8, 4  # of a second; log-mel frames of a patch, states that are averaged
-ENCODERS = ("whisper", "mel patches")
+PATCH = 8  # frames of a row
+ENCODERS = {"whisper": 384, "mel patches": 80 * PATCH}  # widths of features
 
 
 def facts_model(audio: AudioInput, seed: int) -> Decoder:
     """A small decoder of random weights that hears."""
-    import jax
-
     config = DecoderConfig(vocab=ASK + 1, audio=audio, **SIZES)
     return Decoder(config, key=jax.random.key(seed))
 
@@ -92,64 +97,43 @@ def has_speech() -> bool:
 
 def speech_model(audio: AudioInput, seed: int) -> Decoder:
     """The embedded language model with connectors of random weights."""
-    from ffnlab import transform
-
     model, _ = models.embedded()
     return transform.apply(pal.connect(audio, seed=seed), model)[0]
 
 
 def speech(
-    encoders: Sequence[str], steps: int, *, batch: int, every: int, cache: Path, seed: int = 0
+    encoders: Sequence[str], steps: int, *, batch: int, every: int, cache: StrPath, seed: int = 0
 ) -> Task:
-    """Spoken digits, features by encoder of `ENCODERS`; one speaker is never trained on.
+    """Spoken digits; one speaker is never trained on.
 
-    A tenth of the recordings of the others chooses the rates.
+    Args:
+      encoders: of `ENCODERS`, whose features are heard, 12 rows of each for the first second.
+      steps, batch, every: see `Task`; rows of a batch.
+      cache: folder of Whisper's features.
+      seed: of the order of recordings, a tenth of which chooses the rates.
     """
-    found = fsdd()
-    early = found.take < TAKES
-    digits = SpokenDigits(
-        tuple(w for w, keep in zip(found.waves, early, strict=True) if keep),
-        *(column[early] for column in (found.y, found.speaker, found.take)),
-        found.names,
-        found.rate,
-    )
-    sounds = heard_by(encoders, digits, cache)
-    text = np.frombuffer(QUESTION, np.uint8).astype(np.int32)
-    tokens = np.tile(text, (len(digits.y), 1))
-    wanted = np.full_like(tokens, -1)
-    wanted[:, -1] = ord("0") + digits.y
-    whole = Problems(sounds, (tokens, wanted))
+    digits = first_takes(fsdd())
+    found = {}
+    if "whisper" in encoders:
+        encoder = formats.load(folder("whisper_tiny_en_encoder"), dtype=np.float32)
+        kept = FeatureCache(cache, rows=60)
+        found["whisper"] = sound_rows(digits.waves, digits.rate, encoder, size=PATCH, cache=kept)
+    found["mel patches"] = sound_rows(digits.waves, digits.rate, size=PATCH)
+    sounds = pal.Sounds(*map(tuple, zip(*(found[name] for name in encoders), strict=True)))
+    whole = Problems(sounds, asked(QUESTION, list(map(str, digits.y))))
     is_test = digits.speaker == digits.names.index(HELD_OUT)
     order = np.random.default_rng(seed).permutation(np.flatnonzero(~is_test))
     few = len(order) // 10
-    rows = order[few:], order[:few], np.flatnonzero(is_test)
-    train, validation, test = (rows_of(whole, chosen) for chosen in rows)
+    train, validation, test = (
+        jax.tree.map(lambda leaf, rows=rows: leaf[rows], whole)
+        for rows in (order[few:], order[:few], np.flatnonzero(is_test))
+    )
     return Task(ArrayBatches(train, batch, seed), validation, test, steps, every, chosen_at=steps)
 
 
-def rows_of(problems: Problems, chosen: np.ndarray) -> Problems:
-    """Some of the problems."""
-    import jax
-
-    return jax.tree.map(lambda leaf: leaf[chosen], problems)
-
-
-def heard_by(encoders: Sequence[str], digits: SpokenDigits, cache: Path) -> pal.Sounds:
-    """The first second of each recording as the encoders give it, 12 rows of each."""
-    waves = [resampled(wave, digits.rate, RATE)[:RATE] for wave in digits.waves]
-    frames = np.stack([log_mel(wave, seconds=1) for wave in waves])
-    length = np.array([len(wave) * 100 // RATE for wave in waves])
-    rows = np.arange(FRAMES // PATCH)
-    valid = rows < np.maximum(-(-length // PATCH), 1)[:, None]
-    made: dict[str, Float[np.ndarray, "n r c"]] = {}
-    if "whisper" in encoders:
-        encoder = formats.load(find_folder("whisper_tiny_en_encoder"), dtype=jnp.float32)
-        made["whisper"] = FeatureCache(cache, rows=60)("whisper, averaged", averaged, encoder, frames)
-    made["mel patches"] = frames[:, :FRAMES].reshape(len(frames), len(rows), -1)
-    return pal.Sounds(tuple(made[name] for name in encoders), (valid,) * len(encoders))
-
-
-def averaged(encoder: AudioEncoder, frames: Float[jnp.ndarray, "b t c"]) -> Float[jnp.ndarray, "b r d"]:
-    """Means of four neighbouring states each, of the first 48."""
-    states = encoder(frames)[:, : FRAMES // 2]
-    return states.reshape(len(frames), -1, JOINED, states.shape[-1]).mean(axis=2)
+def first_takes(digits: SpokenDigits) -> SpokenDigits:
+    """The recordings of the first `TAKES` takes."""
+    early = digits.take < TAKES
+    waves = tuple(wave for wave, keep in zip(digits.waves, early, strict=True) if keep)
+    columns = (column[early] for column in (digits.y, digits.speaker, digits.take))
+    return SpokenDigits(waves, *columns, digits.names, digits.rate)
