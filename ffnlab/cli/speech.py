@@ -89,7 +89,8 @@ def load_speech(settings: TrainConfig) -> SpeechData:
                 f"audio.widths={list(widths)}"
             )
         parts.append((sounds, asked(data.question, list(map(str, part.y)))))
-    return SpeechData(*parts, identity_of(data, digits))
+    train, held_out = parts
+    return SpeechData(train, held_out, identity_of(data, digits))
 
 
 def identity_of(data: SpeechConfig, digits: SpokenDigits) -> dict[str, str | int]:

@@ -244,7 +244,7 @@ def written(
 def predictor(rule: Rule, model: nnx.Module) -> Callable[[Array], Array]:
     """Inputs -> outputs of a trained model; of one that is not called, as its rule predicts."""
     if getattr(getattr(model, "config", None), "audio", None) is not None:
-        return lambda given: pal.answer(model, *given)
+        return functools.partial(jax.jit(lambda model, given: pal.answer(model, *given)), model)
     if callable(model):
         return functools.partial(jax.jit(lambda model, x: model(x)), model)
     return functools.partial(rule.predict, rule.init(model, jax.random.key(0)))

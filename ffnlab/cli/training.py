@@ -151,8 +151,8 @@ class TrainConfig:
         reads = KINDS[self.kind].reads
         if reads in ("graphs", "frames"):
             raise ConfigError(
-                f"a model of kind {self.kind!r} reads {reads}, which no kind of [data] gives; train "
-                "it in Python, by a rule and a loss of its own"
+                f"a model of kind {self.kind!r} reads {reads}, which no kind of [data] gives; "
+                "train it in Python, by a rule and a loss of its own"
             )
         check_accepted(self.rule, self.kind)
         reads_text = reads == "tokens"

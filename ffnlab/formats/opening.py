@@ -94,8 +94,8 @@ def save(
     (a tokenizer, notes) are kept.
 
     Args:
-      model: a Decoder, an Encoder or an AudioEncoder, its blocks in a list or stacked; with format "ffnlab" any tree
-        of the modules, weights and configurations that ffnlab exports.
+      model: a Decoder, an Encoder or an AudioEncoder, its blocks in a list or stacked; with format
+        "ffnlab" any tree of the modules, weights and configurations that ffnlab exports.
       directory: where to.
       dtype: of the dense tensors, float32, bfloat16 or float16; see the two formats for None.
       max_shard_bytes: size above which the tensors are split over several files.

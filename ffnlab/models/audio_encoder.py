@@ -203,8 +203,6 @@ def abstract(config: AudioEncoderConfig) -> AudioEncoder:
     outer = dataclasses.replace(config, layers=1)
     model = jax.eval_shape(lambda key: AudioEncoder(outer, key=key), jax.random.key(0))
     block = model.layers[0]
-    model.layers = nnx.List(
-        [jax.tree.map(lambda leaf: leaf, block) for _ in range(config.layers)]
-    )
+    model.layers = nnx.List([jax.tree.map(lambda leaf: leaf, block) for _ in range(config.layers)])
     model.config = config
     return model

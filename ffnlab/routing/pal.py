@@ -24,7 +24,7 @@ layers that hear are those from `start` on.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +34,12 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ffnlab import tree
 from ffnlab.errors import ConfigError
-from ffnlab.layers import Attention, Block, Context
+from ffnlab.layers import MLP, Attention, Block, Context
 from ffnlab.layers.attention.rope import tables
 from ffnlab.losses import InformedLoss, Loss
 from ffnlab.models import AudioInput, Decoder, trunk
 from ffnlab.models.audio_input import WAYS, make_connectors
-from ffnlab.models.stack import in_list
+from ffnlab.models.stack import in_list, period_of
 from ffnlab.transform import Transform
 from ffnlab.weights import kv
 
@@ -136,7 +136,11 @@ def hear(model: Decoder, sounds: Sounds) -> Decoder:
     check_sounds(audio, sounds)
     if any(getattr(node, "beside", None) is not None for _, node in tree.walk(model)):
         raise ConfigError("the model hears already; give `hear` the model that it was made of")
-    rows = [connected(model, i, sounds) for i in range(len(audio.widths))]
+    dtype = model.compute_dtype
+    rows = [
+        connected(connector, dtype, audio.indexed, *rest)
+        for connector, *rest in zip(model.connectors, *masked(sounds), strict=True)
+    ]
     by_way = {
         way: joined(found)
         for way in WAYS
@@ -145,11 +149,11 @@ def hear(model: Decoder, sounds: Sounds) -> Decoder:
 
     def change(model: Decoder) -> Decoder:
         stream, attended, blocks = by_way.get("prepended"), by_way.get("attended"), []
-        for i, block in enumerate(model.layers):
+        for i, block in enumerate(cast(list[Block], period_of(model.layers))):
             if i < audio.start:
                 blocks.append(tree.copy(block))
                 continue
-            block, stream = hearing(block, attended, stream)
+            block, stream = listening(block, attended, stream)
             blocks.append(block)
         new = tree.copy(model)
         new.layers = nnx.List(blocks)
@@ -176,8 +180,8 @@ def answer(
     model: Decoder, sounds: Sounds, tokens: Int[Array | np.ndarray, "b t"]
 ) -> Float[Array, "b v"]:
     """Logits of what follows each text, by a model that hears; see `hear`."""
-    heard = hear(model, sounds)
-    return heard.logits(heard.hidden(jnp.asarray(tokens))[:, -1:])[:, 0]
+    hearing = hear(model, sounds)
+    return hearing.logits(hearing.hidden(jnp.asarray(tokens))[:, -1:])[:, 0]
 
 
 def check_sounds(audio: AudioInput, sounds: Sounds) -> None:
@@ -195,14 +199,27 @@ def check_sounds(audio: AudioInput, sounds: Sounds) -> None:
         )
 
 
-def connected(model: Decoder, i: int, sounds: Sounds) -> Rows:
-    """The rows of encoder i in the residual stream; what padding holds does not count."""
-    features = jnp.asarray(sounds.features[i])
-    shape = features.shape[:2]
-    valid = jnp.ones(shape, bool) if sounds.valid is None else jnp.asarray(sounds.valid[i], bool)
-    features = jnp.where(valid[..., None], features, 0).astype(model.compute_dtype)
-    places = jnp.arange(shape[1]) if model.config.audio.indexed else jnp.zeros(shape[1], jnp.int32)
-    return Rows(model.connectors[i](features), valid, places[None])
+def masked(sounds: Sounds) -> tuple[list[Array], list[Array]]:
+    """Features, zero where there is padding, whatever it held; and the masks of all encoders."""
+    features = [jnp.asarray(f) for f in sounds.features]
+    shapes = [f.shape[:2] for f in features]
+    valid = [jnp.ones(s, bool) for s in shapes] if sounds.valid is None else sounds.valid
+    valid = [jnp.asarray(mask, bool) for mask in valid]
+    pairs = zip(features, valid, strict=True)
+    return [jnp.where(mask[..., None], f, 0) for f, mask in pairs], valid
+
+
+def connected(
+    connector: MLP,
+    dtype: jnp.dtype,
+    indexed: bool,
+    features: Float[Array, "b n c"],
+    valid: Bool[Array, "b n"],
+) -> Rows:
+    """The rows of an encoder in the residual stream."""
+    n = features.shape[1]
+    places = jnp.arange(n) if indexed else jnp.zeros(n, jnp.int32)
+    return Rows(connector(features.astype(dtype)), valid, places[None])
 
 
 def joined(rows: list[Rows]) -> Rows:
@@ -210,7 +227,7 @@ def joined(rows: list[Rows]) -> Rows:
     return Rows(*(jnp.concatenate(parts, axis=1) for parts in zip(*rows, strict=True)))
 
 
-def hearing(
+def listening(
     block: Block, attended: Rows | None, stream: Rows | None
 ) -> tuple[Block, Rows | None]:
     """A block with keys and values of rows beside its attention, and the stream behind it."""
@@ -256,7 +273,7 @@ def streamed(block: Block, attention: Attention, stream: Rows) -> tuple[Array, k
     )
     empty = kv.empty(spec.kv_format, b, n, spec.kv_heads, spec.head_dim, stream.h.dtype)
     h, cache, _ = block(stream.h, context, cache=empty)
-    return h, cache
+    return h, cast(kv.KV, cache)
 
 
 def beside(block: Block, name: str, caches: list[tuple[kv.KV, Bool[Array, "b _"]]]) -> Block:
@@ -267,5 +284,3 @@ def beside(block: Block, name: str, caches: list[tuple[kv.KV, Bool[Array, "b _"]
     new = tree.copy(block)
     setattr(new, name, getattr(block, name).with_beside(cache, mask))
     return new
-
-

@@ -138,8 +138,9 @@ def spoken(seeds: Sequence[int]) -> dict[str, Learned]:
 def cost(way: str, factor: int, tokens: int = 16) -> int:
     """Multiply-adds of the decoder with so many rows of sound for a token of text, by one way."""
     audio = AudioInput((32,), (way,))
-    config = DecoderConfig(vocab=64, width=64, hidden=192, layers=4, heads=4, kv_heads=4,
-                           head_dim=16, audio=audio)
+    config = DecoderConfig(
+        vocab=64, width=64, hidden=192, layers=4, heads=4, kv_heads=4, head_dim=16, audio=audio
+    )
     model = jax.eval_shape(lambda key: Decoder(config, key=key), jax.random.key(0))
     features = jax.ShapeDtypeStruct((1, factor * tokens, 32), jnp.float32)
     text = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
@@ -313,7 +314,10 @@ def rows_of(cases: Mapping[str, Found]) -> list[dict[str, object]]:
             "rate": m.rate,
             **{
                 f"accuracy, {when}": float(np.mean(m.at(step)))
-                for when, step in (("early", min(EARLY // 2, max(m.curves))), ("last", max(m.curves)))
+                for when, step in (
+                    ("early", min(EARLY // 2, max(m.curves))),
+                    ("last", max(m.curves)),
+                )
             },
             "lowest": min(m.at(max(m.curves))),
             "highest": max(m.at(max(m.curves))),

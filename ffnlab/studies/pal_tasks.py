@@ -135,5 +135,5 @@ def first_takes(digits: SpokenDigits) -> SpokenDigits:
     """The recordings of the first `TAKES` takes."""
     early = digits.take < TAKES
     waves = tuple(wave for wave, keep in zip(digits.waves, early, strict=True) if keep)
-    columns = (column[early] for column in (digits.y, digits.speaker, digits.take))
-    return SpokenDigits(waves, *columns, digits.names, digits.rate)
+    y, speaker, take = (column[early] for column in (digits.y, digits.speaker, digits.take))
+    return SpokenDigits(waves, y, speaker, take, digits.names, digits.rate)

@@ -10,7 +10,10 @@ from ffnlab.errors import ConfigError
 from ffnlab.models import AudioEncoder, AudioEncoderConfig
 
 RATE = 16_000
-WAVES = [np.random.default_rng(i).normal(size=n).astype(np.float32) * 0.1 for i, n in enumerate((2_000, 16_000, 40))]
+WAVES = [
+    np.random.default_rng(i).normal(size=n).astype(np.float32) * 0.1
+    for i, n in enumerate((2_000, 16_000, 40))
+]
 
 
 def test_patches_are_frames_side_by_side():
@@ -18,7 +21,9 @@ def test_patches_are_frames_side_by_side():
     assert features.shape == (3, 6, 16 * 80)
     frames = np.stack([log_mel(wave, seconds=1) for wave in WAVES])
     for row in range(6):
-        np.testing.assert_array_equal(features[:, row], frames[:, 16 * row : 16 * row + 16].reshape(3, -1))
+        np.testing.assert_array_equal(
+            features[:, row], frames[:, 16 * row : 16 * row + 16].reshape(3, -1)
+        )
     # 2,000 samples are 12.5 frames, in the first row of 16; 40 are less than one.
     assert valid.sum(axis=1).tolist() == [1, 6, 1]
     assert sound_rows(WAVES, RATE, size=8)[1].sum(axis=1).tolist() == [2, 12, 1]
@@ -41,7 +46,9 @@ def test_states_are_averaged_and_kept(tmp_path):
     np.testing.assert_allclose(features, want, atol=1e-5)  # states of order 1, float32
     cache = FeatureCache(tmp_path)
     for _ in range(2):
-        np.testing.assert_allclose(sound_rows(WAVES, RATE, encoder, cache=cache)[0], want, atol=1e-5)
+        np.testing.assert_allclose(
+            sound_rows(WAVES, RATE, encoder, cache=cache)[0], want, atol=1e-5
+        )
     sound_rows(WAVES, RATE, encoder, size=4, cache=cache)
     assert len(list(tmp_path.iterdir())) == 2, "one file for each size"
 

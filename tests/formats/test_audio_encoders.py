@@ -76,8 +76,10 @@ def test_a_kernel_is_read_in_pieces_and_onto_a_mesh(fixtures, monkeypatch):
     assert equal(load(folder), loaded(folder))
     mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     cut = lambda path, axes, shape: jax.sharding.NamedSharding(  # noqa: E731
-        mesh, jax.sharding.PartitionSpec("a", "b") if path.startswith("conv") and len(shape) == 2
-        else jax.sharding.PartitionSpec()
+        mesh,
+        jax.sharding.PartitionSpec("a", "b")
+        if path.startswith("conv") and len(shape) == 2
+        else jax.sharding.PartitionSpec(),
     )
     assert equal(load(folder, sharding=cut), loaded(folder))
 
@@ -85,7 +87,9 @@ def test_a_kernel_is_read_in_pieces_and_onto_a_mesh(fixtures, monkeypatch):
 def test_cut_and_quantized_encoders_are_written(fixtures, tmp_path):
     model = loaded(fixtures / "audio_encoders" / "encoder")
     frames = jnp.asarray(expected(fixtures / "audio_encoders" / "encoder")["frames"])
-    small, _ = transform.apply(quantization.fireq(group=8, kv=None), models.remove(model, [2]), [frames])
+    small, _ = transform.apply(
+        quantization.fireq(group=8, kv=None), models.remove(model, [2]), [frames]
+    )
     save(small, tmp_path / "dense")
     again = load(tmp_path / "dense")
     assert models.removed(again) == [2]
@@ -107,7 +111,10 @@ def test_configs_go_back_and_forth():
     [
         ({"d_model": 15}, "width=15 must be even"),
         ({"encoder_attention_heads": 3}, "multiple of heads=3"),
-        ({"num_mel_bins": 0, "encoder_layers": 10**6}, "(?s)num_mel_bins=0.*encoder_layers=1000000"),
+        (
+            {"num_mel_bins": 0, "encoder_layers": 10**6},
+            "(?s)num_mel_bins=0.*encoder_layers=1000000",
+        ),
         ({"activation_function": "mish"}, "activation_function='mish'"),
     ],
 )
@@ -128,10 +135,19 @@ def test_what_a_directory_cannot_say_is_named(change):
         (lambda t: t | {"conv1.weight": t["conv1.weight"][:, :, :2]}, r"\[16, 8, 3\]"),
         (lambda t: t | {"fc3": t["layer_norm.bias"]}, "'fc3' is not part"),
         (lambda t: t | {"encoder.layer_norm.bias": t["layer_norm.bias"]}, "are the same tensor"),
-        (lambda t: {k: v for k, v in t.items() if "embed" not in k}, "'embed_positions.weight' is mis"),
-        (lambda t: t | {"layers.0.self_attn.k_proj.bias": t["layer_norm.bias"]}, "k_proj.bias' is not"),
+        (
+            lambda t: {k: v for k, v in t.items() if "embed" not in k},
+            "'embed_positions.weight' is mis",
+        ),
+        (
+            lambda t: t | {"layers.0.self_attn.k_proj.bias": t["layer_norm.bias"]},
+            "k_proj.bias' is not",
+        ),
         (lambda t: t | {"conv2.bias": t["conv2.bias"] * np.nan}, "NaN"),
-        (lambda t: t | {"layers.0.fc2.weight": t["layers.0.fc2.weight"] * 2e38}, r"layers\[0\] gives"),
+        (
+            lambda t: t | {"layers.0.fc2.weight": t["layers.0.fc2.weight"] * 2e38},
+            r"layers\[0\] gives",
+        ),
     ],
 )
 def test_damaged_directories(fixtures, tmp_path, change, told):
@@ -144,7 +160,9 @@ def test_damaged_directories(fixtures, tmp_path, change, told):
 
 
 def test_a_directory_of_another_kind_is_named(fixtures):
-    with pytest.raises(ConfigError, match="holds a model of kind 'audio'; accepted here: 'decoder'"):
+    with pytest.raises(
+        ConfigError, match="holds a model of kind 'audio'; accepted here: 'decoder'"
+    ):
         load(fixtures / "audio_encoders" / "encoder", kinds=("decoder",))
     said = json.loads((fixtures / "audio_encoders" / "encoder" / "config.json").read_text())
     assert said["architectures"] == ["WhisperEncoder"]

@@ -29,7 +29,10 @@ def test_other_random_encoders_and_what_we_save_of_them(tmp_path, transformers):
     cases = {}
     for name in VARIANTS:
         want, model = read(tmp_path / name / "expected.npz"), load(tmp_path / name)
-        assert np.abs(np.asarray(model(jnp.asarray(want["frames"]))) - want["states"]).max() < TOLERANCE
+        assert (
+            np.abs(np.asarray(model(jnp.asarray(want["frames"]))) - want["states"]).max()
+            < TOLERANCE
+        )
         for form, changed in (("whole", model), ("cut", remove(model, [1]))):
             cases[tmp_path / f"{form}-{name}"] = changed
             save(changed, tmp_path / f"{form}-{name}", max_shard_bytes=5_000)

@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ffnlab import formats, models, transform, tree
-from ffnlab.errors import ConfigError, FormatError
+from ffnlab.errors import ConfigError
 from ffnlab.layers.attention.rope import rotate, tables
 from ffnlab.learning import backprop, next_token
 from ffnlab.models import AudioInput, Decoder, DecoderConfig
 from ffnlab.models.cost import multiply_adds
+from ffnlab.parallel import make_step, parse_mesh, shard
+from ffnlab.parallel.sharding import place_batch
 from ffnlab.pruning import finercut
 from ffnlab.quantization import fireq
 from ffnlab.routing import pal
@@ -26,7 +28,9 @@ from ffnlab.testing import equal, tiny
 TOLERANCE = 2e-5  # float32 sums in other orders; logits of order 1
 KEY = jax.random.key(3)
 TOKENS = jax.random.randint(jax.random.key(1), (2, 6), 0, 64)
-FEATURES = tuple(jax.random.normal(jax.random.fold_in(KEY, c), (2, n, c)) for n, c in ((5, 3), (4, 7)))
+FEATURES = tuple(
+    jax.random.normal(jax.random.fold_in(KEY, c), (2, n, c)) for n, c in ((5, 3), (4, 7))
+)
 VALID = (jnp.array([[1, 1, 0, 1, 0], [1] * 5]) > 0, jnp.array([[0, 1, 1, 1], [1, 1, 0, 0]]) > 0)
 SOUNDS = Sounds(FEATURES, VALID)
 DESIGNS = {
@@ -63,7 +67,10 @@ def brute(model, sounds, tokens):
         rows[way].append((connector(features), valid, places))
     nothing = (jnp.zeros((2, 0, config.width)), jnp.zeros((2, 0), bool), jnp.zeros(0, int))
     frozen, moving = (
-        [jnp.concatenate(x, axis=-1 if x[0].ndim == 1 else 1) for x in zip(*(rows[way] or [nothing]), strict=True)]
+        [
+            jnp.concatenate(x, axis=-1 if x[0].ndim == 1 else 1)
+            for x in zip(*(rows[way] or [nothing]), strict=True)
+        ]
         for way in ("attended", "prepended")
     )
     text, stream = model.embed(tokens), moving[0]
@@ -130,7 +137,9 @@ def test_what_padding_holds_counts_for_nothing(name):
     want, found = (jax.value_and_grad(loss)(model, Sounds(f, VALID)) for f in (FEATURES, spoilt))
     assert equal(found, want)
     longer = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, 2), (0, 0)][: x.ndim]), SOUNDS)
-    assert difference(logits_of(model, longer, TOKENS), logits_of(model, SOUNDS, TOKENS)) < TOLERANCE
+    assert (
+        difference(logits_of(model, longer, TOKENS), logits_of(model, SOUNDS, TOKENS)) < TOLERANCE
+    )
 
 
 @settings(max_examples=5)
@@ -139,7 +148,9 @@ def test_the_order_of_attended_rows_without_places_counts_for_nothing(order):
     model = made("late and attended")
     order = jnp.array(order)
     turned = Sounds((FEATURES[0][:, order], FEATURES[1]), (VALID[0][:, order], VALID[1]))
-    assert difference(logits_of(model, turned, TOKENS), logits_of(model, SOUNDS, TOKENS)) < TOLERANCE
+    assert (
+        difference(logits_of(model, turned, TOKENS), logits_of(model, SOUNDS, TOKENS)) < TOLERANCE
+    )
 
 
 def test_rows_of_a_batch_hear_their_own_sound_or_one_for_all():
@@ -234,9 +245,7 @@ def ffn_rows(fn, *args, shape):
 )
 def test_rows_that_pass_an_ffn(name, rows):
     """Gate and up of [16, 32]: 12 rows are text, 18 = 2 (5 + 4) sound of both encoders."""
-    found = ffn_rows(
-        lambda m, s: pal.hear(m, s)(TOKENS), made(name), SOUNDS, shape=(16, 32)
-    )
+    found = ffn_rows(lambda m, s: pal.hear(m, s)(TOKENS), made(name), SOUNDS, shape=(16, 32))
     assert sorted(found) == sorted(rows)
 
 
@@ -363,3 +372,17 @@ def test_models_that_cannot_hear():
 def test_sounds_that_are_refused(sounds, told):
     with pytest.raises(ConfigError, match=told):
         pal.hear(made("hybrid"), sounds)
+
+
+def test_a_mesh_learns_the_same():
+    model, sounds = made("hybrid"), SOUNDS
+    batch = jax.tree.map(lambda x: jnp.concatenate([x, x]), (sounds, TOKENS))
+    rule = backprop(pal.heard(next_token), optax.sgd(0.1))
+    want, metrics = rule.step(rule.init(model, KEY), batch)
+    mesh = parse_mesh("dp=4,tp=2")
+    state = shard(rule.init(models.stack(model), KEY), mesh)
+    found, again = make_step(rule, mesh)(state, place_batch(batch, mesh))
+    assert difference(again["loss"], metrics["loss"]) < TOLERANCE
+    trained = models.unstack(jax.device_get(rule.model(found)))
+    pairs = zip(jax.tree.leaves(trained), jax.tree.leaves(rule.model(want)), strict=True)
+    assert max(difference(a, b) for a, b in pairs) < 1e-4  # gradients of order 1 times 0.1

@@ -1,8 +1,8 @@
 """How each kind of model stands in a Hugging Face directory: all that `load` and `save` ask.
 
 A `Dialect` is the answers for one kind: decoders (`families`, `names`), encoders
-(`encoder_families`, `encoder_names`) and encoders of sound (`audio_families`). The `model_type` of a file says which, and the type of a
-config.
+(`encoder_families`, `encoder_names`) and encoders of sound (`audio_families`). The `model_type` of
+a file says which, and the type of a config.
 """
 
 import dataclasses

@@ -1,4 +1,6 @@
-"""One token, or two silent frames, through a model: whether what it says is made of numbers, and if not, since where.
+"""One token, or two silent frames, through a model: whether what it says is made of numbers.
+
+And if not, since where.
 
 Values that are finite one by one still overflow together: scales of 3e38, a divisor of 1e-40, a
 norm's scale of 1e30. Weights are used block by block, and a dense head piece by piece, so that the
@@ -12,9 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from ffnlab.formats.huggingface.dialects import Model
 from ffnlab.layers import Block, Context
 from ffnlab.models import trunk
-from ffnlab.formats.huggingface.dialects import Model
 from ffnlab.models.audio_encoder import AudioEncoder
 from ffnlab.models.decoder import Decoder
 from ffnlab.models.encoder import Encoder
@@ -34,9 +36,7 @@ def not_finite(model: Model) -> str | None:
     if isinstance(model, AudioEncoder):
         h = model.embed_frames(jnp.zeros((1, 2, model.config.bands)))
     else:
-        h = model.embed_tokens(
-            jnp.full((1, 1), getattr(model.config, "bos", None) or 0, jnp.int32)
-        )
+        h = model.embed_tokens(jnp.full((1, 1), getattr(model.config, "bos", None) or 0, jnp.int32))
     if not jnp.isfinite(h).all():
         return "embed"
     for i, block in enumerate(model.blocks()):

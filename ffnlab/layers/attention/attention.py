@@ -68,8 +68,8 @@ class Attention(nnx.Module):
       prefix: Param [2, n, kv_heads, head_dim], keys and values of n further positions that every
         query sees, whatever its mask says (prefix tuning, arXiv 2101.00190), or None.
       beside: Statistic holding a cache [b, n, kv_heads, head_dim] of further positions of each row
-        of a batch, or of all (b = 1), with `beside_mask` [b, n] bool of what is there; see `with_beside`.
-        None for none.
+        of a batch, or of all (b = 1), with `beside_mask` [b, n] bool of what is there; see
+        `with_beside`. None for none.
       post_scale: Param [kv_heads, head_dim]; after the rotation keys are multiplied and queries
         divided by it (FireQ's post-RoPE scale), or None.
       spec: AttentionSpec (static).
@@ -167,8 +167,8 @@ class Attention(nnx.Module):
         """
         spec = self.spec
         k, v = self._keys(self.k(x), self.v(x), angles)
-        cache = kv.empty(spec.kv_format, *k.shape[:2], spec.kv_heads, spec.head_dim, k.dtype)
-        return cache.write(k, v, 0)
+        b, s = x.shape[:2]
+        return kv.empty(spec.kv_format, b, s, spec.kv_heads, spec.head_dim, k.dtype).write(k, v, 0)
 
     def with_beside(self, cache: kv.KV, mask: Bool[Array, "b n"]) -> "Attention":
         """This layer with further positions that all queries see, whatever their mask and window.
