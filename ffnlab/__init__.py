@@ -35,6 +35,7 @@ __all__ = [
     "quantization",
     "recipes",
     "report",
+    "routing",
     "rule",
     "scores",
     "sparsity",
