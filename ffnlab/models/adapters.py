@@ -11,21 +11,19 @@ stacked, and quantized weights stay what they are. Directories are read and writ
 """
 
 import dataclasses
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Key
 
 from ffnlab import tree
 from ffnlab.errors import ConfigError
 from ffnlab.layers import FFN, Attention, Block, Linear
 from ffnlab.layers.activations import check_activation
-from ffnlab.models.stack import check_layered, in_list
+from ffnlab.models.rewriting import key_of, rewriting
 from ffnlab.transform import Transform
 from ffnlab.tree import Predicate, Selector
 from ffnlab.weights import Dense, LoRA, SparseInput, Weight
@@ -84,7 +82,7 @@ def lora(
             lambda path, m: m.replace(LoRA.init(m.weight, rank, key_of(seed, path), alpha=alpha)),
         )
 
-    return _rewriting("lora", problems, change)
+    return rewriting("lora", problems, change)
 
 
 def adapter(*, bottleneck: int = 16, activation: str = "gelu", seed: int = 0) -> Transform:
@@ -123,7 +121,7 @@ def adapter(*, bottleneck: int = 16, activation: str = "gelu", seed: int = 0) ->
     def change(model: Any) -> Any:
         return tree.replace(model, {p: inserted(p, b) for p, b in blocks(model).items()})
 
-    return _rewriting("adapter", problems, change)
+    return rewriting("adapter", problems, change)
 
 
 def prompts(*, tokens: int = 20, seed: int = 0) -> Transform:
@@ -156,7 +154,7 @@ def prompts(*, tokens: int = 20, seed: int = 0) -> Transform:
     def change(model: Any) -> Any:
         return tree.replace(model, {p: prefixed(p, m) for p, m in attentions(model).items()})
 
-    return _rewriting("prompts", problems, change)
+    return rewriting("prompts", problems, change)
 
 
 def biases(*, where: Predicate = inside_blocks) -> Transform:
@@ -180,7 +178,7 @@ def biases(*, where: Predicate = inside_blocks) -> Transform:
         zero = lambda m: m.replace(m.weight, jnp.zeros(m.weight.shape[1], jnp.float32))  # noqa: E731
         return tree.replace(model, {path: zero(m) for path, m in without(model).items()})
 
-    return _rewriting("biases", problems, change)
+    return rewriting("biases", problems, change)
 
 
 def head() -> Transform:
@@ -207,7 +205,7 @@ def head() -> Transform:
         new.config = dataclasses.replace(model.config, tie_embeddings=False)
         return new
 
-    return _rewriting("head", problems, change)
+    return rewriting("head", problems, change)
 
 
 def merge(model: Any) -> Any:
@@ -244,31 +242,6 @@ def changes_input(weight: Weight) -> bool:
     return isinstance(weight, SparseInput) or getattr(weight, "act", None) is not None
 
 
-def _rewriting(
-    name: str, problems: Callable[[Any], list[str]], change: Callable[[Any], Any]
-) -> Transform:
-    """A transform without calibration of models in their list form.
-
-    Args:
-      name: of the transform.
-      problems: what is wrong with a model, a sentence each.
-      change: makes the new model.
-    """
-
-    def init(model: Any) -> tuple[()]:
-        check_layered(model)
-        in_list(model, checked)
-        return ()
-
-    def checked(model: Any) -> Any:
-        found = problems(model)
-        if found:
-            raise ConfigError(f"{name}: " + "; ".join(found))
-        return model
-
-    return Transform(name, init, None, lambda model, stats: in_list(model, change))
-
-
 def chosen(where: Predicate) -> Selector:
     """The `Linear` layers among what a selection names."""
     name = getattr(where, "name", "where")
@@ -294,11 +267,6 @@ def with_adapters(block: Block) -> bool:
 def width_of(block: Block) -> int:
     """Channels of the residual stream, as the first map of a block reads it."""
     return next(n.weight.shape[0] for _, n in tree.walk(block) if isinstance(n, Linear))
-
-
-def key_of(seed: int, path: str) -> Key[Array, ""]:
-    """A key that depends on the place, not on what else is selected."""
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
 
 
 def check_count(name: str, value: object) -> None:

@@ -107,6 +107,7 @@ def grouped_bars(axes, found: Mapping[tuple[str, str], Sequence[float]]) -> None
     """
     groups, names = (list(dict.fromkeys(part)) for part in zip(*found, strict=True))
     width = 0.8 / len(names)
+    turned = 90 if len(groups) * len(names) > 16 else 0  # figures beside each other would overlap
     for i, name in enumerate(names):
         values = {g: found[group, name] for g, group in enumerate(groups) if (group, name) in found}
         places = [g + (i - (len(names) - 1) / 2) * width for g in values]
@@ -115,7 +116,7 @@ def grouped_bars(axes, found: Mapping[tuple[str, str], Sequence[float]]) -> None
         color = "0.6" if i == 0 else f"C{i - 1}"
         ranges = np.abs(ends - means)
         drawn = axes.bar(places, means, 0.94 * width, label=name, color=color, yerr=ranges)
-        axes.bar_label(drawn, fmt="%.3f", fontsize=7)
+        axes.bar_label(drawn, fmt="%.3f", fontsize=7, rotation=turned, padding=1)
     axes.set_xticks(range(len(groups)), [group.replace(", ", ",\n") for group in groups])
     axes.legend(frameon=False, loc="upper center", ncols=min(4, len(names)), fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)

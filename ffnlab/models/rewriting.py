@@ -1,0 +1,44 @@
+"""Transforms that change a model at once, and draw what is new by its place."""
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jaxtyping import Array, Key
+
+from ffnlab.errors import ConfigError
+from ffnlab.models.stack import check_layered, in_list
+from ffnlab.transform import Transform
+
+__all__ = ["key_of", "rewriting"]
+
+
+def rewriting(
+    name: str, problems: Callable[[Any], list[str]], change: Callable[[Any], Any]
+) -> Transform:
+    """A transform without calibration of models in their list form.
+
+    Args:
+      name: of the transform.
+      problems: what is wrong with a model, a sentence each.
+      change: makes the new model.
+    """
+
+    def init(model: Any) -> tuple[()]:
+        check_layered(model)
+        in_list(model, checked)
+        return ()
+
+    def checked(model: Any) -> Any:
+        found = problems(model)
+        if found:
+            raise ConfigError(f"{name}: " + "; ".join(found))
+        return model
+
+    return Transform(name, init, None, lambda model, stats: in_list(model, change))
+
+
+def key_of(seed: int, path: str) -> Key[Array, ""]:
+    """A key that depends on the place, not on what else is selected."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
