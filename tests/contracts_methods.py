@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 from jaxtyping import PyTree
 
-from ffnlab import analysis, learning, models, pruning, quantization, sparsity
+from ffnlab import analysis, learning, models, pruning, quantization, routing, sparsity
 from ffnlab.layers import MLP, BatchNorm, Linear
 from ffnlab.models import adapters
 from ffnlab.models.convnet import ConvNet
@@ -55,6 +55,9 @@ TRANSFORMS: dict[str, TransformCase] = {
     ),
     "finercut": TransformCase(lambda: pruning.finercut(remove=1)),
     "finercut-encoder": TransformCase(lambda: pruning.finercut(remove=1), tiny_encoder),
+    "connect": TransformCase(
+        lambda: routing.pal.connect(models.AudioInput((3,), ("attended",)), seed=1)
+    ),
     "fireq-encoder": TransformCase(lambda: quantization.fireq(group=8), tiny_encoder),
     "fireq": TransformCase(lambda: quantization.fireq(group=8, top_k=1)),
     "fireq-weights": TransformCase(

@@ -11,7 +11,7 @@ from ffnlab.data.speech import HOP, RATE, log_mel, resampled
 from ffnlab.errors import ConfigError, at_least
 from ffnlab.models import AudioEncoder
 
-__all__ = ["Sound", "asked", "sound_rows"]
+__all__ = ["asked", "sound_rows"]
 
 Sound = Float[np.ndarray, "_"]
 PER_SECOND = RATE // HOP  # frames

@@ -94,7 +94,8 @@ def flops_per_token(
     dropped channels' share of `up` and `down` (its gate is always whole), a sparse input its share
     of the matrix. A layer with a method `flops_per_token(share)` answers for itself and for all in
     it: a mixture for its router and the experts of a token, a choice by the measured share. What an
-    encoder does once for a text (its pooler, the classes of a text) counts for each token.
+    encoder does once for a text (its pooler, the classes of a text) counts for each token; what a
+    decoder does with sound (its connectors) does not count.
 
     Args:
       model: a decoder or another model of linear maps and blocks, stacked or not; leaves may be
@@ -114,7 +115,7 @@ def flops_per_token(
     nodes = dict(tree.walk(model))
     answered = ""  # path of the last layer that answered for itself
     for path, node in nodes.items():
-        if answered and path.startswith(answered):
+        if path.startswith("connectors") or (answered and path.startswith(answered)):
             continue
         if isinstance(node, nnx.Module) and hasattr(node, "flops_per_token"):
             total += node.flops_per_token(zeros.get(path))

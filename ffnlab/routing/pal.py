@@ -39,6 +39,7 @@ from ffnlab.layers.attention.rope import tables
 from ffnlab.losses import InformedLoss, Loss
 from ffnlab.models import AudioInput, Decoder, trunk
 from ffnlab.models.audio_input import WAYS, make_connectors
+from ffnlab.models.rewriting import rewriting
 from ffnlab.models.stack import in_list, period_of
 from ffnlab.transform import Transform
 from ffnlab.weights import kv
@@ -93,25 +94,22 @@ def connect(audio: AudioInput, *, seed: int = 0) -> Transform:
     [[5, 16], [8, 16]]
     """
 
-    def init(model: object) -> tuple:
+    def problems(model: object) -> list[str]:
         if not isinstance(model, Decoder):
-            raise ConfigError(f"model is a {type(model).__name__}; a Decoder is accepted")
+            return [f"a {type(model).__name__} is no Decoder"]
         if model.config.audio is not None:
-            raise ConfigError(f"the model has connectors already: {model.config.audio}")
-        dataclasses.replace(model.config, audio=audio)  # checks what only the config can
-        return ()
+            return [f"the model has connectors already, {model.config.audio}"]
+        dataclasses.replace(model.config, audio=audio)  # refuses what only the config can
+        return []
 
-    def rewrite(model: Decoder, stats: tuple) -> Decoder:
-        init(model)
-        new = tree.copy(model)
-        width, dtype = model.config.width, model.embed.weight.dtype
-        new.connectors = nnx.List(
-            make_connectors(audio, width, key=jax.random.key(seed), dtype=dtype)
-        )
+    def change(model: Decoder) -> Decoder:
+        new, dtype = tree.copy(model), model.embed.weight.dtype
         new.config = dataclasses.replace(model.config, audio=audio)
+        key = jax.random.key(seed)
+        new.connectors = nnx.List(make_connectors(audio, model.config.width, key=key, dtype=dtype))
         return new
 
-    return Transform("pal", init, None, rewrite)
+    return rewriting("pal", problems, change)
 
 
 def hear(model: Decoder, sounds: Sounds) -> Decoder:

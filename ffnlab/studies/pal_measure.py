@@ -1,17 +1,17 @@
 """Designs of PAL trained side by side: rates and seeds as members, scored while they learn."""
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Bool, PyTree
 
 from ffnlab import tree
 from ffnlab.learning import backprop, members
@@ -25,6 +25,8 @@ from ffnlab.tree import Predicate
 __all__ = ["Learned", "Problems", "Task", "learned"]
 
 TOGETHER = 50  # steps in one compiled loop
+SCORED = ("validation", "test")
+WHOLE: Mapping[str, Sequence[bool]] = MappingProxyType({"": ()})
 
 
 class Problems(NamedTuple):
@@ -69,7 +71,7 @@ class Learned:
       curves: test accuracy by step of each seed, at that rate.
       products: multiply-adds of a forward pass for one problem.
       trained, parameters: numbers that were trained, and of the whole model.
-      state: the trained model of the first seed.
+      model: the trained one of the first seed.
     """
 
     rates: Mapping[float, float]
@@ -99,7 +101,8 @@ def learned(
     seeds: Sequence[int],
     *,
     trainable: Predicate | None = None,
-) -> Learned:
+    present: Mapping[str, Sequence[bool]] = WHOLE,
+) -> dict[str, Learned]:
     """Trains a design at each rate from each seed, by Adam, all in one program.
 
     Args:
@@ -108,26 +111,34 @@ def learned(
       rates: of Adam; chosen among by the first seed's validation score at `task.chosen_at`.
       seeds: of the parameters that are drawn.
       trainable: what of the model; all when None.
+      present: name -> which of the encoders are heard; all of them, under the name "", unless told.
+    Returns:
+      what was reached with each of `present`.
     """
-    pairs = list(itertools.product(rates, seeds))
-    starts = [make(seed) for _, seed in pairs]
-    one = functools.partial(backprop, pal.heard(masked), trainable=trainable)
+    runs = list(itertools.product(present, rates, seeds))
+    every = (True,) * len(task.test.sounds.features)
+    heard = np.array([present[name] or every for name, _, _ in runs])
+    starts = {seed: make(seed) for seed in seeds}
+    loss = pal.heard(masked)
     rule = members(
-        lambda rate: one(optax.adam(rate)), len(pairs), vary={"rate": [rate for rate, _ in pairs]}
+        lambda rate: backprop(loss, optax.adam(rate), trainable=trainable),
+        len(runs),
+        vary={"rate": [rate for _, rate, _ in runs]},
+        shared_batch=present is WHOLE,
     )
-    model = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+
+    def batches(position: int) -> Problems:
+        batch = task.batches(position)
+        return batch if present is WHOLE else for_each(batch, heard)
 
     def evaluate(state: PyTree) -> dict[str, float]:
-        found = {}
-        for name in ("validation", "test"):
-            shares = accuracy(rule.model(state), getattr(task, name))
-            found |= {f"{name} {i}": share for i, share in enumerate(shares)}
-        return found
+        shares = {n: accuracy(rule.model(state), getattr(task, n), heard) for n in SCORED}
+        return {f"{n} {i}": share for n, each in shares.items() for i, share in enumerate(each)}
 
     outcome = train(
         rule,
-        model,
-        task.batches,
+        jax.tree.map(lambda *leaves: jnp.stack(leaves), *(starts[seed] for _, _, seed in runs)),
+        batches,
         task.steps,
         key=jax.random.key(0),
         evaluate=evaluate,
@@ -136,19 +147,38 @@ def learned(
     )
     if not outcome.finished:
         raise KeyboardInterrupt(f"stopped at step {outcome.position} of {task.steps}")
-    figures = outcome.evaluations
-    scored = {
-        rate: figures[task.chosen_at][f"validation {i}"]
-        for i, (rate, seed) in enumerate(pairs)
-        if seed == seeds[0]
-    }
+    first = starts[seeds[0]]
+    whole = sum(x.size for x in jax.tree.leaves(first))
+    mine = whole if trainable is None else numbers_of(first, trainable)
+    sizes = products(first, task), mine, whole
+    found = {}
+    for name in present:
+        of_name = {i: (rate, seed) for i, (n, rate, seed) in enumerate(runs) if n == name}
+        scored, best, chosen = choice(of_name, outcome.evaluations[task.chosen_at], seeds[0])
+        curves = {
+            step: [figures[f"test {i}"] for i in chosen]
+            for step, figures in outcome.evaluations.items()
+        }
+        last = jax.tree.map(lambda leaf, i=chosen[0]: leaf[i], rule.model(outcome.state))
+        found[name] = Learned(scored, best, curves, *sizes, last)
+    return found
+
+
+def choice(
+    runs: Mapping[int, tuple[float, int]], figures: Mapping[str, float], seed: int
+) -> tuple[dict[float, float], float, list[int]]:
+    """Validation scores of a seed's runs by rate, the best rate, and the members that had it."""
+    scored = {rate: figures[f"validation {i}"] for i, (rate, s) in runs.items() if s == seed}
     best = max(scored, key=lambda rate: scored[rate])
-    mine = [i for i, (rate, _) in enumerate(pairs) if rate == best]
-    curves = {step: [f[f"test {i}"] for i in mine] for step, f in figures.items()}
-    last = jax.tree.map(lambda leaf: leaf[mine[0]], rule.model(outcome.state))
-    numbers = sum(x.size for x in jax.tree.leaves(starts[0]))
-    trained = numbers if trainable is None else numbers_of(starts[0], trainable)
-    return Learned(scored, best, curves, products(starts[0], task), trained, numbers, last)
+    return scored, best, [i for i, (rate, _) in runs.items() if rate == best]
+
+
+def for_each(problems: Problems, heard: Bool[np.ndarray, "m e"]) -> Problems:
+    """The same problems for m members, [m, …], each of which hears some of the encoders."""
+    copied = jax.tree.map(lambda x: np.broadcast_to(x, (len(heard), *x.shape)), problems)
+    valid = copied.sounds.valid
+    masks = tuple(mask & heard[:, e, None, None] for e, mask in enumerate(valid))
+    return copied._replace(sounds=copied.sounds._replace(valid=masks))
 
 
 def numbers_of(model: Decoder, trainable: Predicate) -> int:
@@ -162,14 +192,20 @@ def products(model: Decoder, task: Task) -> int:
     return multiply_adds(pal.answer, model, *one)
 
 
-def accuracy(models: Decoder, problems: Problems) -> list[float]:
+def accuracy(models: Decoder, problems: Problems, heard: Bool[np.ndarray, "m e"]) -> list[float]:
     """The share of problems that each of several stacked models answers right."""
     tokens, wanted = problems.asked
-    found = np.asarray(_answered(models, problems.sounds, tokens))
+    features, valid = problems.sounds
+    masks = tuple(mask & heard[:, e, None, None] for e, mask in enumerate(valid or ()))
+    found = np.asarray(answered(models, features, masks, tokens))
     return np.mean(found == wanted[:, -1], axis=1).tolist()
 
 
 @jax.jit
-def _answered(models: Decoder, sounds: pal.Sounds, tokens: jax.Array) -> jax.Array:
-    """What each of several models answers, [m, b]."""
-    return jax.vmap(lambda model: pal.answer(model, sounds, tokens).argmax(-1))(models)
+def answered(models: Decoder, features: tuple, masks: tuple, tokens: jax.Array) -> jax.Array:
+    """What each of m models answers, [m, b]; masks [m, b, n] are of each model."""
+
+    def one(model: Decoder, valid: tuple) -> jax.Array:
+        return pal.answer(model, pal.Sounds(features, valid), tokens).argmax(-1)
+
+    return jax.vmap(one)(models, masks)

@@ -48,17 +48,16 @@ def facts_model(audio: AudioInput, seed: int) -> Decoder:
     return Decoder(config, key=jax.random.key(seed))
 
 
-def facts(steps: int, *, batch: int, every: int, present: Sequence[bool] | None = None) -> Task:
+def facts(steps: int, *, batch: int, every: int, encoders: int = 1) -> Task:
     """The card's key-value task.
 
     Args:
       steps, batch, every: see `Task`; rows of a batch.
-      present: None for one encoder that has all facts; else two of unlike codes, each with half of
-        them, and which of the two is heard.
+      encoders: 1 that has all facts, or 2 of unlike codes that have half of them each.
     """
 
     def drawn(stream: int, position: int, rows: int) -> Problems:
-        return problems(np.random.default_rng((stream, position)), rows, present)
+        return problems(np.random.default_rng((stream, position)), rows, encoders)
 
     return Task(
         lambda position: drawn(0, position, batch),
@@ -70,10 +69,9 @@ def facts(steps: int, *, batch: int, every: int, present: Sequence[bool] | None 
     )
 
 
-def problems(random: np.random.Generator, rows: int, present: Sequence[bool] | None) -> Problems:
+def problems(random: np.random.Generator, rows: int, encoders: int) -> Problems:
     """Some questions: every key once, in any order, each with a value."""
     codes = np.random.default_rng(7)
-    encoders = 1 if present is None else len(present)
     keys = random.permuted(np.tile(np.arange(KEYS), (rows, 1)), axis=1)
     values = random.integers(0, VALUES, (rows, KEYS))
     features, masks = [], []
@@ -82,7 +80,7 @@ def problems(random: np.random.Generator, rows: int, present: Sequence[bool] | N
         carried = of_key[keys[:, part]] + of_value[values[:, part]]
         noisy = carried + NOISE * random.normal(size=carried.shape)
         features.append(noisy.astype(np.float32))
-        masks.append(np.full(noisy.shape[:2], present is None or present[i]))
+        masks.append(np.ones(noisy.shape[:2], bool))
     place = random.integers(0, KEYS, rows)
     asked, answer = (x[np.arange(rows), place] for x in (keys, values))
     tokens = np.stack([np.full(rows, ASK), asked], axis=1).astype(np.int32)

@@ -15,7 +15,7 @@ from ffnlab import formats, models, transform, tree
 from ffnlab.errors import ConfigError
 from ffnlab.layers.attention.rope import rotate, tables
 from ffnlab.learning import backprop, next_token
-from ffnlab.models import AudioInput, Decoder, DecoderConfig
+from ffnlab.models import AudioInput, Decoder, DecoderConfig, account
 from ffnlab.models.cost import multiply_adds
 from ffnlab.parallel import make_step, parse_mesh, shard
 from ffnlab.parallel.sharding import place_batch
@@ -23,7 +23,7 @@ from ffnlab.pruning import finercut
 from ffnlab.quantization import fireq
 from ffnlab.routing import pal
 from ffnlab.routing.pal import Sounds
-from ffnlab.testing import equal, tiny
+from ffnlab.testing import equal, tiny, tiny_encoder
 
 TOLERANCE = 2e-5  # float32 sums in other orders; logits of order 1
 KEY = jax.random.key(3)
@@ -275,6 +275,7 @@ def test_a_decoder_of_a_configuration_has_what_the_transform_gives():
     assert jax.tree.structure(drawn) == jax.tree.structure(connected)
     assert jax.tree.structure(models.decoder.abstract(config)) == jax.tree.structure(drawn)
     assert connected.config == config
+    assert account.flops_per_token(connected, 6) == account.flops_per_token(tiny(), 6)
 
 
 def test_it_learns_by_backpropagation_all_of_it_or_the_connectors_alone():
@@ -349,6 +350,7 @@ def test_models_that_cannot_hear():
         (late, tiny(), "start=4 is beyond layers=3"),
         (DESIGNS["plits"], made("plits"), "has connectors already"),
         (DESIGNS["plits"], object(), "model is a object; a Decoder"),
+        (DESIGNS["plits"], tiny_encoder(), "pal: a Encoder is no Decoder"),
     ):
         with pytest.raises(ConfigError, match=told):
             transform.apply(pal.connect(wrong), model)
