@@ -35,7 +35,7 @@ WIDTHS = (32, 24)  # of the two encoders' features
 SIZES = {"width": 48, "hidden": 96, "layers": 3, "heads": 4, "kv_heads": 4, "head_dim": 12}
 VALIDATION, TEST = 512, 512
 
-QUESTION = "digit = "
+QUESTION = "n = "
 HELD_OUT = "theo"
 TAKES = 15  # of each digit by each speaker
 PATCH = 8  # frames of a row
