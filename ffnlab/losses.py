@@ -191,14 +191,15 @@ def span(
 
 
 def masked(
-    model: Callable, batch: tuple[PyTree, Int[Host, "b t"]]
+    model: Callable, batch: tuple[PyTree, Int[Host, "*b"]]
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Mean cross-entropy of the tokens that stood where the inputs are masked.
 
     Args:
       model: inputs -> logits [b, t, v].
       batch: inputs, and at each masked place the token that stood there, else a negative number
-        (-1, or the -100 of other libraries) [b, t].
+        (-1, or the -100 of other libraries) [b, t]. Likewise of any other shape: the classes of
+        some nodes of a graph, [n] of logits [n, c].
     Returns:
       (nats per masked token [], {"bits": bits per masked token [], "accuracy": fraction of them
       with the largest logit [], "count": masked tokens []}); 0 where none is.

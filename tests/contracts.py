@@ -14,6 +14,7 @@ from ffnlab import layers, weights
 from ffnlab.graph import Graph, with_self_loops
 from ffnlab.layers import Block, Linear
 from ffnlab.layers.attention.rope import tables
+from ffnlab.layers.grouped import back, group, take
 from ffnlab.testing import check_layer, tiny
 
 IN, OUT, GROUP = 24, 16, 8
@@ -115,6 +116,14 @@ INPUT = input_of((2, 5, 16))
 IDS = jnp.array([[0, 1, 2, 1], [63, 4, 4, 0]])
 FFN = {"activation": "gelu_tanh", "bias": True}
 
+
+def in_groups(layer, x):
+    """A grouped layer of the rows of x, spread over three groups and none."""
+    rows = x.reshape(-1, x.shape[-1])
+    groups = group(jnp.arange(len(rows)) % 4, 3)
+    return back(layer(take(rows, groups), groups), groups)
+
+
 LAYERS: dict[str, Callable[[], None]] = {
     "Attention": checked(lambda k: block(k).attn, call=lambda m, x: m(x, context(m, x))[0]),
     "BatchNorm": checked(lambda k: layers.BatchNorm(16)),
@@ -129,6 +138,13 @@ LAYERS: dict[str, Callable[[], None]] = {
     "FixedAffine": checked(lambda k: layers.FixedAffine(input_of((16,)), jnp.ones(16))),
     "GatedFFN": checked(lambda k: layers.GatedFFN(16, 32, key=k, **FFN)),
     "GroupNorm": checked(lambda k: layers.GroupNorm(16, 4)),
+    "GroupedFFN": checked(lambda k: layers.GroupedFFN(3, 16, 8, key=k, bias=True), call=in_groups),
+    "GroupedLinear": checked(
+        lambda k: layers.GroupedLinear(3, 16, 8, key=k, axes=("embed", "mlp")), call=in_groups
+    ),
+    "GroupedNorm": checked(
+        lambda k: layers.GroupedNorm([layers.LayerNorm(16)] * 3), call=in_groups
+    ),
     "InstanceNorm": checked(lambda k: layers.InstanceNorm(16)),
     "GAT": on_graph(lambda k: layers.GAT(16, 8, key=k, heads=2)),
     "GCN": on_graph(lambda k: layers.GCN(16, 8, key=k)),
@@ -139,6 +155,10 @@ LAYERS: dict[str, Callable[[], None]] = {
     "LayerNorm": checked(lambda k: layers.LayerNorm(16)),
     "Linear": checked(lambda k: linear(k, 16, 8)),
     "MLP": checked(lambda k: layers.MLP((16, 12, 8), key=k)),
+    "MoE": checked(
+        lambda k: layers.MoE(16, layers.MoESpec(4, 2, 8, shared=8), key=k),
+        call=lambda m, x: m(x)[0],
+    ),
     "PReLU": checked(lambda k: layers.PReLU(16)),
     "RMSNorm": checked(lambda k: layers.RMSNorm(16, offset=1.0)),
     "Recurrent": checked(

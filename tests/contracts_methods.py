@@ -16,14 +16,13 @@ import optax
 from flax import nnx
 from jaxtyping import PyTree
 
-from ffnlab import analysis, learning, models, pruning, quantization, routing, sparsity
+from ffnlab import analysis, learning, models, pruning, quantization, routing, sparsity, transform
 from ffnlab.layers import MLP, BatchNorm, Linear
 from ffnlab.models import adapters
 from ffnlab.models.convnet import ConvNet
 from ffnlab.probe import Probe
 from ffnlab.rule import Rule
-from ffnlab.testing import ProbeCase, TransformCase, batches, tiny, tiny_encoder
-from ffnlab.testing.rule import one_for_each
+from ffnlab.testing import ProbeCase, RuleCase, TransformCase, tiny_encoder
 
 
 class Normed(nnx.Module):
@@ -45,6 +44,16 @@ def rows() -> list[jax.Array]:
     return list(jax.random.normal(jax.random.key(1), (2, 6, 4)))
 
 
+def chosen(**options: bool) -> models.Decoder:
+    """The tiny decoder with a small FFN beside each of its own."""
+    return transform.apply(routing.duo(ratio=8, **options), tiny())[0]
+
+
+def updated(seed: int) -> models.Decoder:
+    """The tiny decoder with low-rank updates."""
+    return transform.apply(adapters.lora(rank=2, seed=seed), tiny())[0]
+
+
 TRANSFORMS: dict[str, TransformCase] = {
     "adapter": TransformCase(lambda: adapters.adapter(bottleneck=3, seed=1)),
     "biases": TransformCase(adapters.biases),
@@ -53,6 +62,7 @@ TRANSFORMS: dict[str, TransformCase] = {
     "chess-abs-attention": TransformCase(
         lambda: sparsity.chess(sparsity=0.5, importance="abs", attention=True)
     ),
+    "duo": TransformCase(lambda: routing.duo(ratio=8, skip=True)),
     "finercut": TransformCase(lambda: pruning.finercut(remove=1)),
     "finercut-encoder": TransformCase(lambda: pruning.finercut(remove=1), tiny_encoder),
     "connect": TransformCase(
@@ -67,33 +77,18 @@ TRANSFORMS: dict[str, TransformCase] = {
     ),
     "head": TransformCase(adapters.head),
     "lora": TransformCase(lambda: adapters.lora(rank=2)),
+    "lora_experts": TransformCase(lambda: routing.lora_experts(experts=2, rank=2)),
+    "mixed": TransformCase(lambda: routing.mixed([updated(1), updated(2)])),
     "nearest": TransformCase(lambda: quantization.nearest(format="int4", group=8)),
     "nearest-encoder": TransformCase(lambda: quantization.nearest(group=8), tiny_encoder),
     "nearest-float8": TransformCase(
         lambda: quantization.nearest(format="float8", activations="e4m3")
     ),
     "population_norms": TransformCase(models.population_norms, Normed, rows),
+    "upcycle": TransformCase(lambda: routing.upcycle(experts=4)),
     "prompts": TransformCase(lambda: adapters.prompts(tokens=2)),
+    "with_routers": TransformCase(routing.with_routers, lambda: chosen(skip=False)),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class RuleCase:
-    """A rule with two batches it learns from.
-
-    Attributes:
-      make: the rule.
-      model: where it starts.
-      batches: two of them.
-      inputs: of a batch, what `predict` takes.
-      check: raises AssertionError for outputs that are not those of the inputs.
-    """
-
-    make: Callable[[], Rule]
-    model: Callable[[], PyTree] = tiny
-    batches: Callable[[], list] = batches
-    inputs: Callable[[PyTree], PyTree] = lambda batch: batch
-    check: Callable[[PyTree, PyTree], None] = one_for_each
 
 
 def labelled() -> list[tuple[np.ndarray, np.ndarray]]:
@@ -204,6 +199,7 @@ PROBES: dict[str, ProbeCase] = {
             analysis.weight_norms,
             unmatched=lambda: analysis.weight_norms(select="nowhere"),
         ),
+        "oracle": {"": ProbeCase(routing.oracle, lambda: chosen(skip=True))},
     }.items()
     for network, case in cases.items()
 }

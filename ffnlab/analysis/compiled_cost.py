@@ -8,7 +8,7 @@ import jax
 from jaxtyping import PyTree
 
 from ffnlab.analysis.parts import bars
-from ffnlab.errors import ConfigError
+from ffnlab.errors import ConfigError, first_line
 from ffnlab.models import account
 from ffnlab.models.account import CompiledCost
 from ffnlab.probe import Probe
@@ -72,8 +72,8 @@ def compiled_cost(
       fn: (model, batch) -> pytree of arrays, such as the gradient of a loss; `model(batch)` where
         none is given.
     Raises:
-      ConfigError: from the probe, when rows are not alike, or see
-        `ffnlab.models.account.compiled_cost`.
+      ConfigError: from the probe, when rows are not alike or the function does not take them, or
+        see `ffnlab.models.account.compiled_cost`.
 
     >>> from ffnlab.layers import MLP
     >>> model, x = MLP((3, 2), key=jax.random.key(0)), jax.numpy.ones((4, 3))
@@ -94,6 +94,13 @@ def compiled_cost(
 
     def report(model: PyTree, stats: Shapes) -> CostReport:
         batch = with_rows(stats.row, stats.rows)
+        try:
+            jax.eval_shape(fn, model, batch)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"probe 'compiled_cost': fn(model, batch) takes no batch of {stats.row}: "
+                f"{first_line(error)}; of pairs fn=lambda model, batch: model(batch[0]) takes one"
+            ) from error
         return CostReport(account.compiled_cost(fn, model, batch), stats.rows)
 
     return Probe("compiled_cost", lambda model: Shapes(0, None), observe, report)

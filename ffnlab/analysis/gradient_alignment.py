@@ -114,7 +114,7 @@ def gradient_alignment(
         a probe is given is a model, from which `rule.init` begins anew.
     Raises:
       SelectionError: from the probe, when the pattern matches nothing.
-      NumericalError: from the probe, when steps or gradients are zero altogether.
+      NumericalError: from the probe, when steps or gradients are zero altogether, or a loss is NaN.
     """
     check_seed(seed)
     fresh = lambda model: rule.init(in_float32(model), jax.random.key(seed))  # noqa: E731
@@ -128,7 +128,9 @@ def gradient_alignment(
 
     def of_trained(trained: PyTree, fixed: PyTree, batch: PyTree) -> tuple[Array, Array]:
         mean, metrics, *_ = loss(tree.combine(trained, fixed), batch)
-        return mean, jnp.asarray(metrics.get("count", rows_of(batch)), jnp.float32)
+        weight = jnp.asarray(metrics.get("count", rows_of(batch)), jnp.float32)
+        # A loss that is NaN, of a class that is not there, may have a finite gradient.
+        return mean, jnp.where(jnp.isfinite(mean), weight, jnp.nan)
 
     slope = jax.jit(jax.grad(of_trained, has_aux=True))
 

@@ -9,12 +9,13 @@ from ffnlab.probe import Probe
 __all__ = ["METHODS", "PROBES"]
 
 # Name -> "module:factory"; a module is imported when it is named. A factory that has a parameter
-# `rule` or `loss` is given those of the command.
+# `rule`, `loss` or `fn` (model and batch to outputs) is given those of the command.
 PROBES: Mapping[str, str] = MappingProxyType(
     {
         "compiled_cost": "ffnlab.analysis.compiled_cost:compiled_cost",
         "gradient_alignment": "ffnlab.analysis.gradient_alignment:gradient_alignment",
+        "oracle": "ffnlab.routing.oracle:oracle",
         "weight_norms": "ffnlab.analysis.weight_norms:weight_norms",
     }
 )
-METHODS = Methods("probe", "ffnlab.probes", Probe, PROBES, given=frozenset({"rule", "loss"}))
+METHODS = Methods("probe", "ffnlab.probes", Probe, PROBES, given=frozenset({"rule", "loss", "fn"}))

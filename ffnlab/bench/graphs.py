@@ -10,7 +10,6 @@ work. The layer narrows, so that ours takes the product behind the linear map as
 """
 
 import dataclasses
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, PyTree
-from rich.table import Table
 
 from ffnlab.bench.peer import Peer
+from ffnlab.bench.turns import Comparison, Task, about
 from ffnlab.errors import FFNLabError, at_least
 from ffnlab.graph import Graph, aggregate, symmetric_norm, with_self_loops
 from ffnlab.layers import GCN
@@ -32,7 +31,7 @@ from ffnlab.learning import backprop
 from ffnlab.progress import track
 from ffnlab.weights import Dense
 
-__all__ = ["Comparison", "Settings", "Task", "compare", "ratios"]
+__all__ = ["Settings", "compare", "ratios"]
 
 PACKAGES = ("torch", "torch_geometric")
 RATE = 0.1
@@ -61,47 +60,6 @@ class Settings:
         at_least(self.width + 1, inputs=self.inputs)
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """One task, both sides.
-
-    Attributes:
-      ours, theirs: median seconds.
-      ratio: how many times faster ours is; median over turns.
-      difference: of the results, relative to the largest number in them.
-      form: in which the peer did it.
-    """
-
-    ours: float
-    theirs: float
-    ratio: float
-    difference: float
-    form: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """All tasks, and what the two sides are.
-
-    Attributes:
-      tasks: "forward, 3000", "backward, 3000" (forward and backward), "two_products, 3000" (that
-        by hand), …, "train".
-      about: versions; one line.
-    """
-
-    tasks: dict[str, Task]
-    about: str
-
-    def __rich__(self) -> Table:
-        table = Table(title="graphs beside torch", caption=f"float32 both; {self.about}")
-        for name in ("task", "ffnlab ms", "peer ms", "ratio", "results differ", "peer's form"):
-            table.add_column(name, justify="left" if name in ("task", "peer's form") else "right")
-        for name, task in self.tasks.items():
-            times = (f"{1e3 * seconds:.2f}" for seconds in (task.ours, task.theirs))
-            table.add_row(name, *times, f"{task.ratio:.2f}", f"{task.difference:.0e}", task.form)
-        return table
-
-
 class Case(NamedTuple):
     """What both sides work on.
 
@@ -127,6 +85,9 @@ def compare(settings: Settings = Settings(), *, progress: bool = False) -> Compa
     Args:
       settings: sizes and turns.
       progress: show a bar.
+    Returns:
+      tasks "forward, 3000", "backward, 3000" (forward and backward), "two_products, 3000" (that by
+      hand), …, "train".
     Raises:
       MissingExtraError: torch or torch_geometric is nowhere to be found.
       FFNLabError: the two sides do not compute the same.
@@ -147,10 +108,7 @@ def compare(settings: Settings = Settings(), *, progress: bool = False) -> Compa
                 for do, name, ours in track(todo, "bench", enabled=progress)
             }
             tasks["train"] = trained(peer, layer, settings.turns)
-            versions = ", ".join(f"{k} {v}" for k, v in peer.about["versions"].items())
-            threads = peer.about["threads"]
-    about = f"jax {jax.__version__}; {versions}, up to {threads} threads"
-    return Comparison(tasks, about)
+            return Comparison("graphs beside torch", tasks, about(peer))
 
 
 def drawn(settings: Settings, nodes: int, edges: int, *, is_layer: bool = False) -> Case:
@@ -218,7 +176,7 @@ def measure(peer: Any, do: str, case: str, ours: Callable, turns: int, folder: P
         ours()
         own = time.perf_counter() - start
         seconds.append((own, peer.ask(do, case=case, result="")["seconds"]))
-    return task_of(seconds, difference, answer["form"])
+    return Task.of(seconds, difference, answer["form"])
 
 
 def trained(peer: Any, case: Case, turns: int) -> Task:
@@ -238,7 +196,7 @@ def trained(peer: Any, case: Case, turns: int) -> Task:
         differences.append(abs(own / answer["loss"] - 1))
     if not max(differences) <= LOSS_TOLERANCE:
         raise FFNLabError(f"train: the two sides' losses differ by {max(differences):.1e}")
-    return task_of(seconds[1:], max(differences), answer["form"])
+    return Task.of(seconds[1:], max(differences), answer["form"])
 
 
 def loss(layer: PyTree, case: Case) -> tuple[Array, dict[str, Array]]:
@@ -247,13 +205,6 @@ def loss(layer: PyTree, case: Case) -> tuple[Array, dict[str, Array]]:
     return optax.softmax_cross_entropy_with_integer_labels(y, case.labels).mean(), {}
 
 
-def task_of(seconds: list[tuple[float, float]], difference: float, form: str) -> Task:
-    """The figures of (ours, theirs) by turn."""
-    ours, theirs = (statistics.median(side) for side in zip(*seconds, strict=True))
-    ratio = statistics.median(b / a for a, b in seconds)
-    return Task(ours, theirs, ratio, difference, form)
-
-
 def ratios() -> dict[str, float]:
     """How many times faster ours is, by task."""
-    return {name: task.ratio for name, task in compare().tasks.items()}
+    return compare().ratios()

@@ -82,19 +82,12 @@ class Tasks:
         return found
 
     def train(self, case, rate):
-        """One step; before the first one the forms are tried, on layers that start anew after."""
-        given, task = self.cases[case], f"train, {case}"
-        is_first = task not in self.forms.chosen
-        if is_first:
+        """One step."""
+        given = self.cases[case]
+        if not given.learners:
             names = ("edges", "CSR", "edges, compiled")
             given.learners = {name: Learner(self, given, rate, name) for name in names}
-        steps = {name: learner.step for name, learner in given.learners.items()}
-        compiled = {name: steps.pop(name) for name in list(steps) if "compiled" in name}
-        if is_first:
-            self.forms.fastest(task, "loss", steps, compiled)
-            for learner in given.learners.values():
-                learner.restart()
-        return self.forms.fastest(task, "loss", steps, compiled)
+        return self.forms.learned(f"train, {case}", given.learners, lambda x: x.step())
 
 
 class Case:

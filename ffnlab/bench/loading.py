@@ -1,5 +1,7 @@
 """What loading a checkpoint of a gigabyte costs in memory: measured in fresh processes."""
 
+import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import numpy as np
 
 from ffnlab.formats.huggingface.families import write_config
 from ffnlab.formats.safetensors import Entry, write_directory
+from ffnlab.layers import MoESpec
 from ffnlab.models.config import DecoderConfig
 from ffnlab.storage.files import write_json
 
@@ -28,6 +31,7 @@ LARGE = DecoderConfig(
     head_dim=128,
     tie_embeddings=False,
 )
+MIXTURE = dataclasses.replace(LARGE, family="mixtral", hidden=1408, mixture=MoESpec(8, 2, 1408))
 SHARD_BYTES = 400_000_000
 # A small model is loaded first: what jax itself takes on first use is not the model's.
 PROGRAM = """
@@ -50,15 +54,19 @@ print(json.dumps([status("VmHWM") - before, tree.nbytes(model)]))
 
 
 def peaks() -> dict[str, float]:
-    """`peak` for checkpoints stored in float32 and in bfloat16, both loaded as float32."""
-    return {"float32": peak(np.dtype(np.float32)), "bfloat16": peak(np.dtype(ml_dtypes.bfloat16))}
+    """`peak` for checkpoints stored in float32 and in bfloat16 and for one of a mixture, all loaded
+    as float32."""
+    half = np.dtype(ml_dtypes.bfloat16)
+    found = {"float32": peak(np.dtype(np.float32)), "bfloat16": peak(half)}
+    return found | {"mixture": peak(half, MIXTURE)}
 
 
-def peak(stored: np.dtype) -> float:
-    """How far the peak of resident memory rises while 1.05 GB of parameters are loaded as float32.
+def peak(stored: np.dtype, config: DecoderConfig = LARGE) -> float:
+    """How far the peak of resident memory rises while a gigabyte is loaded as float32.
 
     Args:
       stored: dtype of the tensors in the files.
+      config: of the model.
     Returns:
       rise in bytes over the bytes of the loaded model; 1 is the least possible.
     Raises:
@@ -68,7 +76,7 @@ def peak(stored: np.dtype) -> float:
     with tempfile.TemporaryDirectory() as name:
         small, large = Path(name) / "small", Path(name) / "large"
         write(small, SMALL, stored)
-        write(large, LARGE, stored)
+        write(large, config, stored)
         command = [sys.executable, "-c", PROGRAM, small, large, "float32"]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -90,13 +98,19 @@ def write(folder: Path, config: DecoderConfig, dtype: np.dtype) -> None:
 
 
 def shapes(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and stored shapes of the tensors of a Llama checkpoint."""
+    """Names and stored shapes of the tensors of a Llama or Mixtral checkpoint."""
     d, h, kv = config.width, config.hidden, config.kv_heads * config.head_dim
     yield "model.embed_tokens.weight", (config.vocab, d)
     yield "model.norm.weight", (d,)
     if not config.tie_embeddings:
         yield "lm_head.weight", (config.vocab, d)
-    layer = {"mlp.gate_proj": (h, d), "mlp.up_proj": (h, d), "mlp.down_proj": (d, h)}
+    if config.mixture is None:
+        layer = {"mlp.gate_proj": (h, d), "mlp.up_proj": (h, d), "mlp.down_proj": (d, h)}
+    else:
+        names, count = {"w1": (h, d), "w3": (h, d), "w2": (d, h)}, config.mixture.experts
+        inside = itertools.product(range(count), names.items())
+        layer = {f"block_sparse_moe.experts.{e}.{name}": shape for e, (name, shape) in inside}
+        layer["block_sparse_moe.gate"] = (count, d)
     layer |= {"self_attn.q_proj": (d, d), "self_attn.o_proj": (d, d)}
     layer |= {"self_attn.k_proj": (kv, d), "self_attn.v_proj": (kv, d)}
     layer |= {"input_layernorm": (d,), "post_attention_layernorm": (d,)}

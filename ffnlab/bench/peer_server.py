@@ -2,8 +2,8 @@
 
 Run by an interpreter that has the library, as `python peer_server.py TASKS`; ffnlab and jax need
 not be there. TASKS is a file with a class `Tasks`, a method for each kind of request
-(`transformers_peer.py`, `graphs_peer.py`). One JSON object per line comes in on standard input,
-{"do": method, …arguments}, and one answer per line goes out.
+(`transformers_peer.py`, `graphs_peer.py`, `learning_peer.py`). One JSON object per line comes in on
+standard input, {"do": method, …arguments}, and one answer per line goes out.
 
 Each task is done in the form that is fastest here, found by trying at the first request for it:
 eager forms with all threads and with one, then compiled ones (where there is a C++ compiler) with
@@ -45,6 +45,20 @@ class Forms:
         self.torch.set_num_threads(threads)
         seconds, result = timed(forms[name])
         return {"seconds": seconds, "form": f"{name}, threads: {threads}", key: result}
+
+    def learned(self, task, learners, take):
+        """What the fastest learner answers, with its "loss"; all begin anew after they were tried.
+
+        learners: by form, each with `restart`; the name of a compiled one ends in "compiled".
+        take: learner -> loss of what it is to learn.
+        """
+        eager = {name: lambda x=learner: take(x) for name, learner in learners.items()}
+        compiled = {name: eager.pop(name) for name in learners if name.endswith("compiled")}
+        if task not in self.chosen:
+            self.fastest(task, "loss", eager, compiled)
+            for learner in learners.values():
+                learner.restart()
+        return self.fastest(task, "loss", eager, compiled)
 
     def tried(self, forms, thread_counts):
         """Seconds of each form and number of threads; without those that cannot run here."""

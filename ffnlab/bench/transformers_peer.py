@@ -32,6 +32,7 @@ class Tasks:
 
         transformers.logging.set_verbosity_error()
         self.torch, self.transformers, self.forms = forms.torch, transformers, forms
+        self.learners = {}
 
     def context(self):
         """In which requests are answered."""
@@ -90,22 +91,15 @@ class Tasks:
         return self.forms.fastest("evaluate", "nats", eager, one)
 
     def train(self, rows, rate, decay):
-        """One step on a batch; before the first one the forms are tried, on copies that go."""
+        """One step on a batch."""
         with self.torch.inference_mode(False), self.torch.enable_grad():
             ids = self.torch.tensor(rows)
-            if "train" not in self.forms.chosen:
+            if not self.learners:
                 self.learners = {
                     name: Learner(self, rate, decay, compiled=name == "compiled")
                     for name in ("eager", "compiled")
                 }
-            steps = {name: lambda x=x: x.step(ids) for name, x in self.learners.items()}
-            first = "train" not in self.forms.chosen
-            choose = {"eager": steps["eager"]}, {"compiled": steps["compiled"]}
-            answer = self.forms.fastest("train", "loss", *choose)
-            if first:
-                for learner in self.learners.values():
-                    learner.restart()
-                answer = self.forms.fastest("train", "loss", *choose)
+            answer = self.forms.learned("train", self.learners, lambda x: x.step(ids))
         return answer | {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
     def generate(self, ids, new):

@@ -3,7 +3,17 @@
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["graphs", "kernels", "loading", "loop", "model", "sparse", "train"]
+__all__ = [
+    "graphs",
+    "kernels",
+    "learning",
+    "loading",
+    "loop",
+    "model",
+    "routing",
+    "sparse",
+    "train",
+]
 
 
 def model(
@@ -25,10 +35,12 @@ def model(
     qwix: quantized matrix products, [1, width] and [64, width] times [width, hidden].
 
     Other benches: `ffnlab bench sparse` (skipping inactive channels of a large FFN), `ffnlab bench
-    loading` (memory while a checkpoint is loaded), `ffnlab bench train` (training steps, beside
-    torch), `ffnlab bench graphs` (sparse products and a layer, beside torch and PyTorch Geometric),
-    `ffnlab bench loop` (what the training loop adds), and `ffnlab bench kernels` (those for
-    GPUs, beside XLA). `ffnlab bench model DIR` is this one in full.
+    loading` (memory while a checkpoint is loaded), `ffnlab bench routing` (a mixture of experts
+    beside a dense layer), `ffnlab bench train` (training steps, beside torch), `ffnlab bench
+    learning` (steps of an LSTM and of a small network, beside torch), `ffnlab bench graphs` (sparse
+    products and a layer, beside torch and PyTorch Geometric), `ffnlab bench loop` (what the
+    training loop adds), and `ffnlab bench kernels` (those for GPUs, beside XLA). `ffnlab bench
+    model DIR` is this one in full.
 
     Args:
       directory: a model directory; without one, the model that comes with ffnlab (with qwix,
@@ -68,6 +80,31 @@ def sparse(*, width: int = 2048, hidden: int = 5632, turns: int = 41) -> None:
     from ffnlab.cli.show import show
 
     show(compare(Settings(width, hidden, turns=turns), progress=True))
+
+
+def routing(
+    *,
+    tokens: int = 4096,
+    width: int = 256,
+    hidden: int = 512,
+    experts: int = 8,
+    k: int = 2,
+    turns: int = 15,
+) -> None:
+    """Measures a mixture of experts beside the dense FFN of equal active size, and its products.
+
+    Args:
+      tokens: rows of a call.
+      width: of tokens.
+      hidden: channels of an expert.
+      experts: how many.
+      k: experts of a token.
+      turns: times that every side runs.
+    """
+    from ffnlab.bench.routing import Settings, compare
+    from ffnlab.cli.show import show
+
+    show(compare(Settings(tokens, width, hidden, experts, k, turns), progress=True))
 
 
 def loading() -> None:
@@ -131,6 +168,23 @@ def graphs(*, width: int = 64, inputs: int = 128, turns: int = 15) -> None:
     from ffnlab.cli.show import show
 
     show(compare(Settings(width=width, inputs=inputs, turns=turns), progress=True))
+
+
+def learning(*, together: int = 100, turns: int = 15) -> None:
+    """Measures steps of an LSTM and of a small network in turns with torch, both float32 with SGD.
+
+    The LSTM reads 32 rows of 64 steps, 128 channels to 256; the small network is 64-32-10 and takes
+    500 steps a turn in `parallel.train`, the peer in a plain loop. The peer takes the fastest of
+    its forms, in its own process (see `ffnlab bench`).
+
+    Args:
+      together: steps of the small network in one compiled loop.
+      turns: times that both sides do each task.
+    """
+    from ffnlab.bench.learning import Settings, compare
+    from ffnlab.cli.show import show
+
+    show(compare(Settings(together=together, turns=turns), progress=True))
 
 
 def kernels(*, only: str = "", names: bool = False, json: Path | None = None) -> int:

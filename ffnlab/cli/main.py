@@ -53,8 +53,10 @@ class Command(NamedTuple):
 BENCHES = {
     "model": Command("ffnlab.cli.bench:model", "a model, beside transformers or qwix"),
     "sparse": Command("ffnlab.cli.bench:sparse", "an FFN that skips inactive channels"),
+    "routing": Command("ffnlab.cli.bench:routing", "a mixture of experts, beside a dense layer"),
     "loading": Command("ffnlab.cli.bench:loading", "memory while a checkpoint is loaded"),
     "train": Command("ffnlab.cli.bench:train", "training steps, beside torch"),
+    "learning": Command("ffnlab.cli.bench:learning", "an LSTM and small networks, beside torch"),
     "graphs": Command("ffnlab.cli.bench:graphs", "products and layers on graphs, beside torch"),
     "loop": Command("ffnlab.cli.bench:loop", "what the training loop adds to its steps"),
     "kernels": Command("ffnlab.cli.bench:kernels", "GPU kernels beside XLA and torch"),
@@ -68,7 +70,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         "train": Command("ffnlab.cli.train:train", "train a model from a preset or a file"),
         "plan": Command("ffnlab.cli.plan:plan", "what a training run would take on a mesh"),
         "generate": Command("ffnlab.cli.generate:generate", "continue a prompt"),
-        "eval": Command("ffnlab.cli.evaluate:evaluate", "measure perplexity and bits per byte"),
+        "eval": Command("ffnlab.cli.evaluate:evaluate", "measure how well a model predicts a text"),
         "probe": Command(
             "ffnlab.cli.probe:probe", "look at a model: its weights, costs, gradients"
         ),

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from rich.table import Table
 
 from ffnlab import parallel
+from ffnlab.cli.inputs.reading import reading_of
 from ffnlab.cli.show import show
 from ffnlab.cli.training import (
-    DataConfig,
     RunConfig,
     TrainConfig,
     abstract_batch,
@@ -28,7 +28,7 @@ from ffnlab.cli.training import (
 )
 from ffnlab.errors import ConfigError, FFNLabError, at_least
 from ffnlab.formats import KINDS
-from ffnlab.formats.huggingface import families
+from ffnlab.formats.huggingface import dialects
 from ffnlab.formats.opening import config_of
 from ffnlab.parallel import read_config
 from ffnlab.storage.files import read_json
@@ -124,13 +124,14 @@ def settings_of(path: Path) -> TrainConfig:
     if path.suffix == ".toml":
         return read_config(path, TrainConfig)
     if path.is_dir():
-        model = config_of(path)
+        model = config_of(path, ("decoder", "encoder"))
     else:
         try:
-            model = families.read_config(read_json(path), where=str(path))
+            model = dialects.read_config(read_json(path), where=str(path))
         except OSError as error:
             raise ConfigError(f"config {str(path)!r} cannot be read: {error.strerror}") from None
-    return TrainConfig(model, RunConfig(steps=1), DataConfig())
+    data = reading_of(model).data[0]
+    return TrainConfig(model, RunConfig(steps=1), data())
 
 
 def measure(request: dict) -> dict[str, object]:

@@ -1,8 +1,9 @@
-"""`ffnlab probe`: looks at a language model and says what it found."""
+"""`ffnlab probe`: looks at a model and says what it found."""
 
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 if typing.TYPE_CHECKING:
     from rich.table import Table
@@ -18,6 +19,10 @@ def probe(
     *,
     option: tuple[str, ...] = (),
     text: tuple[Path, ...] = (),
+    images: str = "",
+    records: str = "",
+    size: tuple[int, ...] = (),
+    samples: int = 256,
     tokens: int = 2048,
     window: int = 128,
     batch: int = 4,
@@ -25,19 +30,26 @@ def probe(
     list: bool = False,
     keys: bool = False,
 ) -> None:
-    """Looks at a language model by a probe; prints, draws and writes what it found.
+    """Looks at a model by a probe; prints, draws and writes what it found.
 
-    Writes OUT/report.json and OUT/report.png. A probe that compares a rule with a gradient is
-    given one step of backpropagation by AdamW, and the loss of the next token.
+    Writes OUT/report.json and OUT/report.png. A language model or an encoder is shown windows of
+    text, any other kind pairs of inputs and classes, an autoencoder the inputs alone. A probe that
+    compares a rule with a gradient is given one step of backpropagation by AdamW, and the loss of
+    the next token or of the class.
 
     Args:
       name: of the probe, or "module:factory" of one's own; --list names ours.
-      model: a Hugging Face directory, or a model that comes with ffnlab, "embedded" or
-        "embedded_small"; "embedded" without one.
+      model: a model directory, or a model that comes with ffnlab, "embedded" or "embedded_small";
+        "embedded" without one.
       option: NAME=VALUE of the probe, VALUE as in TOML, where a string needs no quotes.
       text: UTF-8 files, whose first nine tenths are looked at, as `ffnlab compress` calibrates on
         them. Without any, the standard library of this Python.
-      tokens: of that text, in evenly spaced windows; rounded down to whole batches.
+      images: for a model of images or rows "digits", "mnist" or a folder with a subfolder for each
+        class; what is not held out of them is looked at.
+      records: the same of anything: a safetensors file with the tensors "image" and "label".
+      size: height and width of the images; what the model takes without, and of rows a square.
+      samples: of the images or records, evenly spaced; fewer where there are fewer.
+      tokens: of the text, in evenly spaced windows; rounded down to whole batches, as samples are.
       window: tokens in one row.
       batch: rows in one forward pass.
       out: folder of the report's own; runs/probe/NAME without one.
@@ -49,10 +61,9 @@ def probe(
     from ffnlab.analysis import METHODS
     from ffnlab.cli.keys import method_keys
     from ffnlab.cli.show import show
-    from ffnlab.compress.text import calibration, file_text, standard_text
-    from ffnlab.errors import ConfigError
-    from ffnlab.formats.embedded import open_model, shipped
-    from ffnlab.recipes import Calibration
+    from ffnlab.errors import ConfigError, at_least
+    from ffnlab.formats import load
+    from ffnlab.formats.embedded import embedded, shipped
 
     if list:
         show(overview())
@@ -62,32 +73,147 @@ def probe(
         return
     if name is None:
         raise ConfigError(f"name is missing; there are: {', '.join(METHODS.names())}")
+    at_least(1, samples=samples, batch=batch)
+    asked = Asked(text, images, records, size, samples, tokens, window, batch)
+    asked.check()
     options = METHODS.read(name, parsed(option), f"probe {name!r}")
-    made = METHODS.make(name, **options, **given(name))
+    own = shipped(model)
+    network = embedded(own)[0] if own else load(typing.cast("Path", model))
+    made = METHODS.make(name, **options, **given(name, network, model))
+    about: dict[str, object] = {"probe": name, "options": options, "model": own or str(model)}
+    batches: Sequence = ()
+    if made.observe is not None:
+        batches, data = shown(network, model, asked)
+        about |= data
     folder = Path("runs/probe") / made.name if out is None else out
-    decoder, tokenizer = open_model(model)
-    about: dict[str, object] = {"probe": name, "options": options}
-    about["model"] = shipped(model) or str(model)
-    if made.observe is None:
-        batches = ()
-    else:
-        words = file_text(text) if text else standard_text()
-        settings = Calibration(tokens, window, batch)
-        batches = calibration(words, tokenizer, settings, decoder.config.vocab)
-        about["text"] = words.as_json() | {"rows": len(batches) * batch, "window": window}
-    report = made(decoder, batches)
+    report = made(network, batches)
     show(report)
     report.write(folder, about=about)
     print(f"{folder}: report.json, report.png")
 
 
-def given(name: str) -> dict[str, object]:
-    """What the command gives a factory that has parameters of these names."""
-    from ffnlab.analysis import METHODS
-    from ffnlab.learning import backprop, next_token
+class Asked(NamedTuple):
+    """What a model is to be shown; see `probe`."""
 
-    ours = {"rule": backprop, "loss": lambda: next_token}
-    return {parameter: ours[parameter]() for parameter in METHODS.takes(name)}
+    text: tuple[Path, ...]
+    images: str
+    records: str
+    size: tuple[int, ...]
+    samples: int
+    tokens: int
+    window: int
+    batch: int
+
+    def check(self) -> None:
+        """Raises ConfigError for options that do not go together."""
+        from ffnlab.errors import ConfigError
+
+        if (bool(self.text), bool(self.images), bool(self.records)).count(True) > 1:
+            raise ConfigError("--text, --images and --records exclude each other")
+        if self.size and not (self.images and len(self.size) == 2 and min(self.size) > 0):
+            raise ConfigError(f"size={list(self.size)} must be height and width of --images")
+
+
+def given(name: str, model: Any, place: Path | None) -> dict[str, object]:
+    """What the command gives a factory that has parameters of these names.
+
+    Raises:
+      ConfigError: it wants a rule or a loss, and backpropagation does not train such models.
+    """
+    from ffnlab.analysis import METHODS
+    from ffnlab.cli.rules import check_accepted
+    from ffnlab.formats.kinds import KINDS, check_kind, kind_of
+    from ffnlab.learning import backprop, labelled, next_token
+
+    takes = METHODS.takes(name)
+    if not takes:
+        return {}
+    check_kind(type(model), tuple(KINDS), place)
+    kind = kind_of(model) or ""
+    if takes & {"rule", "loss"}:
+        check_accepted("backprop", kind)
+    loss = next_token if KINDS[kind].reads == "tokens" else labelled
+    ours = {
+        "rule": lambda: backprop(loss),
+        "loss": lambda: loss,
+        "fn": lambda: lambda model, batch: KINDS[kind].call(model, inputs_of(batch)),
+    }
+    return {parameter: ours[parameter]() for parameter in takes}
+
+
+def inputs_of(batch: Any) -> Any:
+    """What the model is called with, of a batch with or without classes."""
+    from ffnlab.data import Labelled
+
+    return batch.x if isinstance(batch, Labelled) else batch
+
+
+def shown(model: Any, place: Path | None, asked: Asked) -> tuple[Sequence, dict[str, object]]:
+    """The batches that a model is shown, and what they are.
+
+    Raises:
+      ConfigError: the model reads something else, or there is too little of it.
+      FFNLabError: it cannot be read.
+    """
+    from ffnlab.errors import ConfigError
+    from ffnlab.formats.kinds import KINDS, check_kind, kind_of
+
+    check_kind(type(model), tuple(KINDS), place)
+    kind = kind_of(model) or ""
+    reads = KINDS[kind].reads
+    if reads == "graphs":
+        raise ConfigError(
+            f"a model of kind {kind!r} reads graphs, which no option gives; a probe that looks at "
+            "the model alone takes it, and any does in Python"
+        )
+    is_text, name = reads == "tokens", asked.images or asked.records
+    if is_text and name:
+        raise ConfigError(f"a model of kind {kind!r} reads text: --text, not {name!r}")
+    if not is_text and not name:
+        raise ConfigError(f"a model of kind {kind!r} reads {reads}: give --images or --records")
+    return windows(model, place, asked) if is_text else pairs(model, asked)
+
+
+def windows(model: Any, place: Path | None, asked: Asked) -> tuple[Sequence, dict[str, object]]:
+    """Windows of text, [b, t]."""
+    from ffnlab.compress.text import calibration, file_text, standard_text
+    from ffnlab.errors import ConfigError
+    from ffnlab.formats import Tokenizer
+    from ffnlab.formats.embedded import embedded, shipped
+    from ffnlab.recipes import Calibration
+
+    settings = Calibration(asked.tokens, asked.window, asked.batch)
+    if asked.window > model.config.max_positions:
+        raise ConfigError(
+            f"window={asked.window} is longer than the model's context of "
+            f"{model.config.max_positions} tokens"
+        )
+    own = shipped(place)
+    tokenizer = embedded(own)[1] if own else Tokenizer.load(typing.cast("Path", place))
+    words = file_text(asked.text) if asked.text else standard_text()
+    batches = calibration(words, tokenizer, settings, model.config.vocab)
+    rows = {"rows": len(batches) * asked.batch, "window": asked.window}
+    return batches, {"text": words.as_json() | rows}
+
+
+def pairs(model: Any, asked: Asked) -> tuple[Sequence, dict[str, object]]:
+    """Inputs with classes, or alone where the model has no classes."""
+    from ffnlab.cli.inputs.examples import examples
+    from ffnlab.compress.labelled import spread
+    from ffnlab.data import Labelled
+    from ffnlab.errors import ConfigError
+    from ffnlab.formats.kinds import KINDS, kind_of
+
+    name = asked.images or asked.records
+    found = examples(model, name, are_records=not asked.images, size=asked.size)
+    (x, y), b = found.train, asked.batch
+    rows = min(asked.samples, len(x)) // b * b
+    if not rows:
+        raise ConfigError(f"samples={asked.samples} of {len(x)} {found.item}s: no batch of {b}")
+    chosen = spread(len(x), rows).reshape(b, -1).T  # a folder is sorted by class, a batch is not
+    has_classes = KINDS[kind_of(model) or ""].classes is not None
+    batches = [Labelled(x[part], y[part]) if has_classes else x[part] for part in chosen]
+    return batches, {"data": found.identity | {"rows": rows}}
 
 
 def parsed(options: Sequence[str]) -> Mapping[str, object]:

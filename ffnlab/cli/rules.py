@@ -38,7 +38,9 @@ class Own(NamedTuple):
 # One line per rule. What a rule from outside accepts, it says itself when it meets a model.
 OWN: Mapping[str, Own] = MappingProxyType(
     {
-        "backprop": Own("ffnlab.learning.backprop:backprop", ("decoder", "mlp", "convnet")),
+        "backprop": Own(
+            "ffnlab.learning.backprop:backprop", ("decoder", "encoder", "mlp", "convnet", "graph")
+        ),
         "counter_current": Own(
             "ffnlab.cli.rules:by_counter_current", ("mlp", "convnet", "autoencoder")
         ),

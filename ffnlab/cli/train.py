@@ -8,21 +8,22 @@ from pathlib import Path
 
 import jax
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 from rich.console import Group
 
 from ffnlab import parallel
-from ffnlab.cli.corpus import Corpus, load_corpus
 from ffnlab.cli.identity import identity_of, versions
+from ffnlab.cli.inputs.corpus import Corpus, HiddenText, load_corpus, load_hidden
+from ffnlab.cli.inputs.data_kinds import DataConfig, GraphConfig, SpeechConfig, TextsConfig
+from ffnlab.cli.inputs.labelled import LabelledData, load_labelled
+from ffnlab.cli.inputs.nodes import NodeData, node_data
+from ffnlab.cli.inputs.speech import SpeechData, load_speech
+from ffnlab.cli.inputs.texts import TextsData, load_texts
 from ffnlab.cli.keys import Section, method_keys, training_keys
-from ffnlab.cli.labelled import LabelledData, load_labelled
 from ffnlab.cli.show import show
-from ffnlab.cli.speech import SpeechData, load_speech
 from ffnlab.cli.streams import mute_orbax
 from ffnlab.cli.training import (
     RULES,
-    DataConfig,
-    SpeechConfig,
     TrainConfig,
     check_mesh,
     fresh,
@@ -33,12 +34,16 @@ from ffnlab.errors import ConfigError, at_least
 from ffnlab.formats import KINDS, load, save
 from ffnlab.formats.opening import format_for
 from ffnlab.learning import OPTIMIZERS
+from ffnlab.models import EncoderConfig
 from ffnlab.models.account import parameters
+from ffnlab.models.calibration import called
 from ffnlab.parallel import Outcome, Work, bytes_per_device, read_config, to_table
 from ffnlab.routing import pal
 from ffnlab.rule import Rule
 from ffnlab.storage import placing
 from ffnlab.storage.files import write_json
+
+RunData = Corpus | HiddenText | LabelledData | TextsData | NodeData | SpeechData
 
 
 def train(
@@ -127,7 +132,7 @@ def announce(settings: TrainConfig, out: Path) -> None:
     state = parallel.abstract(jax.eval_shape(rule.init, model, key), mesh)
     check_mesh(settings, rule, state, mesh)
     steps, work = settings.run.steps + more.steps, work_of(settings, model)
-    items = sum(work.tokens(position) for position in range(steps))
+    items = sum(work.items(position) for position in range(steps))
     of_text = isinstance(data, DataConfig)
     what = f"rows of {data.length} tokens" if isinstance(data, DataConfig) else "inputs"
     table = Table("what", "how much", title=f"{settings.rule}, {steps} steps, into {out}")
@@ -136,7 +141,7 @@ def announce(settings: TrainConfig, out: Path) -> None:
         "text" if of_text else "data": str(next(iter(vars(data).values()))),
         "batch": f"{data.batch} {what}",
         "microbatches": str(settings.run.microbatches),
-        "tokens" if of_text else "inputs": f"{items:,}",
+        f"{work.item}s": f"{items:,}",
         "operations": f"{items * work.flops:.3g}",
         "devices": f"{mesh.size} of {len(jax.devices())} {jax.devices()[0].device_kind}",
         "mesh": settings.run.mesh or "one device",
@@ -155,18 +160,29 @@ def report(record: Mapping, out: Path) -> None:
     elif "held_out_bits_per_byte" in record:
         bits, xz = record["held_out_bits_per_byte"], record["xz_bits_per_byte"]
         print(f"{folder}: {bits:.3f} bits per byte on held-out text (xz -9: {xz:.3f})")
+    elif "held_out_bits" in record:
+        bits, found = record["held_out_bits"], record["held_out_found"]
+        print(f"{folder}: {bits:.3f} bits per hidden token of held-out text, {found:.1%} found")
     elif "held_out_accuracy" in record:
-        print(f"{folder}: accuracy {record['held_out_accuracy']:.4f} on held-out data")
+        test = f", {record['test_accuracy']:.4f} on test nodes" if "test_accuracy" in record else ""
+        print(f"{folder}: accuracy {record['held_out_accuracy']:.4f} on held-out data{test}")
     else:
         print(f"{folder}: mean squared error {record['held_out_error']:.5f} on held-out data")
 
 
-def load_data(settings: TrainConfig) -> Corpus | LabelledData | SpeechData:
+def load_data(settings: TrainConfig) -> RunData:
     """What a run reads, by the kind of its data."""
-    if isinstance(settings.data, SpeechConfig):
-        return load_speech(settings)
-    if isinstance(settings.data, DataConfig):
-        return load_corpus(settings.data, settings.model.vocab)  # type: ignore[attr-defined]
+    data, model = settings.data, settings.model
+    if isinstance(data, SpeechConfig):
+        return load_speech(data, model)  # type: ignore[arg-type]
+    if isinstance(data, GraphConfig):
+        return node_data(data, model)
+    if isinstance(model, EncoderConfig):
+        if isinstance(data, TextsConfig):
+            return load_texts(data, model)
+        return load_hidden(settings.text, model)
+    if isinstance(data, DataConfig):
+        return load_corpus(data, model.vocab)  # type: ignore[attr-defined]
     return load_labelled(settings)
 
 
@@ -222,16 +238,15 @@ def written(
     settings: TrainConfig,
     folder: Path,
     outcome: Outcome,
-    data: Corpus | LabelledData | SpeechData,
+    data: RunData,
     scorer: Callable[[Callable], dict[str, float]],
     work: Work,
 ) -> dict[str, object]:
     """Writes a trained model with its record, and returns the record."""
     whole = placing.gather(rule.model(outcome.state))
     if parallel.is_first():
-        hears = isinstance(settings.data, SpeechConfig)  # which no Hugging Face family can say
-        form = "ffnlab" if hears else format_for(KINDS[settings.kind].model)
-        save(whole, folder, dtype=settings.run.dtype, format=form)
+        format = format_for(KINDS[settings.kind].model, settings.model)
+        save(whole, folder, dtype=settings.run.dtype, format=format)
         data.save_beside(folder)
     parallel.meet("the model is written")
     scores = scorer(predictor(rule, load(folder)))  # of what was written, rounding included
@@ -241,12 +256,12 @@ def written(
     return record
 
 
-def predictor(rule: Rule, model: nnx.Module) -> Callable[[Array], Array]:
+def predictor(rule: Rule, model: nnx.Module) -> Callable[[PyTree], Array]:
     """Inputs -> outputs of a trained model; of one that is not called, as its rule predicts."""
     if getattr(getattr(model, "config", None), "audio", None) is not None:
         return functools.partial(jax.jit(lambda model, given: pal.answer(model, *given)), model)
     if callable(model):
-        return functools.partial(jax.jit(lambda model, x: model(x)), model)
+        return functools.partial(jax.jit(called), model)
     return functools.partial(rule.predict, rule.init(model, jax.random.key(0)))
 
 
@@ -264,12 +279,12 @@ def training_record(
     settings: TrainConfig, outcome: Outcome, of_data: Mapping[str, object], work: Work
 ) -> dict[str, object]:
     """What is known of a finished run: recipe, data, figures of the written model, versions."""
-    items = sum(work.tokens(position) for position in range(outcome.position))
+    items = sum(work.items(position) for position in range(outcome.position))
     return {
         "finished": True,
         "recipe": to_table(settings),
         "steps": outcome.position,
-        "tokens" if isinstance(settings.data, DataConfig) else "inputs": items,
+        f"{work.item}s": items,
         "seconds": round(outcome.seconds, 1),
         **of_data,
         "versions": versions("jax", "flax", "optax", "numpy"),

@@ -1,44 +1,31 @@
 """What a training run is: its TOML tables, and the rule, model and batches that they make."""
 
 import dataclasses
-import functools
-import math
 from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from ffnlab import parallel
-from ffnlab.cli.data_kinds import (
-    DATA_KINDS,
-    DataConfig,
-    ImagesConfig,
-    RecordsConfig,
-    SpeechConfig,
-)
+from ffnlab.cli.inputs.data_kinds import DATA_KINDS, AnyData, DataConfig, SpeechConfig
+from ffnlab.cli.inputs.reading import check_speech, inputs_of, reading_of, speech
 from ffnlab.cli.rules import RULES, check_accepted
-from ffnlab.data import Labelled, Packed
-from ffnlab.data.sound_rows import PER_SECOND
-from ffnlab.errors import ConfigError, at_least, check_seed, first_line
+from ffnlab.errors import ConfigError, at_least, check_seed
 from ffnlab.formats.kinds import KINDS, Config, kind_of
 from ffnlab.learning import (
     OPTIMIZERS,
     Extension,
     OptimizerConfig,
     computed_in,
-    labelled,
     make_optimizer,
-    next_token,
-    packed_next_token,
 )
-from ffnlab.losses import masked
 from ffnlab.models import remat, stack
 from ffnlab.models.account import flops_per_token
+from ffnlab.models.calibration import called
 from ffnlab.models.cost import multiply_adds
 from ffnlab.parallel import LoopOptions, Work
 from ffnlab.parallel.config import by_kind
@@ -55,8 +42,6 @@ __all__ = [
     "check_mesh",
     "find_methods",
     "fresh",
-    "input_shape",
-    "loss_of",
     "rule_of",
     "window",
     "work_of",
@@ -128,7 +113,7 @@ class TrainConfig:
     Attributes:
       model: sizes of the model; `kind` says of which kind.
       run: steps, seed, intervals.
-      data: what is read, and its batches; `kind` says whether text, images, records or speech.
+      data: what is read, and its batches; `kind` says what it is.
       optimizer: for rules that take one.
       extension: steps after those of `run`, with longer rows; scoring then uses their length.
       rule: the learning rule: "backprop", "counter_current", "noprop", a name that a package
@@ -138,9 +123,7 @@ class TrainConfig:
 
     model: Config = dataclasses.field(metadata=by_kind({k: v.config for k, v in KINDS.items()}))
     run: RunConfig
-    data: DataConfig | ImagesConfig | RecordsConfig | SpeechConfig = dataclasses.field(
-        default=DataConfig(), metadata=by_kind(DATA_KINDS)
-    )
+    data: AnyData = dataclasses.field(default=DataConfig(), metadata=by_kind(DATA_KINDS))
     optimizer: OptimizerConfig = OptimizerConfig()
     extension: Extension = Extension()
     rule: str = "backprop"
@@ -148,21 +131,26 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         RULES.check(self.rule)
-        reads = KINDS[self.kind].reads
-        if reads in ("graphs", "frames"):
-            raise ConfigError(
-                f"a model of kind {self.kind!r} reads {reads}, which no kind of [data] gives; "
-                "train it in Python, by a rule and a loss of its own"
-            )
         check_accepted(self.rule, self.kind)
-        reads_text = reads == "tokens"
-        if getattr(self.model, "audio", None) is not None:
-            check_speech(self)
-        elif reads_text != isinstance(self.data, DataConfig):
-            which = "text" if reads_text else "images or records"
-            raise ConfigError(f"a model of kind {self.kind!r} reads {which}: set kind in [data]")
-        if self.extension.steps and not isinstance(self.data, DataConfig):
-            raise ConfigError("[extension] makes rows of text longer; other data have none")
+        reading = reading_of(self.model)
+        if not isinstance(self.data, reading.data):
+            raise ConfigError(
+                f"a model of kind {self.kind!r} reads {reading.what}: set kind in [data]"
+            )
+        if isinstance(self.data, SpeechConfig):
+            check_speech(self.data, self.model)
+        reads_text = isinstance(self.data, DataConfig)
+        if self.extension.steps and not reads_text:
+            raise ConfigError("[extension] makes rows of text longer; other data has none")
+        if reads_text and self.kind != "decoder" and self.data.packed:
+            raise ConfigError(f"packed: a {self.kind} has no rows of several documents")
+        if KINDS[self.kind].reads == "graphs":
+            for name, usual in (("scan", False), ("remat", ""), ("microbatches", 1)):
+                if getattr(self.run, name) != usual:
+                    raise ConfigError(
+                        f"{name}={getattr(self.run, name)!r}: a graph is one batch, which is not "
+                        f"cut, and its layers run one by one; leave {name} out"
+                    )
 
     @property
     def kind(self) -> str:
@@ -182,20 +170,6 @@ class TrainConfig:
         if not isinstance(self.data, DataConfig):
             raise ConfigError(f"[data] is a {type(self.data).__name__}, which is no text")
         return self.data
-
-
-def check_speech(settings: TrainConfig) -> None:
-    """Raises ConfigError unless a model that hears is given speech, and features as it takes."""
-    data, widths = settings.data, settings.model.audio.widths
-    if not isinstance(data, SpeechConfig) or settings.rule != "backprop":
-        raise ConfigError('a model with `audio` hears: [data] kind = "speech", rule = "backprop"')
-    if len(data.encoders) != len(widths):
-        raise ConfigError(
-            f"encoders={list(data.encoders)}; the model hears {len(widths)}, of {list(widths)}"
-        )
-    vocab, last = settings.model.vocab, max(*data.question.encode(), *b"0123456789")
-    if last >= vocab:
-        raise ConfigError(f"the question and digits have the byte {last}; the model has {vocab}")
 
 
 def rule_of(settings: TrainConfig) -> Rule:
@@ -223,27 +197,28 @@ def rule_of(settings: TrainConfig) -> Rule:
         made = make_optimizer(settings.optimizer, run.steps, settings.extension, key=key)
         options["optimizer"] = made
     if "loss" in takes:
-        loss = loss_of(settings)
+        loss = reading_of(settings.model).loss(settings.data)
         is_rounded = run.compute != "float32"
         options["loss"] = computed_in(run.compute, loss) if is_rounded else loss
     if "microbatches" in takes:
         options["microbatches"] = run.microbatches
     if "model_kind" in takes:
         options["model_kind"] = settings.kind
-    rule = RULES.make(name, **options)
+    rule = by_names(RULES.make(name, **options))
     if not isinstance(settings.data, SpeechConfig):
         return rule
-    predict = jax.jit(lambda state, given: pal.answer(rule.model(state), *given))
+    answers = jax.jit(lambda state, given: pal.answer(rule.model(state), *given))
+    return dataclasses.replace(rule, predict=answers)
+
+
+def by_names(rule: Rule) -> Rule:
+    """The rule, whose model is given inputs by the names of its arguments where they have some."""
+    of_names = jax.jit(lambda state, inputs: called(rule.model(state), inputs))
+
+    def predict(state: PyTree, inputs: PyTree) -> PyTree:
+        return (of_names if isinstance(inputs, Mapping) else rule.predict)(state, inputs)
+
     return dataclasses.replace(rule, predict=predict)
-
-
-def loss_of(settings: TrainConfig) -> Callable:
-    """What a rule minimizes that takes a loss, by the kind of data."""
-    if isinstance(settings.data, SpeechConfig):
-        return pal.heard(masked)
-    if not isinstance(settings.data, DataConfig):
-        return labelled
-    return packed_next_token if settings.data.packed else next_token
 
 
 def find_methods(settings: TrainConfig) -> None:
@@ -287,24 +262,6 @@ class Extended:
         return Extended(first, then, self.steps)
 
 
-def input_shape(settings: TrainConfig) -> tuple[int, ...]:
-    """Shape of one image or record as the model is given it: a row where it reads rows.
-
-    Raises:
-      ConfigError: the model does not take inputs of that shape.
-    """
-    data, kind = settings.data, KINDS[settings.kind]
-    assert not isinstance(data, DataConfig)
-    shape = (math.prod(data.shape),) if kind.reads == "rows" else data.shape
-    model = jax.eval_shape(functools.partial(fresh, settings), jax.random.key(0))
-    try:
-        jax.eval_shape(kind.call, model, jax.ShapeDtypeStruct((1, *shape), np.float32))
-    except (TypeError, ValueError) as error:
-        said = f"[data] gives inputs of shape {list(shape)}, which a {settings.kind} of "
-        raise ConfigError(f"{said}{settings.model} does not take: {first_line(error)}") from None
-    return shape
-
-
 def abstract_batch(settings: TrainConfig, mesh: Mesh, rows: int, length: int) -> PyTree:
     """A batch of a run as `ffnlab.parallel.place_batch` places it, without its values.
 
@@ -313,32 +270,12 @@ def abstract_batch(settings: TrainConfig, mesh: Mesh, rows: int, length: int) ->
     Raises:
       ConfigError: the rows do not divide, or the model does not take them.
     """
-    if isinstance(settings.data, DataConfig):
-        tokens = jax.ShapeDtypeStruct((rows, length + 1), np.int32)
-        batch: PyTree = Packed(tokens, tokens, tokens) if settings.data.packed else tokens
-    elif isinstance(settings.data, SpeechConfig):
-        batch = abstract_speech(settings, rows)
-    else:
-        x = jax.ShapeDtypeStruct((rows, *input_shape(settings)), np.float32)
-        labels = jax.ShapeDtypeStruct((rows,), np.int32)
-        batch = x if KINDS[settings.kind].classes is None else Labelled(x, labels)
+    batch = reading_of(settings.model).batch(settings.data, settings.model, rows, length)
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         batch,
         parallel.batch_shardings(batch, mesh),
     )
-
-
-def abstract_speech(settings: TrainConfig, rows: int) -> PyTree:
-    """(Sounds, (tokens, answers)) of so many recordings, without values."""
-    data = settings.data
-    assert isinstance(data, SpeechConfig)
-    shape = rows, data.seconds * PER_SECOND // data.size
-    widths = settings.model.audio.widths
-    features = tuple(jax.ShapeDtypeStruct((*shape, width), np.float32) for width in widths)
-    valid = (jax.ShapeDtypeStruct(shape, np.bool_),) * len(widths)
-    tokens = jax.ShapeDtypeStruct((rows, len(data.question.encode())), np.int32)
-    return pal.Sounds(features, valid), (tokens, tokens)
 
 
 def check_mesh(settings: TrainConfig, rule: Rule, state: PyTree, mesh: Mesh) -> None:
@@ -353,7 +290,7 @@ def check_mesh(settings: TrainConfig, rule: Rule, state: PyTree, mesh: Mesh) -> 
     step = parallel.make_step(rule, mesh)
     more = [settings.extension] if settings.extension.steps else []
     for part in (settings.data, *more):
-        length = getattr(part, "length", 0)  # images and records have none
+        length = getattr(part, "length", 0)  # only rows of tokens have one
         step.trace(state, abstract_batch(settings, mesh, part.batch, length))
 
 
@@ -367,17 +304,21 @@ def work_of(settings: TrainConfig, model: nnx.Module) -> Work:
     """What a step does: tokens predicted, or inputs read, and the operations of both passes.
 
     The backward pass counts twice the forward one; what is computed again (remat) does not count.
-    Attention counts half of the longest row, which a token attends to on average.
+    A decoder's attention counts half of the longest row, which a token attends to on average.
     """
     data, more, steps = settings.data, settings.extension, settings.run.steps
     if isinstance(data, SpeechConfig):
-        sounds, (tokens, _) = abstract_speech(settings, 1)
+        sounds, (tokens, _) = speech(data, settings.model, 1, 0)
         forward = 2.0 * multiply_adds(pal.answer, model, sounds, tokens)
-        return Work(lambda position: data.batch, 3 * forward)
+    elif settings.kind == "decoder":
+        forward = flops_per_token(model, -(-settings.text.length // 2))
+    else:
+        length = getattr(data, "length", 0)
+        row = inputs_of(reading_of(settings.model).batch(data, settings.model, 1, length))
+        call = called if isinstance(row, Mapping) else KINDS[settings.kind].call
+        forward = 2.0 * multiply_adds(call, model, row)
     if not isinstance(data, DataConfig):
-        x = jax.ShapeDtypeStruct((1, *input_shape(settings)), np.float32)
-        forward = 2.0 * multiply_adds(KINDS[settings.kind].call, model, x)
-        return Work(lambda position: data.batch, 3 * forward)
+        return Work(lambda position: data.batch, 3 * forward, "input")
+    per_token = forward if settings.kind == "decoder" else forward / data.length
     short, long = data.batch * data.length, more.batch * more.length
-    forward = flops_per_token(model, -(-data.length // 2))
-    return Work(lambda position: short if position < steps else long, 3 * forward)
+    return Work(lambda position: short if position < steps else long, 3 * per_token)

@@ -4,6 +4,7 @@ Applying a recipe, measuring after every stage, writing and checking the result 
 recipe may say is `ffnlab.recipes`; the methods themselves are in the packages below.
 """
 
+from ffnlab.compress.encoded import EncoderTask
 from ffnlab.compress.job import compress
 from ffnlab.compress.labelled import LabelledTask
 from ffnlab.compress.language import TextTask
@@ -12,6 +13,7 @@ from ffnlab.compress.rival import embedded_rival, second_texts
 from ffnlab.compress.text import Text, file_text, standard_text
 
 __all__ = [
+    "EncoderTask",
     "Export",
     "LabelledTask",
     "Report",

@@ -55,7 +55,7 @@ def export(
     Raises:
       FormatError: a loaded model has other values or another score than that in memory.
     """
-    first: Format = format_for(type(model))
+    first: Format = format_for(type(model), getattr(model, "config", None))
     packed = first == "dense" and is_packable(model)
     first = "compressed-tensors" if packed else first
     formats: dict[str, Format] = {"model": first}

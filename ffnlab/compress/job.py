@@ -55,7 +55,7 @@ def compress(
       model: to be compressed; stays as it is.
       recipe: what to do.
       task: what the model is for, with the data to calibrate and to measure on: `TextTask` of a
-        decoder, `LabelledTask` of a classifier.
+        decoder, `EncoderTask` of an encoder, `LabelledTask` of a classifier.
       out: folder for the results; made when missing.
       source: where the model came from, for the report.
       rival: measures the dense model to compare with, given the compressed one and its row.

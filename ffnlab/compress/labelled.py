@@ -12,12 +12,15 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from ffnlab.compress.report import Score
 from ffnlab.compress.task import Cost
 from ffnlab.data import Labelled
 from ffnlab.errors import ConfigError, NumericalError
+from ffnlab.formats import Tokenizer
 from ffnlab.models import account
+from ffnlab.models.calibration import called
 from ffnlab.models.cost import multiply_adds
 from ffnlab.progress import track
 from ffnlab.recipes import Calibration, Evaluation, Recipe
@@ -35,16 +38,19 @@ class LabelledTask:
     says how many examples are used, evenly spaced, all of them where it is not given.
 
     Attributes:
-      train: examples to calibrate on, x [n, ...] as the model takes it.
+      train: examples to calibrate on, x [n, ...] as the model takes it, or a mapping of such arrays
+        by the names of its arguments.
       test: examples to score.
       source: what they are, in a few words.
       item: what one of them is called.
+      tokenizer: of a model that reads texts.
     """
 
     train: Labelled
     test: Labelled
     source: str
     item: str = "image"
+    tokenizer: Tokenizer | None = None
     scores: ClassVar[tuple[Score, ...]] = (
         Score("nats", "cross-entropy, nats", "less"),
         Score("accuracy", "accuracy", "more"),
@@ -59,11 +65,10 @@ class LabelledTask:
 
     def problems(self, model: Any, recipe: Recipe) -> list[str]:
         """Outputs that are no scores of classes, and labels beyond them."""
-        one = jax.ShapeDtypeStruct((1, *self.test.x.shape[1:]), self.test.x.dtype)
         try:
-            out = jax.eval_shape(lambda model, x: model(x), model, one)
+            out = jax.eval_shape(called, model, _one(self.test.x))
         except (TypeError, ValueError) as error:
-            shape = self.test.x.shape[1:]
+            shape = jax.tree.map(lambda leaf: leaf.shape[1:], self.test.x)
             return [f"the model does not take {self.item}s of shape {shape}: {error}"]
         if not hasattr(out, "shape") or len(out.shape) != 2:
             return [f"the model gives {out}; scores [b, classes] are expected"]
@@ -72,43 +77,43 @@ class LabelledTask:
             return [f"label {most} of {self.source}; the model has {out.shape[1]} classes"]
         return []
 
-    def calibration(self, model: Any, settings: Calibration) -> list[np.ndarray]:
+    def calibration(self, model: Any, settings: Calibration) -> list[PyTree]:
         """Batches of training inputs, whole ones."""
-        wanted = settings.samples or len(self.train.x)
-        if len(self.train.x) < wanted or wanted < settings.batch:
+        wanted = settings.samples or len(self.train.y)
+        if len(self.train.y) < wanted or wanted < settings.batch:
             raise ConfigError(
-                f"{self.source} has {len(self.train.x)} examples to calibrate on; "
+                f"{self.source} has {len(self.train.y)} examples to calibrate on; "
                 f"samples = {wanted} in batches of {settings.batch} are asked for"
             )
         count = wanted // settings.batch
-        x = self.train.x[spread(len(self.train.x), count * settings.batch)]
-        return list(x.reshape(count, settings.batch, *x.shape[1:]))
+        chosen = spread(len(self.train.y), count * settings.batch).reshape(count, settings.batch)
+        return [_rows(self.train.x, rows) for rows in chosen]
 
     def held_out(self, model: Any, settings: Evaluation) -> Labelled:
         """The examples that are scored."""
-        wanted = settings.samples or len(self.test.x)
-        if not 0 < wanted <= len(self.test.x):
+        wanted = settings.samples or len(self.test.y)
+        if not 0 < wanted <= len(self.test.y):
             raise ConfigError(
-                f"{self.source} has {len(self.test.x)} held-out examples; samples = {wanted} "
+                f"{self.source} has {len(self.test.y)} held-out examples; samples = {wanted} "
                 "are asked for"
             )
-        chosen = spread(len(self.test.x), wanted)
-        return Labelled(self.test.x[chosen], self.test.y[chosen])
+        chosen = spread(len(self.test.y), wanted)
+        return Labelled(_rows(self.test.x, chosen), self.test.y[chosen])
 
     def counts(self, samples: Labelled) -> Mapping[str, int]:
         """Examples."""
-        return {f"{self.item}s": len(samples.x)}
+        return {f"{self.item}s": len(samples.y)}
 
     def quality(
         self, model: Any, samples: Labelled, batch: int, *, label: str, progress: bool = False
     ) -> Mapping[str, float]:
         """Mean cross-entropy and share of right answers."""
-        nats, right, n = 0.0, 0, len(samples.x)
+        nats, right, n = 0.0, 0, len(samples.y)
         for start in track(range(0, n, batch), label, enabled=progress):
             part = slice(start, min(start + batch, n))
-            missing = start + batch - part.stop
-            x = np.pad(samples.x[part], [(0, missing)] + [(0, 0)] * (samples.x.ndim - 1))
-            log_p = np.asarray(_log_probabilities(model, x), np.float64)[: batch - missing]
+            count = part.stop - start
+            x = _rows(samples.x, start + np.arange(batch) % count)  # the last batch is filled up
+            log_p = np.asarray(_log_probabilities(model, x), np.float64)[:count]
             nats -= float(np.take_along_axis(log_p, samples.y[part][:, None], 1).sum())
             right += int((log_p.argmax(1) == samples.y[part]).sum())
         if not math.isfinite(nats):
@@ -120,23 +125,25 @@ class LabelledTask:
 
     def cost(self, model: Any, prepared: Any, samples: Labelled, batch: int) -> Cost:
         """What one example costs, its products counted."""
-        one = jax.ShapeDtypeStruct((1, *samples.x.shape[1:]), samples.x.dtype)
-        products = multiply_adds(lambda model, x: model(x), model, one)
+        products = multiply_adds(called, model, _one(samples.x))
         return Cost(account.parameters(model), account.nbytes(model), 0, 2.0 * products)
 
     def speeds(self, samples: Labelled, *models: Any) -> list[float]:
         """Examples per second in one batch of those that are scored, of up to 64."""
-        x = jnp.asarray(samples.x[:64])
+        count = min(len(samples.y), 64)
+        x = jax.tree.map(jnp.asarray, _rows(samples.x, np.arange(count)))
         seconds: list[list[float]] = [[] for _ in models]
         for turn in range(TURNS + 1):
             for i, model in enumerate(models):
-                spent = _timed(lambda model=model: _log_probabilities(model, x))
+                spent = timed(lambda model=model: _log_probabilities(model, x), REPEATS)
                 if turn:  # the first compiles
                     seconds[i].append(spent)
-        return [REPEATS * len(x) / statistics.median(turns) for turns in seconds]
+        return [REPEATS * count / statistics.median(turns) for turns in seconds]
 
     def save(self, folder: Path) -> None:
-        """Nothing stands beside a classifier."""
+        """Writes the tokenizer of a model that reads texts."""
+        if self.tokenizer is not None:
+            self.tokenizer.save(folder)
 
     def as_json(self) -> dict[str, object]:
         """Source, and SHA-256 and number of the examples of both parts."""
@@ -144,7 +151,7 @@ class LabelledTask:
         found: dict[str, object] = {"source": self.source}
         for name, part in parts.items():
             found[f"{name}_sha256"] = _digest(part)
-            found[f"{name}_{self.item}s"] = len(part.x)
+            found[f"{name}_{self.item}s"] = len(part.y)
         return found
 
 
@@ -158,20 +165,30 @@ def spread(n: int, wanted: int) -> np.ndarray:
 
 
 @jax.jit
-def _log_probabilities(model: Any, x: jax.Array) -> jax.Array:
-    return jax.nn.log_softmax(model(x).astype(jnp.float32), axis=-1)
+def _log_probabilities(model: Any, x: PyTree) -> jax.Array:
+    return jax.nn.log_softmax(called(model, x).astype(jnp.float32), axis=-1)
 
 
-def _timed(call: Callable[[], jax.Array]) -> float:
+def _rows(x: PyTree, chosen: np.ndarray) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[chosen], x)
+
+
+def _one(x: PyTree) -> PyTree:
+    """One input, abstract."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), x)
+
+
+def timed(call: Callable[[], jax.Array], repeats: int) -> float:
+    """Seconds that some calls take."""
     start = time.perf_counter()
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         jax.block_until_ready(call())
     return time.perf_counter() - start
 
 
 def _digest(part: Labelled) -> str:
     found = hashlib.sha256()
-    for array in part:
+    for array in jax.tree.leaves(part):
         found.update(repr((array.shape, str(array.dtype))).encode())
         found.update(np.ascontiguousarray(array).view(np.uint8).data)
     return found.hexdigest()

@@ -47,7 +47,8 @@ class Row:
     Attributes:
       stage: "original", or the transform's name, with its number where it occurs twice.
       scores: on held-out data, by name: of text "perplexity", exp of the mean nats per counted
-        token, and "bits_per_byte"; of labelled data "nats" and "accuracy".
+        token, and "bits_per_byte"; of labelled data "nats" and "accuracy"; of text for an encoder
+        "bits_per_token" and "found" of hidden tokens, or "cosine" to the original's vectors.
       parameters: numbers that the model has, in whatever format.
       nbytes: stored bytes of all parameters, with scales and thresholds.
       cache_bytes: of keys and values, per token of context; 0 where there are none.

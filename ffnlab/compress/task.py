@@ -1,7 +1,8 @@
 """What a model is for: how a job calibrates and scores it, what it costs and how fast it is.
 
 A job knows models and recipes; all that depends on what goes in and comes out is asked of its task.
-`ffnlab.compress.language` is text, `ffnlab.compress.labelled` is inputs with classes.
+`ffnlab.compress.language` is text for a decoder, `ffnlab.compress.encoded` text for an encoder,
+`ffnlab.compress.labelled` inputs with classes.
 """
 
 from collections.abc import Mapping, Sequence

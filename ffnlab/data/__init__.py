@@ -2,7 +2,7 @@
 
 A source of batches is a function from a position (one integer, the number of the step) to a
 batch, so that a run resumes exactly by remembering that integer. Corpora and windows live here;
-tokenizers belong to `ffnlab.models`, placing batches on devices to `ffnlab.parallel`.
+tokenizers belong to `ffnlab.formats`, placing batches on devices to `ffnlab.parallel`.
 """
 
 from ffnlab.data.batches.arrays import ArrayBatches
@@ -21,6 +21,20 @@ from ffnlab.data.images.mnist import mnist, mnist_folder
 from ffnlab.data.sound_rows import asked, sound_rows
 from ffnlab.data.speech import Recording, SpokenDigits, fsdd, log_mel, read_wav, resampled
 from ffnlab.data.tasks import permuted, split
+from ffnlab.data.text.labelled import (
+    LabelledTexts,
+    TokenRows,
+    labelled_texts,
+    sentence_polarity,
+    token_rows,
+)
+from ffnlab.data.text.masking import (
+    MaskedBatches,
+    MaskedWindows,
+    Masking,
+    masked_windows,
+    masking_of,
+)
 from ffnlab.data.text.packing import Packed, PackedBatches
 from ffnlab.data.text.squad import (
     Answer,
@@ -48,6 +62,10 @@ __all__ = [
     "Images",
     "Labelled",
     "LabelledNodes",
+    "LabelledTexts",
+    "MaskedBatches",
+    "MaskedWindows",
+    "Masking",
     "Packed",
     "PackedBatches",
     "Parted",
@@ -59,6 +77,7 @@ __all__ = [
     "SpokenDigits",
     "StdlibText",
     "TextBatches",
+    "TokenRows",
     "Vowels",
     "Zipped",
     "as_images",
@@ -74,7 +93,10 @@ __all__ = [
     "fsdd",
     "gaussian_clusters",
     "held_out_windows",
+    "labelled_texts",
     "log_mel",
+    "masked_windows",
+    "masking_of",
     "mnist",
     "mnist_folder",
     "moons",
@@ -87,12 +109,14 @@ __all__ = [
     "resampled",
     "reviews",
     "sound_rows",
+    "sentence_polarity",
     "span_windows",
     "split",
     "squad",
     "stdlib_text",
     "text_identity",
     "tfds_records",
+    "token_rows",
     "validation_split",
     "vowels",
 ]

@@ -58,14 +58,14 @@ def moons(
 
 
 def on_photographs(
-    images: Float32[np.ndarray, "n h w"], seed: int = 0
+    images: Float32[np.ndarray, "n h w *c"], seed: int = 0
 ) -> Float32[np.ndarray, "n h w 3"]:
     """Images on patches of photographs: |patch - image| in each colour (arXiv 1505.07818).
 
     The photographs are the two that scikit-learn comes with, of 427 x 640 pixels.
 
     Args:
-      images: grey values in [0, 1].
+      images: values in [0, 1], grey or, with a last axis of 1 or 3, in channels.
       seed: of the patches.
     Returns:
       values in [0, 1].
@@ -73,11 +73,17 @@ def on_photographs(
       ConfigError: another shape, values outside [0, 1], or images larger than the photographs.
       MissingExtraError: scikit-learn or its reader of images is not installed.
     """
-    if images.ndim != 3 or not len(images) or images.min() < 0 or images.max() > 1:
-        raise ConfigError(f"images {images.shape}; [n, h, w] with values in [0, 1] are accepted")
+    if images.ndim == 3:
+        images = images[..., None]
+    is_one = images.ndim == 4 and images.shape[-1] in (1, 3)
+    if not is_one or not images.size or images.min() < 0 or images.max() > 1:
+        raise ConfigError(
+            f"images {images.shape}; [n, h, w] or [n, h, w, 1 or 3] with values in [0, 1] are "
+            "accepted"
+        )
     load = require("sklearn.datasets", extra="run").load_sample_images
     photographs = np.stack(load().images).astype(np.float32) / 255
-    (_, tall, wide, _), (n, h, w) = photographs.shape, images.shape
+    (_, tall, wide, _), (n, h, w, _) = photographs.shape, images.shape
     if h > tall or w > wide:
         raise ConfigError(f"images of {h} x {w}; the photographs have {tall} x {wide} pixels")
     random = np.random.default_rng(seed)
@@ -86,7 +92,7 @@ def on_photographs(
     patches = np.stack(
         [photographs[k, i : i + h, j : j + w] for k, i, j in zip(which, rows, columns, strict=True)]
     )
-    return np.abs(patches - images[..., None])
+    return np.abs(patches - images)
 
 
 def reviews(domain: str, path: str | Path | None = None) -> tuple[Labelled, Labelled]:

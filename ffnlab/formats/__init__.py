@@ -1,4 +1,4 @@
-"""Models in files: Hugging Face directories, our native format, llama2.c, tokenizers, in and out.
+"""Models in files, in and out: Hugging Face, our native format, llama2.c, adapters, tokenizers.
 
 What comes from outside is untrusted: sizes, shapes and numbers are checked before they are used,
 and nothing is ever unpickled. Networks belong in `ffnlab.models`, what is done with their text in
@@ -10,6 +10,7 @@ from ffnlab.formats.huggingface.save import is_packable
 from ffnlab.formats.huggingface.sidecar import ignored_by_others
 from ffnlab.formats.kinds import KINDS, Kind
 from ffnlab.formats.opening import load, save
+from ffnlab.formats.peft import load_adapter, save_adapter
 from ffnlab.formats.tokenizer.tokenizer import Tokenizer
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "ignored_by_others",
     "is_packable",
     "load",
+    "load_adapter",
     "open_model",
     "save",
+    "save_adapter",
 ]

@@ -10,17 +10,16 @@ import jax
 
 from ffnlab.errors import ConfigError, FormatError
 from ffnlab.formats.directory import CONFIG_FILE
-from ffnlab.formats.huggingface import families
 from ffnlab.formats.huggingface import load as huggingface_load
 from ffnlab.formats.huggingface import save as huggingface_save
+from ffnlab.formats.huggingface.dialects import read_config, write_config
 from ffnlab.formats.kinds import KINDS, check_kind, kind_of
 from ffnlab.formats.native import read, write
 from ffnlab.formats.stream import Placement
 from ffnlab.formats.untrusted import inside, read_json
-from ffnlab.models import DecoderConfig
 from ffnlab.storage.files import StrPath
 
-__all__ = ["config_of", "for_others", "format_for", "load", "save"]
+__all__ = ["config_of", "for_others", "format_for", "kind_at", "load", "save"]
 
 Format = Literal["dense", "compressed-tensors", "ffnlab"]
 FORMATS = (*huggingface_save.FORMATS, "ffnlab")
@@ -39,8 +38,8 @@ def load(
 ) -> Any:
     """Loads a model directory: one of our native format, else a Hugging Face one.
 
-    The latter holds a Decoder (Llama, Mistral, Qwen 2/3, Gemma 2/3 (text), Phi-3), an Encoder
-    (BERT, MiniLM, DistilBERT) or an AudioEncoder (Whisper's encoder).
+    The latter holds a Decoder (Llama, Mistral, Mixtral, Qwen 2/3 and 3 MoE, Gemma 2/3 (text),
+    Phi-3), an Encoder (BERT, MiniLM, DistilBERT) or an AudioEncoder (Whisper's encoder).
 
     Args:
       directory: with ffnlab_model.json, else with config.json and an `ffnlab.json` that is
@@ -125,15 +124,41 @@ def save(
     )
 
 
-def format_for(model: type) -> Format:
+def format_for(model: type, config: object = None) -> Format:
     """The format that a class of models is saved in where nothing else is asked for.
 
-    >>> from ffnlab.models import ConvNet, Decoder
+    Args:
+      model: the class.
+      config: of one of them; it is in the native format where no family can say this.
+
+    >>> from ffnlab.models import ConvNet, Decoder, Encoder, EncoderConfig
     >>> format_for(Decoder), format_for(ConvNet)
     ('dense', 'ffnlab')
+    >>> rotary = EncoderConfig(64, 16, 32, layers=1, heads=2, head_dim=8, positions="rotary")
+    >>> format_for(Encoder, rotary)
+    'ffnlab'
     """
     kind = kind_of(model)
-    return "dense" if kind is not None and KINDS[kind].families else "ffnlab"
+    if kind is None or not KINDS[kind].families:
+        return "ffnlab"
+    try:
+        if config is not None:
+            write_config(config)  # type: ignore[arg-type]
+    except ConfigError:
+        return "ffnlab"
+    return "dense"
+
+
+def kind_at(directory: StrPath) -> str | None:
+    """The kind of model in a directory, which is not loaded; None for a tree that is of no kind.
+
+    Raises:
+      FormatError: no model directory, or damaged JSON.
+    """
+    directory = Path(directory)
+    if read.is_native(directory):
+        return kind_of(read.root_type(directory))
+    return huggingface_kind(directory)
 
 
 def huggingface_kind(directory: Path) -> str:
@@ -149,20 +174,23 @@ def huggingface_kind(directory: Path) -> str:
     return next((name for name, kind in KINDS.items() if family in kind.families), "decoder")
 
 
-def config_of(directory: StrPath) -> DecoderConfig:
-    """The configuration of the Decoder in a model directory; no array is looked at.
+def config_of(directory: StrPath, kinds: tuple[str, ...] = ("decoder",)) -> Any:
+    """The configuration of the model in a directory; no array is looked at.
 
+    Args:
+      directory: of either format.
+      kinds: names of the kinds that are asked for.
     Raises:
       ConfigError: another kind of model, or an absurd configuration.
       FormatError: no model directory, or damaged JSON.
     """
     directory = Path(directory)
-    if not read.is_native(directory):
-        file = inside(directory, CONFIG_FILE)
-        check_kind(KINDS[huggingface_kind(directory)].model, ("decoder",), directory)
-        return families.read_config(read_json(file), where=str(file))
-    check_kind(read.root_type(directory), ("decoder",), directory)
-    return read.root_config(directory)
+    if read.is_native(directory):
+        check_kind(read.root_type(directory), kinds, directory)
+        return read.root_config(directory)
+    file = inside(directory, CONFIG_FILE)
+    check_kind(KINDS[huggingface_kind(directory)].model, kinds, directory)
+    return read_config(read_json(file), where=str(file))
 
 
 @contextlib.contextmanager

@@ -21,12 +21,12 @@ import numpy as np
 
 from ffnlab import tree
 from ffnlab.errors import ConfigError, FormatError, SelectionError
-from ffnlab.formats.huggingface.names import Names
+from ffnlab.formats.huggingface.dialects import dialect_of
 from ffnlab.formats.safetensors import Checkpoint, entry, open_file, write_file
 from ffnlab.formats.stream import is_finite
 from ffnlab.formats.untrusted import inside, quoted, read_json
 from ffnlab.layers import Linear
-from ffnlab.models import Decoder
+from ffnlab.models import Decoder, Encoder
 from ffnlab.models.stack import in_list, unstack
 from ffnlab.storage.files import StrPath, atomic_dir, write_json
 from ffnlab.weights import LoRA
@@ -189,7 +189,8 @@ def paired(checkpoint: Checkpoint) -> dict[str, tuple[str, str]]:
 def modules(model: Any, linears: Mapping[str, Linear]) -> dict[str, tuple[str, ...]]:
     """The linear maps by the name of their module: the family's, else our paths with dots."""
     found: dict[str, tuple[str, ...]] = {}
-    names = Names(model.config.family) if isinstance(model, Decoder) else None
+    has_family = isinstance(model, Decoder | Encoder)
+    names = dialect_of(model.config).names(model.config) if has_family else None
     for path in linears:
         place = None if names is None else names.place(f"{path}.w")
         if place is None:

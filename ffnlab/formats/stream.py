@@ -47,6 +47,22 @@ class Stored:
     taps: int = 0
 
 
+@dataclass(frozen=True)
+class Stack:
+    """Alike parameters on a new first axis, each a tensor of its own in the checkpoint.
+
+    Attributes:
+      parts: one or more, of one shape.
+    """
+
+    parts: tuple[Stored, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all together."""
+        return (len(self.parts), *self.parts[0].shape)
+
+
 def placement(
     sharding: Placement, path: str, axes: Axes, shape: tuple[int, ...]
 ) -> jax.sharding.Sharding | None:
@@ -76,7 +92,7 @@ def place(
 
 
 def reader(
-    checkpoint: Checkpoint, stored: Stored, dtype: np.dtype, *, check_finite: bool
+    checkpoint: Checkpoint, stored: Stored | Stack, dtype: np.dtype, *, check_finite: bool
 ) -> Callable[[Index], np.ndarray]:
     """The function that reads any rectangle of a parameter.
 
@@ -92,26 +108,39 @@ def reader(
     def read(index: Index) -> np.ndarray:
         spans = [part.indices(side)[:2] for part, side in zip(index, stored.shape, strict=True)]
         out = aligned([stop - start for start, stop in spans], dtype)
-        rows = spans[-1] if stored.transposed else spans[0]
-        columns = spans[0] if stored.transposed else spans[-1]
-        per_row = math.prod(stored.info.shape[1:]) * stored.info.dtype.itemsize
-        step = max(PIECE // max(per_row, 1) // TILE, 1) * TILE
-        for start in range(*rows, step):
-            stop = min(start + step, rows[1])
-            piece = checkpoint.read(stored.info.name, (stored.first + start, stored.first + stop))
-            with np.errstate(over="ignore", invalid="ignore"):  # told below
-                cast = piece.astype(dtype, copy=False)
-            if check_finite and not is_finite(cast):
-                what = f"numbers that {dtype} cannot hold" if is_finite(piece) else NOT_FINITE
-                raise FormatError(
-                    f"{stored.info.file}: tensor {quoted(stored.info.name)} holds {what}"
-                )
-            if stored.taps:  # [out, in, taps] as [out, taps * in], the order of our rows
-                cast = np.moveaxis(cast, 2, 1).reshape(len(cast), -1)
-            _store(out, cast, start - rows[0], columns, stored)
+        if isinstance(stored, Stack):
+            for row, part in zip(out, stored.parts[slice(*spans[0])], strict=True):
+                _fill(row, spans[1:], checkpoint, part, check_finite)
+        else:
+            _fill(out, spans, checkpoint, stored, check_finite)
         return out
 
     return read
+
+
+def _fill(
+    out: np.ndarray,
+    spans: Sequence[tuple[int, int]],
+    checkpoint: Checkpoint,
+    stored: Stored,
+    check_finite: bool,
+) -> None:
+    """Reads a rectangle of a tensor in pieces, straight into an array of its shape."""
+    rows = spans[-1] if stored.transposed else spans[0]
+    columns = spans[0] if stored.transposed else spans[-1]
+    per_row = math.prod(stored.info.shape[1:]) * stored.info.dtype.itemsize
+    step = max(PIECE // max(per_row, 1) // TILE, 1) * TILE
+    for start in range(*rows, step):
+        stop = min(start + step, rows[1])
+        piece = checkpoint.read(stored.info.name, (stored.first + start, stored.first + stop))
+        with np.errstate(over="ignore", invalid="ignore"):  # told below
+            cast = piece.astype(out.dtype, copy=False)
+        if check_finite and not is_finite(cast):
+            what = f"numbers that {out.dtype} cannot hold" if is_finite(piece) else NOT_FINITE
+            raise FormatError(f"{stored.info.file}: tensor {quoted(stored.info.name)} holds {what}")
+        if stored.taps:  # [out, in, taps] as [out, taps * in], the order of our rows
+            cast = np.moveaxis(cast, 2, 1).reshape(len(cast), -1)
+        _store(out, cast, start - rows[0], columns, stored)
 
 
 def equal(checkpoint: Checkpoint, one: str, other: str) -> bool:

@@ -13,14 +13,19 @@ from ffnlab.layers.block import Block, Join
 from ffnlab.layers.context import Context, LayerInputs, LayerOutputs, Memory, TokenFacts
 from ffnlab.layers.conv import Conv
 from ffnlab.layers.dropout import dropout
+from ffnlab.layers.feed_forward.choice import ByChoice
 from ffnlab.layers.feed_forward.ffn import FFN, GatedFFN, JoinedGatedFFN, SparseGatedFFN
 from ffnlab.layers.feed_forward.mlp import MLP
+from ffnlab.layers.feed_forward.moe import GroupedFFN, MoE, MoESpec
 from ffnlab.layers.folding import fold
 from ffnlab.layers.graph_conv import GAT, GCN, GraphSAGE
+from ffnlab.layers.grouped import GroupedLinear, GroupedNorm, Groups
 from ffnlab.layers.linear import Embedding, Linear
 from ffnlab.layers.norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm, ScaleNorm
 from ffnlab.layers.pooling import avg_pool, global_avg_pool, global_max_pool, max_pool
 from ffnlab.layers.recurrent import CELLS, Recurrent
+from ffnlab.layers.routed_linear import RoutedLinear
+from ffnlab.layers.routers import Routing
 from ffnlab.layers.stacking import Statistic
 
 __all__ = [
@@ -34,6 +39,7 @@ __all__ = [
     "AttentionSpec",
     "BatchNorm",
     "Block",
+    "ByChoice",
     "Context",
     "Conv",
     "Embedding",
@@ -41,6 +47,10 @@ __all__ = [
     "GatedFFN",
     "GraphSAGE",
     "GroupNorm",
+    "GroupedFFN",
+    "GroupedLinear",
+    "GroupedNorm",
+    "Groups",
     "InstanceNorm",
     "Join",
     "JoinedGatedFFN",
@@ -49,11 +59,15 @@ __all__ = [
     "LayerOutputs",
     "Linear",
     "Memory",
+    "MoE",
+    "MoESpec",
     "Moments",
     "PReLU",
     "RMSNorm",
     "Recurrent",
     "Rope",
+    "RoutedLinear",
+    "Routing",
     "ScaleNorm",
     "SparseGatedFFN",
     "Statistic",

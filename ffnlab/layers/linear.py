@@ -109,7 +109,7 @@ def drawn(init: Initializer, key: Array, shape: tuple[int, ...], dtype: DTypeLik
     return init(key, shape, jnp.float32).astype(dtype)
 
 
-def together(x: Float[Array, "*b in"], *maps: Linear) -> list[Array]:
+def together(x: Float[Array, "*b in"], *maps: nnx.Module) -> list[Array]:
     """[m(x) for m in maps], as one product where that is faster: dense weights, many rows, a CPU.
 
     There narrow products use one core each, one after the other. 512 rows of 128 times 128, 64 and
@@ -117,10 +117,12 @@ def together(x: Float[Array, "*b in"], *maps: Linear) -> list[Array]:
 
     Args:
       x: [..., in].
-      maps: Linear maps from `in` channels.
+      maps: `Linear`s from `in` channels, or what stands for them.
     Returns:
       one [..., out] array per map, what the maps give up to the order of sums.
     """
+    if not all(isinstance(m, Linear) for m in maps):  # what stands for one has more than a weight
+        return [m(x) for m in maps]
     ws = [m.weight for m in maps]
     alike = all(isinstance(w, Dense) and w.act == ws[0].act for w in ws)
     if not alike or x.size < MANY_ROWS * x.shape[-1] or jax.default_backend() != "cpu":

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
@@ -50,10 +51,16 @@ def gru(a: Float[Array, "b h3"], u: Float[Array, "b h3"], state: State) -> State
 
 
 def lstm(a: Float[Array, "b h4"], u: Float[Array, "b h4"], state: State) -> State:
-    """(o * tanh(c'), c') with c' = f * c + i * g; gates i, f, g, o, sigmoid but for g's tanh."""
-    i, f, g, o = jnp.split(a + u, 4, axis=-1)
-    c = jax.nn.sigmoid(f) * state[1] + jax.nn.sigmoid(i) * jnp.tanh(g)
-    return jax.nn.sigmoid(o) * jnp.tanh(c), c
+    """(o * tanh(c'), c') with c' = f * c + i * g; gates i, f, g, o, sigmoid but for g's tanh.
+
+    All gates are one tanh, by sigmoid(x) = (1 + tanh(x / 2)) / 2: on a CPU XLA takes as long for a
+    nonlinearity of each slice as for the product before them, and a third of that for this.
+    """
+    scale = np.repeat(np.float32([0.5, 0.5, 1, 0.5]), state[1].shape[-1])
+    i, f, g, o = jnp.split(jnp.tanh(scale * (a + u)), 4, axis=-1)
+    i, f, o = (0.5 + 0.5 * gate for gate in (i, f, o))
+    c = f * state[1] + i * g
+    return o * jnp.tanh(c), c
 
 
 class Cell(NamedTuple):

@@ -5,6 +5,7 @@ compiled once, in which every member has a model, a key and numbers of its own.
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -45,8 +46,8 @@ def members(
       a Rule. Its metrics are means over members, and "worst", the largest "loss" of a member, where
       the rule has that; outputs of `predict` are [n, …]. `step` donates its state.
     Raises:
-      ConfigError: n or chunk below 1, other than n numbers, or what `make` says to one of them;
-        from `init`, a model that is not of n members.
+      ConfigError: n or chunk below 1, names that `make` does not take, other than n numbers, or
+        what `make` says to one of them; from `init`, a model that is not of n members.
 
     >>> import optax
     >>> from ffnlab.layers import MLP
@@ -60,6 +61,7 @@ def members(
     (3, 5, 2)
     """
     at_least(1, n=n, chunk=chunk)
+    check_names(make, vary)
     numbers = numbers_of(vary, n)
     # Made of each member's own numbers, so that their ranges are checked while they are known.
     first, *_ = [make(**{name: vary[name][i] for name in vary}) for i in range(n)]
@@ -115,6 +117,14 @@ def each(
 def member(tree: PyTree, i: int) -> PyTree:
     """What of a tree [n, …] is of one member."""
     return jax.tree.map(lambda leaf: leaf[i], tree)
+
+
+def check_names(make: Callable[..., Rule], vary: Mapping[str, Sequence[float]]) -> None:
+    """Raises ConfigError where `make` is not called with just these names."""
+    try:
+        inspect.signature(make).bind(**vary)
+    except TypeError as error:
+        raise ConfigError(f"vary={sorted(vary)}: make is not called with these: {error}") from None
 
 
 def numbers_of(vary: Mapping[str, Sequence[float]], n: int) -> dict[str, Array]:

@@ -9,7 +9,7 @@ dequantization of codes.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +22,7 @@ from ffnlab.models.cost import multiply_adds
 from ffnlab.models.decoder import Decoder
 from ffnlab.models.encoder import Encoder
 from ffnlab.models.stack import Stacked, unstack
-from ffnlab.weights import LoRA, LowRank, Masked, SparseInput, Transposed, Weight, is_weight
+from ffnlab.weights import SparseInput, cost, is_weight
 
 __all__ = [
     "CompiledCost",
@@ -49,20 +49,9 @@ def parameters(model: nnx.Module) -> int:
     """
     values = [node.get_value() for _, node in tree.walk(model) if isinstance(node, nnx.Param)]
     return sum(
-        weight_parameters(v) if is_weight(v) else sum(x.size for x in jax.tree.leaves(v))
+        cost.parameters(v) if is_weight(v) else sum(x.size for x in jax.tree.leaves(v))
         for v in values
     )
-
-
-def weight_parameters(weight: Weight) -> int:
-    """Numbers of one weight, stacked copies included."""
-    if isinstance(weight, Transposed | Masked | SparseInput):
-        return weight_parameters(weight.w)
-    if isinstance(weight, LowRank):
-        return weight.a.size + weight.b.size
-    if isinstance(weight, LoRA):
-        return weight_parameters(weight.base) + weight.a.size + weight.b.size
-    return math.prod(jax.tree.leaves(weight)[0].shape[:-2]) * math.prod(weight.shape)
 
 
 def nbytes(model: nnx.Module) -> int:
@@ -83,7 +72,10 @@ def cache_bytes_per_token(model: Decoder) -> int:
 
 
 def flops_per_token(
-    model: nnx.Module, context: int, *, zeros: Mapping[str, float] | None = None
+    model: nnx.Module,
+    context: int,
+    *,
+    zeros: Mapping[str, float | Sequence[float]] | None = None,
 ) -> float:
     """Floating-point operations to process one token.
 
@@ -93,9 +85,10 @@ def flops_per_token(
     2 r (in + out), LoRA that on top of its base, and a mask saves nothing. A sparse FFN skips the
     dropped channels' share of `up` and `down` (its gate is always whole), a sparse input its share
     of the matrix. A layer with a method `flops_per_token(share)` answers for itself and for all in
-    it: a mixture for its router and the experts of a token, a choice by the measured share. What an
-    encoder does once for a text (its pooler, the classes of a text) counts for each token; what a
-    decoder does with sound (its connectors) does not count.
+    it: a mixture for its router and the experts of a token. One with a method `runs(share)` says
+    how often a token runs its parts, by path: a choice, by the share of tokens that take each. What
+    an encoder does once for a text (its pooler, the classes of a text) counts for each token; what
+    a decoder does with sound (its connectors) does not count.
 
     Args:
       model: a decoder or another model of linear maps and blocks, stacked or not; leaves may be
@@ -114,10 +107,14 @@ def flops_per_token(
     zeros, used, total = dict(zeros or {}), set(), 0.0
     nodes = dict(tree.walk(model))
     answered = ""  # path of the last layer that answered for itself
+    times: dict[str, float] = {}  # how often a token runs what is at a path
     for path, node in nodes.items():
         if path.startswith("connectors") or (answered and path.startswith(answered)):
             continue
-        if isinstance(node, nnx.Module) and hasattr(node, "flops_per_token"):
+        if isinstance(node, nnx.Module) and hasattr(node, "runs"):
+            times |= {f"{path}.{part}.": n for part, n in node.runs(zeros.get(path)).items()}
+            used.add(path)
+        elif isinstance(node, nnx.Module) and hasattr(node, "flops_per_token"):
             total += node.flops_per_token(zeros.get(path))
             used.add(path)
             answered = f"{path}."
@@ -131,7 +128,8 @@ def flops_per_token(
             gated = parent if in_gated else None
             keep = math.prod(1 - zeros.get(p, 0.0) for p in (own, gated) if p is not None)
             used |= {own, gated}
-            total += keep * weight_flops(weight)
+            runs = math.prod(n for part, n in times.items() if path.startswith(part))
+            total += runs * keep * cost.flops(weight)
     unknown = sorted(zeros.keys() - used)
     if unknown:
         raise SelectionError(f"zeros names {unknown}, which are no sparse layers of this model")
@@ -143,17 +141,6 @@ def reads_embedding(model: nnx.Module) -> bool:
     if isinstance(model, Encoder):
         return model.config.head == "masked" and model.head is None
     return isinstance(model, Decoder) and model.head is None
-
-
-def weight_flops(weight: Weight) -> int:
-    """Operations of one vector times this matrix, with dense input."""
-    if isinstance(weight, Transposed | Masked | SparseInput):
-        return weight_flops(weight.w)
-    if isinstance(weight, LowRank):
-        return 2 * (weight.a.size + weight.b.size)
-    if isinstance(weight, LoRA):
-        return weight_flops(weight.base) + 2 * (weight.a.size + weight.b.size)
-    return 2 * math.prod(weight.shape)
 
 
 class CompiledCost(NamedTuple):

@@ -194,7 +194,8 @@ def head() -> Transform:
         # An Encoder's config says which head it has; only a masked one can be its embedding.
         kind = getattr(getattr(model, "config", None), "head", "masked")
         tied = getattr(model, "head", 0) is None and hasattr(model, "embed") and kind == "masked"
-        return [] if tied else ["the model has no head that is its embedding"]
+        own = 'one of its own trains as it is, by TRAINS["head"]'
+        return [] if tied else [f"the model has no head that is its embedding; {own}"]
 
     def change(model: Any) -> Any:
         new, embedding = tree.copy(model), model.embed.weight.dense()

@@ -1,16 +1,16 @@
 """What methods that calibrate on a model are given, checked before any compute."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Int, Shaped
+from jaxtyping import Array, Bool, Int, PyTree, Shaped
 
 from ffnlab.errors import ConfigError
 
-__all__ = ["Given", "Layered", "check_tokens", "given"]
+__all__ = ["Given", "Layered", "called", "check_tokens", "given"]
 
 
 @runtime_checkable
@@ -61,6 +61,20 @@ class Given(NamedTuple):
 
 
 FIRST = ("tokens", "embeddings")  # what a text may be given as
+
+
+def called(model: Callable, inputs: PyTree) -> Any:
+    """What a model makes of inputs, which are not looked at.
+
+    Args:
+      model: any.
+      inputs: a mapping holds arguments by their names, as {"tokens": …, "valid": …} of an encoder;
+        anything else is the first argument.
+
+    >>> called(lambda x, y=0: x - y, {"y": 1, "x": 3}), called(lambda x, y=0: x - y, 3)
+    (2, 3)
+    """
+    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
 
 
 def given(batch: object, model: Layered, *, least: int = 1) -> Given:

@@ -1,18 +1,16 @@
 """The configuration of a decoder: one frozen dataclass that covers the Llama-shaped families."""
 
 import dataclasses
-from collections.abc import Mapping
-from types import MappingProxyType
 
 from ffnlab.errors import ConfigError
-from ffnlab.layers import FFN, GatedFFN
+from ffnlab.layers import MoESpec
 from ffnlab.layers.activations import check_activation
 from ffnlab.layers.attention.rope import Rope, check_rope
 from ffnlab.models.audio_input import AudioInput
 from ffnlab.storage.structure import later
 
 # Kinds of FFN that a layer may have.
-FFNS: Mapping[str, type[GatedFFN] | type[FFN]] = MappingProxyType({"gated": GatedFFN, "plain": FFN})
+FFNS = ("gated", "plain", "mixture")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +39,9 @@ class DecoderConfig:
       max_positions: longest context the model was made for.
       family: the `model_type` of its Hugging Face config.
       bos, eos, pad: special token ids; eos may be several.
-      ffns: kind of each layer's FFN, a key of `FFNS`: "gated" or "plain"; None for all gated.
+      ffns: kind of each layer's FFN: "gated", "plain" or "mixture"; None for all alike: mixtures
+        where there is one, else gated.
+      mixture: sizes and rule of layers that are mixtures of experts.
       audio: what it hears beside its text (`ffnlab.routing.pal`), or None.
     """
 
@@ -74,6 +74,7 @@ class DecoderConfig:
     eos: tuple[int, ...] = ()
     pad: int | None = None
     ffns: tuple[str, ...] | None = later(None)
+    mixture: MoESpec | None = later(None)
     audio: AudioInput | None = later(None)
 
     def __post_init__(self) -> None:
@@ -101,23 +102,29 @@ class DecoderConfig:
             if rope is not None:
                 check_rope(rope, self.head_dim)
         check_activation(self.activation)
+        if self.audio is not None and self.audio.start > self.layers:
+            raise ConfigError(f"audio: start={self.audio.start} is beyond layers={self.layers}")
         if self.windows is not None and len(self.windows) != self.layers:
             raise ConfigError(
                 f"windows has {len(self.windows)} entries for layers={self.layers} layers"
             )
-        if self.ffns is not None and (
-            len(self.ffns) != self.layers or not set(self.ffns) <= FFNS.keys()
-        ):
+        self._check_ffns()
+        if any(w is not None and w < 1 for w in self.windows or ()):
+            raise ConfigError(f"windows={self.windows} must hold None or positive integers")
+
+    def _check_ffns(self) -> None:
+        if self.ffns is None:
+            return
+        if len(self.ffns) != self.layers or not set(self.ffns) <= set(FFNS):
             raise ConfigError(
                 f"ffns={self.ffns} must have an entry of {list(FFNS)} for each of the "
                 f"layers={self.layers}"
             )
-        if self.ffns is not None and set(self.ffns) == {"gated"}:
+        if "mixture" in self.ffns and self.mixture is None:
+            raise ConfigError(f"ffns={self.ffns} names mixtures, but mixture=None says none")
+        usual = "gated" if self.mixture is None else "mixture"
+        if set(self.ffns) == {usual}:
             object.__setattr__(self, "ffns", None)  # the same said shorter
-        if self.audio is not None and self.audio.start > self.layers:
-            raise ConfigError(f"audio: start={self.audio.start} is beyond layers={self.layers}")
-        if any(w is not None and w < 1 for w in self.windows or ()):
-            raise ConfigError(f"windows={self.windows} must hold None or positive integers")
 
     @property
     def reach(self) -> int:
@@ -129,8 +136,10 @@ class DecoderConfig:
         return None if self.windows is None else self.windows[layer]
 
     def ffn(self, layer: int) -> str:
-        """Kind of one layer's FFN, a key of `FFNS`."""
-        return "gated" if self.ffns is None else self.ffns[layer]
+        """Kind of one layer's FFN, one of `FFNS`."""
+        if self.ffns is None:
+            return "gated" if self.mixture is None else "mixture"
+        return self.ffns[layer]
 
     def layer_rope(self, layer: int) -> Rope:
         """Rotary embedding of one layer."""

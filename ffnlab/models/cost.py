@@ -16,6 +16,7 @@ import jax
 
 from ffnlab.errors import ConfigError
 from ffnlab.layers.convolve import by_taps
+from pallas_kernels.grouped.api import grouped_multiply, grouped_outer
 
 __all__ = ["multiply_adds"]
 
@@ -55,6 +56,8 @@ def _of_equation(equation: Any) -> int:
         return max(count(branch.jaxpr) for branch in params["branches"])
     if params.get("name") == by_taps.__name__:
         return sum(_elementwise(jaxpr) for jaxpr in _inside(params))
+    if params.get("name") in (grouped_multiply.__name__, grouped_outer.__name__):
+        return _by_group(equation)
     inner = sum(count(jaxpr) for jaxpr in _inside(params))
     if inner and name == "while":
         raise ConfigError(
@@ -91,6 +94,14 @@ def _convolution(equation: Any) -> int:
     kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
     outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
     return math.prod(out) * math.prod(kernel) // outputs
+
+
+def _by_group(equation: Any) -> int:
+    """A grouped product by whatever backend: rows times in times out, [m, k] by [..., k, n]."""
+    left, right = (v.aval.shape for v in equation.invars[:2])
+    if equation.params["name"] == grouped_outer.__name__:
+        return left[0] * left[1] * right[1]
+    return left[0] * right[1] * right[2]
 
 
 def _grouped(equation: Any) -> int:

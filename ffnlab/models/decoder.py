@@ -16,14 +16,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ffnlab.errors import ConfigError
 from ffnlab.layers import (
+    FFN,
     Attention,
     AttentionSpec,
     Block,
     Context,
     Embedding,
+    GatedFFN,
     LayerInputs,
     LayerOutputs,
     Linear,
+    MoE,
     RMSNorm,
     TokenFacts,
 )
@@ -31,7 +34,7 @@ from ffnlab.layers.attention.attention import seen
 from ffnlab.layers.logical import constrain
 from ffnlab.models import trunk
 from ffnlab.models.audio_input import make_connectors
-from ffnlab.models.config import FFNS, DecoderConfig
+from ffnlab.models.config import DecoderConfig
 from ffnlab.models.stack import Stacked, period_of
 from ffnlab.weights import kv, register
 
@@ -327,15 +330,21 @@ def make_block(
         out_scale=out_scale,
         dtype=dtype,
     )
-    ffn = FFNS[config.ffn(layer)](
-        config.width,
-        config.hidden,
-        key=ffn_key,
-        activation=config.activation,
-        bias=config.mlp_bias,
-        out_scale=out_scale,
-        dtype=dtype,
-    )
+    ffn = make_ffn(config, config.ffn(layer), key=ffn_key, dtype=dtype)
     norm = functools.partial(_norm, config, dtype)
     post = norm if config.sandwich_norms else lambda: None
     return Block(norm(), attn, norm(), ffn, post_attn_norm=post(), post_ffn_norm=post())
+
+
+def make_ffn(config: DecoderConfig, kind: str, *, key: Array, dtype: DTypeLike) -> nnx.Module:
+    """An FFN of random weights, of one of the kinds that a decoder may have."""
+    options = {
+        "key": key,
+        "activation": config.activation,
+        "bias": config.mlp_bias,
+        "out_scale": (2 * config.layers) ** -0.5,
+        "dtype": dtype,
+    }
+    if kind == "mixture":
+        return MoE(config.width, config.mixture, **options)
+    return (GatedFFN if kind == "gated" else FFN)(config.width, config.hidden, **options)

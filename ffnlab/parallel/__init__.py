@@ -6,7 +6,12 @@ this package's business; what is learned is `ffnlab.learning`'s.
 
 from ffnlab.data import Parted
 from ffnlab.parallel.config import from_table, read_config, to_table
-from ffnlab.parallel.evaluate import held_out_accuracy, held_out_bits, held_out_error
+from ffnlab.parallel.evaluate import (
+    held_out_accuracy,
+    held_out_bits,
+    held_out_error,
+    held_out_masked,
+)
 from ffnlab.parallel.guard import skip_bad_steps
 from ffnlab.parallel.lock import locked
 from ffnlab.parallel.loop import Outcome, mesh_of, train
@@ -48,6 +53,7 @@ __all__ = [
     "held_out_accuracy",
     "held_out_bits",
     "held_out_error",
+    "held_out_masked",
     "is_first",
     "joined",
     "locked",

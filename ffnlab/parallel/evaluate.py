@@ -1,14 +1,14 @@
 """Scoring models on what is held out: windows of text, inputs with classes, inputs to restore."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ffnlab.data import HeldOut, Labelled
+from ffnlab.data import HeldOut, Labelled, MaskedWindows
 
 
 def held_out_bits(
@@ -39,19 +39,42 @@ def _nats(
     return jnp.sum((jax.nn.logsumexp(logits, axis=-1) - chosen) * counted)
 
 
+def held_out_masked(
+    predict: Callable[[Mapping[str, Array]], Float[Array, "b t v"]],
+    windows: MaskedWindows,
+    rows: int = 16,
+) -> tuple[float, float]:
+    """How well hidden tokens are found again: (bits of each, share with the largest logit).
+
+    Args:
+      predict: {"tokens": [b, t], "valid": [b, t]} -> logits [b, t, v]; called with `rows` rows each
+        time.
+      windows: from `ffnlab.data.masked_windows`.
+      rows: windows scored at once.
+    """
+    nats = right = 0.0
+    for part in windows.batches(rows):
+        logits = predict({"tokens": jnp.asarray(part.tokens), "valid": jnp.asarray(part.valid)})
+        counted = part.targets >= 0
+        nats += float(_nats(logits, np.maximum(part.targets, 0), counted))
+        right += float(jnp.sum((logits.argmax(-1) == part.targets) & counted))
+    count = int(np.sum(windows.targets >= 0))
+    return nats / math.log(2) / count, right / count
+
+
 def held_out_accuracy(
-    predict: Callable[[Array], Array], held_out: Iterable[Labelled], rows: int = 64
+    predict: Callable[[PyTree], Array], held_out: Iterable[Labelled], rows: int = 64
 ) -> float:
     """The share of inputs whose class has the largest score.
 
     Args:
       predict: inputs [rows, ...] -> scores [rows, classes]; called with as many rows each time.
-      held_out: parts of any numbers of rows.
+      held_out: parts of any numbers of rows, their inputs an array or a tree of them.
       rows: inputs scored at once.
     """
     right = total = 0
     for x, y, count in padded(held_out, rows):
-        found = np.asarray(predict(jnp.asarray(x))).argmax(-1)
+        found = np.asarray(predict(jax.tree.map(jnp.asarray, x))).argmax(-1)
         right, total = right + int(np.sum((found == y)[:count])), total + count
     return right / total
 
@@ -67,17 +90,17 @@ def held_out_error(
     """
     squares = total = 0.0
     for x, _, count in padded(held_out, rows):
-        off = np.square(np.asarray(predict(jnp.asarray(x))) - x)[:count]
+        off = np.square(np.asarray(predict(jnp.asarray(x))) - np.asarray(x))[:count]
         squares, total = squares + float(off.sum(dtype=np.float64)), total + off.size
     return squares / total
 
 
 def padded(
     held_out: Iterable[Labelled], rows: int
-) -> Iterator[tuple[Float[np.ndarray, "n *d"], Int[np.ndarray, "n"], int]]:
+) -> Iterator[tuple[PyTree, Int[np.ndarray, "n"], int]]:
     """(x, y, rows that count) of equal numbers of rows, the last ones filled with repetitions."""
     for part in held_out:
-        for start in range(0, len(part.x), rows):
-            count = min(rows, len(part.x) - start)
+        for start in range(0, len(part.y), rows):
+            count = min(rows, len(part.y) - start)
             chosen = start + np.arange(rows) % count
-            yield part.x[chosen], part.y[chosen], count
+            yield *jax.tree.map(lambda leaf, chosen=chosen: leaf[chosen], tuple(part)), count

@@ -1,6 +1,8 @@
 """When the loop does what: intervals and positions in steps, and what else it is told."""
 
 import dataclasses
+from collections.abc import Sequence
+from numbers import Integral
 
 from ffnlab.errors import ConfigError
 
@@ -42,8 +44,9 @@ class LoopOptions:
         for name in (*INTERVALS, "patience", "profile"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
-        if min(self.evaluate_at, default=0) < 0:
-            raise ConfigError(f"evaluate_at={self.evaluate_at} must hold no negative position")
+        at = self.evaluate_at
+        if not isinstance(at, Sequence) or any(not isinstance(p, Integral) or p < 0 for p in at):
+            raise ConfigError(f"evaluate_at={at!r} must hold positions, integers of at least 0")
         if self.on_bad not in ("stop", "skip"):
             raise ConfigError(f"on_bad={self.on_bad!r} is not one of 'stop', 'skip'")
         if self.patience and not (self.watch and self.evaluate_every):
@@ -75,4 +78,4 @@ class LoopOptions:
         """
         everies = [every for name in INTERVALS if (every := getattr(self, name))]
         ends = [steps, *((position // every + 1) * every for every in everies)]
-        return min([*ends, *(at for at in self.evaluate_at if at > position)])
+        return min([*ends, *(int(at) for at in self.evaluate_at if at > position)])

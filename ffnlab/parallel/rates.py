@@ -1,6 +1,8 @@
-"""How fast a run goes: tokens per second, and the part of the devices' peak that it uses.
+"""How fast a run goes: items per second, and the part of the devices' peak that it uses.
 
-    MFU = tokens/s * operations per token / (devices * peak of a device)
+    MFU = items/s * operations per item / (devices * peak of a device)
+
+An item is a token of text, and an input of anything else.
 
 Peaks are of dense bfloat16 products, from the vendors' data sheets; where none is known (CPUs)
 there is no MFU.
@@ -37,12 +39,14 @@ class Work:
     """What a step does, for the rates that are logged.
 
     Attributes:
-      tokens: position -> tokens of its batch, of all processes.
-      flops: operations that a token needs in a step; 0 where it is not known.
+      items: position -> items of its batch, of all processes.
+      flops: operations that an item needs in a step; 0 where it is not known.
+      item: what one is called.
     """
 
-    tokens: Callable[[int], int]
+    items: Callable[[int], int]
     flops: float = 0.0
+    item: str = "token"
 
 
 def peak(kind: str) -> float | None:
@@ -56,7 +60,7 @@ def peak(kind: str) -> float | None:
 
 
 class Meter:
-    """Counts the tokens of steps; the time of evaluations and of compiling is left out.
+    """Counts the items of steps; the time of evaluations and of compiling is left out.
 
     Attributes:
       work: what a step does; None for no figures.
@@ -71,20 +75,20 @@ class Meter:
 
     def restart(self) -> None:
         """Begins to count."""
-        self.tokens, self.since = 0, time.perf_counter()
+        self.items, self.since = 0, time.perf_counter()
 
     def count(self, position: int, steps: int = 1) -> None:
         """Counts the batches of some steps from a position on."""
         if self.work is not None:
-            self.tokens += sum(map(self.work.tokens, range(position, position + steps)))
+            self.items += sum(map(self.work.items, range(position, position + steps)))
 
     def figures(self) -> dict[str, float]:
-        """ "tokens_per_second" and where it is known "mfu", since the last call; begins again."""
-        tokens, seconds = self.tokens, time.perf_counter() - self.since
+        """Such as "tokens_per_second", and "mfu" where it is known, since the last call."""
+        items, seconds = self.items, time.perf_counter() - self.since
         self.restart()
-        if self.work is None or not tokens:
+        if self.work is None or not items:
             return {}
-        found = {"tokens_per_second": tokens / seconds}
+        found = {f"{self.work.item}s_per_second": items / seconds}
         if self.peak is not None and self.work.flops:
-            found["mfu"] = tokens / seconds * self.work.flops / self.peak
+            found["mfu"] = items / seconds * self.work.flops / self.peak
         return found

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool
 
 from ffnlab import tree
 from ffnlab.errors import ConfigError, NumericalError
-from ffnlab.layers import Block, Linear
+from ffnlab.layers import Block, GroupedLinear, Linear
 from ffnlab.layers.linear import Map
 from ffnlab.models.stack import in_list
 from ffnlab.tree import Predicate, Selector
@@ -18,11 +18,14 @@ from ffnlab.weights import SparseInput, Weight
 
 M = TypeVar("M")
 
-inside_blocks = tree.at("layers**") & tree.of_type(Linear)
+routers = Selector(  # few numbers, and where tokens go hangs on small differences of them
+    "routers", lambda _, node: isinstance(node, Linear) and node.w.axes[-1] == "router"
+)
+inside_blocks = tree.at("layers**") & tree.of_type(Linear, GroupedLinear) & ~routers
 
 
 def linears(select: Predicate) -> Selector:
-    """The `Linear` and `Conv` layers among what a selection names."""
+    """The linear maps, grouped ones and `Conv` layers among what a selection names."""
     name = getattr(select, "name", "select")
     return Selector(name, lambda path, node: isinstance(node, Map) and select(path, node))
 
@@ -36,7 +39,7 @@ def check_model(model: object) -> None:
 
 
 def chosen(select: Predicate | None, model: Any) -> Selector:
-    """What is quantized: as selected, else the maps inside blocks, or all where there are none."""
+    """What is quantized: as selected, else maps inside blocks, not routers; all without blocks."""
     has_blocks = any(isinstance(node, Block) for _, node in tree.walk(model))
     return linears(select or (inside_blocks if has_blocks else tree.of_type(Map)))
 
@@ -44,7 +47,8 @@ def chosen(select: Predicate | None, model: Any) -> Selector:
 def replace_weights(model: M, select: Predicate | None, quantize: Callable[[Weight], Weight]) -> M:
     """The model with `quantize(weight)` in place of each selected weight.
 
-    A weight that drops small inputs keeps doing so around the quantized one.
+    A weight that drops small inputs keeps doing so around the quantized one. Of a grouped map every
+    matrix is quantized for itself.
 
     Args:
       model: any, its layers in a list or stacked; the result is in the same form.
@@ -57,6 +61,8 @@ def replace_weights(model: M, select: Predicate | None, quantize: Callable[[Weig
 
     def store(linear: Map) -> Map:
         weight = linear.weight
+        if isinstance(linear, GroupedLinear):
+            return linear.replace(jax.vmap(quantize)(weight))
         if isinstance(weight, SparseInput):
             return linear.replace(SparseInput(quantize(weight.w), weight.threshold))
         return linear.replace(quantize(weight))

@@ -37,6 +37,7 @@ from ffnlab.transform import Transform
 __all__ = ["Calibration", "Evaluation", "Recipe", "Stage", "default", "parse_recipe", "read_recipe"]
 
 SIZE_LIMIT = 1 << 20  # bytes; a recipe is written by hand
+DEFAULTS = {"decoder": "default.toml", "encoder": "encoder.toml"}  # by kind of model
 S = TypeVar("S", "Calibration", "Evaluation")
 
 
@@ -166,10 +167,21 @@ def settings_of(settings: Calibration | Evaluation) -> dict[str, object]:
     return {field.name: getattr(settings, field.name) for field in told(settings)}
 
 
-def default() -> Recipe:
-    """The recipe that `ffnlab compress` uses without `--recipe`."""
-    text = (resources.files("ffnlab.recipes") / "default.toml").read_text(encoding="utf-8")
-    return parse_recipe(text, source="default.toml")
+def default(kind: str = "decoder") -> Recipe:
+    """The recipe that `ffnlab compress` uses without `--recipe`.
+
+    Args:
+      kind: of the model, "decoder" or "encoder".
+    Raises:
+      ConfigError: a kind that has none.
+    """
+    if kind not in DEFAULTS:
+        raise ConfigError(
+            f"there is no default recipe for a model of kind {kind!r}, only for "
+            f"{' and '.join(map(repr, DEFAULTS))}: give a recipe"
+        )
+    text = (resources.files("ffnlab.recipes") / DEFAULTS[kind]).read_text(encoding="utf-8")
+    return parse_recipe(text, source=DEFAULTS[kind])
 
 
 def read_recipe(path: StrPath) -> Recipe:

@@ -17,6 +17,7 @@ TRANSFORMS: Mapping[str, str] = MappingProxyType(
         "finercut": "ffnlab.pruning.finercut:finercut",
         "fireq": "ffnlab.quantization.fireq:fireq",
         "nearest": "ffnlab.quantization.nearest:nearest",
+        "upcycle": "ffnlab.routing.upcycle:upcycle",
     }
 )
 METHODS = Methods("transform", "ffnlab.transforms", Transform, TRANSFORMS)

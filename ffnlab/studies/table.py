@@ -138,6 +138,30 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
                 ),
             ),
             Study(
+                "duo-llm",
+                "Duo-LLM",
+                "routing",
+                "a small FFN beside each big one: what an oracle's choice for each token gains, "
+                "and what a trained router's",
+                arxiv(
+                    "2410.10846",
+                    2024,
+                    "Duo-LLM: A Framework for Studying Adaptive Computation in Large Language "
+                    "Models",
+                ),
+            ),
+            Study(
+                "lora-mixer",
+                "LoRA-Mixer",
+                "routing",
+                "adapters of several tasks inside the linear maps, mixed for each token by routers",
+                arxiv(
+                    "2507.00029",
+                    2025,
+                    "LoRA-Mixer: Coordinate Modular LoRA Experts Through Serial Attention Routing",
+                ),
+            ),
+            Study(
                 "pal",
                 "PAL",
                 "routing",

@@ -12,7 +12,7 @@ from ffnlab.testing.compiling import Count, counted
 from ffnlab.testing.contract import equal
 from ffnlab.testing.layer import check_layer
 from ffnlab.testing.probe import ProbeCase, check_probe
-from ffnlab.testing.rule import check_rule
+from ffnlab.testing.rule import RuleCase, check_rule
 from ffnlab.testing.small import batches, tiny, tiny_encoder
 from ffnlab.testing.transform import TransformCase, check_transform
 from ffnlab.testing.weight import check_weight
@@ -20,6 +20,7 @@ from ffnlab.testing.weight import check_weight
 __all__ = [
     "Count",
     "ProbeCase",
+    "RuleCase",
     "TransformCase",
     "batches",
     "check_layer",

@@ -16,6 +16,7 @@ from ffnlab import tree
 from ffnlab.storage import trees
 from ffnlab.testing.compiling import counted
 from ffnlab.testing.contract import equal, hold, need
+from ffnlab.weights import AxisNames, is_weight
 
 __all__ = ["check_layer"]
 
@@ -86,9 +87,14 @@ def every_array_lies_in_a_variable_that_names_its_axes(case: Case) -> None:
     for variable in found:
         is_one = isinstance(variable, nnx.Variable)
         need(is_one, f"a {type(variable).__name__} lies outside of a Variable")
-        shape, axes = variable.get_value().shape, variable.get_metadata().get("axes")
-        named = axes is not None and len(axes) == len(shape)
-        need(named, f"axes={axes} of a {type(variable).__name__} of shape {tuple(shape)}")
+        value, axes = variable.get_value(), variable.get_metadata().get("axes")
+        what = f"axes={axes} of a {type(variable).__name__} of shape {tuple(value.shape)}"
+        need(axes is not None, what)
+        # A weight may be several on axes before its own two, as its arrays tell.
+        names = value.leaf_axes(tuple(axes)) if is_weight(value) else AxisNames(axes)
+        names = jax.tree.leaves(names, is_leaf=lambda node: isinstance(node, AxisNames))
+        for own, leaf in zip(names, jax.tree.leaves(value), strict=True):
+            need(len(own) == leaf.ndim, what)
 
 
 def variables(layer: nnx.Module) -> list:

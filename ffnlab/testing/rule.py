@@ -16,7 +16,36 @@ from ffnlab.testing import small
 from ffnlab.testing.compiling import counted
 from ffnlab.testing.contract import equal, hold, need
 
-__all__ = ["check_rule"]
+__all__ = ["RuleCase", "check_rule"]
+
+
+def one_for_each(outputs: PyTree, inputs: PyTree) -> None:
+    """Holds an output for each input."""
+    need(len(outputs) == len(inputs), f"{len(outputs)} outputs of {len(inputs)} inputs")
+
+
+@dataclasses.dataclass(frozen=True)
+class RuleCase:
+    """A rule with what it learns from, as tables of contract tests hold them.
+
+    Attributes:
+      make: the rule.
+      model: makes what it starts from.
+      batches: makes two that it learns from.
+      inputs: of a batch, what `predict` takes.
+      check: raises AssertionError for outputs that are not those of the inputs.
+    """
+
+    make: Callable[[], Rule]
+    model: Callable[[], PyTree] = small.tiny
+    batches: Callable[[], Sequence[PyTree]] = small.batches
+    inputs: Callable[[PyTree], PyTree] = lambda batch: batch
+    check: Callable[[PyTree, PyTree], None] = one_for_each
+
+    def hold(self) -> None:
+        """Holds it against the contract (`check_rule`)."""
+        given = {"inputs": self.inputs, "check": self.check}
+        check_rule(self.make, model=self.model(), batches=self.batches(), **given)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +81,6 @@ class Case:
         for batch in self.batches[:count]:
             state, metrics = self.rule.step(state, batch)
         return state, metrics
-
-
-def one_for_each(outputs: PyTree, inputs: PyTree) -> None:
-    """Holds an output for each input."""
-    need(len(outputs) == len(inputs), f"{len(outputs)} outputs of {len(inputs)} inputs")
 
 
 def check_rule(

@@ -72,6 +72,7 @@ def check_weight(make: Callable[[Array], Weight], *, product: Product = plain) -
         transpose_says_so_or_transposes,
         arguments_stay_and_the_second_call_compiles_nothing,
         stacked_weights_are_mapped_and_scanned,
+        grouped_products_are_those_of_each_weight,
         gradients_flow_to_the_input_and_to_float_arrays,
         what_is_saved_and_restored_is_equal,
         leaf_axes_name_every_dimension_of_every_array,
@@ -156,6 +157,14 @@ def stacked_weights_are_mapped_and_scanned(case: Case) -> None:
     close(jax.vmap(lambda w: w.matmul(x))(stacked), each, 1e-4)  # batched sums reorder
     scanned = jax.lax.scan(lambda carry, w: (carry, w.matmul(x)), 0, stacked)[1]
     close(scanned, each, 1e-4)
+
+
+def grouped_products_are_those_of_each_weight(case: Case) -> None:
+    ws = [case.make(key) for key in jax.random.split(jax.random.key(0), 3)]
+    stacked, x = jax.tree.map(lambda *leaves: jnp.stack(leaves), *ws), case.x(6)
+    expected = [ws[0].matmul(x[:2]), ws[2].matmul(x[2:5]), jnp.zeros((1, case.w.shape[1]))]
+    y = stacked.matmul_grouped(x, jnp.array([2, 0, 3], jnp.int32))
+    close(y, jnp.concatenate(expected), 1e-4)
 
 
 def gradients_flow_to_the_input_and_to_float_arrays(case: Case) -> None:

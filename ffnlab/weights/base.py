@@ -13,7 +13,9 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels import grouped
 
 Axes = tuple[str | None, ...]
 C = TypeVar("C", bound=type)
@@ -103,6 +105,17 @@ class Weight(abc.ABC):
     def matmul(self, x: Float[Array, "*b in"]) -> Float[Array, "*b out"]:
         """x @ w, in x's dtype: the weight follows the activations."""
         return jnp.matmul(x, self.dense().astype(x.dtype))
+
+    def matmul_grouped(
+        self, x: Float[Array, "m in"], sizes: Int[Array, "e"]
+    ) -> Float[Array, "m out"]:
+        """y[i] = x[i] @ w[group of i], of a weight whose arrays are [e, ...], in x's dtype.
+
+        Args:
+          x: rows sorted by group, those of group 0 first.
+          sizes: rows of each group; rows beyond the last become zeros.
+        """
+        return grouped.matmul(x, self.dense().astype(x.dtype), sizes)
 
     def transpose(self) -> "Weight":
         """The weight of shape [out, in], where the format has one.

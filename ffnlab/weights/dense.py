@@ -5,7 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ffnlab.weights.activations import fake_e4m3
 from ffnlab.weights.base import (
@@ -98,6 +98,11 @@ class Dense(Weight):
     def matmul(self, x: Float[Array, "*b in"]) -> Float[Array, "*b out"]:
         return product(self.rounded(x), self.w.astype(x.dtype))
 
+    def matmul_grouped(
+        self, x: Float[Array, "m in"], sizes: Int[Array, "e"]
+    ) -> Float[Array, "m out"]:
+        return super().matmul_grouped(self.rounded(x), sizes)
+
     def rounded(self, x: Float[Array, "*b in"]) -> Float[Array, "*b in"]:
         """x as this weight multiplies it: rounded to e4m3 where `act` says so."""
         return fake_e4m3(x) if self.act == "e4m3" else x
@@ -144,6 +149,12 @@ class Transposed(Weight):
     def matmul(self, x: Float[Array, "*b in"]) -> Float[Array, "*b out"]:
         x = fake_e4m3(x) if getattr(self.w, "act", None) == "e4m3" else x
         return product_by_rows(x, self.w.dense().astype(x.dtype))
+
+    def matmul_grouped(
+        self, x: Float[Array, "m in"], sizes: Int[Array, "e"]
+    ) -> Float[Array, "m out"]:
+        x = fake_e4m3(x) if getattr(self.w, "act", None) == "e4m3" else x
+        return super().matmul_grouped(x, sizes)
 
     def transpose(self) -> Weight:
         return self.w

@@ -3,7 +3,7 @@
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int8, UInt8
+from jaxtyping import Array, Float, Int, Int8, UInt8
 
 from ffnlab.weights.base import (
     Axes,
@@ -117,6 +117,12 @@ class Int4(Quantized):
         return w4a8.matmul(
             x, self.codes, self.scales, divisor=self.divisor, group=self.group, act=self.act
         )
+
+    def matmul_grouped(
+        self, x: Float[Array, "m in"], sizes: Int[Array, "e"]
+    ) -> Float[Array, "m out"]:
+        options = {"divisors": self.divisor, "group": self.group, "act": self.act}
+        return w4a8.grouped(x, self.codes, self.scales, sizes, **options)
 
     def prepare(self, backend: str) -> Weight:
         if PackedInt4.pays(backend, self.group, self.act):

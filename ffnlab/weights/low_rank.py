@@ -4,9 +4,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ffnlab.weights.base import Axes, AxisNames, Weight, check_matrix, rebuild, register, static
+from pallas_kernels import grouped
 
 
 def check_factors(a: Array, b: Array) -> None:
@@ -15,6 +16,14 @@ def check_factors(a: Array, b: Array) -> None:
     check_matrix("b", b)
     if a.shape[-1] != b.shape[-2]:
         raise ValueError(f"a has rank {a.shape[-1]}, b has rank {b.shape[-2]}; they must be equal")
+
+
+def thin_grouped(
+    x: Float[Array, "m in"], a: Array, b: Array, sizes: Int[Array, "e"]
+) -> Float[Array, "m out"]:
+    """x[i] @ a[group of i] @ b[group of i]."""
+    thin = grouped.matmul(x, a.astype(x.dtype), sizes)
+    return grouped.matmul(thin, b.astype(x.dtype), sizes)
 
 
 @register
@@ -61,6 +70,11 @@ class LowRank(Weight):
 
     def matmul(self, x: Float[Array, "*b in"]) -> Float[Array, "*b out"]:
         return jnp.matmul(jnp.matmul(x, self.a.astype(x.dtype)), self.b.astype(x.dtype))
+
+    def matmul_grouped(
+        self, x: Float[Array, "m in"], sizes: Int[Array, "e"]
+    ) -> Float[Array, "m out"]:
+        return thin_grouped(x, self.a, self.b, sizes)
 
     def transpose(self) -> "LowRank":
         return LowRank(jnp.swapaxes(self.b, -1, -2), jnp.swapaxes(self.a, -1, -2))
@@ -126,6 +140,13 @@ class LoRA(Weight):
         base = jax.tree.map(jax.lax.stop_gradient, self.base)
         update = jnp.matmul(jnp.matmul(x, self.a.astype(x.dtype)), self.b.astype(x.dtype))
         return base.matmul(x) + self.scale * update
+
+    def matmul_grouped(
+        self, x: Float[Array, "m in"], sizes: Int[Array, "e"]
+    ) -> Float[Array, "m out"]:
+        base = jax.tree.map(jax.lax.stop_gradient, self.base)
+        update = thin_grouped(x, self.a, self.b, sizes)
+        return base.matmul_grouped(x, sizes) + self.scale * update
 
     def trains(self, field: str) -> bool:
         return field != "base"

@@ -3,7 +3,7 @@
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ffnlab.weights.base import Axes, AxisNames, Weight, rebuild, register
 from ffnlab.weights.dense import Dense
@@ -85,6 +85,13 @@ class SparseInput(Weight):
         if x.size == x.shape[-1] and isinstance(w, Dense):
             return sparse.matvec(w.rounded(x), w.w)
         return w.matmul(x)
+
+    def matmul_grouped(
+        self, x: Float[Array, "m in"], sizes: Int[Array, "e"]
+    ) -> Float[Array, "m out"]:
+        of_row = jnp.repeat(self.threshold, sizes, total_repeat_length=len(x))
+        keep = jnp.abs(x.astype(jnp.float32)) > of_row[:, None]
+        return self.w.matmul_grouped(jnp.where(keep, x, jnp.zeros((), x.dtype)), sizes)
 
     def trains(self, field: str) -> bool:
         return field != "threshold"

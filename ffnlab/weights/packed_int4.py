@@ -3,7 +3,7 @@
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ffnlab.weights.base import (
     Axes,
@@ -103,6 +103,13 @@ class PackedInt4(Quantized):
         return w4a8.matmul(
             x, fragments, self.scales, divisor=self.divisor, group=GROUP, act=self.act
         )
+
+    def matmul_grouped(
+        self, x: Float[Array, "m in"], sizes: Int[Array, "e"]
+    ) -> Float[Array, "m out"]:
+        fragments = w4a8.Fragments(self.words, self.encoding)
+        options = {"divisors": self.divisor, "group": GROUP, "act": self.act}
+        return w4a8.grouped(x, fragments, self.scales, sizes, **options)
 
     def leaf_axes(self, axes: Axes) -> "PackedInt4":
         stack, rows, columns = axes[:-2], axes[-2], axes[-1]

@@ -1,7 +1,9 @@
 """What the weights of codes and scales share."""
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
+from ffnlab.weights.activations import fake_e4m3
 from ffnlab.weights.base import Weight
 from ffnlab.weights.dense import Dense
 
@@ -18,6 +20,11 @@ class Quantized(Weight):
     @property
     def dtype(self) -> jnp.dtype:
         return jnp.dtype(jnp.float32)
+
+    def matmul_grouped(
+        self, x: Float[Array, "m in"], sizes: Int[Array, "e"]
+    ) -> Float[Array, "m out"]:
+        return super().matmul_grouped(fake_e4m3(x) if self.act == "e4m3" else x, sizes)
 
     def trains(self, field: str) -> bool:
         return False  # a step of an optimizer on codes or scales has no meaning

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import backend as registry
-from pallas_kernels.grouped import reference, xla
+from pallas_kernels.grouped import blocks, reference, xla
 from pallas_kernels.numerics import E4M3, is_finite, known
 
 TEST = registry.tested("grouped", "sm90")
@@ -43,12 +43,18 @@ def table(name):
             automatic=False,
             jax=registry.INTERPRETER,
         ),
+        registry.Backend("blocks", getattr(blocks, name), platforms=("cpu",)),
         registry.Backend("xla", getattr(xla, name)),
         registry.Backend("reference", getattr(reference, name), automatic=False),
     )
 
 
 MULTIPLY, OUTER = table("multiply"), table("outer")
+
+
+def plainest():
+    """Name of the first backend that takes any operands on the device that is traced for."""
+    return "blocks" if registry.device()[0] == "cpu" else "xla"
 
 
 def matmul(
@@ -77,8 +83,8 @@ def matmul(
       x_scale: [m, 1] float32, for FP8 and only for it.
       w_scale: [e] float32, for FP8 and only for it.
       out_dtype: x's dtype when None (bfloat16 for FP8).
-      backend: None (chosen by device), "sm90", "xla", "reference"; "sm90_interpret" runs the
-        Hopper kernel's body in Pallas' interpreter.
+      backend: None (chosen by device), "sm90", "blocks" (CPUs), "xla", "reference";
+        "sm90_interpret" runs the Hopper kernel's body in Pallas' interpreter.
     Returns:
       [m, n] in `out_dtype`, accumulated in float32; zeros in rows beyond the last group.
     Raises:
@@ -105,10 +111,21 @@ def matmul(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def product(x, w, scale, group_sizes, transposed, out_dtype, name):
     """The product by the backend called `name`."""
+    y = grouped_multiply(x, w, scale, group_sizes, transposed, out_dtype, name)
+    return y.astype(out_dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("transposed", "out_dtype", "name"), inline=False)
+def grouped_multiply(x, w, scale, group_sizes, transposed, out_dtype, name):
+    """One backend's product; a jaxpr shows it by this name, whatever is inside."""
     run = next(b.run for b in MULTIPLY if b.name == name)
-    return run(x, w, scale, group_sizes, transposed=transposed, out_dtype=out_dtype).astype(
-        out_dtype
-    )
+    return run(x, w, scale, group_sizes, transposed=transposed, out_dtype=out_dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("name",), inline=False)
+def grouped_outer(x, dy, group_sizes, name):
+    """One backend's gradient of the matrices; see `grouped_multiply`."""
+    return next(b.run for b in OUTER if b.name == name)(x, dy, group_sizes)
 
 
 def product_forward(x, w, scale, group_sizes, transposed, out_dtype, name):
@@ -127,8 +144,8 @@ def product_backward(transposed, out_dtype, name, residuals, dy):
         return jnp.zeros_like(x), jnp.zeros_like(w), dscale, none
     dy = dy.astype(x.dtype)
     dx = product(dy, w, None, group_sizes, not transposed, jnp.dtype(x.dtype), name)
-    outer = next(b.run for b in OUTER if b.name == name)
-    dw = outer(dy, x, group_sizes) if transposed else outer(x, dy, group_sizes)
+    pair = (dy, x) if transposed else (x, dy)
+    dw = grouped_outer(*pair, group_sizes, name)
     return dx.astype(x.dtype), dw.astype(w.dtype), None, none
 
 

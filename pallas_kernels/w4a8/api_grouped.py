@@ -5,13 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.grouped.api import product
+from pallas_kernels.grouped.api import plainest, product
 from pallas_kernels.w4a8 import backends, gradient, reference, xla
 from pallas_kernels.w4a8.arguments import Arguments
 
 
 def plain(x, sx, codes, scales, divisors, group_sizes, *, group, act, treatment, out_dtype):
-    """Each token times its expert's dequantized matrix, by `lax.ragged_dot`.
+    """Each token times its expert's dequantized matrix, by the grouped product of any platform.
 
     Args:
       x, sx: see `reference.matmul`; rows sorted by expert.
@@ -26,7 +26,7 @@ def plain(x, sx, codes, scales, divisors, group_sizes, *, group, act, treatment,
     w = dequantized(codes, scales, divisors, group=group, treatment=treatment)
     dtype = xla.operand_dtype(seen.dtype)
     operands = seen.astype(dtype), w.astype(dtype), None, group_sizes
-    y = product(*operands, False, jnp.dtype(jnp.float32), "xla")
+    y = product(*operands, False, jnp.dtype(jnp.float32), plainest())
     return y if unit is None else y * unit
 
 

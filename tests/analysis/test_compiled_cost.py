@@ -62,6 +62,12 @@ def test_batches_without_rows_or_of_two_kinds_are_refused(key, batches, said):
         compiled_cost()(MLP(SIZES, key=key), batches)
 
 
+def test_a_function_that_does_not_take_the_batch_is_named(key):
+    pairs = [(np.zeros((2, 5), np.float32), np.zeros(2, np.int32))]
+    with pytest.raises(ConfigError, match=r"'compiled_cost': fn\(model, batch\) takes no batch of"):
+        compiled_cost()(MLP(SIZES, key=key), pairs)
+
+
 def test_a_backend_that_does_not_tell_is_an_error(key, monkeypatch):
     class Silent:
         lower = compile = lambda self, *_: self

@@ -131,6 +131,15 @@ def test_the_rule_looks_at_batches_first(model):
         align(rule, model, [(x, np.full(6, 9))])
 
 
+def test_a_loss_that_is_nan_is_an_error_though_its_gradient_is_finite(model):
+    (x, y), other = given()
+    beyond = (x, jnp.full_like(y, 9))
+    finite = jax.grad(lambda model: labelled(model, beyond)[0])(model)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(finite))
+    with pytest.raises(NumericalError, match="probe 'gradient_alignment'"):
+        align(backprop(labelled, optax.sgd(0.1)), model, [beyond, other])
+
+
 def test_layers_are_selected_and_blocks_taken_apart():
     rule, select = backprop(optimizer=optax.sgd(0.1)), "layers[1].ffn"
     flat_, stacked = (

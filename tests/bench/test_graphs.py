@@ -9,6 +9,7 @@ import rich
 
 from ffnlab.bench import graphs, peer
 from ffnlab.bench.graphs import Settings, compare
+from ffnlab.bench.turns import Comparison, Task
 from ffnlab.errors import FFNLabError, MissingExtraError
 
 SMALL = Settings(sizes=((7, 20), (5, 30)), width=3, inputs=4, turns=2)
@@ -89,8 +90,9 @@ def test_figures_of_other_work_are_refused(monkeypatch, do):
 
 
 def test_ratios_are_those_of_the_tasks(monkeypatch):
-    task = graphs.Task(1.0, 2.0, 2.5, 0.0, "dense")
-    monkeypatch.setattr(graphs, "compare", lambda: graphs.Comparison({"train": task}, ""))
+    task = Task.of([(1.0, 2.0), (1.0, 3.0), (2.0, 5.0)], 0.0, "dense")
+    assert (task.ours, task.theirs, task.ratio) == (1.0, 3.0, 2.5)
+    monkeypatch.setattr(graphs, "compare", lambda: Comparison("", {"train": task}, ""))
     assert graphs.ratios() == {"train": 2.5}
 
 

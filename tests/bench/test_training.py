@@ -7,9 +7,9 @@ import pytest
 import rich
 
 from ffnlab import models
-from ffnlab.bench import training
+from ffnlab.bench import peer, training
 from ffnlab.bench.training import Settings, compare
-from ffnlab.errors import FFNLabError
+from ffnlab.errors import FFNLabError, MissingExtraError
 from ffnlab.learning import backprop
 
 SMALL = Settings(batch=2, length=8, turns=2)
@@ -72,6 +72,9 @@ def test_other_work_is_refused(directory, fake):
 
 @pytest.mark.parity
 def test_with_torch(directory):
-    pytest.importorskip("torch", reason="needs the extra 'parity'")
+    try:
+        peer.peer_python()
+    except MissingExtraError as error:
+        pytest.skip(str(error))
     found = compare(directory, SMALL)
     assert found.difference < 1e-4 and found.theirs > 0

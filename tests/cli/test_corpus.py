@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ffnlab.cli.corpus import load_corpus, with_ends
+from ffnlab.cli.inputs.corpus import load_corpus, with_ends
 from ffnlab.cli.train import TrainConfig, run
 from ffnlab.cli.training import DataConfig
 from ffnlab.compress import file_text

@@ -6,7 +6,7 @@ import tomllib
 
 import pytest
 
-from ffnlab.cli.data_kinds import DATA_KINDS
+from ffnlab.cli.inputs.data_kinds import DATA_KINDS
 from ffnlab.cli.keys import recipe_keys, training_keys
 from ffnlab.cli.main import main
 from ffnlab.cli.training import TrainConfig

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ffnlab import models
-from ffnlab.cli.labelled import load_labelled
+from ffnlab.cli.inputs.labelled import load_labelled
 from ffnlab.cli.main import main
 from ffnlab.cli.train import run, train
 from ffnlab.cli.training import TrainConfig
@@ -134,7 +134,7 @@ def test_a_run_on_a_mesh(tmp_path):
         ({"model": {"kind": 3}}, "model.kind=3 is not one of"),
         (
             {"data": {"kind": "audio"}},
-            "data.kind='audio' is not one of 'text', 'images', 'records'",
+            "data.kind='audio' is not one of 'text', 'texts', 'images', 'records', 'graph'",
         ),
         (
             {"model": CONVNET | {"width": 8}},
@@ -148,7 +148,7 @@ def test_a_run_on_a_mesh(tmp_path):
             r"\('backprop', 'counter_current' would\)",
         ),
         ({"model": {"kind": "autoencoder", "channels": [1, 2]}}, "rule 'backprop' does not train"),
-        ({"model": {"kind": "graph", "sizes": [3, 2]}}, "reads graphs, which no kind of"),
+        ({"model": {"kind": "graph", "sizes": [3, 2]}}, "kind 'graph' reads a graph: set kind in"),
         ({"extension": {"steps": 2}}, "makes rows of text longer"),
         ({"data": DIGITS | {"size": [8]}}, r"size=\[8\] must be a height and a width"),
         ({"data": {"kind": "records", "records": "a", "shape": [0]}}, r"shape=\[0\] must be one"),

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ffnlab import formats, models
+from ffnlab.cli.inputs.speech import load_speech
 from ffnlab.cli.main import main
-from ffnlab.cli.speech import load_speech
 from ffnlab.cli.training import TrainConfig, abstract_batch, rule_of
 from ffnlab.errors import ConfigError
 from ffnlab.models import AudioEncoder, AudioEncoderConfig
@@ -65,6 +65,11 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+def load(folder):
+    settings = read_config(folder / "run.toml", TrainConfig)
+    return load_speech(settings.data, settings.model)
+
+
 def test_trained_resumed_written_and_planned(folder, capsys):
     assert main(["train", "--config", "run.toml", "--dry-run"]) == 0
     assert main(["train", "--config", "run.toml", "--out", "run", "--no-progress"]) == 0
@@ -74,7 +79,7 @@ def test_trained_resumed_written_and_planned(folder, capsys):
     model = formats.load(folder / "run" / "model")
     assert model.config.audio.ways == ("prepended", "attended")
     settings = read_config(folder / "run.toml", TrainConfig)
-    data = load_speech(settings)
+    data = load_speech(settings.data, settings.model)
     sounds, (tokens, answers) = data.held_out
     right = np.asarray(pal.answer(model, sounds, tokens)).argmax(-1) == answers[:, -1]
     assert record["held_out_accuracy"] == pytest.approx(right.mean())
@@ -91,7 +96,7 @@ def test_trained_resumed_written_and_planned(folder, capsys):
         (
             FILE[FILE.index('kind = "speech"') : FILE.index("batch")],
             "",
-            'hears: \\[data\\] kind = "speech"',
+            "reads speech: set kind in",
         ),
         ('["", "encoder"]', '[""]', "hears 2, of"),
         ('question = "? "', 'question = "~"', "the byte 126; the model has 64"),
@@ -118,4 +123,4 @@ def test_files_that_are_refused(folder, old, new, told):
 def test_data_that_do_not_fit(folder, old, new, told):
     (folder / "run.toml").write_text(FILE.replace(old, new))
     with pytest.raises(ValueError, match=told):
-        load_speech(read_config(folder / "run.toml", TrainConfig))
+        load(folder)

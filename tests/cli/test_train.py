@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ffnlab.cli.corpus import Corpus, load_corpus, load_text, xz_bits
+from ffnlab.cli.inputs.corpus import Corpus, load_corpus, load_text, xz_bits
 from ffnlab.cli.train import TrainConfig, run, train
 from ffnlab.errors import ConfigError
 from ffnlab.formats import Tokenizer, load

@@ -1,7 +1,6 @@
 """Pairs of domains, and the reader of sparse rows."""
 
 import gzip
-import random
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from sklearn.datasets import load_sample_images, load_svmlight_file
 
 from ffnlab.data import find_folder, moons, on_photographs, read_svmlight, reviews
 from ffnlab.errors import ConfigError, FFNLabError, FormatError
+from tests.damaging import damaged
 
 
 def test_the_target_is_the_source_turned():
@@ -58,14 +58,26 @@ def test_images_on_photographs_are_differences_to_a_patch():
             np.allclose(photographs[k, i : i + 8, j : j + 6], patch, atol=1e-6) for k, i, j in first
         )
     assert not np.array_equal(found[0], found[1])
+    np.testing.assert_array_equal(on_photographs(images[..., None], seed=1), found)
+    in_colour = np.repeat(images[..., None], 3, axis=-1)
+    in_colour[..., 1:] = 0  # in the other colours the patch itself
+    red = on_photographs(in_colour, seed=1)
+    np.testing.assert_array_equal(red[..., 0], found[..., 0])
+    np.testing.assert_array_equal(red[..., 1:], on_photographs(0 * images, seed=1)[..., 1:])
 
 
 @pytest.mark.parametrize(
     "images",
-    [np.zeros((2, 3)), np.full((1, 2, 2), 1.5), np.zeros((1, 500, 2)), np.zeros((0, 2, 2))],
+    [
+        np.full((1, 2, 2), 1.5),
+        np.zeros((1, 500, 2)),
+        np.zeros((0, 2, 2)),
+        np.zeros((1, 2, 2, 2)),
+        np.zeros((1, 2, 2, 3, 1)),
+    ],
 )
-def test_what_is_no_grey_image_is_refused(images):
-    with pytest.raises((ConfigError, TypeError)):
+def test_what_is_no_image_is_refused(images):
+    with pytest.raises(ConfigError, match=r"images \(|images of 500 x 2"):
         on_photographs(images.astype(np.float32))
 
 
@@ -115,12 +127,8 @@ def test_damaged_rows_are_named(tmp_path, text, message):
 
 def test_files_that_are_cut_or_flipped_are_refused_or_read(tmp_path):
     text = b"".join(b"1 %d:1 4:0.5\n" % (i % 4) for i in range(50))
-    whole = gzip.compress(text)
-    file, draw = tmp_path / "rows.gz", random.Random(0)
-    for _ in range(60):
-        content = bytearray(whole[: draw.randrange(len(whole))] if draw.random() < 0.5 else whole)
-        if content:
-            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    file = tmp_path / "rows.gz"
+    for content in damaged(gzip.compress(text), 60):
         file.write_bytes(content)
         try:
             assert read_svmlight(file, width=5).x.shape[1] == 5

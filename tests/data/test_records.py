@@ -22,6 +22,7 @@ from ffnlab.data import (
 )
 from ffnlab.data.text.packing import checked_position
 from ffnlab.errors import FFNLabError, FormatError
+from tests.damaging import damaged
 
 RECORDS = [{"x": np.full(3, i, np.float32), "y": np.int32(i)} for i in range(20)]
 
@@ -305,6 +306,18 @@ def test_idx_files(tmp_path, packed):
         file.write_bytes(bad)
         with pytest.raises(FormatError, match=message):
             read_idx(file)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx_files_that_are_cut_or_flipped_are_refused_or_read(tmp_path, packed):
+    whole = b"\0\0\x0b\x02" + struct.pack(">2I", 2, 3) + np.arange(6, dtype=">i2").tobytes()
+    file = tmp_path / "numbers"
+    for content in damaged(gzip.compress(whole) if packed else whole, 100):
+        file.write_bytes(content)
+        try:
+            assert read_idx(file).nbytes <= len(whole)
+        except FormatError as error:
+            assert str(file) in str(error)
 
 
 @pytest.fixture

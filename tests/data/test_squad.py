@@ -2,7 +2,6 @@
 
 import copy
 import json
-import random
 import re
 
 import numpy as np
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from ffnlab.data import Answer, Question, SpanLayout, find_folder, span_windows, squad
 from ffnlab.errors import ConfigError, FFNLabError, FormatError
+from tests.damaging import damaged
 
 CONTEXT = "The café (1889) isn't far:  go north."
 FILE = {
@@ -144,12 +144,8 @@ def test_no_file_and_no_regular_file(tmp_path):
 
 
 def test_files_that_are_cut_or_flipped_are_refused_or_read(tmp_path):
-    whole, draw = json.dumps(FILE).encode(), random.Random(0)
     file = tmp_path / "questions.json"
-    for _ in range(200):
-        content = bytearray(whole[: draw.randrange(len(whole))] if draw.random() < 0.3 else whole)
-        if content:
-            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    for content in damaged(json.dumps(FILE).encode(), 200):
         file.write_bytes(content)
         try:
             for question in squad(file):

@@ -58,6 +58,8 @@ def test_a_batch_of_each_source():
         jax.tree.map(np.testing.assert_array_equal, found, wanted)
     with pytest.raises(FFNLabError, match="at least one source"):
         Zipped()
+    with pytest.raises(FFNLabError, match="source 1 of Zipped is a ndarray, no function of a"):
+        Zipped(text, np.zeros(3))
 
 
 def test_parts_have_the_rows_of_each_source():

@@ -34,6 +34,9 @@ VARIANTS = [
     "phi3_longrope",
     "phi3_longrope_v4",
     "phi3_odd",
+    "mixtral",
+    "qwen3_moe",
+    "qwen3_moe_step",
 ]
 # Both sides compute in float32 on other kernels; logits are of order 10.
 TOLERANCE = 1e-4

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -15,15 +16,16 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ffnlab import compat
+from ffnlab import compat, transform
 from ffnlab.errors import ConfigError, FormatError
 from ffnlab.formats import safetensors as st
 from ffnlab.formats.huggingface.load import load
 from ffnlab.formats.huggingface.plan import variables
 from ffnlab.formats.huggingface.save import save
-from ffnlab.layers import Rope
+from ffnlab.layers import MoESpec, Rope
 from ffnlab.models import Decoder, DecoderConfig, remove, stack
 from ffnlab.models.decoder import abstract
+from ffnlab.quantization import nearest
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 32, (2, 9)), jnp.int32)
 LLAMA = DecoderConfig(
@@ -49,6 +51,14 @@ CONFIGS = {
     "gemma": GEMMA,
     "phi": dataclasses.replace(
         LLAMA, family="phi3", eps=1e-5, head_dim=4, rope=Rope(fraction=0.5), windows=(5, 5, 5)
+    ),
+    "mixtral": dataclasses.replace(LLAMA, family="mixtral", mixture=MoESpec(4, 2, 24)),
+    "qwen3_moe": dataclasses.replace(
+        LLAMA,
+        family="qwen3_moe",
+        qk_norm=True,
+        ffns=("mixture", "gated", "mixture"),
+        mixture=MoESpec(5, 2, 6, normalize=False),
     ),
 }
 
@@ -431,3 +441,57 @@ def test_transformers_4_and_5_forms_say_the_same(tmp_path, fixtures):
     assert load(tmp_path / "m").config == dataclasses.replace(
         load(fixtures / "models" / "llama3").config, tie_embeddings=False, eos=(2, 3)
     )
+
+
+def test_each_expert_has_a_tensor_and_all_are_one_parameter(tmp_path, fixtures):
+    folder = fixtures / "models" / "qwen3_moe"
+    model = load(folder)
+    checkpoint = st.open_directory(folder)
+    for n, e, part in ((0, 0, "gate"), (2, 4, "up"), (2, 1, "down")):
+        stored = checkpoint.read(f"model.layers.{n}.mlp.experts.{e}.{part}_proj.weight")
+        held = getattr(model.layers[n].ffn.experts, part).weight.dense()[e]
+        np.testing.assert_array_equal(held, stored.T)
+    tp = NamedSharding(compat.make_mesh((5,), ("ep",), devices=jax.devices()[:5]), P("ep"))
+    cut = load(
+        folder,
+        sharding=lambda path, axes, shape: tp if axes[0] == "expert" else tp.update(spec=P()),
+    )
+    assert cut.layers[0].ffn.experts.up.weight.dense().sharding == tp
+    assert same(model, jax.device_get(cut))
+    shutil.copytree(folder, tmp_path / "m")
+    gone = "model.layers.2.mlp.experts.3.up_proj.weight"
+    left = {n: st.entry(checkpoint.read(n)) for n in checkpoint.tensors if n != gone}
+    st.write_file(tmp_path / "m" / "model.safetensors", left)
+    with pytest.raises(FormatError, match=f"{re.escape(gone)}.* is missing"):
+        load(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok=9 is more than the 5 experts"),
+        ({"num_experts": 4}, "num_experts=4 and num_local_experts=5 differ"),
+        ({"num_local_experts": 0}, "num_local_experts=0: an integer from 1"),
+        ({"mlp_only_layers": [3]}, "a list of layers below 3 is accepted"),
+        ({"mlp_only_layers": 1}, "a list of layers below 3 is accepted"),
+        ({"decoder_sparse_step": 0}, "decoder_sparse_step=0: an integer from 1"),
+        ({"num_local_experts": 9000}, "says 9000 experts, but there are only"),
+    ],
+)
+def test_configs_of_mixtures_that_are_absurd(tmp_path, fixtures, change, message):
+    shutil.copytree(fixtures / "models" / "qwen3_moe", tmp_path / "m")
+    file = tmp_path / "m" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises((ConfigError, FormatError), match=message):
+        load(tmp_path / "m")
+
+
+def test_quantized_experts_are_written_dense_and_keep_their_rounding(tmp_path):
+    model = build("mixtral")
+    small, _ = transform.apply(nearest(format="int8", group=None, activations="e4m3"), model, [])
+    notes = save(small, tmp_path / "m")
+    assert any("Int8" in note for note in notes)
+    back = load(tmp_path / "m")
+    experts = back.layers[0].ffn.experts.up.weight
+    assert experts.act == "e4m3" and back.layers[0].ffn.router.weight.act is None
+    np.testing.assert_array_equal(experts.dense(), small.layers[0].ffn.experts.up.weight.dense())

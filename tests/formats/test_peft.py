@@ -20,7 +20,12 @@ from ffnlab.testing import tiny
 from ffnlab.weights import Dense, Int4, LoRA, map_weights
 from peer_scripts import read, runner
 
-CASES = {"attention": "llama2", "patterns": "qwen2", "fused": "phi3"}
+CASES = {
+    "attention": "models/llama2",
+    "patterns": "models/qwen2",
+    "fused": "models/phi3",
+    "encoder": "encoders/bert_classes",
+}
 run = jax.jit(lambda model, tokens: model(tokens))
 # Both sides compute in float32 on other kernels; logits are of order 1.
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -31,7 +36,7 @@ def expected(fixtures, name):
     folder = fixtures / "peft" / name
     with np.load(folder / "expected.npz") as arrays:
         tokens, logits = jnp.asarray(arrays["tokens"]), arrays["logits"]
-    return load(fixtures / "models" / CASES[name]), folder, tokens, logits
+    return load(fixtures / CASES[name]), folder, tokens, logits
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -52,6 +57,14 @@ def test_what_is_written_comes_back(fixtures, tmp_path, name):
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA" and config["base_model_name_or_path"] == "somewhere"
     ends = {"attention": ["q_proj", "v_proj"], "fused": ["gate_up_proj", "qkv_proj"]}
+    bert = "bert.encoder.layer.{}.{}"
+    maps = (
+        "attention.self.query",
+        "attention.self.value",
+        "attention.output.dense",
+        "output.dense",
+    )
+    ends["encoder"] = sorted(bert.format(i, name) for i in (0, 1) for name in maps)
     theirs = ["down_proj", "gate_proj", "o_proj", "q_proj"]
     assert config["target_modules"] == ends.get(name, theirs)
     again = load_adapter(base, tmp_path / "adapter")
@@ -72,7 +85,7 @@ def test_peft_reads_what_is_written(fixtures, tmp_path, name):
     base, folder, _, logits = expected(fixtures, name)
     save_adapter(load_adapter(base, folder), tmp_path / "a")
     tokens = folder / "expected.npz"
-    check("check.py", fixtures / "models" / CASES[name], tmp_path / "a", tokens, tmp_path / "o.npz")
+    check("check.py", fixtures / CASES[name], tmp_path / "a", tokens, tmp_path / "o.npz")
     np.testing.assert_allclose(read(tmp_path / "o.npz")["logits"], logits, **CLOSE)
 
 

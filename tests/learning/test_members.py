@@ -185,6 +185,8 @@ def test_refusals(key):
         ({"n": 2, "chunk": 0}, "chunk=0 must be at least 1"),
         ({"n": 2, "vary": {"eta": [0.1]}}, r"vary\['eta'\] has shape \(1,\); each of 2 members"),
         ({"n": 2, "vary": {"eta": [0.1, -1.0]}}, r"eta=-1.0 must be positive"),
+        ({"n": 2}, r"vary=\[\]: make is not called with these: missing .* 'eta'"),
+        ({"n": 2, "vary": {"beta": [0.1, 1.0]}}, r"vary=\['beta'\]: make is not called with"),
     ):
         with pytest.raises(ConfigError, match=message):
             members(make, **options)

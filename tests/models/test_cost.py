@@ -11,6 +11,7 @@ from ffnlab.errors import ConfigError
 from ffnlab.models import Decoder, DecoderConfig, account
 from ffnlab.models.cost import multiply_adds
 from ffnlab.testing import tiny
+from pallas_kernels import grouped
 
 
 def shape(*sizes):
@@ -111,3 +112,15 @@ def test_the_embedded_model_costs_what_it_always_did():
     step = lambda m, t, c: m.extend(t, c)[0]  # noqa: E731
     assert 2 * multiply_adds(step, model, jnp.zeros((1, 1), jnp.int32), cache) == 3_473_408
     assert account.flops_per_token(model, 64) == 3_473_408
+
+
+def test_grouped_products_count_whatever_backend_runs_them():
+    sizes = jnp.array([2, 0, 4])
+    for backend in (None, "xla"):
+        call = functools.partial(grouped.matmul, group_sizes=sizes, backend=backend)
+        assert multiply_adds(call, shape(6, 4), shape(3, 4, 5)) == 6 * 4 * 5
+        both = jax.grad(lambda x, w, call=call: call(x, w).sum(), (0, 1))
+        assert multiply_adds(both, shape(6, 4), shape(3, 4, 5)) == 3 * 6 * 4 * 5
+    turned = functools.partial(grouped.matmul, group_sizes=sizes, transposed=True)
+    both = jax.grad(lambda x, w: turned(x, w).sum(), (0, 1))
+    assert multiply_adds(both, shape(6, 4), shape(3, 5, 4)) == 3 * 6 * 4 * 5

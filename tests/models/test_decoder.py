@@ -10,13 +10,14 @@ import pytest
 
 from ffnlab import models, transform
 from ffnlab.errors import ConfigError
-from ffnlab.layers import FFN, GatedFFN, LayerInputs, Rope
-from ffnlab.models import Decoder, DecoderConfig
+from ffnlab.layers import FFN, GatedFFN, LayerInputs, MoE, MoESpec, Rope, balance
+from ffnlab.models import Decoder, DecoderConfig, account
+from ffnlab.models.cost import multiply_adds
 from ffnlab.models.decoder import abstract as decoder_abstract
 from ffnlab.quantization import nearest
 from ffnlab.storage import trees
 from ffnlab.testing import batches, counted, tiny
-from ffnlab.weights import Float8, Int8, map_weights
+from ffnlab.weights import Dense, Float8, Int4, Int8, map_weights
 
 SMALL = {"vocab": 61, "width": 16, "hidden": 24, "heads": 4, "kv_heads": 2, "head_dim": 4}
 KINDS = {
@@ -294,5 +295,50 @@ def test_layers_have_the_kind_of_ffn_that_the_config_says(tmp_path):
 def test_kinds_of_ffn_are_checked_and_the_usual_one_is_not_said():
     assert DecoderConfig(layers=1, ffns=("gated",), **SMALL) == DecoderConfig(layers=1, **SMALL)
     for wrong in (("plain",), ("gated", "dense"), ()):
-        with pytest.raises(ConfigError, match=r"an entry of \['gated', 'plain'\] for each"):
+        with pytest.raises(
+            ConfigError, match="an entry of .*'gated', 'plain', 'mixture'.* for each"
+        ):
             DecoderConfig(layers=2, ffns=wrong, **SMALL)
+
+
+EXPERTS = MoESpec(experts=4, k=2, hidden=6)
+ROUTED = DecoderConfig(layers=4, ffns=("gated", "mixture") * 2, mixture=EXPERTS, **SMALL)
+
+
+def test_mixtures_among_dense_layers_are_run_stacked_saved_quantized_and_generated_from(tmp_path):
+    model = Decoder(ROUTED, key=jax.random.key(1))
+    assert [type(block.ffn) for block in model.layers] == [GatedFFN, MoE] * 2
+    assert jax.tree.structure(decoder_abstract(ROUTED)) == jax.tree.structure(model)
+    stacked = models.stack(model)
+    assert (len(stacked.layers.period), stacked.layers.repeats) == (2, 2)
+    run = jax.jit(lambda m, t, s: m.run(t, segments=s))
+    segments = jnp.ones_like(text()).at[1, 4:].set(0)
+    (h, outputs), (g, same) = run(model, text(), segments), run(stacked, text(), segments)
+    np.testing.assert_allclose(g, h, **CLOSE)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), same, outputs)
+    routing = outputs.reports["ffn"]  # of the two layers that route
+    assert routing.chosen.shape == (2, *text().shape, 2)
+    tokens = int((segments > 0).sum())
+    np.testing.assert_array_equal(balance.counts(routing).sum(-1), [2 * tokens] * 2)
+    models.save(model, tmp_path / "m", format="ffnlab")
+    again = models.load(tmp_path / "m")
+    assert again.config == ROUTED
+    np.testing.assert_array_equal(forward(again, text()), forward(model, text()))
+    small, _ = transform.apply(nearest(format="int4", group=None), stacked, [])
+    ffn = models.unstack(small).layers[1].ffn
+    assert isinstance(ffn.experts.up.weight, Int4) and isinstance(ffn.router.weight, Dense)
+    assert np.isfinite(forward(small, text())).all()
+    found = models.generate(small, [[1, 2], [3]], max_tokens=3)
+    assert found.lengths.tolist() == [3, 3]
+    assert 2 * multiply_adds(model, text()) == text().size * account.flops_per_token(
+        model, text().shape[1]
+    )
+
+
+def test_where_there_is_a_mixture_all_layers_have_it_unless_told_else():
+    whole = DecoderConfig(layers=2, mixture=EXPERTS, **SMALL)
+    assert [whole.ffn(i) for i in range(2)] == ["mixture"] * 2
+    assert dataclasses.replace(whole, ffns=("mixture",) * 2) == whole
+    assert dataclasses.replace(whole, ffns=("gated",) * 2).ffn(0) == "gated"
+    with pytest.raises(ConfigError, match="names mixtures, but mixture=None"):
+        DecoderConfig(layers=1, ffns=("mixture",), **SMALL)

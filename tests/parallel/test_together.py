@@ -1,6 +1,7 @@
 """Steps in groups: the same as single ones, whatever falls between groups, resumed, on meshes."""
 
 import functools
+import re
 import signal
 
 import jax
@@ -213,5 +214,7 @@ def test_a_position_before_the_first_step_is_logged_once(key, tmp_path):
 def test_refusals(key):
     with pytest.raises(ConfigError, match="together=0 must be at least 1"):
         train(counting(), MODEL, numbers, 2, key=key, together=0)
-    with pytest.raises(ConfigError, match=r"evaluate_at=\(3, -1\) must hold no negative"):
-        LoopOptions(evaluate_at=(3, -1))
+    assert LoopOptions(evaluate_at=(np.int64(3), 0)).next_due(0, 9) == 3
+    for wrong in ((3, -1), (1.5,), ("3",), 3):
+        with pytest.raises(ConfigError, match=f"evaluate_at={re.escape(repr(wrong))} must hold po"):
+            LoopOptions(evaluate_at=wrong)

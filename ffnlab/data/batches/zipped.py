@@ -1,7 +1,7 @@
 """Batches of several sources as one, each with its own number of rows."""
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -42,15 +42,22 @@ class Zipped:
     (array([2, 3]), array([7]))
     """
 
-    def __init__(self, *sources: Source):
+    def __init__(self, *sources: Any):  # of any type, to name what is no source
         """Zips sources, at least one.
 
         Raises:
-          FFNLabError: there is none.
+          FFNLabError: there is none, or one is no function of a position.
         """
         if not sources:
             raise FFNLabError("Zipped() takes at least one source of batches")
-        self.sources = sources
+        for i, source in enumerate(sources):
+            if not callable(source):
+                kind = type(source).__name__
+                raise FFNLabError(
+                    f"source {i} of Zipped is a {kind}, no function of a position: "
+                    "ArrayBatches(arrays, batch) makes one of arrays"
+                )
+        self.sources: tuple[Source, ...] = sources
 
     def __call__(self, position: int) -> tuple[PyTree, ...]:
         """Batch number `position` of each source."""

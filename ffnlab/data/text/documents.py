@@ -18,6 +18,7 @@ from ffnlab.errors import ConfigError, FFNLabError
 __all__ = [
     "Encoder",
     "Scored",
+    "around",
     "check_ids",
     "digest",
     "documents_of",
@@ -207,12 +208,16 @@ def is_bytes(tokenizer: Encoder) -> bool:
 
 def starts_with(tokenizer: Encoder) -> list[int]:
     """The ids that a tokenizer puts before a text; none where ids are bytes."""
-    if is_bytes(tokenizer):
-        return []
+    return [] if is_bytes(tokenizer) else around(tokenizer)[0]
+
+
+def around(tokenizer: Encoder) -> tuple[list[int], list[int]]:
+    """The ids that a tokenizer puts (before, behind) a text."""
     plain, whole = tokenizer.encode("a"), tokenizer.encode("a", special=True)
-    places = range(len(whole) - len(plain) + 1)
-    found = (i for i in places if plain and whole[i : i + len(plain)] == plain)
-    return whole[: next(found, 0)]
+    for i in range(len(whole) - len(plain) + 1):
+        if plain and whole[i : i + len(plain)] == plain:
+            return whole[:i], whole[i + len(plain) :]
+    return [], []
 
 
 def check_ids(ids: Integer[np.ndarray, "n"], vocab: int) -> None:

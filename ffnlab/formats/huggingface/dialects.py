@@ -23,7 +23,7 @@ from ffnlab.formats.huggingface.names import Names
 from ffnlab.formats.safetensors import Checkpoint
 from ffnlab.formats.stream import equal
 from ffnlab.formats.untrusted import quoted
-from ffnlab.layers import FFN, GatedFFN, SparseGatedFFN
+from ffnlab.layers import FFN, GatedFFN, MoE, SparseGatedFFN
 from ffnlab.models import audio_encoder, decoder, encoder
 from ffnlab.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from ffnlab.models.config import DecoderConfig
@@ -157,7 +157,7 @@ DIALECTS = (
         found=_text_names,
         settle=_settle_decoder,
         head=lambda config: names.HEAD if config.tie_embeddings else None,
-        ffns=(GatedFFN, SparseGatedFFN),
+        ffns=(GatedFFN, SparseGatedFFN, MoE),
         second=lambda config: {},
     ),
     Dialect(

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from ffnlab.errors import ConfigError
+from ffnlab.formats.huggingface import mixtures
 from ffnlab.formats.huggingface.fields import Fields
 from ffnlab.formats.huggingface.ropes import (
     FIXED_FORMS,
@@ -133,6 +134,21 @@ FAMILIES: dict[str, Family] = {
         _attention_bias,
         qk_norm=True,
     ),
+    "mixtral": Family(
+        "MixtralForCausalLM",
+        _COMMON
+        | {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2}
+        | mixtures.MIXTRAL_DEFAULTS,
+        everywhere,
+        _no_bias,
+    ),
+    "qwen3_moe": Family(
+        "Qwen3MoeForCausalLM",
+        _COMMON | {"num_key_value_heads": 4, "sliding_window": 4096} | mixtures.QWEN3_DEFAULTS,
+        if_used(everywhere),
+        _attention_bias,
+        qk_norm=True,
+    ),
     "gemma2": Family(
         "Gemma2ForCausalLM",
         _GEMMA
@@ -204,6 +220,7 @@ def read_config(config: object, *, where: str = "config.json") -> DecoderConfig:
     kind = FAMILIES[name]
     fields = Fields(config, kind.defaults, where=where)
     options = _sizes(fields) | _switches(fields, kind)
+    options |= mixtures.MIXTURES[name](fields) if name in mixtures.MIXTURES else {}
     options["family"] = name
     _refuse(fields)
     fields.finish()
@@ -345,6 +362,7 @@ def _written(config: DecoderConfig, kind: Family) -> dict[str, object]:
         "pad_token_id": config.pad,
         **write_rope(config, by_layer=kind.local_rope),
         **_written_windows(config, kind),
+        **mixtures.written_mixture(config),
     }
     if config.family == "phi3":
         written[ORIGINAL] = config.rope.original or config.max_positions

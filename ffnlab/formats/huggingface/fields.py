@@ -17,6 +17,11 @@ SIZE_LIMITS = {
     "sliding_window": 2**31 - 1,
     "type_vocab_size": 2**16,
     "num_labels": 2**20,
+    "num_experts": 2**14,
+    "num_local_experts": 2**14,
+    "num_experts_per_tok": 2**14,
+    "moe_intermediate_size": 2**20,
+    "decoder_sparse_step": 2**10,
     "dim": 2**18,  # DistilBERT has names of its own
     "hidden_dim": 2**20,
     "n_layers": 2**10,

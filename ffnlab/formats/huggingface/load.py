@@ -45,9 +45,9 @@ def load(
     extras: bool = True,
     progress: bool = True,
 ) -> Model:
-    """Loads a model directory: Llama, Mistral, Qwen 2/3, Gemma 2/3 (text), Phi-3 or one of ours as
-    a `Decoder`; BERT, MiniLM and DistilBERT as an `Encoder`; Whisper's encoder as an
-    `AudioEncoder`.
+    """Loads a model directory: Llama, Mistral, Mixtral, Qwen 2/3, Qwen 3 MoE, Gemma 2/3 (text),
+    Phi-3 or one of ours as a `Decoder`; BERT, MiniLM and DistilBERT as an `Encoder`; Whisper's
+    encoder as an `AudioEncoder`.
 
     A stored head that differs from the embedding is used, whatever `tie_word_embeddings` says. The
     index may list the head of a tied model that its shard lacks, as transformers allows. What the
@@ -166,7 +166,7 @@ def _read(
             read = reader(checkpoint, stored, dtype, check_finite=check_finite)
             where = placement(sharding, path, wanted[path].axes, stored.shape)
             array = place(stored.shape, dtype, where, read)
-            values[path] = Dense(array) if len(stored.shape) == 2 else array
+            values[path] = Dense(array) if len(stored.shape) > 1 else array
     treedef = jax.tree.structure(plan.model, is_leaf=is_variable)
     filled = [variable.replace(values[path]) for path, variable in wanted.items()]
     return jax.tree.unflatten(treedef, filled)

@@ -1,7 +1,8 @@
 """The table from Hugging Face tensor names to paths in a model, and back: one row per kind.
 
-A row holds a name with `{n}` for the layer number and the path, or the paths of the parts that one
-fused tensor is the concatenation of, along its output axis. Which rows a family uses, and the one
+A row holds a name with `{n}` for the layer number, and `{e}` for the expert where each has a tensor
+of its own, and the path, or the paths of the parts that one fused tensor is the concatenation of,
+along its output axis. Which rows a family uses, and the one
 difference in the layout (a matrix is `[out, in]` there and `[in, out]` here; an embedding is the
 same), is all there is to know about the two namings. The rows here are a `Decoder`'s; those of an
 `Encoder` are in `encoder_names`.
@@ -44,6 +45,12 @@ _SANDWICH = [
     ("self_attn.q_norm", "attn.q_norm"),
     ("self_attn.k_norm", "attn.k_norm"),
 ]
+# One tensor for each expert: gate, up and down, and the router.
+_MIXTURES = {
+    "mixtral": ("block_sparse_moe", "w1", "w3", "w2"),
+    "qwen3_moe": ("mlp", "gate_proj", "up_proj", "down_proj"),
+}
+_PARTS = ("gate", "up", "down")
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _OUTER = [(EMBED, "embed.w"), ("model.norm.weight", "norm.scale"), (HEAD, "head.w")]
 # Buffers that old checkpoints carry and that follow from the config.
@@ -59,7 +66,7 @@ class Row:
     """One kind of tensor.
 
     Attributes:
-      name: Hugging Face name, with `{n}` for the layer.
+      name: Hugging Face name, with `{n}` for the layer and `{e}` for the expert.
       paths: where its parts are in the model, with `{n}`.
       taps: of a convolution's kernel, which is stored as [out, in, taps]; 0 for no such kernel.
     """
@@ -70,8 +77,11 @@ class Row:
 
     @property
     def regex(self) -> re.Pattern[str]:
-        """Matches the name; its group is the layer number."""
-        return re.compile(re.escape(self.name).replace(r"\{n\}", "(0|[1-9][0-9]{0,3})"))
+        """Matches the name; its groups are the numbers of layer and expert."""
+        pattern = re.escape(self.name)
+        for number in (r"\{n\}", r"\{e\}"):
+            pattern = pattern.replace(number, "(0|[1-9][0-9]{0,3})")
+        return re.compile(pattern)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +89,7 @@ class Place:
     """Where a parameter is stored.
 
     Attributes:
-      name: Hugging Face name of the tensor.
+      name: Hugging Face name of the tensor, with `{e}` where each expert has one.
       part: which part of it, 0 unless it is fused.
       paths: paths of all its parts.
       transposed: stored as [out, in].
@@ -92,6 +102,15 @@ class Place:
     transposed: bool
     taps: int = 0
 
+    def of_expert(self, e: int) -> str:
+        """Name of one expert's tensor."""
+        return self.name.replace("{e}", str(e))
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether the parameter is several tensors, on a first axis of experts."""
+        return "{e}" in self.name
+
 
 def rows(model_type: str) -> list[Row]:
     """The table of one family."""
@@ -101,6 +120,13 @@ def rows(model_type: str) -> list[Row]:
         for end, field in (("weight", "w"), ("bias", "b")):
             paths = tuple(f"layers[{{n}}].{part}.{field}" for part in parts)
             table.append(Row(f"model.layers.{{n}}.{name}.{end}", paths))
+    if model_type in _MIXTURES:
+        inner, *projections = _MIXTURES[model_type]
+        head = f"model.layers.{{n}}.{inner}"
+        table.append(Row(f"{head}.gate.weight", ("layers[{n}].ffn.router.w",)))
+        for name, part in zip(projections, _PARTS, strict=True):
+            path = f"layers[{{n}}].ffn.experts.{part}.w"
+            table.append(Row(f"{head}.experts.{{e}}.{name}.weight", (path,)))
     for name, part in _SANDWICH if kind.gemma else _NORMS:
         table.append(Row(f"model.layers.{{n}}.{name}.weight", (f"layers[{{n}}].{part}.scale",)))
     return table

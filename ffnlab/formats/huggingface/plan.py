@@ -14,7 +14,7 @@ from ffnlab.errors import FormatError
 from ffnlab.formats.huggingface.dialects import Config, Model, dialect_of
 from ffnlab.formats.huggingface.names import Place
 from ffnlab.formats.safetensors import Checkpoint
-from ffnlab.formats.stream import Stored
+from ffnlab.formats.stream import Stack, Stored
 from ffnlab.formats.untrusted import quoted
 from ffnlab.weights import Weight
 
@@ -65,11 +65,11 @@ class Task:
 
     Attributes:
       paths: the parameters it fills; several where it is fused.
-      source: a `Stored` per path, or a `Packed` for all.
+      source: a `Stored` per path, a `Stack` of one for each expert, or a `Packed` for all.
     """
 
     paths: tuple[str, ...]
-    source: tuple[Stored, ...] | Packed
+    source: tuple[Stored | Stack, ...] | Packed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +114,12 @@ def make_plan(
         raise FormatError(
             f"{checkpoint.origin}: config.json says num_hidden_layers={config.layers}, but there "
             f"are only {len(found)} tensors"
+        )
+    mixture = getattr(config, "mixture", None)
+    if mixture is not None and mixture.experts > len(found):
+        raise FormatError(
+            f"{checkpoint.origin}: config.json says {mixture.experts} experts, but there are only "
+            f"{len(found)} tensors"
         )
     model = dialect_of(config).abstract(config)
     matcher = _Matcher(config, checkpoint, found, decode, variables(model))
@@ -160,14 +166,27 @@ class _Matcher:
 
     def _task(self, where: Place) -> Task | None:
         shapes = [tuple(self.wanted[path].get_value().shape) for path in where.paths]
-        if where.transposed and not where.taps and self.decode is not None:
+        is_plain = where.transposed and not (where.is_stacked or where.taps)
+        if is_plain and self.decode is not None:
             packed = self._packed(self.decode, where, shapes)
             if packed is not None:
                 return Task(where.paths, packed)
-        if where.name not in self.found:
-            self.problems.append(f"{quoted(where.name)} is missing")
+        if where.is_stacked:
+            count = jax.tree.leaves(self.wanted[where.paths[0]].get_value())[0].shape[0]
+            parts = [self._stored(where, where.of_expert(e), shapes) for e in range(count)]
+            whole = [part[0] for part in parts if part is not None]
+            return Task(where.paths, (Stack(tuple(whole)),)) if len(whole) == count else None
+        stored = self._stored(where, where.name, shapes)
+        return None if stored is None else Task(where.paths, stored)
+
+    def _stored(
+        self, where: Place, name: str, shapes: list[tuple[int, ...]]
+    ) -> tuple[Stored, ...] | None:
+        """The parts of one tensor; notes what is wrong with it."""
+        if name not in self.found:
+            self.problems.append(f"{quoted(name)} is missing")
             return None
-        info = self.checkpoint.tensors[self.found[where.name]]
+        info = self.checkpoint.tensors[self.found[name]]
         self.used.add(info.name)
         whole = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
         whole = kernel_shape(whole, where.taps) if where.taps else whole
@@ -184,8 +203,7 @@ class _Matcher:
             )
         starts = [sum(shape[-1] for shape in shapes[:i]) for i in range(len(shapes))]
         how = where.transposed, where.taps
-        stored = (Stored(info, a, s, *how) for a, s in zip(starts, shapes, strict=True))
-        return Task(where.paths, tuple(stored))
+        return tuple(Stored(info, a, s, *how) for a, s in zip(starts, shapes, strict=True))
 
     def _packed(self, decode: Decode, where: Place, shapes: list[tuple[int, ...]]) -> Packed | None:
         plain = where.name.removesuffix(".weight")

@@ -232,7 +232,7 @@ class _Writer:
 
     def _encode(self, encoder: Encoder) -> Iterator[tuple[str, Encoded]]:
         for where in self.places:
-            if where.transposed and not where.taps:
+            if where.transposed and not (where.is_stacked or where.taps):
                 held = [self._plain(path) for path in where.paths]
                 plain = tuple(weight for weight in held if weight is not None)
                 encoded = encoder(where.name.removesuffix(".weight"), plain)
@@ -265,34 +265,42 @@ class _Writer:
             if where.name in self.encoded:
                 yield from self.encoded[where.name].tensors(self.dtype).items()
                 continue
-            name, tensor = self._dense(where)
-            yield name, tensor
-            if name in second:
-                yield second[name], tensor
+            if where.is_stacked:
+                first = self.wanted[where.paths[0]].get_value()
+                for e in range(jax.tree.leaves(first)[0].shape[0]):
+                    yield where.of_expert(e), self._dense(where, e)
+                continue
+            tensor = self._dense(where)
+            yield where.name, tensor
+            if where.name in second:
+                yield second[where.name], tensor
 
-    def _dense(self, where: Place) -> tuple[str, Entry]:
+    def _dense(self, where: Place, expert: int | None = None) -> Entry:
         shapes = [tuple(self.wanted[path].get_value().shape) for path in where.paths]
         shape = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
         if where.taps:
             shape = kernel_shape(shape, where.taps)
         elif where.transposed:
             shape = shape[::-1]
-        return where.name, Entry(self.dtype, shape, lambda: self._values(where))
+        return Entry(self.dtype, shape, lambda: self._values(where, expert))
 
-    def _values(self, where: Place) -> np.ndarray:
-        parts = [_stored(self._part(path), self.dtype, where.transposed) for path in where.paths]
+    def _values(self, where: Place, expert: int | None) -> np.ndarray:
+        held = (self._part(path, expert) for path in where.paths)
+        parts = [_stored(part, self.dtype, where.transposed) for part in held]
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if not where.taps:
             return whole
         return np.moveaxis(whole.reshape(len(whole), where.taps, -1), 1, 2)
 
-    def _part(self, path: str) -> np.ndarray | jax.Array:
+    def _part(self, path: str, expert: int | None) -> np.ndarray | jax.Array:
         if path not in self.held:  # of a removed sublayer
             shape = self.wanted[path].get_value().shape
             offset = getattr(self.config, "norm_offset", 0.0)
             neutral = 1.0 - offset if path.endswith(".scale") else 0.0
             return np.full(shape, neutral, self.dtype)
         value = self.held[path].get_value()
+        if expert is not None:
+            value = jax.tree.map(lambda leaf: leaf[expert], value)
         return value.dense() if isinstance(value, Weight) else value
 
 

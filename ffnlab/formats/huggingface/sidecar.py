@@ -37,7 +37,8 @@ from ffnlab.formats.huggingface.sidecar_schema import (
     parse,
 )
 from ffnlab.formats.untrusted import inside, read_json
-from ffnlab.layers import Attention, Block, Linear, SparseGatedFFN
+from ffnlab.layers import Attention, Block, GroupedLinear, Linear, SparseGatedFFN
+from ffnlab.layers.linear import Map
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.decoder import Decoder
 from ffnlab.models.remove import removed
@@ -46,7 +47,10 @@ from ffnlab.storage.files import write_json
 from ffnlab.weights import Dense, Int4, Int8, LoRA, SparseInput, Transposed, Weight
 
 M = TypeVar("M", bound=Model)
-LINEARS = ("attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.down")
+LINEARS = (
+    *("attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.down"),
+    *("ffn.router", "ffn.experts.gate", "ffn.experts.up", "ffn.experts.down"),
+)
 
 
 def read(directory: Path, config: Config) -> Sidecar | None:
@@ -105,11 +109,11 @@ def _usual(block: Block, name: str) -> type:
     return Transposed if sparse else Dense
 
 
-def _linear(module: nnx.Module, name: str) -> Linear | None:
+def _linear(module: nnx.Module, name: str) -> Map | None:
     """The linear map at a path in a block or a model; None where there is none."""
     inner = lambda part, field: getattr(part, field, None)  # noqa: E731
     found = functools.reduce(inner, name.split("."), module)
-    return found if isinstance(found, Linear) else None
+    return found if isinstance(found, Linear | GroupedLinear) else None
 
 
 def _block_extra(block: Block) -> BlockExtra:
@@ -190,13 +194,11 @@ def _restore(i: int, block: Block, extra: Sidecar) -> Block:
             block = block.without(name)
     block = jax.tree.map(lambda leaf: leaf, block)
     for name in LINEARS:
-        said = extra.linears.get(f"layers[{i}].{name}")
-        part, _, field = name.partition(".")
-        layer = getattr(block, part)
-        if said is not None and layer is not None:
-            linear = getattr(layer, field)
-            path = f"layers[{i}].{name}"
-            setattr(layer, field, linear.replace(_weight(path, linear.weight, said)))
+        path = f"layers[{i}].{name}"
+        said, linear = extra.linears.get(path), _linear(block, name)
+        if said is not None and linear is not None:
+            new = linear.replace(_weight(path, linear.weight, said))
+            block = tree.replace(block, {name: new})
     said_of_block = extra.by_block.get(i)
     if said_of_block is not None:
         _restore_block(block, said_of_block)

@@ -20,7 +20,8 @@ BLOCKS_LIMIT = 1024
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 OUTER = ("head", "pooler", "transform.dense")  # linear maps outside the blocks
 _LINEAR = re.compile(
-    r"head|pooler|transform\.dense|layers\[(0|[1-9][0-9]{0,3})\]\.(attn\.[qkvo]|ffn\.(gate|up|down))"
+    r"head|pooler|transform\.dense|layers\[(?P<layer>0|[1-9][0-9]{0,3})\]\."
+    r"(attn\.[qkvo]|ffn\.(gate|up|down)|ffn\.(?P<routed>router|experts\.(gate|up|down)))"
 )
 
 
@@ -145,8 +146,9 @@ def parse(raw: object, config: Config, file: Path) -> Sidecar:
         _block_number(key, blocks, file): _block(value, config, f"{file}: by_block {quoted(key)}")
         for key, value in _mapping(top.get("by_block"), f"{file}: by_block").items()
     }
+    routed = getattr(config, "mixture", None) is not None
     linears = {
-        _path(key, blocks, file): _linear(value, f"{file}: {quoted(key)}")
+        _path(key, blocks, routed, file): _linear(value, f"{file}: {quoted(key)}")
         for key, value in _mapping(top.get("linears"), f"{file}: linears").items()
     }
     windows = _windows(top.get("windows"), blocks, f"{file}: windows")
@@ -213,9 +215,10 @@ def _block_number(key: str, blocks: int, file: Path) -> int:
     return int(key)
 
 
-def _path(key: str, blocks: int, file: Path) -> str:
+def _path(key: str, blocks: int, routed: bool, file: Path) -> str:
     found = _LINEAR.fullmatch(key)
-    if found is None or (found[1] is not None and int(found[1]) >= blocks):
+    is_there = found is not None and int(found["layer"] or 0) <= blocks - bool(found["layer"])
+    if not is_there or (found["routed"] and not routed):
         raise FormatError(f"{file}: {quoted(key)} is not the path of a linear map")
     return key
 

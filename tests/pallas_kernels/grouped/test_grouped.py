@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pallas_kernels import grouped, quantize
 from pallas_kernels.aot import lower_for
 from pallas_kernels.backend import INTERPRETER, JAX_VERSION
-from pallas_kernels.grouped import reference
+from pallas_kernels.grouped import blocks, reference
 from pallas_kernels.numerics import E4M3
 from tests.w4a8_operands import error
 
@@ -47,7 +47,7 @@ def formula(x, w, sizes):
     return y
 
 
-@pytest.mark.parametrize("backend", ["xla", "reference"])
+@pytest.mark.parametrize("backend", ["blocks", "xla", "reference"])
 @settings(max_examples=8, deadline=None)
 @given(sizes=st.lists(st.integers(0, 4), min_size=3, max_size=3), transposed=st.booleans())
 def test_equals_the_formula(backend, sizes, transposed):
@@ -174,7 +174,7 @@ def test_training_lowers_to_the_kernel(chip, has):
         (FP8 | {"w_scale": jnp.ones((2,), jnp.bfloat16)}, r"w_scale must be \(2,\) float32"),
         (FP8 | {"w_scale": None}, "w_scale belongs to operands of float8_e4m3fn"),
         (FP8 | {"w_scale": jnp.array([1.0, jnp.inf])}, "w_scale holds a NaN or an infinity"),
-        ({"backend": "cuda"}, "'sm90', 'sm90_interpret', 'xla', 'reference'"),
+        ({"backend": "cuda"}, "'sm90', 'sm90_interpret', 'blocks', 'xla', 'reference'"),
     ],
 )
 def test_bad_operands_name_themselves(change, message):
@@ -193,3 +193,31 @@ def test_the_kernel_says_what_it_takes():
     wanted = "jax 0.11" if JAX_VERSION < INTERPRETER else r"multiples of 128, .* \(128, 100\)"
     with pytest.raises(ValueError, match=wanted):
         grouped.matmul(x, w, sizes, backend="sm90_interpret")
+
+
+@settings(max_examples=10, deadline=None)
+@given(sizes=st.lists(st.integers(0, 45), min_size=3, max_size=3))
+def test_blocks_reach_into_no_other_group(sizes):
+    x, w = operands(140, 5, 6, 3)  # blocks of 8 rows
+    dy = operands(140, 6, 1, 3)[0]
+    sizes = jnp.array(sizes, jnp.int32)
+    y = jax.jit(blocks.by_block)(x, w, sizes)
+    np.testing.assert_allclose(y, formula(x, w, sizes), rtol=1e-5, atol=1e-5)
+    dw = jax.jit(blocks.outer_by_block)(x, dy, sizes)
+    np.testing.assert_allclose(dw, reference.outer(x, dy, sizes), rtol=1e-4, atol=1e-4)
+
+
+def test_blocks_under_vmap_are_one_after_the_other():
+    x, w = operands(40, 5, 6, 3)
+    sizes = jnp.array([[20, 0, 20], [1, 2, 3]], jnp.int32)
+    xs = jnp.stack([x, x + 1])
+    call = functools.partial(grouped.matmul, backend="blocks")
+    y = jax.jit(jax.vmap(call, (0, None, 0)))(xs, w, sizes)
+    for i in (0, 1):
+        np.testing.assert_allclose(y[i], formula(xs[i], w, sizes[i]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_block_is_large_where_groups_are():
+    assert blocks.block_size(8192, 8) == 128
+    assert blocks.block_size(8 * 4 * 16, 8) == 16
+    assert blocks.block_size(30, 8) == 8 and blocks.block_size(5, 8) == 5

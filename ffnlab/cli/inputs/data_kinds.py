@@ -1,12 +1,22 @@
-"""`[data]` of a training file: text, images, records or speech, each with its options."""
+"""`[data]` of a training file: text, texts, images, records, a graph or speech; their options."""
 
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import ClassVar
 
 from ffnlab.errors import ConfigError, at_least
 
-__all__ = ["DATA_KINDS", "DataConfig", "ImagesConfig", "RecordsConfig", "SpeechConfig"]
+__all__ = [
+    "DATA_KINDS",
+    "AnyData",
+    "DataConfig",
+    "GraphConfig",
+    "ImagesConfig",
+    "RecordsConfig",
+    "SpeechConfig",
+    "TextsConfig",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +147,55 @@ class SpeechConfig:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class TextsConfig:
+    """Texts with classes; one in ten is held out where nothing else is.
+
+    Attributes:
+      texts: "polarity" (sentences of film reviews, of FFNLAB_DATA) or a file of JSON lines, an
+        object {"text": "…", "label": …} each; labels are numbers, or names.
+      held_out: file to score on, like that.
+      tokenizer: folder with a tokenizer.json; "" takes bytes as tokens.
+      length: tokens of a row at most; longer texts lose their ends.
+      batch: texts of a batch.
+    """
+
+    texts: str = "polarity"
+    held_out: str = ""
+    tokenizer: str = ""
+    length: int = 128
+    batch: int = 32
+
+    def __post_init__(self) -> None:
+        at_least(1, batch=self.batch, length=self.length)
+        if self.held_out and self.texts == "polarity":
+            raise ConfigError(f"held_out={self.held_out!r}: one in ten of 'polarity' is held out")
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphConfig:
+    """A graph whose nodes have features and classes; a step sees all of it.
+
+    The classes of some nodes are learned from, others are held out to score on during the run, and
+    a third part is for testing; the data says which.
+
+    Attributes:
+      graph: "cora" (that of FFNLAB_DATA), or an npz file like it (`ffnlab.data.cora`).
+    """
+
+    graph: str = "cora"
+    batch: ClassVar[int] = 1
+
+
+AnyData = DataConfig | TextsConfig | ImagesConfig | RecordsConfig | GraphConfig | SpeechConfig
 # What `kind` may be in [data], the one without it first.
 DATA_KINDS: Mapping[str, type] = MappingProxyType(
-    {"text": DataConfig, "images": ImagesConfig, "records": RecordsConfig, "speech": SpeechConfig}
+    {
+        "text": DataConfig,
+        "texts": TextsConfig,
+        "images": ImagesConfig,
+        "records": RecordsConfig,
+        "graph": GraphConfig,
+        "speech": SpeechConfig,
+    }
 )

@@ -7,12 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ffnlab.cli.training import (
-    ImagesConfig,
-    RecordsConfig,
-    TrainConfig,
-    input_shape,
-)
+from ffnlab.cli.inputs.data_kinds import ImagesConfig, RecordsConfig
+from ffnlab.cli.inputs.reading import input_shape
+from ffnlab.cli.training import TrainConfig
 from ffnlab.data import (
     ArrayBatches,
     ImageFolder,
@@ -125,12 +122,13 @@ def load_labelled(settings: TrainConfig) -> LabelledData:
       ConfigError: the model does not take inputs of their shape, or has fewer classes.
       FFNLabError: they cannot be read.
     """
-    data, kind, shape = settings.data, KINDS[settings.kind], input_shape(settings)
+    data, kind = settings.data, KINDS[settings.kind]
+    assert isinstance(data, ImagesConfig | RecordsConfig)
+    shape = input_shape(data, settings.model)
     classes = None if kind.classes is None else kind.classes(settings.model)
     if isinstance(data, ImagesConfig):
         train, held_out, identity, scale = images(data)
     else:
-        assert isinstance(data, RecordsConfig)
         train, held_out, identity, scale = records(data)
     read = Reader(data.shape, shape, classes, scale)
     if isinstance(train, Labelled):

@@ -9,12 +9,17 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Integer
 
-from ffnlab.cli.training import DataConfig, Extended, TrainConfig, window
+from ffnlab.cli.inputs.data_kinds import DataConfig
+from ffnlab.cli.training import Extended, TrainConfig, window
 from ffnlab.data import (
     HeldOut,
+    MaskedBatches,
+    Masking,
     PackedBatches,
     TextBatches,
     held_out_windows,
+    masked_windows,
+    masking_of,
     stdlib_text,
     text_identity,
     validation_split,
@@ -33,9 +38,10 @@ from ffnlab.data.text.documents import (
 from ffnlab.errors import ConfigError
 from ffnlab.formats import Tokenizer
 from ffnlab.formats.tokenizer.tokenizer import TOKENIZER_FILE
-from ffnlab.parallel import held_out_bits
+from ffnlab.models import EncoderConfig
+from ffnlab.parallel import held_out_bits, held_out_masked
 
-__all__ = ["Corpus", "load_corpus", "xz_bits"]
+__all__ = ["Corpus", "HiddenText", "load_corpus", "load_hidden", "xz_bits"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,6 +106,69 @@ class Corpus:
             return PackedBatches(self.train, batch, length, seed, "the training documents")
         whole = self.train if isinstance(self.train, bytes) else np.concatenate(self.train)
         return TextBatches(whole, batch, length, seed, "the training text")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HiddenText:
+    """What a run reads whose model finds hidden tokens again.
+
+    Attributes:
+      corpus: the text.
+      masking: how its tokens are hidden.
+    """
+
+    corpus: Corpus
+    masking: Masking
+
+    watched = "held_out_bits"
+
+    @property
+    def identity(self) -> dict[str, str | int]:
+        """Of the text."""
+        return self.corpus.identity
+
+    def batches(self, settings: TrainConfig) -> Callable[[int], object]:
+        """Batches (tokens, targets) by position: those of `data`, then those of the extension."""
+        found = self.corpus.batches(settings)
+        if isinstance(found, Extended):
+            first, then = (MaskedBatches(rows, self.masking) for rows in (found.first, found.then))  # type: ignore[arg-type]
+            return Extended(first, then, found.steps)
+        return MaskedBatches(found, self.masking)  # type: ignore[arg-type]
+
+    def scorer(self, settings: TrainConfig) -> Callable[[Callable], dict[str, float]]:
+        """predict -> bits of a hidden token of the held-out text, and the share found again."""
+        tokens, counted, _ = self.corpus.held_out
+        length, source = window(settings)[0], "the held-out text"
+        windows = masked_windows(tokens, length, self.masking, counted, source)
+
+        def scores(predict: Callable) -> dict[str, float]:
+            bits, found = held_out_masked(predict, windows)
+            return {self.watched: bits, "held_out_found": found}
+
+        return scores
+
+    def save_beside(self, folder: Path) -> None:
+        """Writes the tokenizer beside a model."""
+        self.corpus.save_beside(folder)
+
+    def record(self, scores: Mapping[str, float], settings: TrainConfig) -> dict[str, object]:
+        """What the record of a run says of its text and figures."""
+        of_text = {"text": dict(self.corpus.identity), "documents": self.corpus.digests}
+        return of_text | {"held_out_window": window(settings)[0]} | dict(scores)
+
+
+def load_hidden(data: DataConfig, model: EncoderConfig) -> HiddenText:
+    """Reads and encodes the text of a run whose model finds hidden tokens again.
+
+    Raises:
+      FFNLabError, ConfigError: as `load_corpus`, or rows longer than the model.
+    """
+    if data.length > model.max_positions:
+        raise ConfigError(
+            f"length={data.length} is more than max_positions={model.max_positions} of the model"
+        )
+    corpus = load_corpus(data, model.vocab)
+    return HiddenText(corpus, masking_of(corpus.tokenizer, model.vocab))
 
 
 def load_corpus(data: DataConfig, vocab: int) -> Corpus:

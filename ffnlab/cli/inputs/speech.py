@@ -9,10 +9,12 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ffnlab.cli.training import SpeechConfig, TrainConfig
+from ffnlab.cli.inputs.data_kinds import SpeechConfig
+from ffnlab.cli.training import TrainConfig
 from ffnlab.data import ArrayBatches, FeatureCache, SpokenDigits, asked, fsdd, sound_rows
 from ffnlab.errors import ConfigError
 from ffnlab.formats import Tokenizer, load
+from ffnlab.models import DecoderConfig
 from ffnlab.routing.pal import Sounds
 
 __all__ = ["SpeechData", "load_speech"]
@@ -65,15 +67,18 @@ class SpeechData:
         return {"data": dict(self.identity), **scores}
 
 
-def load_speech(settings: TrainConfig) -> SpeechData:
+def load_speech(data: SpeechConfig, model: DecoderConfig) -> SpeechData:
     """Reads the recordings of a run and what its encoders make of them.
 
+    Args:
+      data: where they are, and what is asked.
+      model: that hears, with `audio`.
     Raises:
       ConfigError: features of other widths than the model takes, or speakers that are not there.
       FFNLabError: recordings or encoders cannot be read.
     """
-    data, widths = settings.data, settings.model.audio.widths
-    assert isinstance(data, SpeechConfig)
+    assert model.audio is not None
+    widths = model.audio.widths
     digits = fsdd(None if data.recordings == "fsdd" else data.recordings)
     cache = FeatureCache(data.cache, rows=PART) if data.cache else None
     encoders = [load(place, kinds=("audio",)) if place else None for place in data.encoders]

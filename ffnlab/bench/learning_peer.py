@@ -1,0 +1,142 @@
+"""The other side of `ffnlab bench learning`: torch's LSTM, and a loop over a small network.
+
+Run by `peer_server.py`. Requests and answers:
+
+    {"do": "load", "directory": D, "threads": n}     -> {"dtype", "threads", "versions"}
+    {"do": "recurrent", "rate": r}                   -> {"seconds", "form", "loss"}
+    {"do": "small", "steps": n, "rate": r}           -> {"seconds", "form", "loss"}
+
+D holds recurrent.npz ("x" [b, t, in], "target" [b, t, hidden], "w_input", "w_hidden", "b") and
+small.npz ("x" [n, b, in], "labels" [n, b], "w0", "b0", "w1", "b1"), matrices as [in, out]. Both
+learn from these weights on, by SGD: the first takes a step on the mean squared error, and the loss
+is that before it; the second takes n steps on the cross-entropy of the batches in turn, and the
+loss is that of the batch after them. Forms are eager and `torch.compile`, and of the LSTM either
+order of batch and time. All float32.
+"""
+
+import pathlib
+
+import numpy as np
+
+
+class Tasks:
+    """Answers requests.
+
+    Attributes:
+      forms: finds the fastest way to do a task (`peer_server.Forms`).
+    """
+
+    def __init__(self, forms):
+        self.torch, self.forms, self.learners = forms.torch, forms, {}
+
+    def context(self):
+        """In which requests are answered."""
+        return self.torch.enable_grad()
+
+    def load(self, directory, threads):
+        """Reads what is learned from."""
+        self.forms.threads, self.given = threads, {}
+        for file in pathlib.Path(directory).glob("*.npz"):
+            with np.load(file, allow_pickle=False) as saved:
+                self.given[file.stem] = {k: self.torch.tensor(v) for k, v in saved.items()}
+        versions = {"torch": self.torch.__version__}
+        return {"dtype": "float32", "threads": threads, "versions": versions}
+
+    def recurrent(self, rate):
+        """One step of an LSTM."""
+        if "recurrent" not in self.learners:
+            self.learners["recurrent"] = {
+                "batch first": Sequences(self.torch, self.given["recurrent"], rate, True),
+                "time first": Sequences(self.torch, self.given["recurrent"], rate, False),
+                "time first, compiled": Sequences(
+                    self.torch, self.given["recurrent"], rate, False, compiled=True
+                ),
+            }
+        return self.forms.learned("recurrent", self.learners["recurrent"], lambda x: x.step())
+
+    def small(self, steps, rate):
+        """Steps of a small network."""
+        if "small" not in self.learners:
+            self.learners["small"] = {
+                name: Small(self.torch, self.given["small"], rate, compiled=name == "compiled")
+                for name in ("eager", "compiled")
+            }
+        return self.forms.learned("small", self.learners["small"], lambda x: x.steps(steps))
+
+
+class Learner:
+    """A network of its own and SGD."""
+
+    def __init__(self, torch, network, rate, compiled):
+        self.torch, self.network, self.rate = torch, network, rate
+        self.start = {name: value.clone() for name, value in network.state_dict().items()}
+        self.forward = torch.compile(network, dynamic=False) if compiled else network
+        self.restart()
+
+    def restart(self):
+        """Goes back to the given weights."""
+        self.network.load_state_dict(self.start)
+        self.optimizer = self.torch.optim.SGD(self.network.parameters(), lr=self.rate, fused=True)
+
+    def descend(self, loss):
+        """A step."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+
+class Sequences(Learner):
+    """An LSTM."""
+
+    def __init__(self, torch, given, rate, batch_first, compiled=False):
+        width, gates = given["w_input"].shape
+        network = torch.nn.LSTM(width, gates // 4, batch_first=batch_first)
+        with torch.no_grad():
+            network.weight_ih_l0.copy_(given["w_input"].T)
+            network.weight_hh_l0.copy_(given["w_hidden"].T)
+            network.bias_ih_l0.copy_(given["b"])
+            network.bias_hh_l0.zero_().requires_grad_(False)  # two biases are one, learned once
+        pair = given["x"], given["target"]
+        self.x, self.target = (
+            part if batch_first else part.transpose(0, 1).contiguous() for part in pair
+        )
+        super().__init__(torch, network, rate, compiled)
+
+    def step(self):
+        """A step; the loss before it."""
+        loss = self.torch.nn.functional.mse_loss(self.forward(self.x)[0], self.target)
+        self.descend(loss)
+        return loss.item()
+
+
+class Small(Learner):
+    """Two maps with a ReLU between them, in the loop of torch's tutorials."""
+
+    def __init__(self, torch, given, rate, compiled):
+        nn = torch.nn
+        maps = [nn.Linear(*given[name].shape) for name in ("w0", "w1")]
+        with torch.no_grad():
+            for i, linear in enumerate(maps):
+                linear.weight.copy_(given[f"w{i}"].T)
+                linear.bias.copy_(given[f"b{i}"])
+        self.batches = list(zip(given["x"], given["labels"].long(), strict=True))
+        self.position = 0
+        network = nn.Sequential(maps[0], nn.ReLU(), maps[1])
+        super().__init__(torch, network, rate, compiled)
+
+    def restart(self):
+        """Goes back to the given weights and the first batch."""
+        super().restart()
+        self.position = 0
+
+    def steps(self, count):
+        """Some steps; the loss of the batch after them."""
+        for _ in range(count):
+            self.descend(self.loss())
+            self.position += 1
+        return self.loss().item()
+
+    def loss(self):
+        """Of the batch that is next."""
+        x, labels = self.batches[self.position % len(self.batches)]
+        return self.torch.nn.functional.cross_entropy(self.forward(x), labels)

@@ -1,0 +1,206 @@
+"""What a model reads when it is trained, and the loss that it learns by: one line for each sort."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from ffnlab.cli.inputs.data_kinds import (
+    DataConfig,
+    GraphConfig,
+    ImagesConfig,
+    RecordsConfig,
+    SpeechConfig,
+    TextsConfig,
+)
+from ffnlab.data import Labelled, Packed
+from ffnlab.data.sound_rows import PER_SECOND
+from ffnlab.errors import ConfigError, first_line
+from ffnlab.formats.kinds import KINDS, Config, kind_of
+from ffnlab.losses import Loss, labelled, masked, next_token, packed_next_token
+from ffnlab.models.calibration import called
+from ffnlab.routing import pal
+
+__all__ = [
+    "Reading",
+    "by_name",
+    "check_speech",
+    "input_shape",
+    "inputs_of",
+    "reading_of",
+    "speech",
+]
+
+
+class Reading(NamedTuple):
+    """What models of a sort read.
+
+    Attributes:
+      data: classes of [data] that give it.
+      what: what they give, in words.
+      loss: [data] -> what a rule minimizes that takes a loss.
+      batch: ([data], [model], rows, length) -> a batch, abstract where the data need not be read.
+    """
+
+    data: tuple[type, ...]
+    what: str
+    loss: Callable[[Any], Loss]
+    batch: Callable[[Any, Any, int, int], PyTree]
+
+
+def reading_of(model: object) -> Reading:
+    """What a model reads, given its configuration.
+
+    Raises:
+      ConfigError: there is no kind of [data] for its head.
+    """
+    kind = kind_of(model)
+    if getattr(model, "audio", None) is not None:
+        return SPEECH
+    if kind == "encoder":
+        head = getattr(model, "head", None)
+        if head not in OF_HEADS:
+            raise ConfigError(
+                f"an encoder with head={head!r} has no kind of [data] to be trained on; "
+                f"{' and '.join(map(repr, OF_HEADS))} have, others are trained in Python, by "
+                "ffnlab.learning.backprop and a loss"
+            )
+        return OF_HEADS[head]
+    reads = KINDS[kind or ""].reads
+    if reads not in READINGS:
+        raise ConfigError(
+            f"a model of kind {kind!r} reads {reads}, which no kind of [data] gives; train it in "
+            "Python, by a rule and a loss of its own"
+        )
+    return READINGS[reads]
+
+
+def by_name(loss: Loss) -> Loss:
+    """A loss whose batches hold a model's arguments by their names, see `called`."""
+
+    @functools.wraps(loss)
+    def named(model: Callable, batch: PyTree) -> tuple:
+        return loss(functools.partial(called, model), batch)
+
+    return named
+
+
+def inputs_of(batch: PyTree) -> PyTree:
+    """What of a batch the model is given."""
+    return batch[0] if isinstance(batch, tuple) else batch
+
+
+def ints(*shape: int) -> jax.ShapeDtypeStruct:
+    """Whole numbers, abstract."""
+    return jax.ShapeDtypeStruct(shape, np.int32)
+
+
+def stream(data: Any, model: Any, rows: int, length: int) -> PyTree:
+    """A batch of text of which every next token is predicted."""
+    tokens = ints(rows, length + 1)
+    return Packed(tokens, tokens, tokens) if data.packed else tokens
+
+
+def hidden(data: Any, model: Any, rows: int, length: int) -> PyTree:
+    """A batch of text of which hidden tokens are predicted."""
+    return ints(rows, length), ints(rows, length)
+
+
+def texts(data: Any, model: Any, rows: int, length: int) -> PyTree:
+    """A batch of texts with classes."""
+    valid = jax.ShapeDtypeStruct((rows, length), np.bool_)
+    return Labelled({"tokens": ints(rows, length), "valid": valid}, ints(rows))  # type: ignore
+
+
+def arrays(data: Any, model: Any, rows: int, length: int) -> PyTree:
+    """A batch of images or records, with classes where the model has some."""
+    x = jax.ShapeDtypeStruct((rows, *input_shape(data, model)), np.float32)
+    has_classes = KINDS[kind_of(model) or ""].classes is not None
+    return Labelled(x, ints(rows)) if has_classes else x  # type: ignore
+
+
+def whole_graph(data: Any, model: Any, rows: int, length: int) -> PyTree:
+    """The one batch of a graph, as it is."""
+    from ffnlab.cli.inputs.nodes import load_nodes, node_batch  # which needs this module
+
+    return node_batch(load_nodes(data, model))
+
+
+def speech(data: Any, model: Any, rows: int, length: int) -> PyTree:
+    """(Sounds, (tokens, answers)) of recordings."""
+    shape = rows, data.seconds * PER_SECOND // data.size
+    widths = model.audio.widths
+    features = tuple(jax.ShapeDtypeStruct((*shape, width), np.float32) for width in widths)
+    valid = (jax.ShapeDtypeStruct(shape, np.bool_),) * len(widths)
+    tokens = ints(rows, len(data.question.encode()))
+    return pal.Sounds(features, valid), (tokens, tokens)  # type: ignore[arg-type]
+
+
+def check_speech(data: SpeechConfig, model: Any) -> None:
+    """Raises ConfigError unless a model takes the features and the question of recordings."""
+    widths = model.audio.widths
+    if len(data.encoders) != len(widths):
+        raise ConfigError(
+            f"encoders={list(data.encoders)}; the model hears {len(widths)}, of {list(widths)}"
+        )
+    last = max(*data.question.encode(), *b"0123456789")
+    if last >= model.vocab:
+        raise ConfigError(
+            f"the question and digits have the byte {last}; the model has {model.vocab}"
+        )
+
+
+def input_shape(data: ImagesConfig | RecordsConfig, model: Config) -> tuple[int, ...]:
+    """Shape of one image or record as the model is given it: a row where it reads rows.
+
+    Raises:
+      ConfigError: the model does not take inputs of that shape.
+    """
+    name = kind_of(model) or ""
+    kind = KINDS[name]
+    shape = (math.prod(data.shape),) if kind.reads == "rows" else data.shape
+    network = jax.eval_shape(lambda key: kind.make(model, key=key), jax.random.key(0))
+    try:
+        jax.eval_shape(kind.call, network, jax.ShapeDtypeStruct((1, *shape), np.float32))
+    except (TypeError, ValueError) as error:
+        said = f"[data] gives inputs of shape {list(shape)}, which a {name} of {model} does not"
+        raise ConfigError(f"{said} take: {first_line(error)}") from None
+    return shape
+
+
+def of_arrays(data: object) -> Loss:
+    """Cross-entropy of classes."""
+    return labelled
+
+
+IMAGES = Reading((ImagesConfig, RecordsConfig), "images or records", of_arrays, arrays)
+# By what a kind reads (`ffnlab.formats.kinds.Kind`) …
+READINGS: Mapping[str, Reading] = MappingProxyType(
+    {
+        "tokens": Reading(
+            (DataConfig,),
+            "text",
+            lambda data: packed_next_token if data.packed else next_token,
+            stream,
+        ),
+        "rows": IMAGES,
+        "images": IMAGES,
+        "graphs": Reading((GraphConfig,), "a graph", lambda data: by_name(masked), whole_graph),
+    }
+)
+# … of decoders that hear …
+SPEECH = Reading((SpeechConfig,), "speech", lambda data: pal.heard(masked), speech)
+# … and of encoders by their head.
+OF_HEADS: Mapping[str, Reading] = MappingProxyType(
+    {
+        "masked": Reading((DataConfig,), "text", lambda data: by_name(masked), hidden),
+        "classes": Reading(
+            (TextsConfig,), "texts with classes", lambda data: by_name(labelled), texts
+        ),
+    }
+)

@@ -1,0 +1,149 @@
+"""Tests of `ffnlab bench learning` with a peer of NumPy, and once with torch; none is timed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ffnlab.bench import learning, peer
+from ffnlab.bench.learning import Settings, compare
+from ffnlab.bench.turns import Comparison, Task
+from ffnlab.errors import ConfigError, FFNLabError, MissingExtraError
+
+SMALL = Settings(
+    batch=2, length=3, inputs=4, hidden=5, sizes=(6, 7, 3), together=2, steps=5, turns=2
+)
+
+
+class Fake:
+    """Does in float64, with gradients by hand, what `learning_peer.py` does."""
+
+    about = {"versions": {"fake": "1.0"}, "threads": 3}
+    spoil = ""
+
+    def __init__(self, directory, *, tasks, packages):
+        assert tasks == "learning_peer.py" and packages == ("torch",)
+        assert Path(peer.__file__).with_name(tasks).is_file()
+        self.given, self.position = {}, 0
+        for file in Path(directory).glob("*.npz"):
+            with np.load(file, allow_pickle=False) as saved:
+                self.given[file.stem] = {
+                    k: v.astype(float) if v.dtype == np.float32 else v for k, v in saved.items()
+                }
+
+    def ask(self, do, *, rate, steps=None):
+        loss = self.recurrent(rate) if do == "recurrent" else self.small(rate, steps)
+        wrong = 1.01 if self.spoil == do else 1
+        return {"seconds": 0.5, "form": "loop", "loss": wrong * loss}
+
+    def recurrent(self, rate):
+        a = self.given["recurrent"]
+        x, width = a["x"], a["target"].shape[-1]
+        h = c = np.zeros((len(x), width))
+        kept, ys = [], []
+        for t in range(x.shape[1]):
+            gates = x[:, t] @ a["w_input"] + h @ a["w_hidden"] + a["b"]
+            i, f, g, o = np.split(gates, 4, axis=1)
+            i, f, o, g = *(1 / (1 + np.exp(-v)) for v in (i, f, o)), np.tanh(g)
+            kept.append((h, c, i, f, g, o))
+            c = f * c + i * g
+            h = o * np.tanh(c)
+            ys.append(h)
+        far = np.stack(ys, 1) - a["target"]
+        slopes = {name: np.zeros_like(a[name]) for name in ("w_input", "w_hidden", "b")}
+        dh = dc = np.zeros_like(h)
+        for t in reversed(range(x.shape[1])):
+            h, c, i, f, g, o = kept[t]
+            new = f * c + i * g
+            dh = dh + 2 * far[:, t] / far.size
+            dc = dc + dh * o * (1 - np.tanh(new) ** 2)
+            parts = (dc * g * i * (1 - i), dc * c * f * (1 - f), dc * i * (1 - g**2))
+            d = np.concatenate([*parts, dh * np.tanh(new) * o * (1 - o)], 1)
+            slopes["w_input"] += x[:, t].T @ d
+            slopes["w_hidden"] += h.T @ d
+            slopes["b"] += d.sum(0)
+            dh, dc = d @ a["w_hidden"].T, dc * f
+        for name, slope in slopes.items():
+            a[name] -= rate * slope
+        return (far**2).mean()
+
+    def small(self, rate, steps):
+        a = self.given["small"]
+        for _ in range(steps):
+            self.descend(a, rate)
+            self.position += 1
+        return self.descend(a, 0.0)
+
+    def descend(self, a, rate):
+        """A step; the loss before it."""
+        at = self.position % len(a["x"])
+        x, labels, rows = a["x"][at], a["labels"][at], np.arange(len(a["labels"][at]))
+        inner = np.maximum(x @ a["w0"] + a["b0"], 0)
+        y = inner @ a["w1"] + a["b1"]
+        p = np.exp(y) / np.exp(y).sum(1, keepdims=True)
+        loss = -np.log(p[rows, labels]).mean()
+        p[rows, labels] -= 1
+        back = (p / len(x)) @ a["w1"].T * (inner > 0)
+        for name, slope in {
+            "w1": inner.T @ p / len(x),
+            "b1": p.mean(0),
+            "w0": x.T @ back,
+            "b0": back.sum(0),
+        }.items():
+            a[name] -= rate * slope
+        return loss
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def test_both_sides_do_the_same(monkeypatch):
+    monkeypatch.setattr(learning, "Peer", Fake)
+    monkeypatch.setattr(learning, "RATE", 0.5)  # so that wrong gradients are seen
+    found = compare(SMALL)
+    assert list(found.tasks) == ["recurrent", "small"]
+    for task in found.tasks.values():
+        assert task.ours > 0 and task.theirs == 0.5 and task.form == "loop"
+        assert 0 < task.difference < 1e-5 and task.ratio > 0
+    assert "fake 1.0, up to 3 threads" in found.about
+
+
+@pytest.mark.parametrize("do", ["recurrent", "small"])
+def test_figures_of_other_work_are_refused(monkeypatch, do):
+    monkeypatch.setattr(learning, "Peer", type("Spoiled", (Fake,), {"spoil": do}))
+    with pytest.raises(
+        FFNLabError, match=f"{do}: the two sides' losses differ by (1.0e-02|9.9e-03)"
+    ):
+        compare(SMALL)
+
+
+def test_the_first_turn_does_not_count():
+    rows = [(9.0, 1.0, {"loss": 1.0, "seconds": 1.0}), (2.0, 1.0, {"loss": 1.0, "seconds": 4.0})]
+    for row in rows:
+        row[2]["form"] = "loop"
+    assert learning.task_of("small", rows) == Task(2.0, 4.0, 2.0, 0.0, "loop")
+
+
+def test_ratios_are_those_of_the_tasks(monkeypatch):
+    task = Task(1.0, 2.0, 2.5, 0.0, "eager")
+    monkeypatch.setattr(learning, "compare", lambda: Comparison("", {"small": task}, ""))
+    assert learning.ratios() == {"small": 2.5}
+
+
+@pytest.mark.parametrize("wrong", [{"turns": 0}, {"together": 0}, {"hidden": 0}, {"steps": 0}])
+def test_sizes_are_positive(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        Settings(**wrong)
+
+
+@pytest.mark.parity
+def test_with_torch():
+    try:
+        peer.peer_python(learning.PACKAGES)
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+    found = compare(SMALL)
+    assert all(task.form for task in found.tasks.values()) and "torch" in found.about
