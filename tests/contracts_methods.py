@@ -65,6 +65,9 @@ TRANSFORMS: dict[str, TransformCase] = {
     "duo": TransformCase(lambda: routing.duo(ratio=8, skip=True)),
     "finercut": TransformCase(lambda: pruning.finercut(remove=1)),
     "finercut-encoder": TransformCase(lambda: pruning.finercut(remove=1), tiny_encoder),
+    "connect": TransformCase(
+        lambda: routing.pal.connect(models.AudioInput((3,), ("attended",)), seed=1)
+    ),
     "fireq-encoder": TransformCase(lambda: quantization.fireq(group=8), tiny_encoder),
     "fireq": TransformCase(lambda: quantization.fireq(group=8, top_k=1)),
     "fireq-weights": TransformCase(

@@ -15,9 +15,10 @@ from ffnlab import parallel
 from ffnlab.cli.changes import LOSSES
 from ffnlab.cli.identity import identity_of, versions
 from ffnlab.cli.inputs.corpus import Corpus, HiddenText, load_corpus, load_hidden
-from ffnlab.cli.inputs.data_kinds import DataConfig, GraphConfig, TextsConfig
+from ffnlab.cli.inputs.data_kinds import DataConfig, GraphConfig, SpeechConfig, TextsConfig
 from ffnlab.cli.inputs.labelled import LabelledData, load_labelled
 from ffnlab.cli.inputs.nodes import NodeData, node_data
+from ffnlab.cli.inputs.speech import SpeechData, load_speech
 from ffnlab.cli.inputs.texts import TextsData, load_texts
 from ffnlab.cli.keys import Section, method_keys, training_keys
 from ffnlab.cli.show import show
@@ -39,11 +40,12 @@ from ffnlab.models import EncoderConfig
 from ffnlab.models.account import parameters
 from ffnlab.models.calibration import called
 from ffnlab.parallel import Outcome, Work, bytes_per_device, to_table
+from ffnlab.routing import pal
 from ffnlab.rule import Rule
 from ffnlab.storage import placing
 from ffnlab.storage.files import write_json
 
-RunData = Corpus | HiddenText | LabelledData | TextsData | NodeData
+RunData = Corpus | HiddenText | LabelledData | TextsData | NodeData | SpeechData
 
 
 def train(
@@ -174,6 +176,8 @@ def report(record: Mapping, out: Path) -> None:
 def load_data(settings: TrainConfig) -> RunData:
     """What a run reads, by the kind of its data."""
     data, model = settings.data, settings.model
+    if isinstance(data, SpeechConfig):
+        return load_speech(data, model)  # type: ignore[arg-type]
     if isinstance(data, GraphConfig):
         return node_data(data, model)
     if isinstance(model, EncoderConfig):
@@ -269,6 +273,8 @@ def save_as_can_be(model: nnx.Module, folder: Path, settings: TrainConfig) -> No
 
 def predictor(rule: Rule, model: nnx.Module) -> Callable[[PyTree], Array]:
     """Inputs -> outputs of a trained model; of one that is not called, as its rule predicts."""
+    if getattr(getattr(model, "config", None), "audio", None) is not None:
+        return functools.partial(jax.jit(lambda model, given: pal.answer(model, *given)), model)
     if callable(model):
         return functools.partial(jax.jit(called), model)
     return functools.partial(rule.predict, rule.init(model, jax.random.key(0)))

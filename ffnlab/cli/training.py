@@ -22,8 +22,8 @@ from ffnlab.cli.changes import (
     started,
     table_at,
 )
-from ffnlab.cli.inputs.data_kinds import DATA_KINDS, AnyData, DataConfig
-from ffnlab.cli.inputs.reading import inputs_of, reading_of
+from ffnlab.cli.inputs.data_kinds import DATA_KINDS, AnyData, DataConfig, SpeechConfig
+from ffnlab.cli.inputs.reading import check_speech, inputs_of, reading_of, speech
 from ffnlab.cli.rules import RULES, check_accepted
 from ffnlab.errors import ConfigError, at_least, check_seed
 from ffnlab.formats.kinds import KINDS, Config, kind_of
@@ -41,6 +41,7 @@ from ffnlab.models.cost import multiply_adds
 from ffnlab.parallel import LoopOptions, Work
 from ffnlab.parallel.config import by_kind, from_table, read_table
 from ffnlab.recipes import METHODS
+from ffnlab.routing import pal
 from ffnlab.rule import Rule
 
 __all__ = [
@@ -168,6 +169,8 @@ class TrainConfig:
             raise ConfigError(
                 f"a model of kind {self.kind!r} reads {reading.what}: set kind in [data]"
             )
+        if isinstance(self.data, SpeechConfig):
+            check_speech(self.data, self.model)
         reads_text = isinstance(self.data, DataConfig)
         if self.extension.steps and not reads_text:
             raise ConfigError("[extension] makes rows of text longer; other data has none")
@@ -256,7 +259,11 @@ def rule_of(settings: TrainConfig) -> Rule:
         options["microbatches"] = run.microbatches
     if "model_kind" in takes:
         options["model_kind"] = settings.kind
-    return by_names(RULES.make(name, **options))
+    rule = by_names(RULES.make(name, **options))
+    if not isinstance(settings.data, SpeechConfig):
+        return rule
+    answers = jax.jit(lambda state, given: pal.answer(rule.model(state), *given))
+    return dataclasses.replace(rule, predict=answers)
 
 
 def loss_of(settings: TrainConfig) -> Callable:
@@ -373,7 +380,10 @@ def work_of(settings: TrainConfig, model: nnx.Module) -> Work:
     A decoder's attention counts half of the longest row, which a token attends to on average.
     """
     data, more, steps = settings.data, settings.extension, settings.run.steps
-    if settings.kind == "decoder":
+    if isinstance(data, SpeechConfig):
+        sounds, (tokens, _) = speech(data, settings.model, 1, 0)
+        forward = 2.0 * multiply_adds(pal.answer, model, sounds, tokens)
+    elif settings.kind == "decoder":
         forward = flops_per_token(model, -(-settings.text.length // 2))
     else:
         length = getattr(data, "length", 0)

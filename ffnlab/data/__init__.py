@@ -18,6 +18,7 @@ from ffnlab.data.images.arrays import Images, as_images
 from ffnlab.data.images.augment import crop, erase, flip
 from ffnlab.data.images.files import ImageFolder, read_idx
 from ffnlab.data.images.mnist import mnist, mnist_folder
+from ffnlab.data.sound_rows import asked, sound_rows
 from ffnlab.data.speech import Recording, SpokenDigits, fsdd, log_mel, read_wav, resampled
 from ffnlab.data.tasks import permuted, split
 from ffnlab.data.text.labelled import (
@@ -80,6 +81,7 @@ __all__ = [
     "Vowels",
     "Zipped",
     "as_images",
+    "asked",
     "block_model",
     "cora",
     "crop",
@@ -106,6 +108,7 @@ __all__ = [
     "read_wav",
     "resampled",
     "reviews",
+    "sound_rows",
     "sentence_polarity",
     "span_windows",
     "split",

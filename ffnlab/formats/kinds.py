@@ -15,11 +15,13 @@ import jax.numpy as jnp
 
 from ffnlab.errors import ConfigError, FormatError, first_line
 from ffnlab.formats.directory import CONFIG_FILE, NATIVE_FILE, SIDECAR_FILE
-from ffnlab.formats.huggingface import encoder_families
+from ffnlab.formats.huggingface import audio_families, encoder_families
 from ffnlab.formats.huggingface.families import FAMILIES
 from ffnlab.graph import Graph
 from ffnlab.layers import MLP
 from ffnlab.models import (
+    AudioEncoder,
+    AudioEncoderConfig,
     AutoencoderConfig,
     ConvAutoencoder,
     ConvNet,
@@ -37,7 +39,7 @@ from ffnlab.models import (
 
 __all__ = ["KINDS", "Config", "Kind", "check_kind", "check_runs", "kind_of"]
 
-Reads = Literal["tokens", "rows", "images", "graphs"]
+Reads = Literal["tokens", "rows", "images", "graphs", "frames"]
 
 
 @runtime_checkable
@@ -55,8 +57,8 @@ class Kind:
       config: frozen dataclass of plain fields.
       model: class of the model.
       make: (config, key=, dtype=) -> the model, drawn.
-      reads: what it is called with: "tokens" int [b, t], "rows" [b, d], "images" [b, h, w, c] or
-        "graphs", rows [n, d] of the nodes of one.
+      reads: what it is called with: "tokens" int [b, t], "rows" [b, d], "images" [b, h, w, c],
+        "frames" [b, t, c] of sounds, or "graphs", rows [n, d] of the nodes of one.
       example: (model) -> the least input that it takes, abstract.
       classes: (config) -> how many classes its scores tell apart, None for a configuration without;
         None where the kind has no scores.
@@ -89,6 +91,11 @@ def row(model: Any) -> jax.ShapeDtypeStruct:
         first = model.blocks.of_input if isinstance(model, NoPropNet) else model.maps[0]
         width = first.weight.shape[0]
     return jax.ShapeDtypeStruct((1, width), jnp.float32)
+
+
+def frame(model: AudioEncoder) -> jax.ShapeDtypeStruct:
+    """One frame of a sound."""
+    return jax.ShapeDtypeStruct((1, 1, model.config.bands), jnp.float32)
 
 
 def image(model: Any) -> jax.ShapeDtypeStruct:
@@ -131,6 +138,15 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             tokens,
             lambda c: c.classes,
             families=tuple(encoder_families.FAMILIES),
+            files=(NATIVE_FILE, CONFIG_FILE, SIDECAR_FILE),
+        ),
+        "audio": Kind(
+            AudioEncoderConfig,
+            AudioEncoder,
+            AudioEncoder,
+            "frames",
+            frame,
+            families=audio_families.FAMILIES,
             files=(NATIVE_FILE, CONFIG_FILE, SIDECAR_FILE),
         ),
         "mlp": Kind(MLPConfig, MLP, MLPConfig.make, "rows", row, lambda c: c.sizes[-1]),

@@ -39,7 +39,7 @@ def load(
     """Loads a model directory: one of our native format, else a Hugging Face one.
 
     The latter holds a Decoder (Llama, Mistral, Mixtral, Qwen 2/3 and 3 MoE, Gemma 2/3 (text),
-    Phi-3) or an Encoder (BERT, MiniLM, DistilBERT).
+    Phi-3), an Encoder (BERT, MiniLM, DistilBERT) or an AudioEncoder (Whisper's encoder).
 
     Args:
       directory: with ffnlab_model.json, else with config.json and an `ffnlab.json` that is
@@ -93,8 +93,8 @@ def save(
     (a tokenizer, notes) are kept.
 
     Args:
-      model: a Decoder or an Encoder, its blocks in a list or stacked; with format "ffnlab" any tree
-        of the modules, weights and configurations that ffnlab exports.
+      model: a Decoder, an Encoder or an AudioEncoder, its blocks in a list or stacked; with format
+        "ffnlab" any tree of the modules, weights and configurations that ffnlab exports.
       directory: where to.
       dtype: of the dense tensors, float32, bfloat16 or float16; see the two formats for None.
       max_shard_bytes: size above which the tensors are split over several files.

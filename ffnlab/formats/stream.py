@@ -37,12 +37,14 @@ class Stored:
       first: its first row (axis 0 of the stored tensor).
       shape: logical shape, [in, out] for a matrix.
       transposed: stored as [out, in]; `first` counts in `out`.
+      taps: of a convolution's kernel, stored as [out, in, taps] and transposed; 0 for no kernel.
     """
 
     info: TensorInfo
     first: int
     shape: tuple[int, ...]
     transposed: bool
+    taps: int = 0
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,8 @@ def _fill(
         if check_finite and not is_finite(cast):
             what = f"numbers that {out.dtype} cannot hold" if is_finite(piece) else NOT_FINITE
             raise FormatError(f"{stored.info.file}: tensor {quoted(stored.info.name)} holds {what}")
+        if stored.taps:  # [out, in, taps] as [out, taps * in], the order of our rows
+            cast = np.moveaxis(cast, 2, 1).reshape(len(cast), -1)
         _store(out, cast, start - rows[0], columns, stored)
 
 

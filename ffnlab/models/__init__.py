@@ -9,6 +9,8 @@ import importlib
 from types import MappingProxyType
 from typing import Any
 
+from ffnlab.models.audio_encoder import AudioEncoder, AudioEncoderConfig
+from ffnlab.models.audio_input import AudioInput
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.convnet import (
     AutoencoderConfig,
@@ -47,6 +49,9 @@ ABOVE = MappingProxyType(
 )
 
 __all__ = [
+    "AudioEncoder",
+    "AudioEncoderConfig",
+    "AudioInput",
     "AutoencoderConfig",
     "Cache",
     "ConvAutoencoder",

@@ -87,7 +87,8 @@ def flops_per_token(
     of the matrix. A layer with a method `flops_per_token(share)` answers for itself and for all in
     it: a mixture for its router and the experts of a token. One with a method `runs(share)` says
     how often a token runs its parts, by path: a choice, by the share of tokens that take each. What
-    an encoder does once for a text (its pooler, the classes of a text) counts for each token.
+    an encoder does once for a text (its pooler, the classes of a text) counts for each token; what
+    a decoder does with sound (its connectors) does not count.
 
     Args:
       model: a decoder or another model of linear maps and blocks, stacked or not; leaves may be
@@ -108,7 +109,7 @@ def flops_per_token(
     answered = ""  # path of the last layer that answered for itself
     times: dict[str, float] = {}  # how often a token runs what is at a path
     for path, node in nodes.items():
-        if answered and path.startswith(answered):
+        if path.startswith("connectors") or (answered and path.startswith(answered)):
             continue
         if isinstance(node, nnx.Module) and hasattr(node, "runs"):
             times |= {f"{path}.{part}.": n for part, n in node.runs(zeros.get(path)).items()}

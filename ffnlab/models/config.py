@@ -6,6 +6,7 @@ from ffnlab.errors import ConfigError
 from ffnlab.layers import MoESpec
 from ffnlab.layers.activations import check_activation
 from ffnlab.layers.attention.rope import Rope, check_rope
+from ffnlab.models.audio_input import AudioInput
 from ffnlab.storage.structure import later
 
 # Kinds of FFN that a layer may have.
@@ -41,6 +42,7 @@ class DecoderConfig:
       ffns: kind of each layer's FFN: "gated", "plain" or "mixture"; None for all alike: mixtures
         where there is one, else gated.
       mixture: sizes and rule of layers that are mixtures of experts.
+      audio: what it hears beside its text (`ffnlab.routing.pal`), or None.
     """
 
     vocab: int
@@ -73,6 +75,7 @@ class DecoderConfig:
     pad: int | None = None
     ffns: tuple[str, ...] | None = later(None)
     mixture: MoESpec | None = later(None)
+    audio: AudioInput | None = later(None)
 
     def __post_init__(self) -> None:
         sizes = (
@@ -99,6 +102,8 @@ class DecoderConfig:
             if rope is not None:
                 check_rope(rope, self.head_dim)
         check_activation(self.activation)
+        if self.audio is not None and self.audio.start > self.layers:
+            raise ConfigError(f"audio: start={self.audio.start} is beyond layers={self.layers}")
         if self.windows is not None and len(self.windows) != self.layers:
             raise ConfigError(
                 f"windows has {len(self.windows)} entries for layers={self.layers} layers"

@@ -33,6 +33,7 @@ from ffnlab.layers import (
 from ffnlab.layers.attention.attention import seen
 from ffnlab.layers.logical import constrain
 from ffnlab.models import trunk
+from ffnlab.models.audio_input import make_connectors
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.stack import Stacked, period_of
 from ffnlab.weights import kv, register
@@ -66,9 +67,13 @@ class Decoder(nnx.Module):
       layers: nnx.List of Block, or Stacked.
       norm: final RMSNorm.
       head: Linear [width, vocab], or None where the embedding is the head (one Param read twice).
+      connectors: nnx.List of `MLP`, from the features of sound to the residual stream, of a config
+        with `audio`; None of others.
       config: DecoderConfig (static).
       remat: what blocks keep for a backward pass, see `ffnlab.models.remat` (static).
     """
+
+    connectors: nnx.List | None = None  # set only where there are any, as older files know none
 
     def __init__(self, config: DecoderConfig, *, key: Array, dtype: DTypeLike = jnp.float32):
         """Draws random weights; residual outputs are scaled down by sqrt(2 * layers)."""
@@ -83,6 +88,10 @@ class Decoder(nnx.Module):
             if config.tie_embeddings
             else Linear(config.width, config.vocab, key=head, axes=("embed", "vocab"), dtype=dtype)
         )
+        if config.audio is not None:
+            key = jax.random.fold_in(key, config.layers)
+            made = make_connectors(config.audio, config.width, key=key, dtype=dtype)
+            self.connectors = nnx.List(made)
         self.config = config
         self.remat: str | None = None
 
@@ -274,7 +283,8 @@ def abstract(config: DecoderConfig) -> Decoder:
     key = jax.random.key(0)
     windows = None if config.windows is None else config.windows[:1]
     ffns = None if config.ffns is None else config.ffns[:1]
-    outer = dataclasses.replace(config, layers=1, windows=windows, ffns=ffns)
+    audio = None if config.audio is None else dataclasses.replace(config.audio, start=0)
+    outer = dataclasses.replace(config, layers=1, windows=windows, ffns=ffns, audio=audio)
     model = jax.eval_shape(lambda key: Decoder(outer, key=key), key)
     kinds = {}
     for i in range(config.layers):

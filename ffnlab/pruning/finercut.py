@@ -273,8 +273,9 @@ def check_finite(
 def together(model: Layered, shape: tuple[int, ...], memory: int | None) -> int:
     """How many candidates to evaluate together, >= 1; their memory is estimated from above."""
     config, positions = model.config, math.prod(shape)
-    # Logits with the distance's temporaries, one sublayer's activations, attention scores twice.
-    floats = 4 * config.vocab + 6 * config.width + 3 * config.hidden + 2 * config.heads * shape[-1]
+    outputs = getattr(config, "vocab", config.width)
+    # Outputs with the distance's temporaries, one sublayer's activations, attention scores twice.
+    floats = 4 * outputs + 6 * config.width + 3 * config.hidden + 2 * config.heads * shape[-1]
     if memory is None:
         # Not what is free just now: the number must not change between passes.
         found = jax.local_devices()[0].memory_stats() or {}

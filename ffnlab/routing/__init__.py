@@ -27,6 +27,7 @@ from ffnlab.layers.routers import (
     softmax_top_k,
     thinned,
 )
+from ffnlab.routing import pal
 from ffnlab.routing.duo import (
     BIG,
     ROUTERS,
@@ -48,6 +49,7 @@ from ffnlab.routing.lora_mixer import (
 )
 from ffnlab.routing.maps import RoutingMap, maps
 from ffnlab.routing.oracle import OracleReport, oracle, pattern_losses
+from ffnlab.routing.pal import Sounds
 from ffnlab.routing.upcycle import upcycle
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "OracleReport",
     "Routing",
     "RoutingMap",
+    "Sounds",
     "budget_loss",
     "budgeted",
     "by_hash",
@@ -75,6 +78,7 @@ __all__ = [
     "maps",
     "mixed",
     "oracle",
+    "pal",
     "pattern_losses",
     "preserved",
     "random",

@@ -162,6 +162,18 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
                 ),
             ),
             Study(
+                "pal",
+                "PAL",
+                "routing",
+                "lets a decoder hear: audio as keys and values of attention, which no FFN sees",
+                arxiv(
+                    "2506.10423",
+                    2025,
+                    "PAL: Probing Audio Encoders via LLMs - A Study of Information Transfer from "
+                    "Audio Encoders to LLMs",
+                ),
+            ),
+            Study(
                 "learning-rules",
                 "Learning rules",
                 "learning",

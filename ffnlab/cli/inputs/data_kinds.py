@@ -1,4 +1,4 @@
-"""`[data]` of a training file: text, texts, images, records or a graph, each with its options."""
+"""`[data]` of a training file: text, texts, images, records, a graph or speech; their options."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ __all__ = [
     "GraphConfig",
     "ImagesConfig",
     "RecordsConfig",
+    "SpeechConfig",
     "TextsConfig",
 ]
 
@@ -113,6 +114,40 @@ class RecordsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SpeechConfig:
+    """Spoken digits, a question about each and its answer, the digit's character.
+
+    Attributes:
+      speakers: those that are held out, to score on.
+      recordings: "fsdd" (that of FFNLAB_DATA), or a folder or archive of DIGIT_SPEAKER_TAKE.wav.
+      encoders: what the model hears by, in the order of its `audio.widths`: "" for patches of
+        log-mel, or a folder with an encoder of sound, which stays as it is.
+      question: text before the answer, as bytes.
+      seconds: of each recording.
+      size: frames (10 ms) of a row of features, see `ffnlab.data.sound_rows`.
+      cache: folder in which encoders' features are kept; "" for none.
+      batch: recordings of a batch.
+    """
+
+    speakers: tuple[str, ...]
+    recordings: str = "fsdd"
+    encoders: tuple[str, ...] = ("",)
+    question: str = "digit = "
+    seconds: int = 1
+    size: int = 8
+    cache: str = ""
+    batch: int = 32
+
+    def __post_init__(self) -> None:
+        at_least(1, batch=self.batch, seconds=self.seconds, size=self.size)
+        if not self.question or not self.encoders:
+            raise ConfigError(
+                f"question={self.question!r}, encoders={list(self.encoders)}: a question of one "
+                "byte or more and an encoder or more are accepted"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class TextsConfig:
     """Texts with classes; one in ten is held out where nothing else is.
 
@@ -152,7 +187,7 @@ class GraphConfig:
     batch: ClassVar[int] = 1
 
 
-AnyData = DataConfig | TextsConfig | ImagesConfig | RecordsConfig | GraphConfig
+AnyData = DataConfig | TextsConfig | ImagesConfig | RecordsConfig | GraphConfig | SpeechConfig
 # What `kind` may be in [data], the one without it first.
 DATA_KINDS: Mapping[str, type] = MappingProxyType(
     {
@@ -161,5 +196,6 @@ DATA_KINDS: Mapping[str, type] = MappingProxyType(
         "images": ImagesConfig,
         "records": RecordsConfig,
         "graph": GraphConfig,
+        "speech": SpeechConfig,
     }
 )

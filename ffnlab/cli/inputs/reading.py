@@ -15,15 +15,26 @@ from ffnlab.cli.inputs.data_kinds import (
     GraphConfig,
     ImagesConfig,
     RecordsConfig,
+    SpeechConfig,
     TextsConfig,
 )
 from ffnlab.data import Labelled, Packed
+from ffnlab.data.sound_rows import PER_SECOND
 from ffnlab.errors import ConfigError, first_line
 from ffnlab.formats.kinds import KINDS, Config, kind_of
 from ffnlab.losses import Loss, labelled, masked, next_token, packed_next_token
 from ffnlab.models.calibration import called
+from ffnlab.routing import pal
 
-__all__ = ["Reading", "by_name", "input_shape", "inputs_of", "reading_of"]
+__all__ = [
+    "Reading",
+    "by_name",
+    "check_speech",
+    "input_shape",
+    "inputs_of",
+    "reading_of",
+    "speech",
+]
 
 
 class Reading(NamedTuple):
@@ -49,6 +60,8 @@ def reading_of(model: object) -> Reading:
       ConfigError: there is no kind of [data] for its head.
     """
     kind = kind_of(model)
+    if getattr(model, "audio", None) is not None:
+        return SPEECH
     if kind == "encoder":
         head = getattr(model, "head", None)
         if head not in OF_HEADS:
@@ -58,7 +71,13 @@ def reading_of(model: object) -> Reading:
                 "ffnlab.learning.backprop and a loss"
             )
         return OF_HEADS[head]
-    return READINGS[KINDS[kind or ""].reads]
+    reads = KINDS[kind or ""].reads
+    if reads not in READINGS:
+        raise ConfigError(
+            f"a model of kind {kind!r} reads {reads}, which no kind of [data] gives; train it in "
+            "Python, by a rule and a loss of its own"
+        )
+    return READINGS[reads]
 
 
 def by_name(loss: Loss) -> Loss:
@@ -112,6 +131,30 @@ def whole_graph(data: Any, model: Any, rows: int, length: int) -> PyTree:
     return node_batch(load_nodes(data, model))
 
 
+def speech(data: Any, model: Any, rows: int, length: int) -> PyTree:
+    """(Sounds, (tokens, answers)) of recordings."""
+    shape = rows, data.seconds * PER_SECOND // data.size
+    widths = model.audio.widths
+    features = tuple(jax.ShapeDtypeStruct((*shape, width), np.float32) for width in widths)
+    valid = (jax.ShapeDtypeStruct(shape, np.bool_),) * len(widths)
+    tokens = ints(rows, len(data.question.encode()))
+    return pal.Sounds(features, valid), (tokens, tokens)  # type: ignore[arg-type]
+
+
+def check_speech(data: SpeechConfig, model: Any) -> None:
+    """Raises ConfigError unless a model takes the features and the question of recordings."""
+    widths = model.audio.widths
+    if len(data.encoders) != len(widths):
+        raise ConfigError(
+            f"encoders={list(data.encoders)}; the model hears {len(widths)}, of {list(widths)}"
+        )
+    last = max(*data.question.encode(), *b"0123456789")
+    if last >= model.vocab:
+        raise ConfigError(
+            f"the question and digits have the byte {last}; the model has {model.vocab}"
+        )
+
+
 def input_shape(data: ImagesConfig | RecordsConfig, model: Config) -> tuple[int, ...]:
     """Shape of one image or record as the model is given it: a row where it reads rows.
 
@@ -150,6 +193,8 @@ READINGS: Mapping[str, Reading] = MappingProxyType(
         "graphs": Reading((GraphConfig,), "a graph", lambda data: by_name(masked), whole_graph),
     }
 )
+# … of decoders that hear …
+SPEECH = Reading((SpeechConfig,), "speech", lambda data: pal.heard(masked), speech)
 # … and of encoders by their head.
 OF_HEADS: Mapping[str, Reading] = MappingProxyType(
     {

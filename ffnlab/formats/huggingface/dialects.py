@@ -1,8 +1,8 @@
 """How each kind of model stands in a Hugging Face directory: all that `load` and `save` ask.
 
-A `Dialect` is the answers for one kind: decoders (`families`, `names`), and encoders
-(`encoder_families`, `encoder_names`). The `model_type` of a file says which, and the type of a
-config.
+A `Dialect` is the answers for one kind: decoders (`families`, `names`), encoders
+(`encoder_families`, `encoder_names`) and encoders of sound (`audio_families`). The `model_type` of
+a file says which, and the type of a config.
 """
 
 import dataclasses
@@ -12,13 +12,20 @@ from typing import Any
 from flax import nnx
 
 from ffnlab.errors import ConfigError
-from ffnlab.formats.huggingface import encoder_families, encoder_names, families, names
+from ffnlab.formats.huggingface import (
+    audio_families,
+    encoder_families,
+    encoder_names,
+    families,
+    names,
+)
 from ffnlab.formats.huggingface.names import Names
 from ffnlab.formats.safetensors import Checkpoint
 from ffnlab.formats.stream import equal
 from ffnlab.formats.untrusted import quoted
 from ffnlab.layers import FFN, GatedFFN, MoE, SparseGatedFFN
-from ffnlab.models import decoder, encoder
+from ffnlab.models import audio_encoder, decoder, encoder
+from ffnlab.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.decoder import Decoder
 from ffnlab.models.encoder import Encoder
@@ -26,8 +33,8 @@ from ffnlab.models.encoder_config import EncoderConfig
 
 __all__ = ["Config", "Dialect", "Model", "dialect_of", "read_config", "write_config"]
 
-Model = Decoder | Encoder
-Config = DecoderConfig | EncoderConfig
+Model = Decoder | Encoder | AudioEncoder
+Config = DecoderConfig | EncoderConfig | AudioEncoderConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +81,12 @@ def read_config(config: object, *, where: str = "config.json") -> Config:
     name = config.get("model_type") if isinstance(config, dict) else None
     if isinstance(name, str) and name in encoder_families.FAMILIES:
         return encoder_families.read_config(config, where=where)
+    if isinstance(name, str) and name in audio_families.FAMILIES:
+        return audio_families.read_config(config, where=where)
     if isinstance(config, dict) and not (isinstance(name, str) and name in DECODERS):
-        known = ", ".join((*families.FAMILIES, *encoder_families.FAMILIES))
+        known = ", ".join(
+            (*families.FAMILIES, *encoder_families.FAMILIES, *audio_families.FAMILIES)
+        )
         raise ConfigError(
             f"{where}: unknown architecture: model_type={quoted(name)}; known: {known} (and gemma3 "
             "for its text model)"
@@ -159,5 +170,16 @@ DIALECTS = (
         head=_encoder_head,
         ffns=(FFN,),
         second=lambda config: {} if config.tie_embeddings else encoder_names.second_names(config),
+    ),
+    Dialect(
+        config=AudioEncoderConfig,
+        abstract=audio_encoder.abstract,
+        write_config=audio_families.write_config,
+        names=audio_families.names_of,
+        found=lambda config, found, raw: audio_families.found_names(found),
+        settle=lambda config, checkpoint, found: config,
+        head=lambda config: None,
+        ffns=(FFN,),
+        second=lambda config: {},
     ),
 )

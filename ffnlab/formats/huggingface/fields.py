@@ -26,6 +26,12 @@ SIZE_LIMITS = {
     "hidden_dim": 2**20,
     "n_layers": 2**10,
     "n_heads": 2**12,
+    "num_mel_bins": 2**12,  # and Whisper
+    "d_model": 2**18,
+    "encoder_ffn_dim": 2**20,
+    "encoder_layers": 2**10,
+    "encoder_attention_heads": 2**12,
+    "max_source_positions": 2**24,
 }
 
 

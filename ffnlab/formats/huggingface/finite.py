@@ -1,4 +1,6 @@
-"""One token through a model: whether what it says is made of numbers, and if not, since where.
+"""One token, or two silent frames, through a model: whether what it says is made of numbers.
+
+And if not, since where.
 
 Values that are finite one by one still overflow together: scales of 3e38, a divisor of 1e-40, a
 norm's scale of 1e30. Weights are used block by block, and a dense head piece by piece, so that the
@@ -12,8 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from ffnlab.formats.huggingface.dialects import Model
 from ffnlab.layers import Block, Context
 from ffnlab.models import trunk
+from ffnlab.models.audio_encoder import AudioEncoder
 from ffnlab.models.decoder import Decoder
 from ffnlab.models.encoder import Encoder
 from ffnlab.weights import Dense
@@ -21,7 +25,7 @@ from ffnlab.weights import Dense
 PIECE = 2**24  # entries of a head that are widened at a time
 
 
-def not_finite(model: Decoder | Encoder) -> str | None:
+def not_finite(model: Model) -> str | None:
     """The first part of a model that gives NaN or infinity for one token; None for none.
 
     Args:
@@ -29,15 +33,20 @@ def not_finite(model: Decoder | Encoder) -> str | None:
     Returns:
       "embed", "layers[i]" or "head"; the token is the config's bos, where it has one, or 0.
     """
-    token = jnp.full((1, 1), getattr(model.config, "bos", None) or 0, jnp.int32)
-    h = model.embed_tokens(token)
+    if isinstance(model, AudioEncoder):
+        h = model.embed_frames(jnp.zeros((1, 2, model.config.bands)))
+    else:
+        h = model.embed_tokens(jnp.full((1, 1), getattr(model.config, "bos", None) or 0, jnp.int32))
     if not jnp.isfinite(h).all():
         return "embed"
     for i, block in enumerate(model.blocks()):
         h, is_sane = _after(block, h)
         if not is_sane:
             return f"layers[{i}]"
-    parts = _logits(model, h) if isinstance(model, Decoder) else _outputs(model, h)
+    if isinstance(model, AudioEncoder):
+        parts = iter([model.norm(h)])
+    else:
+        parts = _logits(model, h) if isinstance(model, Decoder) else _outputs(model, h)
     return None if all(bool(jnp.isfinite(part).all()) for part in parts) else "head"
 
 

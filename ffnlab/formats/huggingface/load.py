@@ -46,7 +46,8 @@ def load(
     progress: bool = True,
 ) -> Model:
     """Loads a model directory: Llama, Mistral, Mixtral, Qwen 2/3, Qwen 3 MoE, Gemma 2/3 (text),
-    Phi-3 or one of ours as a `Decoder`; BERT, MiniLM and DistilBERT as an `Encoder`.
+    Phi-3 or one of ours as a `Decoder`; BERT, MiniLM and DistilBERT as an `Encoder`; Whisper's
+    encoder as an `AudioEncoder`.
 
     A stored head that differs from the embedding is used, whatever `tie_word_embeddings` says. The
     index may list the head of a tied model that its shard lacks, as transformers allows. What the
@@ -56,7 +57,8 @@ def load(
     Args:
       directory: holds config.json and model.safetensors, or shards with their index; an
         `ffnlab.json` beside them is honoured.
-      dtype: of the dense parameters, a float type; that of the stored embedding when None.
+      dtype: of the dense parameters, a float type; that of the stored embedding, or of what else
+        the model begins with, when None.
       sharding: where parameters go: one sharding for all, or a function of (path, logical axes,
         shape) that returns one; the default device when None.
       max_positions: longest context of the model, tokens: up to what a yarn, longrope or dynamic
@@ -135,8 +137,9 @@ def _decode(quantization: object, directory: Path) -> Decode | None:
 
 def _dtype(dtype: jax.typing.DTypeLike | None, plan: Plan) -> np.dtype:
     if dtype is None:
-        embed = next(task.source for task in plan.tasks if task.paths == ("embed.w",))
-        found = embed[0].info.dtype  # type: ignore[index]  # only linear maps are packed
+        # The embedding, or what else a model begins with: only linear maps are packed.
+        first = next(task.source for task in plan.tasks if not isinstance(task.source, Packed))
+        found = first[0].info.dtype
         return np.dtype(np.float32) if found == np.float64 else found
     found = jax.numpy.dtype(dtype)
     if not jax.numpy.issubdtype(found, jax.numpy.floating):

@@ -68,10 +68,12 @@ class Row:
     Attributes:
       name: Hugging Face name, with `{n}` for the layer and `{e}` for the expert.
       paths: where its parts are in the model, with `{n}`.
+      taps: of a convolution's kernel, which is stored as [out, in, taps]; 0 for no such kernel.
     """
 
     name: str
     paths: tuple[str, ...]
+    taps: int = 0
 
     @property
     def regex(self) -> re.Pattern[str]:
@@ -91,12 +93,14 @@ class Place:
       part: which part of it, 0 unless it is fused.
       paths: paths of all its parts.
       transposed: stored as [out, in].
+      taps: stored as [out, in, taps], see `Row`.
     """
 
     name: str
     part: int
     paths: tuple[str, ...]
     transposed: bool
+    taps: int = 0
 
     def of_expert(self, e: int) -> str:
         """Name of one expert's tensor."""
@@ -148,7 +152,7 @@ class Names:
         row, part = found
         paths = tuple(p.replace("{n}", n) for p in row.paths)
         transposed = path.endswith(".w") and not path.endswith("embed.w")
-        return Place(row.name.replace("{n}", n), part, paths, transposed)
+        return Place(row.name.replace("{n}", n), part, paths, transposed, row.taps)
 
     def paths(self, name: str) -> tuple[str, ...]:
         """The parameters stored in a tensor; empty if this family has no such tensor."""

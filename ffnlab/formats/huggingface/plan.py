@@ -128,6 +128,12 @@ def make_plan(
     return Plan(model, tasks)
 
 
+def kernel_shape(shape: tuple[int, ...], taps: int) -> tuple[int, ...]:
+    """How a convolution's matrix [taps * in, out] is stored: [out, in, taps]."""
+    rows, out = shape
+    return out, rows // taps, taps
+
+
 class _Matcher:
     def __init__(
         self,
@@ -160,7 +166,8 @@ class _Matcher:
 
     def _task(self, where: Place) -> Task | None:
         shapes = [tuple(self.wanted[path].get_value().shape) for path in where.paths]
-        if where.transposed and not where.is_stacked and self.decode is not None:
+        is_plain = where.transposed and not (where.is_stacked or where.taps)
+        if is_plain and self.decode is not None:
             packed = self._packed(self.decode, where, shapes)
             if packed is not None:
                 return Task(where.paths, packed)
@@ -182,7 +189,8 @@ class _Matcher:
         info = self.checkpoint.tensors[self.found[name]]
         self.used.add(info.name)
         whole = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
-        whole = whole[::-1] if where.transposed else whole
+        whole = kernel_shape(whole, where.taps) if where.taps else whole
+        whole = whole[::-1] if where.transposed and not where.taps else whole
         if info.shape != whole:
             self.problems.append(
                 f"{quoted(info.name)} has shape {list(info.shape)}, config.json asks for "
@@ -194,9 +202,8 @@ class _Matcher:
                 "explain; float32, bfloat16, float16 and float64 are accepted"
             )
         starts = [sum(shape[-1] for shape in shapes[:i]) for i in range(len(shapes))]
-        return tuple(
-            Stored(info, a, s, where.transposed) for a, s in zip(starts, shapes, strict=True)
-        )
+        how = where.transposed, where.taps
+        return tuple(Stored(info, a, s, *how) for a, s in zip(starts, shapes, strict=True))
 
     def _packed(self, decode: Decode, where: Place, shapes: list[tuple[int, ...]]) -> Packed | None:
         plain = where.name.removesuffix(".weight")

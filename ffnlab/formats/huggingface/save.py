@@ -32,7 +32,7 @@ from ffnlab.formats.huggingface.dialects import (
 )
 from ffnlab.formats.huggingface.finite import not_finite
 from ffnlab.formats.huggingface.names import Place
-from ffnlab.formats.huggingface.plan import variables
+from ffnlab.formats.huggingface.plan import kernel_shape, variables
 from ffnlab.formats.safetensors import Entry, write_directory
 from ffnlab.formats.stream import is_finite
 from ffnlab.models.config import DecoderConfig
@@ -165,6 +165,8 @@ def _writer(
 def _kept_config(model: Model, kept: tuple[int, ...]) -> Config:
     config = model.config
     if not isinstance(config, DecoderConfig):
+        if not isinstance(config, EncoderConfig):
+            return dataclasses.replace(config, layers=len(kept))
         is_masked = config.head == "masked"
         tied = model.head is None if is_masked else config.tie_embeddings
         return dataclasses.replace(config, layers=len(kept), tie_embeddings=tied)
@@ -230,7 +232,7 @@ class _Writer:
 
     def _encode(self, encoder: Encoder) -> Iterator[tuple[str, Encoded]]:
         for where in self.places:
-            if where.transposed and not where.is_stacked:
+            if where.transposed and not (where.is_stacked or where.taps):
                 held = [self._plain(path) for path in where.paths]
                 plain = tuple(weight for weight in held if weight is not None)
                 encoded = encoder(where.name.removesuffix(".weight"), plain)
@@ -276,13 +278,19 @@ class _Writer:
     def _dense(self, where: Place, expert: int | None = None) -> Entry:
         shapes = [tuple(self.wanted[path].get_value().shape) for path in where.paths]
         shape = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
-        shape = shape[::-1] if where.transposed else shape
+        if where.taps:
+            shape = kernel_shape(shape, where.taps)
+        elif where.transposed:
+            shape = shape[::-1]
         return Entry(self.dtype, shape, lambda: self._values(where, expert))
 
     def _values(self, where: Place, expert: int | None) -> np.ndarray:
         held = (self._part(path, expert) for path in where.paths)
         parts = [_stored(part, self.dtype, where.transposed) for part in held]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if not where.taps:
+            return whole
+        return np.moveaxis(whole.reshape(len(whole), where.taps, -1), 1, 2)
 
     def _part(self, path: str, expert: int | None) -> np.ndarray | jax.Array:
         if path not in self.held:  # of a removed sublayer

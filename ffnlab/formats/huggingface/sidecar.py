@@ -25,6 +25,7 @@ from ffnlab import tree
 from ffnlab.errors import FormatError
 from ffnlab.formats.compressed_tensors.packing import in_format
 from ffnlab.formats.directory import SIDECAR_FILE
+from ffnlab.formats.huggingface.dialects import Config, Model
 from ffnlab.formats.huggingface.sidecar_schema import (
     OUTER,
     VERSION,
@@ -40,21 +41,19 @@ from ffnlab.layers import Attention, Block, GroupedLinear, Linear, SparseGatedFF
 from ffnlab.layers.linear import Map
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.decoder import Decoder
-from ffnlab.models.encoder import Encoder
-from ffnlab.models.encoder_config import EncoderConfig
 from ffnlab.models.remove import removed
 from ffnlab.models.stack import unstack
 from ffnlab.storage.files import write_json
 from ffnlab.weights import Dense, Int4, Int8, LoRA, SparseInput, Transposed, Weight
 
-M = TypeVar("M", bound=Decoder | Encoder)
+M = TypeVar("M", bound=Model)
 LINEARS = (
     *("attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.down"),
     *("ffn.router", "ffn.experts.gate", "ffn.experts.up", "ffn.experts.down"),
 )
 
 
-def read(directory: Path, config: DecoderConfig | EncoderConfig) -> Sidecar | None:
+def read(directory: Path, config: Config) -> Sidecar | None:
     """Reads and checks the sidecar of a model directory; None if it has none.
 
     Args:
@@ -74,7 +73,7 @@ def write(directory: Path, extra: Sidecar) -> None:
     write_json(directory / SIDECAR_FILE, _to_json(extra))
 
 
-def extract(model: Decoder | Encoder) -> Sidecar:
+def extract(model: Model) -> Sidecar:
     """What has to be said about a model beside its config and its dense matrices.
 
     Raises:
@@ -272,7 +271,7 @@ def _spell(value: object) -> object:
     return value
 
 
-def ignored_by_others(model: Decoder | Encoder) -> list[str]:
+def ignored_by_others(model: Model) -> list[str]:
     """What tools that read only the Hugging Face files will not do, in words; empty if nothing.
 
     Args:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ffnlab.errors import FormatError
+from ffnlab.formats.huggingface.dialects import Config
 from ffnlab.formats.untrusted import quoted
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.encoder_config import EncoderConfig
@@ -114,12 +115,12 @@ class Sidecar:
         return bool(self.removed or self.by_block or self.linears)
 
 
-def keeps_empty_blocks(config: DecoderConfig | EncoderConfig) -> bool:
+def keeps_empty_blocks(config: Config) -> bool:
     """Whether a block that lost all its sublayers still does something: `Sidecar.whole`."""
     return isinstance(config, EncoderConfig) and config.norm == "after"
 
 
-def parse(raw: object, config: DecoderConfig | EncoderConfig, file: Path) -> Sidecar:
+def parse(raw: object, config: Config, file: Path) -> Sidecar:
     """Checks the parsed JSON of a sidecar.
 
     Args:
@@ -156,7 +157,7 @@ def parse(raw: object, config: DecoderConfig | EncoderConfig, file: Path) -> Sid
     return extra
 
 
-def _check_config(extra: Sidecar, config: DecoderConfig | EncoderConfig, file: Path) -> None:
+def _check_config(extra: Sidecar, config: Config, file: Path) -> None:
     if len(extra.kept) != config.layers:
         raise FormatError(
             f"{file}: {len(extra.kept)} blocks are left, config.json has {config.layers}"
@@ -231,7 +232,7 @@ def _windows(raw: object, blocks: int, where: str) -> tuple[int | None, ...] | N
     return tuple(None if w is None else _count(w, 2**31, where) for w in found)
 
 
-def _block(raw: object, config: DecoderConfig | EncoderConfig, where: str) -> BlockExtra:
+def _block(raw: object, config: Config, where: str) -> BlockExtra:
     found = _object(raw, {field.name for field in dataclasses.fields(BlockExtra)}, where)
     strict, scale, threshold = found.get("strict", True), None, None
     if not isinstance(strict, bool):

@@ -16,6 +16,7 @@ from ffnlab.layers.attention.rope import Rope, rotate
 from ffnlab.layers.context import Angles, Context
 from ffnlab.layers.linear import Linear, together
 from ffnlab.layers.norms import RMSNorm
+from ffnlab.layers.stacking import Statistic
 from ffnlab.storage.structure import later
 from ffnlab.weights import kv
 
@@ -66,13 +67,19 @@ class Attention(nnx.Module):
       q_norm, k_norm: RMSNorm over head_dim before the rotation, or None.
       prefix: Param [2, n, kv_heads, head_dim], keys and values of n further positions that every
         query sees, whatever its mask says (prefix tuning, arXiv 2101.00190), or None.
+      beside: Statistic holding a cache [b, n, kv_heads, head_dim] of further positions of each row
+        of a batch, or of all (b = 1), with `beside_mask` [b, n] bool of what is there; see
+        `with_beside`. None for none.
       post_scale: Param [kv_heads, head_dim]; after the rotation keys are multiplied and queries
         divided by it (FireQ's post-RoPE scale), or None.
       spec: AttentionSpec (static).
     """
 
     mixes = True  # a block calls it with the context and a cache
-    prefix: nnx.Param | None = None  # set only where there is one, as older files know none
+    # Set only where there is one, as older files know none.
+    prefix: nnx.Param | None = None
+    beside: Statistic | None = None
+    beside_mask: Statistic | None = None
 
     def __init__(
         self,
@@ -125,23 +132,57 @@ class Attention(nnx.Module):
           source: what keys and values are made of; x itself when None.
           merge: lets the three maps be one product (`together`): not under a mesh that shards them.
         """
-        spec = self.spec
-        split = lambda y, n: y.reshape(*y.shape[:2], n, spec.head_dim)  # noqa: E731
         maps = self.q, self.k, self.v
         if source is None:
             q, k, v = together(x, *maps) if merge else (m(x) for m in maps)
         else:
             q, k, v = self.q(x), self.k(source), self.v(source)
-        q, k, v = split(q, spec.heads), split(k, spec.kv_heads), split(v, spec.kv_heads)
+        q = self._split(q, self.spec.heads)
         q = q if self.q_norm is None else self.q_norm(q)
-        k = k if self.k_norm is None else self.k_norm(k)
         if angles is not None:
-            q, k = rotate(q, *angles), rotate(k, *angles)
+            q = rotate(q, *angles)
         if self.post_scale is not None:
             scale = self.post_scale.get_value().astype(q.dtype)
-            k = k * scale
-            q = q / jnp.repeat(scale, spec.heads // spec.kv_heads, axis=0)
-        return q, k, v
+            q = q / jnp.repeat(scale, self.spec.heads // self.spec.kv_heads, axis=0)
+        return q, *self._keys(k, v, angles)
+
+    def _split(self, y: Float[Array, "b t hhd"], heads: int) -> Float[Array, "b t h hd"]:
+        return y.reshape(*y.shape[:2], heads, self.spec.head_dim)
+
+    def _keys(self, k: Array, v: Array, angles: Angles | None) -> tuple[Array, Array]:
+        """Keys and values of what their maps give."""
+        k, v = self._split(k, self.spec.kv_heads), self._split(v, self.spec.kv_heads)
+        k = k if self.k_norm is None else self.k_norm(k)
+        k = k if angles is None else rotate(k, *angles)
+        if self.post_scale is not None:
+            k = k * self.post_scale.get_value().astype(k.dtype)
+        return k, v
+
+    def cache_of(self, x: Float[Array, "b s m"], angles: Angles | None) -> kv.KV:
+        """A full cache of the keys and values of s positions, in this layer's format.
+
+        Args:
+          x: what they are made of, normed as the layer's input is.
+          angles: of their rotation; None for none.
+        """
+        spec = self.spec
+        k, v = self._keys(self.k(x), self.v(x), angles)
+        b, s = x.shape[:2]
+        return kv.empty(spec.kv_format, b, s, spec.kv_heads, spec.head_dim, k.dtype).write(k, v, 0)
+
+    def with_beside(self, cache: kv.KV, mask: Bool[Array, "b n"]) -> "Attention":
+        """This layer with further positions that all queries see, whatever their mask and window.
+
+        A row's own tokens keep their places: without any position that is there the layer is what
+        it was.
+
+        Args:
+          cache: their keys and values, of each row or (b = 1) for all.
+          mask: which of them are there.
+        """
+        new = jax.tree.map(lambda leaf: leaf, self)
+        new.beside, new.beside_mask = Statistic(cache), Statistic(mask)
+        return new
 
     def __call__(
         self, x: Float[Array, "b t d"], context: Context, cache: kv.KV | None = None
@@ -165,26 +206,40 @@ class Attention(nnx.Module):
         else:
             k, v = kv.fake(spec.kv_format, k), kv.fake(spec.kv_format, v)
         mask, bias = context.masks[spec.window], context.bias
-        if self.prefix is not None:
-            k, v, mask, bias = self._prefixed(k, v, mask, bias, x.shape[1])
+        if self.prefix is not None or self.beside is not None:
+            k, v, mask, bias = self._further(k, v, mask, bias, x.shape[1])
         y = attend(q, k, v, mask, spec, bias)
         return self.o(y.reshape(*x.shape[:2], -1)), cache
 
-    def _prefixed(
+    def _further(
         self, k: Array, v: Array, mask: Array | None, bias: Array | None, t: int
     ) -> tuple[Array, Array, Array, Array | None]:
-        """Keys, values, mask and bias with those of the prefix before them."""
-        more = self.prefix.get_value().astype(k.dtype)
-        n, (b, s) = more.shape[1], k.shape[:2]
-        k, v = (
-            jnp.concatenate([jnp.broadcast_to(new, (b, *new.shape)), old], axis=1)
-            for new, old in zip(more, (k, v), strict=True)
-        )
+        """Keys, values, mask and bias with those of prefix and further positions before them."""
+        (b, s), parts = k.shape[:2], []
         if mask is None:
             mask = seen(jnp.arange(t), jnp.arange(s), self.spec)[None, None]
-        before = [(0, 0), (0, 0), (0, 0), (n, 0)]
-        mask = jnp.pad(mask, before, constant_values=True)
-        return k, v, mask, None if bias is None else jnp.pad(bias, before)
+        if self.prefix is not None:
+            more = self.prefix.get_value().astype(k.dtype)[:, None]
+            parts.append((*more, jnp.ones((1, more.shape[2]), bool)))
+        if self.beside is not None:
+            cache = self.beside.get_value()
+            if cache.shape[0] not in (1, b):
+                raise ConfigError(
+                    f"{b} rows, and what stands beside them is of {cache.shape[0]}; as many or 1 "
+                    "are accepted"
+                )
+            parts.append((*cache.read(k.dtype), self.beside_mask.get_value()))
+        for more_k, more_v, there in parts:
+            n, rows = there.shape[1], max(mask.shape[0], there.shape[0])
+            k, v = (
+                jnp.concatenate([jnp.broadcast_to(new, (b, *new.shape[1:])), old], axis=1)
+                for new, old in ((more_k, k), (more_v, v))
+            )
+            there = jnp.broadcast_to(there[:, None, None], (rows, 1, t, n))
+            mask = jnp.broadcast_to(mask, (rows, *mask.shape[1:]))
+            mask = jnp.concatenate([there, mask], axis=3)
+            bias = None if bias is None else jnp.pad(bias, [(0, 0), (0, 0), (0, 0), (n, 0)])
+        return k, v, mask, bias
 
     def _from_memory(self, x: Float[Array, "b t d"], context: Context) -> Float[Array, "b t d"]:
         if context.memory is None:
