@@ -23,6 +23,7 @@ from ffnlab.learning import (
     computed_in,
     make_optimizer,
 )
+from ffnlab.losses import routed
 from ffnlab.models import remat, stack
 from ffnlab.models.account import flops_per_token
 from ffnlab.models.calibration import called
@@ -67,6 +68,7 @@ class RunConfig:
       on_bad: a step that is not finite ends the run ("stop") or is left out ("skip").
       patience: evaluations in a row without a new lowest figure after which the run stops; 0 for
         never.
+      balance: weight of the load-balance loss of a model of mixtures (`ffnlab.losses.routed`).
     """
 
     steps: int
@@ -82,6 +84,7 @@ class RunConfig:
     compute: str = "float32"
     on_bad: str = "stop"
     patience: int = 0
+    balance: float = 1e-2
 
     def __post_init__(self) -> None:
         at_least(1, steps=self.steps, microbatches=self.microbatches)
@@ -195,6 +198,8 @@ def rule_of(settings: TrainConfig) -> Rule:
         options["optimizer"] = made
     if "loss" in takes:
         loss = reading_of(settings.model).loss(settings.data)
+        if getattr(settings.model, "mixture", None) is not None:
+            loss = routed(loss, balance=run.balance)
         is_rounded = run.compute != "float32"
         options["loss"] = computed_in(run.compute, loss) if is_rounded else loss
     if "microbatches" in takes:
