@@ -115,6 +115,15 @@ def on_graph(make: Callable) -> Callable[[], None]:
 INPUT = input_of((2, 5, 16))
 IDS = jnp.array([[0, 1, 2, 1], [63, 4, 4, 0]])
 FFN = {"activation": "gelu_tanh", "bias": True}
+CHOICE = jnp.array([[0, 1, 2, 1, 0], [1, 1, 0, 0, 2]])
+
+
+def mixed_updates(key):
+    """A linear map with two low-rank updates, of which the larger counts."""
+    base = layers.Linear(16, 12, key=key, axes=("embed", "mlp"))
+    router = layers.Linear(16, 2, key=key, axes=("embed", "choice"))
+    a, b = jax.random.normal(key, (2, 16, 3)), jax.random.normal(key, (2, 3, 12))
+    return layers.RoutedLinear(base, router, a, b, k=1)
 
 
 def in_groups(layer, x):
@@ -131,6 +140,10 @@ LAYERS: dict[str, Callable[[], None]] = {
         lambda k: layers.BatchNorm(16), call=lambda m, x: m.in_training(x)[0]
     ),
     "Block": checked(block, call=lambda m, x: m(x, context(m.attn, x))[0]),
+    "ByChoice": checked(
+        lambda k: layers.ByChoice([layers.FFN(16, 8, key=k), layers.GatedFFN(16, 4, key=k)]),
+        call=lambda m, x: m(x, layers.Context({}, {}), layers.LayerInputs(choice=CHOICE))[0],
+    ),
     "Conv": checked(lambda k: layers.Conv(16, 8, key=k), INPUT[:, :, None]),
     "Conv-1d": checked(lambda k: layers.Conv(16, 8, key=k, size=(3,), groups=8, bias=True)),
     "Embedding": checked(lambda k: layers.Embedding(64, 16, key=k), IDS),
@@ -170,5 +183,6 @@ LAYERS: dict[str, Callable[[], None]] = {
         call=lambda m, x: m(x, mask=jnp.arange(5) < jnp.array([[3], [5]]))[0],
     ),
     "ScaleNorm": checked(lambda k: layers.ScaleNorm(16)),
+    "RoutedLinear": checked(mixed_updates),
     "SparseGatedFFN": checked(sparse_ffn, input_of((2, 5, IN))),
 }

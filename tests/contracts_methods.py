@@ -22,7 +22,7 @@ from ffnlab.models import adapters
 from ffnlab.models.convnet import ConvNet
 from ffnlab.probe import Probe
 from ffnlab.rule import Rule
-from ffnlab.testing import ProbeCase, RuleCase, TransformCase, tiny_encoder
+from ffnlab.testing import ProbeCase, RuleCase, TransformCase, tiny, tiny_encoder
 
 
 class Normed(nnx.Module):

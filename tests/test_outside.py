@@ -97,7 +97,7 @@ def recipe_text(recorded):
         ("methods_of_mine:failing", "'methods_of_mine:failing': KeyError: 'no such key'"),
         ("methods_of_mine:needy", "stage 1 (methods_of_mine:needy): count is missing; it takes"),
         ("methods_of_mine:hungry", "needs 'model', which a file cannot give"),
-        ("methods_of_mine", "unknown transform 'methods_of_mine'; there are: cats, "),
+        ("methods_of_mine", "unknown transform 'methods_of_mine'; there are: adapter, "),
         ("methods_of_mine:", "unknown transform 'methods_of_mine:'"),
         ("methods of mine:half", "unknown transform"),
         ("..methods_of_mine:half", "unknown transform"),

@@ -11,6 +11,8 @@ if typing.TYPE_CHECKING:
 
 __all__ = ["probe"]
 
+STEPS = ("decoder", "mlp", "convnet")  # kinds of which the data that is shown says the loss
+
 
 def probe(
     name: str | None = None,
@@ -121,7 +123,7 @@ def given(name: str, model: Any, place: Path | None) -> dict[str, object]:
       ConfigError: it wants a rule or a loss, and backpropagation does not train such models.
     """
     from ffnlab.analysis import METHODS
-    from ffnlab.cli.rules import check_accepted
+    from ffnlab.errors import ConfigError
     from ffnlab.formats.kinds import KINDS, check_kind, kind_of
     from ffnlab.learning import backprop, labelled, next_token
 
@@ -130,8 +132,11 @@ def given(name: str, model: Any, place: Path | None) -> dict[str, object]:
         return {}
     check_kind(type(model), tuple(KINDS), place)
     kind = kind_of(model) or ""
-    if takes & {"rule", "loss"}:
-        check_accepted("backprop", kind)
+    if takes & {"rule", "loss"} and kind not in STEPS:
+        raise ConfigError(
+            f"probe {name!r} takes a step of backpropagation, which this command gives models of "
+            f"kind {', '.join(map(repr, STEPS))}, not {kind!r}; Python gives it any rule and loss"
+        )
     loss = next_token if KINDS[kind].reads == "tokens" else labelled
     ours = {
         "rule": lambda: backprop(loss),

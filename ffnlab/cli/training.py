@@ -34,6 +34,7 @@ from ffnlab.learning import (
     computed_in,
     make_optimizer,
 )
+from ffnlab.losses import routed
 from ffnlab.models import remat, stack
 from ffnlab.models.account import flops_per_token
 from ffnlab.models.calibration import called
@@ -81,6 +82,7 @@ class RunConfig:
       on_bad: a step that is not finite ends the run ("stop") or is left out ("skip").
       patience: evaluations in a row without a new lowest figure after which the run stops; 0 for
         never.
+      balance: weight of the load-balance loss of a model of mixtures (`ffnlab.losses.routed`).
     """
 
     steps: int
@@ -96,6 +98,7 @@ class RunConfig:
     compute: str = "float32"
     on_bad: str = "stop"
     patience: int = 0
+    balance: float = 1e-2
 
     def __post_init__(self) -> None:
         at_least(1, steps=self.steps, microbatches=self.microbatches)
@@ -269,6 +272,8 @@ def rule_of(settings: TrainConfig) -> Rule:
 def loss_of(settings: TrainConfig) -> Callable:
     """What a rule minimizes that takes a loss: that of the data, or the one that is named."""
     of_data = reading_of(settings.model).loss(settings.data)
+    if getattr(settings.model, "mixture", None) is not None:
+        of_data = routed(of_data, balance=settings.run.balance)
     if not settings.loss:
         return of_data
     return loss_named(settings.loss, settings.loss_options, of_data)

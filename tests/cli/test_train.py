@@ -294,3 +294,20 @@ def test_nothing_lies_beside_the_state_of_a_run(config, tmp_path, monkeypatch, m
     monkeypatch.setattr(Corpus, "scorer", scorer)
     run(settings, tmp_path / "out")
     assert beside and all(more < model / 2 for more, model in beside), beside
+
+
+MIXTURE = """
+[model.mixture]
+experts = 4
+k = 2
+hidden = 16
+"""
+
+
+def test_a_mixture_is_trained_with_its_balance_and_saved(config, tmp_path):
+    text = config.read_text().replace("vocab =", 'family = "mixtral"\nvocab =')
+    config.write_text(text.replace("steps = 40", "steps = 2") + MIXTURE)
+    assert train(config, out=tmp_path / "run", no_progress=True) == 0
+    row = rows(tmp_path / "run")[0]
+    assert 1 <= row["balance"] <= 4 and row["unrouted"] == 0
+    assert load(tmp_path / "run" / "model").config.mixture.experts == 4
