@@ -53,6 +53,9 @@ def logits_of(model, sounds, tokens):
     return pal.hear(model, sounds)(tokens)
 
 
+plain = jax.jit(lambda model, tokens: model(tokens))
+
+
 def difference(a, b):
     return float(jnp.abs(jnp.asarray(a) - b).max())
 
@@ -116,14 +119,15 @@ def test_a_design_is_a_plain_loop_over_layers(name):
 @pytest.mark.parametrize("name", DESIGNS)
 def test_without_sound_it_is_the_text_model(name):
     model = made(name)
-    alone = tiny()(TOKENS)
-    assert difference(model(TOKENS), alone) == 0
+    alone = plain(model, TOKENS)
+    assert difference(alone, plain(tiny(), TOKENS)) == 0
+    limit = 1e-6 * float(jnp.abs(alone).max())  # float32, keys in another order
     silent = Sounds(FEATURES, tuple(jnp.zeros_like(mask) for mask in VALID))
-    assert difference(logits_of(model, silent, TOKENS), alone) < 1e-6
+    assert difference(logits_of(model, silent, TOKENS), alone) < limit
     empty = Sounds(tuple(f[:, :0] for f in FEATURES))
-    assert difference(logits_of(model, empty, TOKENS), alone) < 1e-6
+    assert difference(logits_of(model, empty, TOKENS), alone) < limit
     deaf = made(name, start=3)
-    assert difference(logits_of(deaf, SOUNDS, TOKENS), alone) == 0
+    assert difference(logits_of(deaf, SOUNDS, TOKENS), alone) < limit
 
 
 @pytest.mark.parametrize("name", ["plits", "hybrid"])
