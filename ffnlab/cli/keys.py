@@ -9,7 +9,7 @@ import functools
 import operator
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from rich import box
 from rich.console import Group
@@ -84,7 +84,7 @@ def training_keys(kind: type, name: str = "") -> Iterator[Section]:
     tables = {key: inner for key in fields if (inner := table_of(hints[key])) is not None}
     tables |= {key: next(iter(kinds.values())) for key, kinds in several.items()}
     keys = tuple(
-        Key(key, describe(without_none(hints[key])), default_of(field), meanings.get(key, ""))
+        Key(key, described(without_none(hints[key])), default_of(field), meanings.get(key, ""))
         for key, field in fields.items()
         if key not in tables and not is_free(hints[key])
     )
@@ -139,6 +139,18 @@ def method_keys(methods: Methods, names: Iterable[str], head: str) -> Iterator[S
             for option in known
         )
         yield Section(head.format(name), next(iter(prose(make)), ""), keys)
+
+
+def described(hint: object) -> str:
+    """What values a key takes, in words.
+
+    >>> described(tuple[int, ...]), described(tuple[Mapping[str, object], ...])
+    ('list of integer', 'tables, [[…]] each')
+    """
+    inner = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple and is_free(inner[0]):
+        return "tables, [[…]] each"
+    return describe(hint)
 
 
 def default_of(field: dataclasses.Field) -> str:
