@@ -9,7 +9,7 @@ import functools
 import operator
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 from rich import box
 from rich.console import Group
@@ -144,6 +144,7 @@ def method_keys(methods: Methods, names: Iterable[str], head: str) -> Iterator[S
 def described(hint: object) -> str:
     """What values a key takes, in words.
 
+    >>> from collections.abc import Mapping
     >>> described(tuple[int, ...]), described(tuple[Mapping[str, object], ...])
     ('list of integer', 'tables, [[…]] each')
     """
