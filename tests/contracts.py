@@ -121,7 +121,7 @@ CHOICE = jnp.array([[0, 1, 2, 1, 0], [1, 1, 0, 0, 2]])
 def mixed_updates(key):
     """A linear map with two low-rank updates, of which the larger counts."""
     base = layers.Linear(16, 12, key=key, axes=("embed", "mlp"))
-    router = layers.Linear(16, 2, key=key, axes=("embed", "choice"))
+    router = layers.Linear(16, 2, key=key, axes=("embed", "router"))
     a, b = jax.random.normal(key, (2, 16, 3)), jax.random.normal(key, (2, 3, 12))
     return layers.RoutedLinear(base, router, a, b, k=1)
 

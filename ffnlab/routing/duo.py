@@ -117,7 +117,7 @@ def with_routers(*, seed: int = 0) -> Transform:
         return said + ([f"{there[:3]} have routers already"] if there else [])
 
     def routed(path: str, layer: Any, width: int) -> ByChoice:
-        router = Linear(width, layer.choices, key=key_of(seed, path), axes=("embed", "choice"))
+        router = Linear(width, layer.choices, key=key_of(seed, path), axes=("embed", "router"))
         return ByChoice(list(layer.branches), skip=layer.skip, router=router)
 
     def change(model: Any) -> Any:

@@ -291,7 +291,7 @@ def router_of(base: Linear, experts: int, key: Array) -> Linear:
         base.weight.shape[0],
         experts,
         key=jax.random.fold_in(key, 1),
-        axes=(base.w.axes[0], "choice"),
+        axes=(base.w.axes[0], "router"),
     )
 
 

@@ -18,7 +18,7 @@ def choosing(key: jax.Array, *, skip: bool = False, routed: bool = False) -> ByC
     """A gated FFN and a plain one of width 4."""
     keys = jax.random.split(key, 3)
     branches = [GatedFFN(4, 6, key=keys[0]), FFN(4, 2, key=keys[1])]
-    router = Linear(4, 2 + skip, key=keys[2], axes=("embed", "choice")) if routed else None
+    router = Linear(4, 2 + skip, key=keys[2], axes=("embed", "router")) if routed else None
     return ByChoice(branches, skip=skip, router=router)
 
 

@@ -17,7 +17,7 @@ def made(key: jax.Array, **options: object) -> RoutedLinear:
     keys = jax.random.split(key, 4)
     base = Linear(IN, OUT, key=keys[0], axes=("embed", "mlp"), bias=True)
     base.b[...] = jnp.arange(6.0)
-    router = Linear(IN, E, key=keys[1], axes=("embed", "choice"))
+    router = Linear(IN, E, key=keys[1], axes=("embed", "router"))
     a = jax.random.normal(keys[2], (E, IN, R))
     b = jax.random.normal(keys[3], (E, R, OUT))
     return RoutedLinear(base, router, a, b, **options)
@@ -62,7 +62,7 @@ def test_one_expert_is_plain_lora_and_zero_ones_are_the_base(key):
     layer, x = made(key), jax.random.normal(key, (4, 3, IN))
     a, b = layer.lora_a[...], layer.lora_b[...]
     one = RoutedLinear(
-        layer.base, Linear(IN, 1, key=key, axes=("embed", "choice")), a[:1], b[:1] * 4
+        layer.base, Linear(IN, 1, key=key, axes=("embed", "router")), a[:1], b[:1] * 4
     )
     lora = layer.base.replace(LoRA(layer.base.weight, a[0], b[0], 8.0))  # 8 / rank = 4
     np.testing.assert_allclose(one(x), lora(x), rtol=1e-6, atol=1e-6)
