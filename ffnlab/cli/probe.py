@@ -166,9 +166,9 @@ def shown(model: Any, place: Path | None, asked: Asked) -> tuple[Sequence, dict[
     check_kind(type(model), tuple(KINDS), place)
     kind = kind_of(model) or ""
     reads = KINDS[kind].reads
-    if reads == "graphs":
+    if reads in ("graphs", "frames"):
         raise ConfigError(
-            f"a model of kind {kind!r} reads graphs, which no option gives; a probe that looks at "
+            f"a model of kind {kind!r} reads {reads}, which no option gives; a probe that looks at "
             "the model alone takes it, and any does in Python"
         )
     is_text, name = reads == "tokens", asked.images or asked.records

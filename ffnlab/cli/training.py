@@ -48,7 +48,6 @@ from ffnlab.rule import Rule
 __all__ = [
     "RULES",
     "DataConfig",
-    "Extended",
     "RunConfig",
     "TrainConfig",
     "abstract_batch",
@@ -250,7 +249,7 @@ def rule_of(settings: TrainConfig) -> Rule:
         options["optimizer"] = made
     if "loss" in takes:
         loss = loss_of(settings)
-        if is_informed(loss):
+        if settings.loss and is_informed(loss):
             if "informed" not in takes:
                 raise ConfigError(f"loss={settings.loss!r} asks for the step; {name!r} tells none")
             options["informed"] = True
@@ -314,30 +313,6 @@ def fresh(settings: TrainConfig, key: Array, dtype: DTypeLike = jnp.float32) -> 
     model = changed(model, settings.transform)
     model = stack(model) if settings.run.scan else model
     return remat(model, settings.run.remat) if settings.run.remat else model
-
-
-@dataclasses.dataclass(frozen=True)
-class Extended:
-    """Batches by position: of one source for some steps, then of another from its start.
-
-    Attributes:
-      first, then: the sources.
-      steps: positions of the first.
-    """
-
-    first: Callable[[int], PyTree]
-    then: Callable[[int], PyTree]
-    steps: int
-
-    def __call__(self, position: int) -> PyTree:
-        """The batch of a position."""
-        source, start = (self.first, 0) if position < self.steps else (self.then, self.steps)
-        return source(position - start)
-
-    def part(self, index: int, count: int) -> "Extended":
-        """See `ffnlab.parallel.Parted`; both sources are such."""
-        first, then = self.first.part(index, count), self.then.part(index, count)
-        return Extended(first, then, self.steps)
 
 
 def abstract_batch(settings: TrainConfig, mesh: Mesh, rows: int, length: int) -> PyTree:

@@ -129,7 +129,7 @@ def test_a_run_on_a_mesh(tmp_path):
     [
         (
             {"model": {"kind": "vit"}},
-            "model.kind='vit' is not one of 'decoder', 'encoder', 'mlp', 'convnet'",
+            "model.kind='vit' is not one of 'decoder', 'encoder', 'audio', 'mlp', 'convnet'",
         ),
         ({"model": {"kind": 3}}, "model.kind=3 is not one of"),
         (

@@ -27,6 +27,7 @@ ENCODER = models.EncoderConfig(
 )
 CONFIGS = {
     "encoder": ENCODER,
+    "audio": models.AudioEncoderConfig(4, 8, 8, 1, 2, max_positions=3),
     "mlp": models.MLPConfig((64, 5, 10)),
     "convnet": models.ConvNetConfig((1, 2, 3, 4), 10),
     "autoencoder": models.AutoencoderConfig((1, 3)),

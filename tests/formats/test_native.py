@@ -88,6 +88,9 @@ MODELS = {
     ),
     "mlp": lambda: layers.MLP((6, 5, 3), key=jax.random.key(0), activation="elu"),
     "convnet": lambda: models.ConvNet((1, 4, 5), 3, key=jax.random.key(0)),
+    "audio": lambda: models.AudioEncoder(
+        models.AudioEncoderConfig(4, 8, 8, 1, 2, max_positions=3), key=jax.random.key(0)
+    ),
     "autoencoder": lambda: models.ConvAutoencoder((1, 4, 5), key=jax.random.key(0)),
     "encoder-stacked": lambda: models.stack(tiny_encoder()),
     "graph": lambda: models.GraphNetworkConfig((3, 4, 2)).make(key=jax.random.key(0)),

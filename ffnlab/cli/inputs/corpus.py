@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Integer
 
 from ffnlab.cli.inputs.data_kinds import DataConfig
-from ffnlab.cli.training import Extended, TrainConfig, window
+from ffnlab.cli.inputs.extended import Extended
+from ffnlab.cli.training import TrainConfig, window
 from ffnlab.data import (
     HeldOut,
     MaskedBatches,
