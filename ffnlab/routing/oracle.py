@@ -27,6 +27,7 @@ from ffnlab import tree
 from ffnlab.errors import ConfigError, at_least, check_seed
 from ffnlab.layers import Block, ByChoice, Context
 from ffnlab.models import Decoder, trunk
+from ffnlab.models.calibration import check_tokens
 from ffnlab.models.stack import Stacked, unstack
 from ffnlab.probe import Probe, rows
 from ffnlab.report import Report
@@ -51,7 +52,7 @@ def oracle(*, memory: int = MEMORY) -> Probe:
       a probe with an `OracleReport`.
     Raises:
       ConfigError: memory < 1; from the probe, a model without choices, or with more than
-        `MOST_PATTERNS` patterns.
+        `MOST_PATTERNS` patterns, or batches that are no tokens of its vocabulary, two in a row.
     """
     at_least(1, memory=memory)
 
@@ -66,7 +67,14 @@ def oracle(*, memory: int = MEMORY) -> Probe:
     def report(model: Decoder, losses: np.ndarray) -> OracleReport:
         return OracleReport(losses, patterns(model))
 
-    return rows("oracle", measure, report, init=init)
+    probe = rows("oracle", measure, report, init=init)
+    unchecked = probe.observe
+    assert unchecked is not None
+
+    def observe(stats: tuple, model: Decoder, batch: object) -> tuple:
+        return unchecked(stats, model, check_tokens(batch, model.config.vocab, least=2))
+
+    return dataclasses.replace(probe, observe=observe)
 
 
 def patterns(model: Decoder) -> np.ndarray:

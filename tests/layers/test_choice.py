@@ -123,5 +123,7 @@ def test_shares_that_are_none_are_refused(key, share):
 def test_what_cannot_be_a_choice_is_refused(key):
     with pytest.raises(ConfigError, match="nothing to choose"):
         ByChoice([FFN(4, 2, key=key)])
+    with pytest.raises(ConfigError, match="no router"):
+        choosing(key).softened(jnp.float32(1))
     with pytest.raises(ConfigError, match="3 columns for 2 choices"):
         ByChoice([FFN(4, 2, key=key)], skip=True, router=Linear(4, 3, key=key, axes=("a", "b")))

@@ -105,6 +105,9 @@ def test_what_cannot_be_is_refused():
         oracle()(tiny(), batches(), progress=False)
     with pytest.raises(ConfigError, match="Decoder"):
         oracle()(tiny_encoder(), batches(), progress=False)
+    for wrong in (jnp.full((2, 5), 64), jnp.zeros((2, 1), jnp.int32), jnp.zeros((2, 5))):
+        with pytest.raises(ConfigError, match="token"):
+            oracle()(made(), [wrong], progress=False)
     with pytest.raises(ConfigError, match="memory"):
         oracle(memory=0)
     config = models.DecoderConfig(

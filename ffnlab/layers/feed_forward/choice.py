@@ -78,7 +78,13 @@ class ByChoice(nnx.Module):
         return y, routing
 
     def softened(self, temperature: Float[Array, ""] | None) -> "ByChoice":
-        """This layer with a soft choice at a temperature; None makes it hard again."""
+        """This layer with a soft choice at a temperature; None makes it hard again.
+
+        Raises:
+          ConfigError: there is no router to choose softly.
+        """
+        if temperature is not None and self.router is None:
+            raise ConfigError("this layer has no router; `ffnlab.routing.with_routers` adds one")
         new = jax.tree.map(lambda leaf: leaf, self)
         if temperature is not None:  # a stacked layer has one for each of its layers
             ahead = jax.tree.leaves(self.router)[0].shape[:-2]
