@@ -93,6 +93,9 @@ def routing(
 ) -> None:
     """Measures a mixture of experts beside the dense FFN of equal active size, and its products.
 
+    Then decoding where each token takes a small or a big FFN, and an oracle over such choices, of
+    sizes of their own.
+
     Args:
       tokens: rows of a call.
       width: of tokens.
@@ -101,10 +104,12 @@ def routing(
       k: experts of a token.
       turns: times that every side runs.
     """
+    from ffnlab.bench import choosing
     from ffnlab.bench.routing import Settings, compare
     from ffnlab.cli.show import show
 
     show(compare(Settings(tokens, width, hidden, experts, k, turns), progress=True))
+    show(choosing.compare(choosing.Settings(turns=turns), progress=True))
 
 
 def loading() -> None:
