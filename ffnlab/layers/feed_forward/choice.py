@@ -20,8 +20,9 @@ class ByChoice(nnx.Module):
 
     The choice of a token is what `LayerInputs.choice` says; without, that of the router; without
     one, the first branch. A choice past the last is none and adds nothing, and so is that of a
-    router whose logits hold a NaN. One token by itself runs its own branch only (`lax.switch`);
-    more of them run all.
+    router whose logits hold a NaN. One token by itself runs its own branch only (`lax.switch`),
+    and more of them run all; what it does not run is not read either where blocks are in a list: a
+    scan over a stack takes out the weights of whole layers.
 
     Attributes:
       branches: nnx.List of modules [b, t, d] -> [b, t, d].
