@@ -222,6 +222,8 @@ def specialized(
 def by_task(loss: Loss = next_token) -> Loss:
     """A loss of batches (batch, task): the expert of each row is told, and it alone learns.
 
+    A task that is the number of no expert leaves its row to the base, and no expert learns of it.
+
     Args:
       loss: of the batch without its tasks.
     Returns:

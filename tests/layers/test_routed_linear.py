@@ -76,6 +76,7 @@ def test_a_told_task_is_the_expert_of_its_row_and_it_alone_learns(key):
     p = np.broadcast_to(np.eye(E)[np.asarray(task)][:, None], (2, 5, E))
     np.testing.assert_allclose(layer.told(task)(x), by_hand(layer, x, p), rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(layer.told(task).told(None)(x), layer(x))
+    np.testing.assert_array_equal(layer.told(jnp.array([3, -1]))(x), layer.base(x))
     found = jax.grad(lambda layer: (layer.told(task)(x) ** 2).sum())(layer)
     for gradient in (found.lora_a[...], found.lora_b[...]):
         assert not gradient[1].any() and gradient[0].any() and gradient[2].any()
