@@ -21,6 +21,7 @@ from ffnlab.layers.folding import fold
 from ffnlab.layers.graph_conv import GAT, GCN, GraphSAGE
 from ffnlab.layers.grouped import GroupedLinear, GroupedNorm, Groups
 from ffnlab.layers.linear import Embedding, Linear
+from ffnlab.layers.modality import Blocks, EveryCopy, Modalities
 from ffnlab.layers.norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm, ScaleNorm
 from ffnlab.layers.pooling import avg_pool, global_avg_pool, global_max_pool, max_pool
 from ffnlab.layers.recurrent import CELLS, Recurrent
@@ -39,10 +40,12 @@ __all__ = [
     "AttentionSpec",
     "BatchNorm",
     "Block",
+    "Blocks",
     "ByChoice",
     "Context",
     "Conv",
     "Embedding",
+    "EveryCopy",
     "FixedAffine",
     "GatedFFN",
     "GraphSAGE",
@@ -61,6 +64,7 @@ __all__ = [
     "Memory",
     "MoE",
     "MoESpec",
+    "Modalities",
     "Moments",
     "PReLU",
     "RMSNorm",

@@ -12,14 +12,22 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ffnlab.layers import Attention, GatedFFN, LayerNorm, Linear, RMSNorm, SparseGatedFFN
+from ffnlab.layers import (
+    Attention,
+    GatedFFN,
+    GroupedNorm,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    SparseGatedFFN,
+)
 from ffnlab.quantization.fireq_core import channel_scale
 from ffnlab.weights import Dense, SparseInput, Transposed, Weight
 
 M = TypeVar("M", bound=nnx.Module)
 Gated = GatedFFN | SparseGatedFFN
 Norm = RMSNorm | LayerNorm
-N = TypeVar("N", bound=RMSNorm | LayerNorm)
+N = TypeVar("N", bound=RMSNorm | LayerNorm | GroupedNorm)
 
 
 def changed(module: M, **parts: object) -> M:
@@ -57,7 +65,10 @@ def scaled_weight(weight: Weight, rows: Array | None, columns: Array | None) -> 
 
 
 def scaled_norm(norm: N, gain: Float[Array, " d"]) -> N:
-    """The norm whose output is gain times as large; knows norms that store scale - offset."""
+    """The norm whose output is gain times as large, each of a grouped one; knows norms that store
+    scale - offset."""
+    if isinstance(norm, GroupedNorm):
+        return changed(norm, norms=scaled_norm(norm.norms, gain))
     scale, offset = norm.scale.get_value(), getattr(norm, "offset", 0.0)
     wide = (offset + scale.astype(jnp.float32)) * gain - offset
     parts = {"scale": nnx.Param(wide.astype(scale.dtype), axes=norm.scale.axes)}

@@ -24,6 +24,7 @@ TRANSFORMS: Mapping[str, str] = MappingProxyType(
         "lora_experts": "ffnlab.routing.lora_mixer:lora_experts",
         "nearest": "ffnlab.quantization.nearest:nearest",
         "prompts": "ffnlab.models.adapters:prompts",
+        "untie": "ffnlab.routing.mixture_of_transformers:untie",
         "upcycle": "ffnlab.routing.upcycle:upcycle",
         "with_routers": "ffnlab.routing.duo:with_routers",
     }

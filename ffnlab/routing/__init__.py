@@ -48,6 +48,7 @@ from ffnlab.routing.lora_mixer import (
     specialized,
 )
 from ffnlab.routing.maps import RoutingMap, maps
+from ffnlab.routing.mixture_of_transformers import modality_of, untie
 from ffnlab.routing.oracle import OracleReport, oracle, pattern_losses
 from ffnlab.routing.pal import Sounds
 from ffnlab.routing.upcycle import upcycle
@@ -77,6 +78,7 @@ __all__ = [
     "lora_experts",
     "maps",
     "mixed",
+    "modality_of",
     "oracle",
     "pal",
     "pattern_losses",
@@ -91,6 +93,7 @@ __all__ = [
     "specialized",
     "thinned",
     "unrouted",
+    "untie",
     "upcycle",
     "with_routers",
     "z_loss",
