@@ -18,6 +18,7 @@ from ffnlab.data.images.arrays import Images, as_images
 from ffnlab.data.images.augment import crop, erase, flip
 from ffnlab.data.images.files import ImageFolder, read_idx
 from ffnlab.data.images.mnist import mnist, mnist_folder
+from ffnlab.data.interleaved import CaptionedDigits, RuleSegments, captioned
 from ffnlab.data.sound_rows import asked, sound_rows
 from ffnlab.data.speech import Recording, SpokenDigits, fsdd, log_mel, read_wav, resampled
 from ffnlab.data.tasks import permuted, split
@@ -56,6 +57,7 @@ from ffnlab.data.vowels import Vowels, vowels
 __all__ = [
     "Answer",
     "ArrayBatches",
+    "CaptionedDigits",
     "FeatureCache",
     "HeldOut",
     "ImageFolder",
@@ -72,6 +74,7 @@ __all__ = [
     "Question",
     "RecordBatches",
     "Recording",
+    "RuleSegments",
     "SpanLayout",
     "SpanWindows",
     "SpokenDigits",
@@ -82,6 +85,7 @@ __all__ = [
     "Zipped",
     "as_images",
     "asked",
+    "captioned",
     "block_model",
     "cora",
     "crop",

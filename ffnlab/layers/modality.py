@@ -278,4 +278,3 @@ def bare(make: Callable[[Array], nnx.Module]) -> nnx.Module:
 def shapes(module: nnx.Module) -> tuple:
     """Shape and dtype of every array."""
     return tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(module))
-

@@ -165,9 +165,7 @@ def table_of(
     return jnp.asarray(np.searchsorted(np.asarray(starts, int), np.arange(vocab), "right"))
 
 
-def misfit(
-    starts: Sequence[int] | None, table: Array | np.ndarray | None, vocab: int
-) -> list[str]:
+def misfit(starts: Sequence[int] | None, table: Array | np.ndarray | None, vocab: int) -> list[str]:
     """What is wrong with a table for a vocabulary."""
     if starts is None:
         wrong = len(np.asarray(table)) != vocab

@@ -119,4 +119,3 @@ def mixture(ffn: FFN | GatedFFN, spec: MoESpec, key: jax.Array) -> MoE:
     moe.router = Linear(width, spec.experts, key=key, axes=moe.router.w.axes, dtype=dtype)
     moe.experts = grouped([ffn] * spec.experts)
     return moe
-

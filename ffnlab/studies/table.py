@@ -151,6 +151,19 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
                 ),
             ),
             Study(
+                "mixture-of-transformers",
+                "Mixture-of-Transformers",
+                "routing",
+                "a copy of FFN, projections and norms for each modality, and one attention: the "
+                "work of a token stays",
+                arxiv(
+                    "2411.04996",
+                    2024,
+                    "Mixture-of-Transformers: A Sparse and Scalable Architecture for Multi-Modal "
+                    "Foundation Models",
+                ),
+            ),
+            Study(
                 "lora-mixer",
                 "LoRA-Mixer",
                 "routing",
