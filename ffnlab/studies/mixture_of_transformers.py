@@ -166,7 +166,8 @@ def part_claims(found: Found) -> list[Claim]:
         dense = runs["dense"].nats[-1]
         above = {way: one.nats[-1] - dense for way, one in runs.items() if way != "dense"}
         said = ", ".join(f"{way} {spread(values)}" for way, values in above.items())
-        share = above["FFN"].mean() / above["all"].mean()
+        ffn, whole = (float(above[way].mean()) for way in ("FFN", "all"))
+        share = f"{ffn / whole:.2f} of the gain of all parts" if whole < 0 else "there is no gain"
         claims += [
             Claim(
                 f"{name}: no part is worse with copies",
@@ -179,9 +180,9 @@ def part_claims(found: Found) -> list[Claim]:
             Claim(
                 f"{name}: copies of the FFN alone give most of the gain",
                 "untying the FFN gives most, attention and norms add to it",
-                f"{share:.2f} of the gain of all parts; nats above the dense model: FFN "
+                f"{share}; nats above the dense model: FFN "
                 f"{spread(above['FFN'])}, all {spread(above['all'])}",
-                bool(above["all"].mean() < 0 and share > 0.5),
+                whole < 0 and ffn < whole / 2,
                 "mean over seeds, at the end",
                 seeds=len(dense),
             ),

@@ -56,7 +56,7 @@ class Sizes(NamedTuple):
 
 
 FULL = Sizes(3, (1e-3, 2e-3, 4e-3), (400, 300), (32, 16), 200, tuple(WAYS))
-QUICK = Sizes(1, (2e-3,), (60, 60), (8, 8), 60, ("dense", "FFN", "all"))
+QUICK = Sizes(1, (2e-3,), (100, 60), (16, 8), 60, ("dense", "FFN", "all"))
 
 
 class Task(NamedTuple):
