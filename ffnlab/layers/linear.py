@@ -55,7 +55,8 @@ class Map(nnx.Module):
         new = jax.tree.map(lambda leaf: leaf, self)
         new.w = nnx.Param(weight, axes=self.w.axes)
         if bias is not None:
-            new.b = nnx.data(nnx.Param(bias, axes=self.w.axes[1:]))
+            axes = self.w.axes[1:] if self.b is None else self.b.axes
+            new.b = nnx.data(nnx.Param(bias, axes=axes))
         return new
 
 

@@ -38,6 +38,7 @@ from ffnlab.weights import register, static
 __all__ = ["Blocks", "EveryCopy", "Modalities", "alone", "grouped", "modality_of", "through"]
 
 Copied = GroupedFFN | GroupedLinear | GroupedNorm
+Host = Array | np.ndarray
 Single = FFN | GatedFFN | LayerNorm | Linear | RMSNorm
 
 
@@ -67,7 +68,7 @@ class Modalities(nnx.Module):
       count: of modalities (static).
     """
 
-    def __init__(self, ids: Int[Array, "v"], count: int):
+    def __init__(self, ids: Int[Host, "v"], count: int):
         """A table.
 
         Raises:
@@ -132,7 +133,7 @@ def check_blocks(order: Blocks, modality: Int[Array, "b t"]) -> None:
         raise ConfigError(f"blocks={order.blocks} are not the modalities of the tokens")
 
 
-def modality_of(masks: Bool[Array, "m *b"] | Sequence[Bool[Array, "*b"]]) -> Int[Array, "*b"]:
+def modality_of(masks: Sequence[Bool[Host, "*b"]] | Bool[Host, "m *b"]) -> Int[Array, "*b"]:
     """The modality of each token, of one mask per modality.
 
     Args:

@@ -61,7 +61,7 @@ KINDS: dict[str, tuple[type, ...]] = {
 def untie(
     *,
     starts: tuple[int, ...] | None = None,
-    table: Int[np.ndarray, "v"] | None = None,
+    table: Array | np.ndarray | None = None,
     modalities: int | None = None,
     parts: tuple[Part, ...] = PARTS,
     copies: Literal["tied", "drawn"] = "tied",
