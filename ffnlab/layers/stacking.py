@@ -51,12 +51,12 @@ def unstack_modules(stacked: M, n: int) -> list[M]:
     return [jax.tree.map(lambda leaf, i=i: leaf[i], alone) for i in range(n)]
 
 
-def of_one(axes: tuple[str, ...]) -> tuple[str, ...]:
+def of_one(axes: tuple[str | None, ...]) -> tuple[str | None, ...]:
     """The axes of one module's variable, of those that its stack has."""
     return axes[1:] if axes[:1] == ("layers",) else axes
 
 
-def with_axes(module: M, change: Callable[[tuple[str, ...]], tuple[str, ...]]) -> M:
+def with_axes(module: M, change: Callable[[tuple[str | None, ...]], tuple[str | None, ...]]) -> M:
     """A copy of a module whose variables with logical axes carry others."""
 
     def is_named(node: object) -> bool:

@@ -327,12 +327,12 @@ class _Writer:
             return np.full(shape, neutral, self.dtype)
         value = self.held[path].get_value()
         if expert is not None:
-            value = _expert(value, expert)
+            value = jax.tree.map(lambda leaf: leaf[expert], value)
         return value.dense() if isinstance(value, Weight) else value
 
 
 def _expert(weight: W, e: int) -> W:
-    """One expert's part of a mixture's weight, as views where the arrays are on the host."""
+    """One expert's part of a mixture's weight, ready to be packed: views of arrays on the host."""
     return jax.tree.map(lambda leaf: np.asarray(leaf)[e], weight)
 
 
