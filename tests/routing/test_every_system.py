@@ -1,4 +1,4 @@
-"""Every system of routing as users take it further: rewritten, saved, read, generated from, trained.
+"""Every system of routing as users take it further: rewritten, saved, generated from, trained.
 
 What `test_pal` has of a model that hears is left out here: it is rewritten without its sounds.
 """
