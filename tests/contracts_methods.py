@@ -85,6 +85,10 @@ TRANSFORMS: dict[str, TransformCase] = {
         lambda: quantization.nearest(format="float8", activations="e4m3")
     ),
     "population_norms": TransformCase(models.population_norms, Normed, rows),
+    "untie": TransformCase(lambda: routing.untie(starts=(32,))),
+    "untie-drawn": TransformCase(
+        lambda: routing.untie(starts=(20, 40), copies="drawn", norm="output")
+    ),
     "upcycle": TransformCase(lambda: routing.upcycle(experts=4)),
     "prompts": TransformCase(lambda: adapters.prompts(tokens=2)),
     "with_routers": TransformCase(routing.with_routers, lambda: chosen(skip=False)),

@@ -89,9 +89,7 @@ def compiled_cost(
         seen = jax.eval_shape(lambda batch: batch, batch)
         if any(map(is_graph, jax.tree.leaves(batch, is_leaf=is_graph))):
             if stats.rows:
-                raise ConfigError(
-                    "probe 'compiled_cost': a graph is one batch; here is another"
-                )
+                raise ConfigError("probe 'compiled_cost': a graph is one batch; here is another")
             return Shapes(1, seen, is_whole=True)
         shapes = [leaf.shape for leaf in jax.tree.leaves(seen)]
         counts = {shape[:1] for shape in shapes}
