@@ -21,6 +21,8 @@ from ffnlab.data.images.mnist import mnist, mnist_folder
 from ffnlab.data.sound_rows import asked, sound_rows
 from ffnlab.data.speech import Recording, SpokenDigits, fsdd, log_mel, read_wav, resampled
 from ffnlab.data.tasks import permuted, split
+from ffnlab.data.text.answers import answers_of, by_article, span_layout
+from ffnlab.data.text.eda import Synonyms, eda, nearest_words
 from ffnlab.data.text.labelled import (
     LabelledTexts,
     TokenRows,
@@ -76,16 +78,20 @@ __all__ = [
     "SpanWindows",
     "SpokenDigits",
     "StdlibText",
+    "Synonyms",
     "TextBatches",
     "TokenRows",
     "Vowels",
     "Zipped",
+    "answers_of",
     "as_images",
     "asked",
     "block_model",
+    "by_article",
     "cora",
     "crop",
     "digits",
+    "eda",
     "erase",
     "find_folder",
     "flip",
@@ -100,6 +106,7 @@ __all__ = [
     "mnist",
     "mnist_folder",
     "moons",
+    "nearest_words",
     "on_photographs",
     "permuted",
     "read_idx",
@@ -108,8 +115,9 @@ __all__ = [
     "read_wav",
     "resampled",
     "reviews",
-    "sound_rows",
     "sentence_polarity",
+    "sound_rows",
+    "span_layout",
     "span_windows",
     "split",
     "squad",

@@ -24,6 +24,8 @@ TRANSFORMS: Mapping[str, str] = MappingProxyType(
         "lora_experts": "ffnlab.routing.lora_mixer:lora_experts",
         "nearest": "ffnlab.quantization.nearest:nearest",
         "prompts": "ffnlab.models.adapters:prompts",
+        "switch_head": "ffnlab.routing.robust_qa:switch_head",
+        "top2_head": "ffnlab.routing.robust_qa:top2_head",
         "upcycle": "ffnlab.routing.upcycle:upcycle",
         "with_routers": "ffnlab.routing.duo:with_routers",
     }

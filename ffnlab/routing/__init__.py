@@ -25,6 +25,7 @@ from ffnlab.layers.routers import (
     random,
     sigmoid_top_k,
     softmax_top_k,
+    straight,
     thinned,
 )
 from ffnlab.routing import pal
@@ -50,6 +51,7 @@ from ffnlab.routing.lora_mixer import (
 from ffnlab.routing.maps import RoutingMap, maps
 from ffnlab.routing.oracle import OracleReport, oracle, pattern_losses
 from ffnlab.routing.pal import Sounds
+from ffnlab.routing.robust_qa import evaluated, switch_head, top2_head
 from ffnlab.routing.upcycle import upcycle
 
 __all__ = [
@@ -70,6 +72,7 @@ __all__ = [
     "counts",
     "duo",
     "entropy",
+    "evaluated",
     "expert_choice",
     "fixed",
     "limited",
@@ -89,7 +92,10 @@ __all__ = [
     "softmax_top_k",
     "specialization",
     "specialized",
+    "straight",
+    "switch_head",
     "thinned",
+    "top2_head",
     "unrouted",
     "upcycle",
     "with_routers",

@@ -85,9 +85,7 @@ class MoESpec:
             if getattr(self, name) not in accepted:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is not one of {accepted}")
         if not self.threshold > 0 or self.least < 1:
-            raise ConfigError(
-                f"threshold={self.threshold} and least={self.least} must be positive"
-            )
+            raise ConfigError(f"threshold={self.threshold} and least={self.least} must be positive")
         if self.straight and (self.k > 1 or self.normalize):
             raise ConfigError(
                 f"straight: with k={self.k} and normalize={self.normalize} a weight has no "
