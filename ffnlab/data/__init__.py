@@ -22,6 +22,8 @@ from ffnlab.data.interleaved import CaptionedDigits, RuleSegments, captioned
 from ffnlab.data.sound_rows import asked, sound_rows
 from ffnlab.data.speech import Recording, SpokenDigits, fsdd, log_mel, read_wav, resampled
 from ffnlab.data.tasks import permuted, split
+from ffnlab.data.text.answers import answers_of, by_article, span_layout
+from ffnlab.data.text.eda import Synonyms, eda, nearest_words
 from ffnlab.data.text.labelled import (
     LabelledTexts,
     TokenRows,
@@ -79,17 +81,21 @@ __all__ = [
     "SpanWindows",
     "SpokenDigits",
     "StdlibText",
+    "Synonyms",
     "TextBatches",
     "TokenRows",
     "Vowels",
     "Zipped",
+    "answers_of",
     "as_images",
     "asked",
     "captioned",
     "block_model",
+    "by_article",
     "cora",
     "crop",
     "digits",
+    "eda",
     "erase",
     "find_folder",
     "flip",
@@ -104,6 +110,7 @@ __all__ = [
     "mnist",
     "mnist_folder",
     "moons",
+    "nearest_words",
     "on_photographs",
     "permuted",
     "read_idx",
@@ -112,8 +119,9 @@ __all__ = [
     "read_wav",
     "resampled",
     "reviews",
-    "sound_rows",
     "sentence_polarity",
+    "sound_rows",
+    "span_layout",
     "span_windows",
     "split",
     "squad",

@@ -14,7 +14,7 @@ from flax import nnx
 from ffnlab.errors import ConfigError
 from ffnlab.layers.stacking import stack_modules, unstack_modules
 
-__all__ = ["Stacked", "check_layered", "in_list", "period_of", "stack", "unstack"]
+__all__ = ["Stacked", "check_layered", "in_list", "layers_of", "period_of", "stack", "unstack"]
 
 
 class Stacked(nnx.Module):
@@ -44,6 +44,18 @@ def check_layered(model: object) -> None:
 def period_of(layers: Sequence[nnx.Module] | Stacked) -> list[nnx.Module]:
     """The layers in order; of a stack, those of one period."""
     return list(layers.period if isinstance(layers, Stacked) else layers)
+
+
+def layers_of(model: object) -> int:
+    """How many layers a model has, in a list or stacked.
+
+    Raises:
+      ConfigError: it has no layers.
+    """
+    check_layered(model)
+    layers = model.layers  # type: ignore[attr-defined]
+    repeats = layers.repeats if isinstance(layers, Stacked) else 1
+    return repeats * len(period_of(layers))
 
 
 def stack(model: M) -> M:

@@ -25,6 +25,8 @@ TRANSFORMS: Mapping[str, str] = MappingProxyType(
         "nearest": "ffnlab.quantization.nearest:nearest",
         "prompts": "ffnlab.models.adapters:prompts",
         "untie": "ffnlab.routing.mixture_of_transformers:untie",
+        "switch_head": "ffnlab.routing.robust_qa:switch_head",
+        "top2_head": "ffnlab.routing.robust_qa:top2_head",
         "upcycle": "ffnlab.routing.upcycle:upcycle",
         "with_routers": "ffnlab.routing.duo:with_routers",
     }

@@ -187,6 +187,18 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
                 ),
             ),
             Study(
+                "robust-qa-moe",
+                "Robust QA",
+                "routing",
+                "span answers by a mixture of experts on an encoder, two experts a token or Switch "
+                "blocks, with augmented questions",
+                arxiv(
+                    "2204.09598",
+                    2022,
+                    "Build a Robust QA System with Transformer-based Mixture of Experts",
+                ),
+            ),
+            Study(
                 "learning-rules",
                 "Learning rules",
                 "learning",
