@@ -30,6 +30,8 @@ from ffnlab.models.norms import population_norms
 from ffnlab.models.remat import remat
 from ffnlab.models.remove import remove, removed
 from ffnlab.models.stack import Stacked, stack, unstack
+from ffnlab.models.vit import ViT, resized
+from ffnlab.models.vit_config import ImageInput, ViTConfig
 
 # Name -> "module:name". Nothing inside ffnlab uses these: they stand on higher floors.
 ABOVE = MappingProxyType(
@@ -65,6 +67,7 @@ __all__ = [
     "EncoderConfig",
     "GraphNetwork",
     "GraphNetworkConfig",
+    "ImageInput",
     "LearnedSchedule",
     "MLPConfig",
     "MaskedTransform",
@@ -72,10 +75,13 @@ __all__ = [
     "NoPropNet",
     "Repeated",
     "Stacked",
+    "ViT",
+    "ViTConfig",
     "population_norms",
     "remat",
     "remove",
     "removed",
+    "resized",
     "sentence_vectors",
     "stack",
     "unstack",

@@ -23,6 +23,7 @@ CONFIGS = {
         32, 16, 24, 2, 4, 4, types=2, pooler="tanh", head="classes", classes=3
     ),
     "audio": models.AudioEncoderConfig(5, 16, 24, 2, 4, 6),
+    "vit": models.ViTConfig((8, 12), 4, 16, 24, 2, 4, classes=3),
     "mlp": models.MLPConfig((3, 5, 2), "elu", bias=False),
     "convnet": models.ConvNetConfig((1, 3, 4), 5),
     "autoencoder": models.AutoencoderConfig((2, 3)),
@@ -33,6 +34,7 @@ OUTPUTS = {
     "decoder": [(1, 1, 64)],
     "encoder": [(1, 3)],
     "audio": [(1, 1, 16)],
+    "vit": [(1, 3)],
     "mlp": [(1, 2)],
     "convnet": [(1, 5)],
     "autoencoder": [(1, 2, 2, 2)],
@@ -74,9 +76,10 @@ def test_noprop_networks_of_all_kinds(key):
 
 def test_families_are_of_decoders_and_encoders():
     assert KINDS["audio"].families == ("whisper",)
+    assert KINDS["vit"].families == ("vit", "deit")
     assert KINDS["decoder"].families == tuple(FAMILIES)
     assert KINDS["encoder"].families == tuple(encoder_families.FAMILIES)
-    known = ("decoder", "encoder", "audio")
+    known = ("decoder", "encoder", "audio", "vit")
     assert not any(kind.families for name, kind in KINDS.items() if name not in known)
     assert all(kind.files[0] == "ffnlab_model.json" for kind in KINDS.values())
 

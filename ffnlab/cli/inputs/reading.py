@@ -77,6 +77,12 @@ def reading_of(model: object) -> Reading:
             f"a model of kind {kind!r} reads {reads}, which no kind of [data] gives; train it in "
             "Python, by a rule and a loss of its own"
         )
+    has_none = KINDS[kind or ""].classes is not None and KINDS[kind or ""].classes(model) is None
+    if reads == "images" and has_none:
+        raise ConfigError(
+            f"a model of kind {kind!r} with classes=None has no kind of [data] to be trained on; set "
+            "classes"
+        )
     return READINGS[reads]
 
 

@@ -128,12 +128,6 @@ def make_plan(
     return Plan(model, tasks)
 
 
-def kernel_shape(shape: tuple[int, ...], taps: int) -> tuple[int, ...]:
-    """How a convolution's matrix [taps * in, out] is stored: [out, in, taps]."""
-    rows, out = shape
-    return out, rows // taps, taps
-
-
 class _Matcher:
     def __init__(
         self,
@@ -166,8 +160,7 @@ class _Matcher:
 
     def _task(self, where: Place) -> Task | None:
         shapes = [tuple(self.wanted[path].get_value().shape) for path in where.paths]
-        is_plain = where.transposed and not (where.is_stacked or where.taps)
-        if is_plain and self.decode is not None:
+        if where.is_matrix and self.decode is not None:
             packed = self._packed(self.decode, where, shapes)
             if packed is not None:
                 return Task(where.paths, packed)
@@ -188,9 +181,7 @@ class _Matcher:
             return None
         info = self.checkpoint.tensors[self.found[name]]
         self.used.add(info.name)
-        whole = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
-        whole = kernel_shape(whole, where.taps) if where.taps else whole
-        whole = whole[::-1] if where.transposed and not where.taps else whole
+        whole = where.stored((*shapes[0][:-1], sum(shape[-1] for shape in shapes)))
         if info.shape != whole:
             self.problems.append(
                 f"{quoted(info.name)} has shape {list(info.shape)}, config.json asks for "
@@ -202,7 +193,7 @@ class _Matcher:
                 "explain; float32, bfloat16, float16 and float64 are accepted"
             )
         starts = [sum(shape[-1] for shape in shapes[:i]) for i in range(len(shapes))]
-        how = where.transposed, where.taps
+        how = where.transposed, math.prod(where.kernel) if where.kernel else 0, where.leading
         return tuple(Stored(info, a, s, *how) for a, s in zip(starts, shapes, strict=True))
 
     def _packed(self, decode: Decode, where: Place, shapes: list[tuple[int, ...]]) -> Packed | None:
