@@ -35,7 +35,7 @@ from ffnlab.layers import (
 from ffnlab.layers.logical import constrain
 from ffnlab.models import trunk
 from ffnlab.models.stack import Stacked, period_of
-from ffnlab.models.vit_config import ViTConfig
+from ffnlab.models.vit_config import ViTConfig, as_values
 from ffnlab.weights import Dense
 
 __all__ = ["ViT", "abstract", "interpolated", "resized"]
@@ -198,11 +198,7 @@ class ViT(nnx.Module):
                 f"images {images.shape}; [b, {', '.join(map(str, wanted))}] is accepted "
                 "(models.resized makes a model for another size)"
             )
-        x = images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
-        if config.preprocess.mean:
-            mean, std = (jnp.asarray(v) for v in (config.preprocess.mean, config.preprocess.std))
-            x = (x.astype(jnp.float32) - mean) / std
-        h = self.patches(x.astype(dtype))
+        h = self.patches(as_values(images, config.preprocess).astype(dtype))
         h = h.reshape(len(h), -1, h.shape[-1])
         tokens = [
             jnp.broadcast_to(token.get_value().astype(dtype), (len(h), 1, h.shape[-1]))
