@@ -46,10 +46,9 @@ class EffLayer(nnx.Module):
         Raises:
           ConfigError: an even size, or a ratio or number of leading tokens that is too small.
         """
-        if size < 1 or size % 2 == 0:
-            raise ConfigError(f"size={size} must be odd: an even window has no middle")
-        if ratio < 1 or leading < 0:
-            raise ConfigError(f"ratio={ratio} must be at least 1, leading={leading} at least 0")
+        check_window(size, ratio)
+        if leading < 0:
+            raise ConfigError(f"leading={leading} must be at least 0")
         first, second = jax.random.split(key)
         inner, common = ratio * width, {"bias": True, "dtype": dtype}
         self.up = Linear(width, inner, key=first, axes=("embed", "mlp"), **common)
@@ -90,3 +89,11 @@ class EffLayer(nnx.Module):
                 f"{side * side} or {(side + 1) ** 2} would be; set grid or leading"
             )
         return side, side
+
+
+def check_window(size: int, ratio: int) -> None:
+    """Raises ConfigError for an even window, or too few channels."""
+    if size < 1 or size % 2 == 0:
+        raise ConfigError(f"size={size} must be odd: an even window has no middle")
+    if ratio < 1:
+        raise ConfigError(f"ratio={ratio} must be at least 1")
