@@ -22,6 +22,8 @@ from ffnlab.testing import equal
 
 RUN = {"steps": 4, "log_every": 1, "checkpoint_every": 2, "dtype": "float32"}
 DIGITS = {"kind": "images", "batch": 8}
+# Adam would make whole steps of the last bits of gradients that are zero but for rounding.
+SGD = {"name": "sgd", "rate": 0.1, "warmup": 0}
 VIT = {"kind": "vit", "image": [8, 8], "patch": 4, "channels": 1, "classes": 10}
 VIT |= {"width": 8, "hidden": 16, "layers": 2, "heads": 2}
 RESNET = {"kind": "resnet", "image": [8, 8], "channels": 1, "classes": 10}
@@ -31,7 +33,7 @@ MODELS = {"vit": VIT, "resnet": RESNET}
 
 def settings(model, *, transform=(), **options):
     """A run of a few steps."""
-    table = {"model": model, "data": DIGITS, "run": RUN | options}
+    table = {"model": model, "data": DIGITS, "run": RUN | options, "optimizer": SGD}
     return from_table(table | ({"transform": list(transform)} if transform else {}), TrainConfig)
 
 
@@ -56,9 +58,7 @@ def test_stopped_resumed_and_on_a_mesh(kind, tmp_path, monkeypatch):
     run(settings(MODELS[kind], mesh="dp=2,tp=2"), tmp_path / "mesh")
     c = load(tmp_path / "mesh" / "model")
     for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(c), strict=True):
-        np.testing.assert_allclose(
-            one, other, atol=2e-4
-        )  # sums in another order, four steps of Adam
+        np.testing.assert_allclose(one, other, atol=1e-5)  # sums in another order
 
 
 def test_batch_norms_move_by_the_batch_once_whatever_its_parts():
