@@ -109,8 +109,8 @@ class Place:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether it is one linear map's, which may be packed."""
-        return self.transposed and not (self.is_stacked or self.kernel)
+        """Whether it is of linear maps, which may be packed."""
+        return self.transposed and not self.kernel
 
     def stored(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the tensor of a parameter, or of all parts of one."""
