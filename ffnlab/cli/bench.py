@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 __all__ = [
+    "bottleneck",
     "graphs",
     "kernels",
     "learning",
@@ -36,11 +37,12 @@ def model(
 
     Other benches: `ffnlab bench sparse` (skipping inactive channels of a large FFN), `ffnlab bench
     loading` (memory while a checkpoint is loaded), `ffnlab bench routing` (a mixture of experts
-    beside a dense layer), `ffnlab bench train` (training steps, beside torch), `ffnlab bench
-    learning` (steps of an LSTM and of a small network, beside torch), `ffnlab bench graphs` (sparse
-    products and a layer, beside torch and PyTorch Geometric), `ffnlab bench loop` (what the
-    training loop adds), and `ffnlab bench kernels` (those for GPUs, beside XLA). `ffnlab bench
-    model DIR` is this one in full.
+    beside a dense layer), `ffnlab bench bottleneck` (a block of images by its spatial step),
+    `ffnlab bench train` (training steps, beside torch), `ffnlab bench learning` (steps of an LSTM
+    and of a small network, beside torch), `ffnlab bench graphs` (sparse products and a layer,
+    beside torch and PyTorch Geometric), `ffnlab bench loop` (what the training loop adds), and
+    `ffnlab bench kernels` (those for GPUs, beside XLA). `ffnlab bench model DIR` is this one in
+    full.
 
     Args:
       directory: a model directory; without one, the model that comes with ffnlab (with qwix,
@@ -110,6 +112,21 @@ def routing(
 
     show(compare(Settings(tokens, width, hidden, experts, k, turns), progress=True))
     show(choosing.compare(choosing.Settings(turns=turns), progress=True))
+
+
+def bottleneck(*, images: int = 8, side: int = 28, width: int = 64, turns: int = 15) -> None:
+    """Measures a residual bottleneck with a convolution, a depthwise one, and a maximum.
+
+    Args:
+      images: of a call.
+      side: of their grids.
+      width: channels inside; four times as many outside.
+      turns: times that every op runs.
+    """
+    from ffnlab.bench.bottleneck import Settings, compare
+    from ffnlab.cli.show import show
+
+    show(compare(Settings(images, side, width, turns), progress=True))
 
 
 def loading() -> None:

@@ -23,6 +23,7 @@ TRANSFORMS: Mapping[str, str] = MappingProxyType(
         "lora": "ffnlab.models.adapters:lora",
         "lora_experts": "ffnlab.routing.lora_mixer:lora_experts",
         "nearest": "ffnlab.quantization.nearest:nearest",
+        "pflayer": "ffnlab.structure.pflayer:pflayer",
         "prompts": "ffnlab.models.adapters:prompts",
         "untie": "ffnlab.routing.mixture_of_transformers:untie",
         "switch_head": "ffnlab.routing.robust_qa:switch_head",

@@ -199,6 +199,13 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
                 ),
             ),
             Study(
+                "pflayer",
+                "PfLayer",
+                "structure",
+                "a maximum over neighbours, which learns nothing, for convolutions and attention",
+                arxiv("2202.02777", 2022, "Learning Features with Parameter-Free Layers"),
+            ),
+            Study(
                 "learning-rules",
                 "Learning rules",
                 "learning",
