@@ -14,9 +14,10 @@ names them.
         return nats, metrics, {"norm.mean": mean, "norm.variance": variance}
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ffnlab.errors import ConfigError, is_known
 from ffnlab.layers.balance import load_balance, unrouted, z_loss
+from ffnlab.layers.batch_norm import measured
 from ffnlab.layers.routers import Routing
 from ffnlab.rule import Metrics
 
@@ -44,6 +46,7 @@ __all__ = [
     "packed_next_token",
     "routed",
     "span",
+    "with_batch_norms",
 ]
 
 Host = Array | np.ndarray
@@ -85,6 +88,7 @@ class Unsettled(Protocol):
 
 
 InformedLoss = Callable[[PyTree, PyTree, Moment], Costs | MeasuredCosts]
+AnyLoss = TypeVar("AnyLoss", Loss, InformedLoss)
 
 
 @runtime_checkable
@@ -183,6 +187,32 @@ def routed(loss: Loss = next_token, *, balance: float = 1e-2, z: float = 0.0) ->
         return total + balance * uneven + z * large, told
 
     return whole
+
+
+def with_batch_norms(loss: AnyLoss) -> AnyLoss:
+    """A loss whose model's batch norms normalize by the batch and measure it.
+
+    Args:
+      loss: see this module, informed or not, which calls the model once.
+    Returns:
+      a loss of the same arguments with the norms' new statistics as the third item. It raises
+      SelectionError for a model without batch norms, or with some inside a scanned stack
+      (`models.unstack` first).
+    """
+
+    @functools.wraps(loss)
+    def measuring(model: Any, *given: PyTree) -> MeasuredCosts:
+        found: dict[str, PyTree] = {}
+
+        def call(*args: Any, **options: Any) -> Any:
+            output, statistics = measured(model, *args, **options)
+            found.update(statistics)
+            return output
+
+        mean, metrics, *more = loss(call, *given)
+        return mean, metrics, {**found, **(more[0] if more else {})}
+
+    return cast(AnyLoss, measuring)
 
 
 def labelled(

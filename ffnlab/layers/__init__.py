@@ -15,6 +15,7 @@ from ffnlab.layers.conv import Conv
 from ffnlab.layers.dropout import dropout
 from ffnlab.layers.feed_forward.choice import ByChoice
 from ffnlab.layers.feed_forward.ffn import FFN, GatedFFN, JoinedGatedFFN, SparseGatedFFN
+from ffnlab.layers.feed_forward.idle import FoldedFFN, IdleFFN
 from ffnlab.layers.feed_forward.mlp import MLP
 from ffnlab.layers.feed_forward.moe import GroupedFFN, MoE, MoESpec
 from ffnlab.layers.folding import fold
@@ -44,6 +45,7 @@ __all__ = [
     "Conv",
     "Embedding",
     "FixedAffine",
+    "FoldedFFN",
     "GatedFFN",
     "GraphSAGE",
     "GroupNorm",
@@ -51,6 +53,7 @@ __all__ = [
     "GroupedLinear",
     "GroupedNorm",
     "Groups",
+    "IdleFFN",
     "InstanceNorm",
     "Join",
     "JoinedGatedFFN",

@@ -24,6 +24,8 @@ TRANSFORMS: Mapping[str, str] = MappingProxyType(
         "lora_experts": "ffnlab.routing.lora_mixer:lora_experts",
         "nearest": "ffnlab.quantization.nearest:nearest",
         "prompts": "ffnlab.models.adapters:prompts",
+        "repa": "ffnlab.structure.repavit:repa",
+        "repa-fold": "ffnlab.structure.repavit:repa_fold",
         "upcycle": "ffnlab.routing.upcycle:upcycle",
         "with_routers": "ffnlab.routing.duo:with_routers",
     }
