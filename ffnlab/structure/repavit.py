@@ -231,7 +231,7 @@ def unfit(block: Block, force: bool) -> list[str]:
 
 
 def is_untouched(norm: BatchNorm) -> bool:
-    """Whether running statistics are those of a new norm; those of abstract models are not known."""
+    """Whether running statistics are those of a new norm; abstract ones are not known."""
     mean, variance = norm.mean.get_value(), norm.variance.get_value()
     try:
         return bool(np.all(np.asarray(mean) == 0) and np.all(np.asarray(variance) == 1))
