@@ -174,6 +174,18 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
                 ),
             ),
             Study(
+                "repavit",
+                "RePaViT",
+                "structure",
+                "FFNs of which most channels idle while they train, folded into half the weights",
+                arxiv(
+                    "2505.21847",
+                    2025,
+                    "RePaViT: Scalable Vision Transformer Acceleration via Structural "
+                    "Reparameterization on Feedforward Network Layers",
+                ),
+            ),
+            Study(
                 "learning-rules",
                 "Learning rules",
                 "learning",
