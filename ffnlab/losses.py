@@ -17,7 +17,7 @@ names them.
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +25,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ffnlab import tree
 from ffnlab.errors import ConfigError, is_known
 from ffnlab.layers.balance import load_balance, unrouted, z_loss
-from ffnlab.layers.batch_norm import measured
+from ffnlab.layers.batch_norm import BatchNorm, measured
 from ffnlab.layers.routers import Routing
 from ffnlab.rule import Metrics
 
@@ -42,11 +43,11 @@ __all__ = [
     "distilled",
     "labelled",
     "masked",
+    "measuring",
     "next_token",
     "packed_next_token",
     "routed",
     "span",
-    "with_batch_norms",
 ]
 
 Host = Array | np.ndarray
@@ -88,7 +89,6 @@ class Unsettled(Protocol):
 
 
 InformedLoss = Callable[[PyTree, PyTree, Moment], Costs | MeasuredCosts]
-AnyLoss = TypeVar("AnyLoss", Loss, InformedLoss)
 
 
 @runtime_checkable
@@ -189,32 +189,6 @@ def routed(loss: Loss = next_token, *, balance: float = 1e-2, z: float = 0.0) ->
     return whole
 
 
-def with_batch_norms(loss: AnyLoss) -> AnyLoss:
-    """A loss whose model's batch norms normalize by the batch and measure it.
-
-    Args:
-      loss: see this module, informed or not, which calls the model once.
-    Returns:
-      a loss of the same arguments with the norms' new statistics as the third item. It raises
-      SelectionError for a model without batch norms, or with some inside a scanned stack
-      (`models.unstack` first).
-    """
-
-    @functools.wraps(loss)
-    def measuring(model: Any, *given: PyTree) -> MeasuredCosts:
-        found: dict[str, PyTree] = {}
-
-        def call(*args: Any, **options: Any) -> Any:
-            output, statistics = measured(model, *args, **options)
-            found.update(statistics)
-            return output
-
-        mean, metrics, *more = loss(call, *given)
-        return mean, metrics, {**found, **(more[0] if more else {})}
-
-    return cast(AnyLoss, measuring)
-
-
 def labelled(
     model: Callable, batch: tuple[PyTree, Int[Host, "b"]]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
@@ -231,6 +205,38 @@ def labelled(
     logits = model(inputs).astype(jnp.float32)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, classes).mean()
     return nats, {"accuracy": jnp.mean(logits.argmax(-1) == classes)}
+
+
+def measuring(loss: Loss) -> Loss:
+    """A loss whose model's batch norms use and move by the moments of the batch.
+
+    Its third item are their running statistics (`ffnlab.layers.measured`). Of a model without batch
+    norms it is the loss itself.
+
+    Args:
+      loss: that calls its model once.
+
+    >>> def squares(model, x):
+    ...     return (model(x) ** 2).mean(), {}
+    >>> from ffnlab.layers import BatchNorm
+    >>> sorted(measuring(squares)(BatchNorm(3), jnp.ones((2, 3)))[2])
+    ['mean', 'variance']
+    """
+
+    @functools.wraps(loss)
+    def of_moments(model: PyTree, batch: PyTree) -> tuple:
+        if not any(isinstance(node, BatchNorm) for _, node in tree.walk(model)):
+            return loss(model, batch)
+        found: dict[str, PyTree] = {}
+
+        def noting(*args: PyTree, **options: PyTree) -> PyTree:
+            output, new = measured(model, *args, **options)
+            found.update(new)
+            return output
+
+        return *loss(noting, batch), found
+
+    return of_moments
 
 
 def span(
