@@ -89,7 +89,7 @@ def repa(
 
     The matrices stay; the norm before each FFN becomes a `BatchNorm`, another follows the
     nonlinearity. The function changes: train it, by a loss that measures batch norms
-    (`ffnlab.losses.with_batch_norms`), then `repa_fold`.
+    (`ffnlab.losses.measuring`), then `repa_fold`.
 
     Args:
       idle: share of hidden channels without a nonlinearity, in [0, 1]; the paper takes .5 for tiny

@@ -21,7 +21,7 @@ from ffnlab.bench.folding import Settings, compare
 from ffnlab.data import Labelled, digits
 from ffnlab.layers import IdleFFN
 from ffnlab.learning import backprop, labelled
-from ffnlab.losses import with_batch_norms
+from ffnlab.losses import measuring
 from ffnlab.models import ViT, ViTConfig, account
 from ffnlab.rule import Rule
 from ffnlab.storage.files import StrPath
@@ -120,7 +120,7 @@ def sides(width: int, sizes: Sizes) -> list[Side]:
 @functools.cache
 def norms_measured() -> Callable:
     """The loss of classes by models whose batch norms learn."""
-    return with_batch_norms(labelled)
+    return measuring(labelled)
 
 
 @functools.cache

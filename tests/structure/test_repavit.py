@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ffnlab import losses, models, transform, tree
-from ffnlab.errors import ConfigError, SelectionError
+from ffnlab.errors import ConfigError
 from ffnlab.layers import BatchNorm, FoldedFFN, IdleFFN, Statistic
 from ffnlab.learning import backprop
 from ffnlab.models import ViT, ViTConfig, account
@@ -163,7 +163,7 @@ def test_schedules():
 
 def test_it_learns_with_its_norms_and_then_folds():
     model, _ = transform.apply(repa(idle=0.5), vit())
-    rule = backprop(losses.with_batch_norms(losses.labelled), optax.sgd(0.05))
+    rule = backprop(losses.measuring(losses.labelled), optax.sgd(0.05))
     state, batch = rule.init(model, jax.random.key(0)), (IMAGES, jnp.array([0, 1, 2]))
     nats = []
     for _ in range(12):
@@ -181,7 +181,7 @@ def test_the_running_statistics_are_torchs_after_one_step():
     """mean <- .9 mean + .1 batch mean; the variance likewise, of sums divided by count - 1."""
     model, _ = transform.apply(repa(idle=0.5), vit())
     model.layers = type(model.layers)([block.without("attn") for block in model.layers])
-    _, _, found = losses.with_batch_norms(losses.labelled)(model, (IMAGES, jnp.array([0, 1, 2])))
+    _, _, found = losses.measuring(losses.labelled)(model, (IMAGES, jnp.array([0, 1, 2])))
     h = np.asarray(model.embed_images(IMAGES)).reshape(-1, 8)
     mean, variance = found["layers[0].ffn_norm.mean"], found["layers[0].ffn_norm.variance"]
     np.testing.assert_allclose(mean, 0.1 * h.mean(0), atol=1e-6)
@@ -286,5 +286,3 @@ def test_parts_that_do_not_fit_are_refused():
             IdleFFN(ffn.up, ffn.down, active=active, norm=ffn.norm)
     with pytest.raises(ConfigError, match="the norm has 8"):
         IdleFFN(ffn.up, ffn.down, active=1, norm=BatchNorm(8))
-    with pytest.raises(SelectionError):
-        losses.with_batch_norms(losses.labelled)(vit(), (IMAGES, jnp.array([0, 1, 2])))
