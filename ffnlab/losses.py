@@ -218,9 +218,10 @@ def measuring(loss: Loss) -> Loss:
 
     >>> def squares(model, x):
     ...     return (model(x) ** 2).mean(), {}
-    >>> from ffnlab.layers import BatchNorm
-    >>> sorted(measuring(squares)(BatchNorm(3), jnp.ones((2, 3)))[2])
-    ['mean', 'variance']
+    >>> from ffnlab.layers import ConvNorm
+    >>> layer = ConvNorm(2, 3, key=jax.random.key(0))
+    >>> sorted(measuring(squares)(layer, jnp.ones((1, 4, 4, 2)))[2])
+    ['norm.mean', 'norm.variance']
     """
 
     @functools.wraps(loss)

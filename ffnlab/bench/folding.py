@@ -110,7 +110,7 @@ def forms(settings: Settings, width: int) -> dict[str, Callable[[], Any]]:
     folded, _ = transform.apply(repa_fold(force=True), unfolded)
     h = jax.random.normal(jax.random.key(1), (s.images, s.tokens, width))
     models = zip(FORMS, (plain, unfolded, folded), strict=True)
-    return {name: bound(slot, h, model.layers[0].without("attn")) for name, model in models}
+    return {name: bound(slot, h, model.blocks()[0].without("attn")) for name, model in models}
 
 
 def slot(h: Float[Array, "b t d"], block: Block) -> Float[Array, "b t d"]:

@@ -11,7 +11,13 @@ if typing.TYPE_CHECKING:
 
 __all__ = ["probe"]
 
-STEPS = ("decoder", "mlp", "convnet", "vit")  # kinds of which the data that is shown says the loss
+STEPS = (
+    "decoder",
+    "mlp",
+    "convnet",
+    "vit",
+    "resnet",
+)  # kinds of which the data that is shown says the loss
 
 
 def probe(

@@ -35,6 +35,8 @@ from ffnlab.models import (
     MLPConfig,
     NoPropConfig,
     NoPropNet,
+    ResNet,
+    ResNetConfig,
     ViT,
     ViTConfig,
 )
@@ -106,7 +108,7 @@ def image(model: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, side, side, model.sizes[0]), jnp.float32)
 
 
-def whole_image(model: ViT) -> jax.ShapeDtypeStruct:
+def whole_image(model: ViT | ResNet) -> jax.ShapeDtypeStruct:
     """One image of the size that the configuration says."""
     return jax.ShapeDtypeStruct((1, *model.config.image, model.config.channels), jnp.float32)
 
@@ -166,6 +168,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             families=vit_families.FAMILIES,
             files=(NATIVE_FILE, CONFIG_FILE, SIDECAR_FILE),
         ),
+        "resnet": Kind(ResNetConfig, ResNet, ResNet, "images", whole_image, lambda c: c.classes),
         "mlp": Kind(MLPConfig, MLP, MLPConfig.make, "rows", row, lambda c: c.sizes[-1]),
         "convnet": Kind(
             ConvNetConfig, ConvNet, ConvNetConfig.make, "images", image, lambda c: c.classes

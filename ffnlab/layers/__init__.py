@@ -13,6 +13,7 @@ from ffnlab.layers.block import Block, Join
 from ffnlab.layers.context import Context, LayerInputs, LayerOutputs, Memory, TokenFacts
 from ffnlab.layers.conv import Conv
 from ffnlab.layers.dropout import dropout
+from ffnlab.layers.eff_layer import EffLayer
 from ffnlab.layers.feed_forward.choice import ByChoice
 from ffnlab.layers.feed_forward.ffn import FFN, GatedFFN, JoinedGatedFFN, SparseGatedFFN
 from ffnlab.layers.feed_forward.idle import FoldedFFN, IdleFFN
@@ -23,8 +24,15 @@ from ffnlab.layers.graph_conv import GAT, GCN, GraphSAGE
 from ffnlab.layers.grouped import GroupedLinear, GroupedNorm, Groups
 from ffnlab.layers.linear import Embedding, Linear
 from ffnlab.layers.norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm, ScaleNorm
-from ffnlab.layers.pooling import avg_pool, global_avg_pool, global_max_pool, max_pool
+from ffnlab.layers.pooling import (
+    avg_pool,
+    global_avg_pool,
+    global_max_pool,
+    max_pool,
+    shifted_max_pool,
+)
 from ffnlab.layers.recurrent import CELLS, Recurrent
+from ffnlab.layers.residual import ConvNorm, Residual, Spatial
 from ffnlab.layers.routed_linear import RoutedLinear
 from ffnlab.layers.routers import Routing
 from ffnlab.layers.stacking import Statistic
@@ -43,6 +51,8 @@ __all__ = [
     "ByChoice",
     "Context",
     "Conv",
+    "ConvNorm",
+    "EffLayer",
     "Embedding",
     "FixedAffine",
     "FoldedFFN",
@@ -68,11 +78,13 @@ __all__ = [
     "PReLU",
     "RMSNorm",
     "Recurrent",
+    "Residual",
     "Rope",
     "RoutedLinear",
     "Routing",
     "ScaleNorm",
     "SparseGatedFFN",
+    "Spatial",
     "Statistic",
     "TokenFacts",
     "avg_pool",
@@ -82,4 +94,5 @@ __all__ = [
     "global_max_pool",
     "max_pool",
     "measured",
+    "shifted_max_pool",
 ]

@@ -29,6 +29,7 @@ from ffnlab.models.noprop_net import Denoiser, NoPropConfig, NoPropNet
 from ffnlab.models.norms import population_norms
 from ffnlab.models.remat import remat
 from ffnlab.models.remove import remove, removed
+from ffnlab.models.resnet import ResNet, ResNetConfig, resnet50
 from ffnlab.models.stack import Stacked, stack, unstack
 from ffnlab.models.vit import ViT, resized
 from ffnlab.models.vit_config import ImageInput, ViTConfig
@@ -74,6 +75,8 @@ __all__ = [
     "NoPropConfig",
     "NoPropNet",
     "Repeated",
+    "ResNet",
+    "ResNetConfig",
     "Stacked",
     "ViT",
     "ViTConfig",
@@ -82,6 +85,7 @@ __all__ = [
     "remove",
     "removed",
     "resized",
+    "resnet50",
     "sentence_vectors",
     "stack",
     "unstack",

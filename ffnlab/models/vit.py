@@ -35,7 +35,7 @@ from ffnlab.layers import (
 from ffnlab.layers.logical import constrain
 from ffnlab.models import trunk
 from ffnlab.models.stack import Stacked, period_of
-from ffnlab.models.vit_config import ViTConfig
+from ffnlab.models.vit_config import ViTConfig, as_values
 from ffnlab.weights import Dense
 
 __all__ = ["ViT", "abstract", "interpolated", "resized"]
@@ -140,10 +140,9 @@ class ViT(nnx.Module):
         h = self.embed_images(images)
         context = Context({}, {spec.window: None for spec in trunk.specs(self.layers)})
         given, found = LayerInputs() if inputs is None else inputs, []
-        grid = self.config.grid
         for i, (layers, part) in enumerate(self._stages()):
             own = jax.tree.map(lambda leaf, part=part: leaf[part], given)
-            h, grid = self._pooled(i, h, grid) if i else (h, grid)
+            h = self._pooled(i, h) if i else h
             h, _, outputs = trunk.run(
                 layers, h, context, inputs=own, remat=self.remat, branches=branches
             )
@@ -163,12 +162,11 @@ class ViT(nnx.Module):
             yield (Stacked(own, 1) if isinstance(layers, Stacked) else own), part
             start += depth
 
-    def _pooled(
-        self, stage: int, h: Float[Array, "b t d"], grid: tuple[int, int]
-    ) -> tuple[Float[Array, "b u e"], tuple[int, int]]:
-        """The patches of the next stage, and their grid."""
+    def _pooled(self, stage: int, h: Float[Array, "b t d"]) -> Float[Array, "b u e"]:
+        """The patches of a stage, from those of the one before."""
+        grid = grids(self.config)[stage - 1]
         y = self.pools[stage - 1](h.reshape(len(h), *grid, h.shape[-1]))
-        return y.reshape(len(y), -1, y.shape[-1]), (y.shape[1], y.shape[2])
+        return y.reshape(len(y), -1, y.shape[-1])
 
     def output(self, h: Float[Array, "b t d"]) -> Float[Array, "b *s"]:
         """What the heads make of hidden states, float32; the states where there is no head."""
@@ -198,11 +196,7 @@ class ViT(nnx.Module):
                 f"images {images.shape}; [b, {', '.join(map(str, wanted))}] is accepted "
                 "(models.resized makes a model for another size)"
             )
-        x = images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
-        if config.preprocess.mean:
-            mean, std = (jnp.asarray(v) for v in (config.preprocess.mean, config.preprocess.std))
-            x = (x.astype(jnp.float32) - mean) / std
-        h = self.patches(x.astype(dtype))
+        h = self.patches(as_values(images, config.preprocess).astype(dtype))
         h = h.reshape(len(h), -1, h.shape[-1])
         tokens = [
             jnp.broadcast_to(token.get_value().astype(dtype), (len(h), 1, h.shape[-1]))
@@ -250,6 +244,15 @@ def drawn(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, 
 def stage_of(config: ViTConfig) -> list[int]:
     """The stage of every block."""
     return [stage for stage, depth in enumerate(config.depths) for _ in range(depth)]
+
+
+def grids(config: ViTConfig) -> list[tuple[int, int]]:
+    """Rows and columns of patches, of every stage: halved each time, rounded up."""
+    found = [config.grid]
+    for _ in config.depths[1:]:
+        rows, columns = found[-1]
+        found.append((-(-rows // 2), -(-columns // 2)))
+    return found
 
 
 def make_pool(width: int, *, key: Array, dtype: DTypeLike = jnp.float32) -> Conv:

@@ -2,10 +2,14 @@
 
 import dataclasses
 
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
 from ffnlab.errors import ConfigError
 from ffnlab.layers.activations import check_activation
 
-__all__ = ["ImageInput", "ViTConfig"]
+__all__ = ["ImageInput", "ViTConfig", "as_values"]
 
 POOLS = ("token", "mean")
 DISTILLATIONS = (None, "token", "head")
@@ -38,6 +42,18 @@ class ImageInput:
             raise ConfigError(f"resize={list(self.resize)} must be a height and a width, or ()")
         if self.resample not in RESAMPLES:
             raise ConfigError(f"resample={self.resample!r} is not one of {RESAMPLES}")
+
+
+def as_values(
+    images: Shaped[Array | np.ndarray, "b h w c"], how: ImageInput
+) -> Float[Array, "b h w c"]:
+    """What a network computes with: bytes over 255, less the mean, over the deviation."""
+    x = jnp.asarray(images)
+    x = x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
+    if not how.mean:
+        return x
+    mean, std = jnp.asarray(how.mean), jnp.asarray(how.std)
+    return (x.astype(jnp.float32) - mean) / std
 
 
 @dataclasses.dataclass(frozen=True)

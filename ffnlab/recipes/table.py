@@ -23,6 +23,7 @@ TRANSFORMS: Mapping[str, str] = MappingProxyType(
         "lora": "ffnlab.models.adapters:lora",
         "lora_experts": "ffnlab.routing.lora_mixer:lora_experts",
         "nearest": "ffnlab.quantization.nearest:nearest",
+        "pflayer": "ffnlab.structure.pflayer:pflayer",
         "prompts": "ffnlab.models.adapters:prompts",
         "repa": "ffnlab.structure.repavit:repa",
         "repa-fold": "ffnlab.structure.repavit:repa_fold",

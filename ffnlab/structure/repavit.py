@@ -23,6 +23,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
 from ffnlab import tree
 from ffnlab.errors import ConfigError
@@ -239,12 +240,17 @@ def is_untouched(norm: BatchNorm) -> bool:
         return False
 
 
+def of_float32(linear: Any) -> tuple[Float[Array, "in out"], Float[Array, "out"]]:
+    """The matrix and the bias of a map that has both."""
+    return linear.weight.dense().astype(jnp.float32), linear.bias.astype(jnp.float32)
+
+
 def folded(block: Block) -> Block:
     """The block with a `FoldedFFN` that does what norm, FFN and residual did."""
-    ffn, active = block.ffn, block.ffn.active
-    up, down = fold(block.ffn_norm, ffn.up), fold(ffn.norm, ffn.down)
-    w1, w2 = (m.weight.dense().astype(jnp.float32) for m in (up, down))
-    b1, b2 = (m.bias.astype(jnp.float32) for m in (up, down))
+    ffn, norm = block.ffn, block.ffn_norm
+    assert isinstance(ffn, IdleFFN) and isinstance(norm, BatchNorm)
+    (w1, b1), (w2, b2) = (of_float32(fold(*p)) for p in ((norm, ffn.up), (ffn.norm, ffn.down)))
+    active = ffn.active
     # Of float32 matrices: rounded once, to the dtype that the model has.
     straight = jnp.matmul(w1[:, active:], w2[active:], precision="highest") + jnp.eye(len(w1))
     shift = jnp.matmul(b1[active:], w2[active:], precision="highest") + b2

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from ffnlab import models
+from ffnlab import models, tree
 from ffnlab.errors import ConfigError, FormatError
 from ffnlab.formats import KINDS
 from ffnlab.formats.huggingface import encoder_families
@@ -24,6 +24,7 @@ CONFIGS = {
     ),
     "audio": models.AudioEncoderConfig(5, 16, 24, 2, 4, 6),
     "vit": models.ViTConfig((8, 12), 4, 16, 24, 2, 4, classes=3),
+    "resnet": models.ResNetConfig((1, 1), (4, 6), 3, image=(4, 6)),
     "mlp": models.MLPConfig((3, 5, 2), "elu", bias=False),
     "convnet": models.ConvNetConfig((1, 3, 4), 5),
     "autoencoder": models.AutoencoderConfig((2, 3)),
@@ -35,6 +36,7 @@ OUTPUTS = {
     "encoder": [(1, 3)],
     "audio": [(1, 1, 16)],
     "vit": [(1, 3)],
+    "resnet": [(1, 3)],
     "mlp": [(1, 2)],
     "convnet": [(1, 5)],
     "autoencoder": [(1, 2, 2, 2)],
@@ -50,7 +52,10 @@ def test_every_kind(name, key):
     assert dataclasses.fields(config) and hash(config) == hash(dataclasses.replace(config))
     model = jax.eval_shape(lambda key: kind.make(config, key=key, dtype=jnp.bfloat16), key)
     assert type(model) is kind.model
-    assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype(jnp.bfloat16)}
+    trained, fixed = tree.trained(model)
+    assert {leaf.dtype for leaf in jax.tree.leaves(trained)} == {jnp.dtype(jnp.bfloat16)}
+    statistics = {leaf.dtype for leaf in jax.tree.leaves(fixed)}
+    assert statistics <= {jnp.dtype(jnp.float32 if name == "resnet" else jnp.bfloat16)}
     assert kind_of(model) == kind_of(config) == kind_of(kind.model) == name
     made = jax.eval_shape(kind.call, model, kind.example(model))
     assert [leaf.shape for leaf in jax.tree.leaves(made)] == OUTPUTS[name]

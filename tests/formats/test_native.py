@@ -94,6 +94,10 @@ MODELS = {
     "vit": lambda: models.stack(
         models.ViT(models.ViTConfig((8, 8), 4, 8, 8, 2, 2, classes=3), key=jax.random.key(0))
     ),
+    "resnet": lambda: models.ResNet(
+        models.ResNetConfig((1, 1), (2, 3), 3, block="bottleneck", op="hybrid"),
+        key=jax.random.key(0),
+    ),
     "vit-stages": lambda: models.ViT(
         models.ViTConfig((8, 8), 4, 8, 8, 2, 2, stride=2, pool="mean", stages=(1, 1)),
         key=jax.random.key(0),

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 # Kinds of model that `compress` scores by their classes.
-CLASSIFIERS = ("mlp", "convnet", "vit")
+CLASSIFIERS = ("mlp", "convnet", "vit", "resnet")
 
 
 class Examples(NamedTuple):
