@@ -258,7 +258,7 @@ def ratio_of(idle: float) -> float:
 
     def products(model: ViT) -> float:
         ffn: Any = model.blocks()[0].ffn
-        return account.compiled_cost(lambda ffn, x: ffn(x), ffn, x).multiply_adds
+        return float(account.compiled_cost(lambda ffn, x: ffn(x), ffn, x).multiply_adds)
 
     return products(after) / products(before)
 
