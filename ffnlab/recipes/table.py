@@ -18,6 +18,7 @@ TRANSFORMS: Mapping[str, str] = MappingProxyType(
         "chess": "ffnlab.sparsity.chess:chess",
         "duo": "ffnlab.routing.duo:duo",
         "finercut": "ffnlab.pruning.finercut:finercut",
+        "expand": "ffnlab.structure.learngene_sws:expand",
         "fireq": "ffnlab.quantization.fireq:fireq",
         "head": "ffnlab.models.adapters:head",
         "lora": "ffnlab.models.adapters:lora",
@@ -27,6 +28,7 @@ TRANSFORMS: Mapping[str, str] = MappingProxyType(
         "prompts": "ffnlab.models.adapters:prompts",
         "repa": "ffnlab.structure.repavit:repa",
         "repa-fold": "ffnlab.structure.repavit:repa_fold",
+        "share": "ffnlab.structure.learngene_sws:share",
         "upcycle": "ffnlab.routing.upcycle:upcycle",
         "with_routers": "ffnlab.routing.duo:with_routers",
     }

@@ -4,7 +4,8 @@ Transforms that rewrite sublayers into others, merge them, share them or grow th
 layers that they put there are in `ffnlab.layers`.
 """
 
+from ffnlab.structure.learngene_sws import even_source, expand, share
 from ffnlab.structure.pflayer import pflayer
 from ffnlab.structure.repavit import idle_ratios, repa, repa_fold
 
-__all__ = ["idle_ratios", "pflayer", "repa", "repa_fold"]
+__all__ = ["even_source", "expand", "idle_ratios", "pflayer", "repa", "repa_fold", "share"]
