@@ -62,7 +62,7 @@ def check_layered(model: object) -> None:
     """Raises ConfigError unless a model has `layers`, in a list or stacked."""
     if isinstance(getattr(model, "layers", None), Shared):
         raise ConfigError(
-            f"layers of the {type(model).__name__} share blocks; structure.expand gives each its own"
+            f"layers of the {type(model).__name__} share blocks; structure.expand gives each one"
         )
     if not isinstance(getattr(model, "layers", None), nnx.List | Stacked):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Learngene: shared stages against the official network, descendants, gradients, what is refused."""
+"""Learngene: shared stages against the official network, descendants, and what is refused."""
 
 import dataclasses
 import functools
@@ -147,7 +147,7 @@ def test_a_shared_network_is_taught_and_its_descendants_go_on(tmp_path):
     back = models.load(tmp_path / "aux")
     assert equal(back, learned) and back.layers.source == (0, 1, 1, 2)
     descendant = expanded(back, layers=6)
-    models.save(descendant, tmp_path / "six")  # a ViT of Hugging Face
+    models.save(descendant, tmp_path / "six", format="ffnlab")
     again = models.load(tmp_path / "six")
     assert equal(again.layers, descendant.layers) and again.config.layers == 6
     packed, _ = transform.apply(nearest(format="int8", group=None), descendant)
@@ -176,10 +176,8 @@ def test_every_layer_of_another_model_is_a_stage():
     deep = expanded(model, layers=6)
     for k, stage in enumerate((0, 0, 1, 1, 2, 2)):
         assert equal(deep.layers[k], model.layers[stage])
-    assert equal(
-        expanded(models.stack(model), source=(2, 1), allow_unordered=True).layers[1],
-        model.layers[1],
-    )
+    turned = expanded(models.stack(model), source=(2, 1), allow_unordered=True)
+    assert equal(turned.layers[1], model.layers[1])
 
 
 def test_what_has_an_entry_for_each_layer_follows_it():
@@ -215,7 +213,7 @@ def test_models_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match=r"repeats=\(1, 1\) are 2 layers; the model has 3"):
         transform.apply(share(repeats=(1, 1)), tiny())
     for change in (share(repeats=(1, 3)), finercut(remove=1)):
-        with pytest.raises(ConfigError, match="share blocks; structure.expand gives each its own"):
+        with pytest.raises(ConfigError, match="share blocks; structure.expand gives each one"):
             transform.apply(change, auxiliary(), [IMAGES])
     with pytest.raises(ConfigError, match="layers=0 and stages=2"):
         even_source(0, 2)
