@@ -18,15 +18,15 @@ import optax
 
 from ffnlab import transform
 from ffnlab.bench.folding import Settings, compare
-from ffnlab.data import Labelled, digits
 from ffnlab.learning import backprop, labelled
 from ffnlab.losses import measuring
-from ffnlab.models import ViT, ViTConfig, account
+from ffnlab.models import ViT, account
 from ffnlab.rule import Rule
 from ffnlab.storage.files import StrPath
 from ffnlab.structure.repavit import repa, repa_fold
 from ffnlab.studies import STUDIES, tuning
 from ffnlab.studies.classify import at_rate, grouped_bars, paced
+from ffnlab.studies.digit_images import DIGITS, digit_images, vit
 from ffnlab.studies.result import Claim, Result
 from ffnlab.studies.tuning import Found, Side, Splits
 
@@ -65,15 +65,15 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
     sizes = Sizes(WIDTHS, IDLE, RATES, STEPS, (seed, seed + 1, seed + 2))
     if quick:
         sizes = Sizes(WIDTHS[:1], (0.5, 1.0), RATES[1:2], 150, (seed,))
-    data = tuning.splits(images(digits(seed)), seed=seed)
+    data = digit_images(seed)
     found = {f"width {w}": tuning.compare(sides(w, sizes), data, sizes.seeds) for w in sizes.widths}
     speed = compare(Settings(widths=(512,), turns=5 if quick else 15))
     return Result(
         slug="repavit",
         title=STUDIES["repavit"].title,
         settings={
-            "data": f"scikit-learn's digits, {len(data.train.x)} rows, patches of 2 x 2",
-            "network": f"{LAYERS} blocks, hidden layers of 4 widths, mean of all patches",
+            "data": DIGITS,
+            "network": f"ViT of {LAYERS} blocks, patches of 2 x 2, hidden layers of 4 widths",
             "optimizer": "AdamW, decay 0.05, a tenth of warm-up, then cosine",
             "batch": BATCH,
             "steps": sizes.steps,
@@ -89,12 +89,6 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
     ).write(out)
 
 
-def images(data: tuple[Labelled, Labelled]) -> tuple[Labelled, Labelled]:
-    """Rows of 64 numbers as images of 8 x 8."""
-    first, second = (Labelled(part.x.reshape(-1, 8, 8, 1), part.y) for part in data)
-    return first, second
-
-
 def name_of(idle: float) -> str:
     """A form in the results."""
     return f"idle {idle:g}"
@@ -108,7 +102,7 @@ def sides(width: int, sizes: Sizes) -> list[Side]:
         return Side(name, rates, lambda s: at_rate(rule, s["rate"]), start, BATCH, sizes.steps)
 
     alone, measured = (rule_of(loss, sizes.steps) for loss in (labelled, norms_measured()))
-    forms = [side(PLAIN, functools.partial(vit, width), alone)]
+    forms = [side(PLAIN, functools.partial(plain, width), alone)]
     for idle in sizes.idle:
         forms.append(side(name_of(idle), functools.partial(repaired, width, idle), measured))
     if 0.75 in sizes.idle:
@@ -129,15 +123,14 @@ def rule_of(loss: Callable, steps: int) -> Rule:
     return backprop(loss, paced(optax.adamw(schedule, weight_decay=0.05)))
 
 
-def vit(width: int, seed: int) -> ViT:
+def plain(width: int, seed: int) -> ViT:
     """A plain network."""
-    config = ViTConfig((8, 8), 2, width, 4 * width, LAYERS, 4, channels=1, classes=10, pool="mean")
-    return ViT(config, key=jax.random.key(seed))
+    return vit(width, LAYERS, jax.random.key(seed))
 
 
 def repaired(width: int, idle: float, seed: int) -> ViT:
     """The same network with idle channels."""
-    return transform.apply(repa(idle=idle), vit(width, seed))[0]
+    return transform.apply(repa(idle=idle), plain(width, seed))[0]
 
 
 def bare(width: int, idle: float, seed: int) -> ViT:

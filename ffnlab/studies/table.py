@@ -174,6 +174,18 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
                 ),
             ),
             Study(
+                "learngene-sws",
+                "Learngene SWS",
+                "structure",
+                "layers that share their block within a stage, taught once, expanded to any depth",
+                arxiv(
+                    "2404.16897",
+                    2024,
+                    "Exploring Learngene via Stage-wise Weight Sharing for Initializing "
+                    "Variable-sized Models",
+                ),
+            ),
+            Study(
                 "repavit",
                 "RePaViT",
                 "structure",

@@ -74,7 +74,7 @@ def test_a_fold_is_measured_on_what_was_learned():
     error, changed = study.folding_error(model, x)
     assert 0 < error < 1e-5 and changed == 0
     assert study.ratio_of(0.75) == pytest.approx(0.375, abs=1e-6)
-    assert jnp.ndim(study.vit(8, 0)(x)) == 2
+    assert jnp.ndim(study.plain(8, 0)(x)) == 2
 
 
 def test_speed_is_judged_against_the_form_before_the_fold():
