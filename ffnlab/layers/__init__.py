@@ -16,6 +16,7 @@ from ffnlab.layers.dropout import dropout
 from ffnlab.layers.eff_layer import EffLayer
 from ffnlab.layers.feed_forward.choice import ByChoice
 from ffnlab.layers.feed_forward.ffn import FFN, GatedFFN, JoinedGatedFFN, SparseGatedFFN
+from ffnlab.layers.feed_forward.idle import FoldedFFN, IdleFFN
 from ffnlab.layers.feed_forward.mlp import MLP
 from ffnlab.layers.feed_forward.moe import GroupedFFN, MoE, MoESpec
 from ffnlab.layers.folding import fold
@@ -57,6 +58,7 @@ __all__ = [
     "Embedding",
     "EveryCopy",
     "FixedAffine",
+    "FoldedFFN",
     "GatedFFN",
     "GraphSAGE",
     "GroupNorm",
@@ -64,6 +66,7 @@ __all__ = [
     "GroupedLinear",
     "GroupedNorm",
     "Groups",
+    "IdleFFN",
     "InstanceNorm",
     "Join",
     "JoinedGatedFFN",

@@ -18,6 +18,7 @@ TRANSFORMS: Mapping[str, str] = MappingProxyType(
         "chess": "ffnlab.sparsity.chess:chess",
         "duo": "ffnlab.routing.duo:duo",
         "finercut": "ffnlab.pruning.finercut:finercut",
+        "expand": "ffnlab.structure.learngene_sws:expand",
         "fireq": "ffnlab.quantization.fireq:fireq",
         "head": "ffnlab.models.adapters:head",
         "lora": "ffnlab.models.adapters:lora",
@@ -28,6 +29,9 @@ TRANSFORMS: Mapping[str, str] = MappingProxyType(
         "untie": "ffnlab.routing.mixture_of_transformers:untie",
         "switch_head": "ffnlab.routing.robust_qa:switch_head",
         "top2_head": "ffnlab.routing.robust_qa:top2_head",
+        "repa": "ffnlab.structure.repavit:repa",
+        "repa-fold": "ffnlab.structure.repavit:repa_fold",
+        "share": "ffnlab.structure.learngene_sws:share",
         "upcycle": "ffnlab.routing.upcycle:upcycle",
         "with_routers": "ffnlab.routing.duo:with_routers",
     }

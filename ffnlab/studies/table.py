@@ -206,6 +206,30 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
                 arxiv("2202.02777", 2022, "Learning Features with Parameter-Free Layers"),
             ),
             Study(
+                "learngene-sws",
+                "Learngene SWS",
+                "structure",
+                "layers that share their block within a stage, taught once, expanded to any depth",
+                arxiv(
+                    "2404.16897",
+                    2024,
+                    "Exploring Learngene via Stage-wise Weight Sharing for Initializing "
+                    "Variable-sized Models",
+                ),
+            ),
+            Study(
+                "repavit",
+                "RePaViT",
+                "structure",
+                "FFNs of which most channels idle while they train, folded into half the weights",
+                arxiv(
+                    "2505.21847",
+                    2025,
+                    "RePaViT: Scalable Vision Transformer Acceleration via Structural "
+                    "Reparameterization on Feedforward Network Layers",
+                ),
+            ),
+            Study(
                 "learning-rules",
                 "Learning rules",
                 "learning",
