@@ -34,7 +34,7 @@ from ffnlab.layers import (
 )
 from ffnlab.layers.activations import check_activation
 from ffnlab.models import trunk
-from ffnlab.models.stack import Shared, Stacked, period_of
+from ffnlab.models.stack import Stacked, period_of
 from ffnlab.weights import Dense
 
 __all__ = ["AudioEncoder", "AudioEncoderConfig", "abstract"]
@@ -103,7 +103,7 @@ class AudioEncoder(nnx.Module):
         self.conv_down = Conv(width, width, key=second, stride=2, padding=1, **kernel)
         table = jnp.asarray(sinusoids(config.max_positions, width), dtype)
         self.positions = Statistic(Dense(table), axes=("position", "embed"))
-        self.layers: Sequence[nnx.Module] | Stacked | Shared = nnx.List(
+        self.layers: Sequence[nnx.Module] | Stacked = nnx.List(
             [make_block(config, key=k, dtype=dtype) for k in blocks]
         )
         self.norm = LayerNorm(width, dtype=dtype)

@@ -36,7 +36,7 @@ from ffnlab.layers.logical import constrain
 from ffnlab.models import trunk
 from ffnlab.models.audio_input import make_connectors
 from ffnlab.models.config import DecoderConfig
-from ffnlab.models.stack import Shared, Stacked, period_of
+from ffnlab.models.stack import Stacked, period_of
 from ffnlab.weights import kv, register
 
 
@@ -84,7 +84,7 @@ class Decoder(nnx.Module):
         """Draws random weights; residual outputs are scaled down by sqrt(2 * layers)."""
         embed, head, *blocks = jax.random.split(key, 2 + config.layers)
         self.embed = Embedding(config.vocab, config.width, key=embed, dtype=dtype)
-        self.layers: Sequence[nnx.Module] | Stacked | Shared = nnx.List(
+        self.layers: Sequence[nnx.Module] | Stacked = nnx.List(
             [make_block(config, i, key=k, dtype=dtype) for i, k in enumerate(blocks)]
         )
         self.norm = _norm(config, dtype)

@@ -35,7 +35,7 @@ from ffnlab.layers import (
 from ffnlab.layers.logical import constrain
 from ffnlab.models import trunk
 from ffnlab.models.encoder_config import EncoderConfig
-from ffnlab.models.stack import Shared, Stacked, period_of
+from ffnlab.models.stack import Stacked, period_of
 
 __all__ = ["Encoder", "MaskedTransform", "abstract", "sentence_vectors"]
 
@@ -92,7 +92,7 @@ class Encoder(nnx.Module):
             table(config.types, key=keys[2], axes=("type", "embed")) if config.types else None
         )
         self.embed_norm = nnx.data(norm() if config.norm == "after" else None)
-        self.layers: Sequence[nnx.Module] | Stacked | Shared = nnx.List(
+        self.layers: Sequence[nnx.Module] | Stacked = nnx.List(
             [
                 make_block(config, key=k, dtype=dtype)
                 for k in jax.random.split(trunk_key, config.layers)

@@ -34,7 +34,7 @@ from ffnlab.layers import (
 )
 from ffnlab.layers.logical import constrain
 from ffnlab.models import trunk
-from ffnlab.models.stack import Shared, Stacked, period_of
+from ffnlab.models.stack import Stacked, period_of
 from ffnlab.models.vit_config import ViTConfig, as_values
 from ffnlab.weights import Dense
 
@@ -80,7 +80,7 @@ class ViT(nnx.Module):
         table = Dense(drawn(keys[3], (places, width), dtype))
         self.positions = nnx.Param(table, axes=("position", "embed"))
         blocks = zip(stage_of(config), jax.random.split(trunk_key, config.layers), strict=True)
-        self.layers: Sequence[nnx.Module] | Stacked | Shared = nnx.List(
+        self.layers: Sequence[nnx.Module] | Stacked = nnx.List(
             [make_block(config, stage, key=k, dtype=dtype) for stage, k in blocks]
         )
         between = jax.random.split(pools_key, len(config.depths))[1:]
