@@ -16,6 +16,8 @@ STEPS = (
     "decoder",
     "mlp",
     "convnet",
+    "vit",
+    "resnet",
     "graph",
 )  # kinds of which the data that is shown says the loss
 

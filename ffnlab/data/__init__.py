@@ -16,12 +16,17 @@ from ffnlab.data.folders import find_folder, folder
 from ffnlab.data.graphs import LabelledNodes, block_model, cora
 from ffnlab.data.images.arrays import Images, as_images
 from ffnlab.data.images.augment import crop, erase, flip
+from ffnlab.data.images.colour import colour_jitter
 from ffnlab.data.images.files import ImageFolder, read_idx
+from ffnlab.data.images.mixing import cutmix, mixup
 from ffnlab.data.images.mnist import mnist, mnist_folder
+from ffnlab.data.images.randaugment import rand_augment
 from ffnlab.data.interleaved import CaptionedDigits, RuleSegments, captioned
 from ffnlab.data.sound_rows import asked, sound_rows
 from ffnlab.data.speech import Recording, SpokenDigits, fsdd, log_mel, read_wav, resampled
 from ffnlab.data.tasks import permuted, split
+from ffnlab.data.text.answers import answers_of, by_article, span_layout
+from ffnlab.data.text.eda import Synonyms, eda, nearest_words
 from ffnlab.data.text.labelled import (
     LabelledTexts,
     TokenRows,
@@ -79,17 +84,23 @@ __all__ = [
     "SpanWindows",
     "SpokenDigits",
     "StdlibText",
+    "Synonyms",
     "TextBatches",
     "TokenRows",
     "Vowels",
     "Zipped",
+    "answers_of",
     "as_images",
     "asked",
     "captioned",
     "block_model",
+    "by_article",
+    "colour_jitter",
     "cora",
     "crop",
+    "cutmix",
     "digits",
+    "eda",
     "erase",
     "find_folder",
     "flip",
@@ -101,19 +112,23 @@ __all__ = [
     "log_mel",
     "masked_windows",
     "masking_of",
+    "mixup",
     "mnist",
     "mnist_folder",
     "moons",
+    "nearest_words",
     "on_photographs",
     "permuted",
+    "rand_augment",
     "read_idx",
     "read_svmlight",
     "read_text",
     "read_wav",
     "resampled",
     "reviews",
-    "sound_rows",
     "sentence_polarity",
+    "sound_rows",
+    "span_layout",
     "span_windows",
     "split",
     "squad",

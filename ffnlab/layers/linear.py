@@ -100,6 +100,20 @@ class Linear(Map):
         self.w = nnx.Param(Dense(drawn(init, key, (d_in, d_out), dtype)), axes=axes)
         self.b = nnx.data(nnx.Param(jnp.zeros((d_out,), dtype), axes=axes[1:]) if bias else None)
 
+    @classmethod
+    def of(cls, weight: Weight, bias: Array | None = None, *, axes: tuple[str, str]) -> "Linear":
+        """The map of a ready weight.
+
+        Args:
+          weight: [in, out].
+          bias: [out], or None.
+          axes: logical names of both.
+        """
+        new = jax.eval_shape(lambda: cls(1, 1, key=jax.random.key(0), axes=axes))
+        new.w = nnx.Param(weight, axes=axes)
+        new.b = nnx.data(None if bias is None else nnx.Param(bias, axes=axes[1:]))
+        return new
+
     def __call__(self, x: Float[Array, "*b in"]) -> Float[Array, "*b out"]:
         y = self.weight.matmul(x)
         return y if self.b is None else y + self.b.get_value().astype(y.dtype)

@@ -217,7 +217,7 @@ class Decoder(nnx.Module):
                 for block in self.layers.period
             )
         else:
-            layers = tuple(empty(block) for block in self.layers)
+            layers = tuple(empty(block) for block in period_of(self.layers))
         valid = jnp.zeros((batch, length), bool)
         return Cache(layers, jnp.int32(0), valid, jnp.zeros((batch,), jnp.int32))
 

@@ -25,6 +25,7 @@ from ffnlab.layers.routers import (
     random,
     sigmoid_top_k,
     softmax_top_k,
+    straight,
     thinned,
 )
 from ffnlab.routing import pal
@@ -51,6 +52,7 @@ from ffnlab.routing.maps import RoutingMap, maps
 from ffnlab.routing.mixture_of_transformers import modality_of, untie
 from ffnlab.routing.oracle import OracleReport, oracle, pattern_losses
 from ffnlab.routing.pal import Sounds
+from ffnlab.routing.robust_qa import evaluated, switch_head, top2_head
 from ffnlab.routing.upcycle import upcycle
 
 __all__ = [
@@ -71,6 +73,7 @@ __all__ = [
     "counts",
     "duo",
     "entropy",
+    "evaluated",
     "expert_choice",
     "fixed",
     "limited",
@@ -91,7 +94,10 @@ __all__ = [
     "softmax_top_k",
     "specialization",
     "specialized",
+    "straight",
+    "switch_head",
     "thinned",
+    "top2_head",
     "unrouted",
     "untie",
     "upcycle",

@@ -128,13 +128,13 @@ def test_a_run_on_a_mesh(tmp_path):
     ("change", "message"),
     [
         (
-            {"model": {"kind": "vit"}},
-            "model.kind='vit' is not one of 'decoder', 'encoder', 'audio', 'mlp', 'convnet'",
+            {"model": {"kind": "unet"}},
+            "model.kind='unet' is not one of 'decoder', 'encoder', 'audio', 'vit', 'resnet', 'mlp'",
         ),
         ({"model": {"kind": 3}}, "model.kind=3 is not one of"),
         (
             {"data": {"kind": "audio"}},
-            "data.kind='audio' is not one of 'text', 'texts', 'images', 'records', 'graph'",
+            "data.kind='audio' is not one of 'text', 'texts', 'questions', 'images', 'records'",
         ),
         (
             {"model": CONVNET | {"width": 8}},

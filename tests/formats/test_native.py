@@ -93,6 +93,17 @@ MODELS = {
     "audio": lambda: models.AudioEncoder(
         models.AudioEncoderConfig(4, 8, 8, 1, 2, max_positions=3), key=jax.random.key(0)
     ),
+    "vit": lambda: models.stack(
+        models.ViT(models.ViTConfig((8, 8), 4, 8, 8, 2, 2, classes=3), key=jax.random.key(0))
+    ),
+    "resnet": lambda: models.ResNet(
+        models.ResNetConfig((1, 1), (2, 3), 3, block="bottleneck", op="hybrid"),
+        key=jax.random.key(0),
+    ),
+    "vit-stages": lambda: models.ViT(
+        models.ViTConfig((8, 8), 4, 8, 8, 2, 2, stride=2, pool="mean", stages=(1, 1)),
+        key=jax.random.key(0),
+    ),
     "autoencoder": lambda: models.ConvAutoencoder((1, 4, 5), key=jax.random.key(0)),
     "encoder-stacked": lambda: models.stack(tiny_encoder()),
     "graph": lambda: models.GraphNetworkConfig((3, 4, 2)).make(key=jax.random.key(0)),

@@ -142,12 +142,6 @@ def stacked(experts: Sequence[Packed]) -> Packed:
     return Packed(names, problems, experts[0].scheme, build)
 
 
-def kernel_shape(shape: tuple[int, ...], taps: int) -> tuple[int, ...]:
-    """How a convolution's matrix [taps * in, out] is stored: [out, in, taps]."""
-    rows, out = shape
-    return out, rows // taps, taps
-
-
 class _Matcher:
     def __init__(
         self,
@@ -184,7 +178,7 @@ class _Matcher:
         if where.is_stacked:
             count = jax.tree.leaves(self.wanted[where.paths[0]].get_value())[0].shape[0]
             names = [where.of_expert(e) for e in range(count)]
-        if where.transposed and not where.taps and self.decode is not None:
+        if where.is_matrix and self.decode is not None:
             packed = [self._packed(self.decode, name, shapes) for name in names]
             known = [each for each in packed if each is not None]
             if len({None if each is None else each.scheme for each in packed}) > 1:
@@ -208,9 +202,7 @@ class _Matcher:
             return None
         info = self.checkpoint.tensors[self.found[name]]
         self.used.add(info.name)
-        whole = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
-        whole = kernel_shape(whole, where.taps) if where.taps else whole
-        whole = whole[::-1] if where.transposed and not where.taps else whole
+        whole = where.stored((*shapes[0][:-1], sum(shape[-1] for shape in shapes)))
         if info.shape != whole:
             self.problems.append(
                 f"{quoted(info.name)} has shape {list(info.shape)}, config.json asks for "
@@ -222,7 +214,7 @@ class _Matcher:
                 "explain; float32, bfloat16, float16 and float64 are accepted"
             )
         starts = [sum(shape[-1] for shape in shapes[:i]) for i in range(len(shapes))]
-        how = where.transposed, where.taps
+        how = where.transposed, math.prod(where.kernel) if where.kernel else 0, where.leading
         return tuple(Stored(info, a, s, *how) for a, s in zip(starts, shapes, strict=True))
 
     def _packed(self, decode: Decode, name: str, shapes: list[tuple[int, ...]]) -> Packed | None:

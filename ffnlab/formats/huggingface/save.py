@@ -32,7 +32,7 @@ from ffnlab.formats.huggingface.dialects import (
 )
 from ffnlab.formats.huggingface.finite import not_finite
 from ffnlab.formats.huggingface.names import Place
-from ffnlab.formats.huggingface.plan import kernel_shape, variables
+from ffnlab.formats.huggingface.plan import variables
 from ffnlab.formats.safetensors import Entry, write_directory
 from ffnlab.formats.stream import is_finite
 from ffnlab.models.config import DecoderConfig
@@ -99,6 +99,11 @@ def save(
         keep_others(Path(directory), temporary)
         write_directory(temporary, entries, max_shard_bytes=max_shard_bytes)
         write_json(temporary / "config.json", written)
+        for name, content in dialect_of(writer.config).beside(writer.config).items():
+            if content is None:
+                (temporary / name).unlink(missing_ok=True)
+            else:
+                write_json(temporary / name, content)
         if extra.is_needed:
             sidecar.write(temporary, extra)
             sidecar.read(temporary, read_config(written))
@@ -235,7 +240,7 @@ class _Writer:
 
     def _encode(self, encoder: Encoder) -> Iterator[tuple[str, Sequence[Encoded]]]:
         for where in self.places:
-            if where.transposed and not where.taps:
+            if where.is_matrix:
                 held = [self._plain(path) for path in where.paths]
                 plain = [weight for weight in held if weight is not None]
                 count = self._experts(where)
@@ -304,20 +309,16 @@ class _Writer:
 
     def _dense(self, where: Place, expert: int | None = None) -> Entry:
         shapes = [tuple(self.wanted[path].get_value().shape) for path in where.paths]
-        shape = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
-        if where.taps:
-            shape = kernel_shape(shape, where.taps)
-        elif where.transposed:
-            shape = shape[::-1]
+        shape = where.stored((*shapes[0][:-1], sum(shape[-1] for shape in shapes)))
         return Entry(self.dtype, shape, lambda: self._values(where, expert))
 
     def _values(self, where: Place, expert: int | None) -> np.ndarray:
         held = (self._part(path, expert) for path in where.paths)
         parts = [_stored(part, self.dtype, where.transposed) for part in held]
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        if not where.taps:
-            return whole
-        return np.moveaxis(whole.reshape(len(whole), where.taps, -1), 1, 2)
+        if not where.kernel:
+            return whole.reshape((1,) * where.leading + whole.shape)
+        return np.moveaxis(whole.reshape(len(whole), *where.kernel, -1), -1, 1)
 
     def _part(self, path: str, expert: int | None) -> np.ndarray | jax.Array:
         if path not in self.held:  # of a removed sublayer
