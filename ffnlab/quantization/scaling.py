@@ -5,7 +5,7 @@ in real arithmetic; the arrays keep their dtypes, so a bfloat16 block rounds onc
 not dense is read through `dense()`.
 """
 
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ def scaled_norm(norm: N, gain: Float[Array, " d"]) -> N:
     """The norm whose output is gain times as large, each of a grouped one; knows norms that store
     scale - offset."""
     if isinstance(norm, GroupedNorm):
-        return changed(norm, norms=scaled_norm(norm.norms, gain))
+        return changed(norm, norms=scaled_norm(cast(Norm, norm.norms), gain))
     scale, offset = norm.scale.get_value(), getattr(norm, "offset", 0.0)
     wide = (offset + scale.astype(jnp.float32)) * gain - offset
     parts = {"scale": nnx.Param(wide.astype(scale.dtype), axes=norm.scale.axes)}

@@ -111,7 +111,7 @@ def untie(
             return ["the model has copies for modalities already"]
         return [
             *misfit(starts, table, model.config.vocab),
-            *(f for i, b in enumerate(model.layers) for f in unfit(b, f"layers[{i}]", parts)),
+            *(f for i, b in enumerate(model.blocks()) for f in unfit(b, f"layers[{i}]", parts)),
             *(["norm='output': the decoder has norms there already"] * sandwiched(model, norm)),
         ]
 
@@ -190,7 +190,7 @@ def unfit(block: Any, path: str, parts: Sequence[str]) -> list[str]:
 
 def sandwiched(model: Decoder, norm: str | None) -> bool:
     """Whether a norm is to be put where there is one."""
-    posts = (getattr(b, f"post_{name}_norm") for b in model.layers for name in ("attn", "ffn"))
+    posts = (getattr(b, f"post_{name}_norm") for b in model.blocks() for name in ("attn", "ffn"))
     return norm is not None and any(post is not None for post in posts)
 
 

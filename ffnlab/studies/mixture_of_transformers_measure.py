@@ -269,8 +269,7 @@ def exact(task: Task, seed: int) -> Exact:
     rows = jnp.asarray(np.concatenate([low, np.minimum(high + task.start, last)], 1), jnp.int32)
 
     def loss(model: Decoder, order: PyTree) -> tuple[Array, Array]:
-        facts = TokenFacts(model.modalities(rows), order=order)
-        logits = model.logits(model.run(rows, facts=facts)[0])
+        logits = model.logits(model.run(rows, facts=TokenFacts(order=order))[0])
         return jnp.mean(logits**2), logits
 
     found = []
@@ -281,8 +280,8 @@ def exact(task: Task, seed: int) -> Exact:
     (first, slopes), *others = found
     largest = lambda a, b: float(jnp.abs(a - b).max())  # noqa: E731
     pairs = [pair for _, other in others for pair in zip(slopes, other, strict=True)]
-    ends = (dense.embed, dense.norm)
-    size = [parameters(model) - parameters(list(ends)) for model in (tied, dense)]
+    ends = parameters(dense.embed) + parameters(dense.norm)
+    size = [parameters(model) - ends for model in (tied, dense)]
     return Exact(
         largest(tied(rows), dense(rows)),
         (
