@@ -17,7 +17,7 @@ names them.
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,9 @@ from ffnlab import tree
 from ffnlab.errors import ConfigError, is_known
 from ffnlab.layers.balance import load_balance, unrouted, z_loss
 from ffnlab.layers.batch_norm import BatchNorm, measured
+from ffnlab.layers.context import LayerInputs
 from ffnlab.layers.routers import Routing
+from ffnlab.models.stack import layers_of
 from ffnlab.rule import Metrics
 
 __all__ = [
@@ -150,7 +152,15 @@ def packed_next_token(
     return mean, {"bits": mean / math.log(2), "count": count}
 
 
-def routed(loss: Loss = next_token, *, balance: float = 1e-2, z: float = 0.0) -> Loss:
+def routed(
+    loss: Loss = next_token,
+    *,
+    balance: float = 1e-2,
+    z: float = 0.0,
+    choices: int | None = None,
+    per_sequence: bool = False,
+    keyed: bool = False,
+) -> Loss | InformedLoss:
     """A loss of a model that routes tokens, with what keeps its routers in order.
 
         loss + balance * load_balance + z * z_loss        (`ffnlab.layers.balance`)
@@ -160,33 +170,41 @@ def routed(loss: Loss = next_token, *, balance: float = 1e-2, z: float = 0.0) ->
         how many tokens chose nothing.
       balance: weight of the load balance, which is 1 where experts are used alike, >= 0.
       z: weight of the mean squared log-norm of the router's logits, >= 0.
+      choices, per_sequence: see `ffnlab.layers.balance.load_balance`.
+      keyed: the loss is informed, and every layer is given a key for what its router draws.
     Returns:
-      a loss of a model with `run` and `logits`, as a Decoder has; it raises ConfigError where no
-      layer reports a routing.
+      a loss of a model with `run` and `logits` or `output`, as Decoder and Encoder have; it raises
+      ConfigError where no layer reports a routing.
     Raises:
       ConfigError: a weight below 0.
     """
     if not (balance >= 0 and z >= 0):
         raise ConfigError(f"balance={balance} and z={z} must be 0 or more")
+    how: dict[str, Any] = {"choices": choices, "per_sequence": per_sequence}
 
-    def whole(model: PyTree, batch: PyTree) -> Costs:
+    def whole(model: PyTree, batch: PyTree, key: Array | None = None) -> Costs:
         seen: list[Routing] = []
+        finish = model.output if hasattr(model, "output") else model.logits
 
         def call(*args: Array, **options: Array) -> Array:
+            if key is not None:
+                options["inputs"] = LayerInputs(key=jax.random.split(key, layers_of(model)))
             h, outputs = model.run(*args, **options)
             seen.extend(found for found in outputs.reports.values() if isinstance(found, Routing))
-            return model.logits(h)
+            return finish(h)
 
         total, metrics = loss(call, batch)[:2]
         if not seen:
             raise ConfigError("model reports no routing; one with mixtures of experts is accepted")
-        uneven = jnp.mean(jnp.stack([load_balance(found) for found in seen]))
+        uneven = jnp.mean(jnp.stack([load_balance(found, **how) for found in seen]))
         large = jnp.mean(jnp.stack([z_loss(found) for found in seen]))
         lost = jnp.sum(jnp.stack([unrouted(found) for found in seen])).astype(jnp.float32)
         told = {**metrics, "balance": uneven, "z": large, "unrouted": lost}
         return total + balance * uneven + z * large, told
 
-    return whole
+    if keyed:
+        return lambda model, batch, moment: whole(model, batch, moment.key)
+    return lambda model, batch: whole(model, batch)
 
 
 def labelled(

@@ -10,7 +10,15 @@ from jaxtyping import Float, Int
 
 from ffnlab.errors import ConfigError
 
-__all__ = ["calibration_error", "exact_match", "macro_f1", "normalised", "roc_auc", "span_f1"]
+__all__ = [
+    "calibration_error",
+    "exact_match",
+    "macro_f1",
+    "normalised",
+    "roc_auc",
+    "span_f1",
+    "span_scores",
+]
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 
@@ -96,6 +104,30 @@ def span_f1(predicted: str, answers: Sequence[str]) -> float:
     0.4
     """
     return max(_words_f1(normalised(predicted), normalised(a)) for a in answers or ("",))
+
+
+def span_scores(
+    predicted: Sequence[str], answers: Sequence[Sequence[str | tuple]]
+) -> tuple[float, float]:
+    """Mean exact match and mean F1 of predictions, each 0 to 1.
+
+    Args:
+      predicted: the text of a span for each question.
+      answers: of each question all that are right, as texts or as tuples that begin with one
+        (`ffnlab.data.Answer`).
+    Raises:
+      ConfigError: no questions, or answers of another number of them.
+
+    >>> span_scores(["Rome", "the city"], [["Rome"], ["city of Rome", "a city"]])
+    (1.0, 1.0)
+    """
+    if not len(predicted) or len(predicted) != len(answers):
+        raise ConfigError(f"{len(predicted)} predictions for {len(answers)} questions, 1 or more")
+    texts = [[a if isinstance(a, str) else a[0] for a in each] for each in answers]
+    pairs = list(zip(predicted, texts, strict=True))
+    means = (sum(score(p, t) for p, t in pairs) / len(pairs) for score in (exact_match, span_f1))
+    exact, f1 = means
+    return exact, f1
 
 
 def _words_f1(predicted: str, answer: str) -> float:

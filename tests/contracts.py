@@ -170,6 +170,11 @@ LAYERS: dict[str, Callable[[], None]] = {
     "LayerNorm": checked(lambda k: layers.LayerNorm(16)),
     "Linear": checked(lambda k: linear(k, 16, 8)),
     "MLP": checked(lambda k: layers.MLP((16, 12, 8), key=k)),
+    "Modalities": checked(
+        lambda k: layers.Modalities(jnp.arange(64) % 3, 3),
+        IDS,
+        call=lambda m, x: jax.nn.one_hot(m(x), m.count),
+    ),
     "MoE": checked(
         lambda k: layers.MoE(16, layers.MoESpec(4, 2, 8, shared=8), key=k),
         call=lambda m, x: m(x)[0],

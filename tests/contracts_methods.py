@@ -108,6 +108,14 @@ TRANSFORMS: dict[str, TransformCase] = {
     "nearest-vit": TransformCase(lambda: quantization.nearest(group=8), vit, images),
     "pflayer": TransformCase(structure.pflayer, vit, images),
     "population_norms": TransformCase(models.population_norms, Normed, rows),
+    "untie": TransformCase(lambda: routing.untie(starts=(32,))),
+    "untie-drawn": TransformCase(
+        lambda: routing.untie(starts=(20, 40), copies="drawn", norm="output")
+    ),
+    "switch_head": TransformCase(
+        lambda: routing.switch_head(experts=2, hidden=8, layers=2, heads=2), tiny_encoder
+    ),
+    "top2_head": TransformCase(lambda: routing.top2_head(experts=3, hidden=8), tiny_encoder),
     "upcycle": TransformCase(lambda: routing.upcycle(experts=4)),
     "prompts": TransformCase(lambda: adapters.prompts(tokens=2)),
     "with_routers": TransformCase(routing.with_routers, lambda: chosen(skip=False)),

@@ -34,6 +34,11 @@ def uniform(name, shape):
     return ((bits >> np.uint32(8)).astype(np.float32) / np.float32(2**23) - 1).reshape(shape)
 
 
+def hashed(name, shape, scale=1.0):
+    """Numbers in [-scale, scale)."""
+    return uniform(name, shape) * np.float32(scale)
+
+
 def parameter(name, shape):
     """A parameter of a plausible size: kernels and matrices [out, ...] keep the scale of what they
     are given, gains are near 3/4, variances positive, the rest small."""

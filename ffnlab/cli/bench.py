@@ -5,6 +5,7 @@ from typing import Literal
 
 __all__ = [
     "bottleneck",
+    "folding",
     "graphs",
     "kernels",
     "learning",
@@ -38,11 +39,11 @@ def model(
     Other benches: `ffnlab bench sparse` (skipping inactive channels of a large FFN), `ffnlab bench
     loading` (memory while a checkpoint is loaded), `ffnlab bench routing` (a mixture of experts
     beside a dense layer), `ffnlab bench bottleneck` (a block of images by its spatial step),
-    `ffnlab bench train` (training steps, beside torch), `ffnlab bench learning` (steps of an LSTM
-    and of a small network, beside torch), `ffnlab bench graphs` (sparse products and a layer,
-    beside torch and PyTorch Geometric), `ffnlab bench loop` (what the training loop adds), and
-    `ffnlab bench kernels` (those for GPUs, beside XLA). `ffnlab bench model DIR` is this one in
-    full.
+    `ffnlab bench folding` (an FFN with idle channels, folded), `ffnlab bench train` (training
+    steps, beside torch), `ffnlab bench learning` (steps of an LSTM and of a small network, beside
+    torch), `ffnlab bench graphs` (sparse products and a layer, beside torch and PyTorch Geometric),
+    `ffnlab bench loop` (what the training loop adds), and `ffnlab bench kernels` (those for GPUs,
+    beside XLA). `ffnlab bench model DIR` is this one in full.
 
     Args:
       directory: a model directory; without one, the model that comes with ffnlab (with qwix,
@@ -173,6 +174,22 @@ def train(
 
     with embedded_model() if directory is None else for_others(directory) as folder:
         show(compare(folder, Settings(batch, length, turns), progress=True))
+
+
+def folding(
+    *, widths: tuple[int, ...] = (192, 384, 768), idle: float = 0.75, turns: int = 15
+) -> None:
+    """Measures an FFN with idle channels before and after its fold, beside the plain FFN.
+
+    Args:
+      widths: of the stream; hidden layers are four times as wide.
+      idle: share of idle channels, in [0, 1].
+      turns: of all three forms.
+    """
+    from ffnlab.bench.folding import Settings, compare
+    from ffnlab.cli.show import show
+
+    show(compare(Settings(widths=widths, idle=idle, turns=turns), progress=True))
 
 
 def graphs(*, width: int = 64, inputs: int = 128, turns: int = 15) -> None:

@@ -53,6 +53,7 @@ LOSSES: Methods = Methods(
         {
             "budgeted": "ffnlab.routing.duo:budgeted",
             "random_choices": "ffnlab.routing.duo:random_choices",
+            "routed": "ffnlab.losses:routed",
             "specialized": "ffnlab.routing.lora_mixer:specialized",
         }
     ),

@@ -15,9 +15,16 @@ from ffnlab import parallel
 from ffnlab.cli.changes import LOSSES
 from ffnlab.cli.identity import identity_of, versions
 from ffnlab.cli.inputs.corpus import Corpus, HiddenText, load_corpus, load_hidden
-from ffnlab.cli.inputs.data_kinds import DataConfig, GraphConfig, SpeechConfig, TextsConfig
+from ffnlab.cli.inputs.data_kinds import (
+    DataConfig,
+    GraphConfig,
+    QuestionsConfig,
+    SpeechConfig,
+    TextsConfig,
+)
 from ffnlab.cli.inputs.labelled import LabelledData, load_labelled
 from ffnlab.cli.inputs.nodes import NodeData, node_data
+from ffnlab.cli.inputs.questions import QuestionsData, load_questions
 from ffnlab.cli.inputs.speech import SpeechData, load_speech
 from ffnlab.cli.inputs.texts import TextsData, load_texts
 from ffnlab.cli.keys import Section, method_keys, training_keys
@@ -45,7 +52,7 @@ from ffnlab.rule import Rule
 from ffnlab.storage import placing
 from ffnlab.storage.files import write_json
 
-RunData = Corpus | HiddenText | LabelledData | TextsData | NodeData | SpeechData
+RunData = Corpus | HiddenText | LabelledData | TextsData | QuestionsData | NodeData | SpeechData
 
 
 def train(
@@ -166,6 +173,9 @@ def report(record: Mapping, out: Path) -> None:
     elif "held_out_bits" in record:
         bits, found = record["held_out_bits"], record["held_out_found"]
         print(f"{folder}: {bits:.3f} bits per hidden token of held-out text, {found:.1%} found")
+    elif "held_out_f1" in record:
+        f1, exact = record["held_out_f1"], record["held_out_exact"]
+        print(f"{folder}: F1 {f1:.4f}, exact match {exact:.4f} on held-out questions")
     elif "held_out_accuracy" in record:
         test = f", {record['test_accuracy']:.4f} on test nodes" if "test_accuracy" in record else ""
         print(f"{folder}: accuracy {record['held_out_accuracy']:.4f} on held-out data{test}")
@@ -183,6 +193,8 @@ def load_data(settings: TrainConfig) -> RunData:
     if isinstance(model, EncoderConfig):
         if isinstance(data, TextsConfig):
             return load_texts(data, model)
+        if isinstance(data, QuestionsConfig):
+            return load_questions(data, model)
         return load_hidden(settings.text, model)
     if isinstance(data, DataConfig):
         return load_corpus(data, model.vocab)  # type: ignore[attr-defined]

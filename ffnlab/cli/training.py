@@ -23,7 +23,7 @@ from ffnlab.cli.changes import (
     table_at,
 )
 from ffnlab.cli.inputs.data_kinds import DATA_KINDS, AnyData, DataConfig, SpeechConfig
-from ffnlab.cli.inputs.reading import check_speech, inputs_of, reading_of, speech
+from ffnlab.cli.inputs.reading import Reading, check_speech, inputs_of, reading_of, speech
 from ffnlab.cli.rules import RULES, check_accepted
 from ffnlab.errors import ConfigError, at_least, check_seed
 from ffnlab.formats.kinds import KINDS, Config, kind_of
@@ -166,7 +166,7 @@ class TrainConfig:
         elif self.loss_options:
             raise ConfigError("[loss_options] are given, but no loss is named")
         check_accepted(self.rule, self.kind)
-        reading = reading_of(self.model)
+        reading = self.reading
         if not isinstance(self.data, reading.data):
             raise ConfigError(
                 f"a model of kind {self.kind!r} reads {reading.what}: set kind in [data]"
@@ -185,6 +185,11 @@ class TrainConfig:
                         f"{name}={getattr(self.run, name)!r}: a graph is one batch, which is not "
                         f"cut, and its layers run one by one; leave {name} out"
                     )
+
+    @property
+    def reading(self) -> Reading:
+        """What the model reads."""
+        return reading_of(self.model, self.data)
 
     @property
     def kind(self) -> str:
@@ -270,7 +275,7 @@ def rule_of(settings: TrainConfig) -> Rule:
 
 def loss_of(settings: TrainConfig) -> Callable:
     """What a rule minimizes that takes a loss: that of the data, or the one that is named."""
-    of_data = reading_of(settings.model).loss(settings.data)
+    of_data = settings.reading.loss(settings.data)
     if getattr(settings.model, "mixture", None) is not None:
         of_data = routed(of_data, balance=settings.run.balance)
     if not settings.loss:
@@ -323,7 +328,7 @@ def abstract_batch(settings: TrainConfig, mesh: Mesh, rows: int, length: int) ->
     Raises:
       ConfigError: the rows do not divide, or the model does not take them.
     """
-    batch = reading_of(settings.model).batch(settings.data, settings.model, rows, length)
+    batch = settings.reading.batch(settings.data, settings.model, rows, length)
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         batch,
@@ -367,7 +372,7 @@ def work_of(settings: TrainConfig, model: nnx.Module) -> Work:
         forward = flops_per_token(model, -(-settings.text.length // 2))
     else:
         length = getattr(data, "length", 0)
-        row = inputs_of(reading_of(settings.model).batch(data, settings.model, 1, length))
+        row = inputs_of(settings.reading.batch(data, settings.model, 1, length))
         call = called if isinstance(row, Mapping) else KINDS[settings.kind].call
         forward = 2.0 * multiply_adds(call, model, row)
     if not isinstance(data, DataConfig):

@@ -21,9 +21,12 @@ from ffnlab.data.images.files import ImageFolder, read_idx
 from ffnlab.data.images.mixing import cutmix, mixup
 from ffnlab.data.images.mnist import mnist, mnist_folder
 from ffnlab.data.images.randaugment import rand_augment
+from ffnlab.data.interleaved import CaptionedDigits, RuleSegments, captioned
 from ffnlab.data.sound_rows import asked, sound_rows
 from ffnlab.data.speech import Recording, SpokenDigits, fsdd, log_mel, read_wav, resampled
 from ffnlab.data.tasks import permuted, split
+from ffnlab.data.text.answers import answers_of, by_article, span_layout
+from ffnlab.data.text.eda import Synonyms, eda, nearest_words
 from ffnlab.data.text.labelled import (
     LabelledTexts,
     TokenRows,
@@ -59,6 +62,7 @@ from ffnlab.data.vowels import Vowels, vowels
 __all__ = [
     "Answer",
     "ArrayBatches",
+    "CaptionedDigits",
     "FeatureCache",
     "HeldOut",
     "ImageFolder",
@@ -75,22 +79,28 @@ __all__ = [
     "Question",
     "RecordBatches",
     "Recording",
+    "RuleSegments",
     "SpanLayout",
     "SpanWindows",
     "SpokenDigits",
     "StdlibText",
+    "Synonyms",
     "TextBatches",
     "TokenRows",
     "Vowels",
     "Zipped",
+    "answers_of",
     "as_images",
     "asked",
+    "captioned",
     "block_model",
+    "by_article",
     "colour_jitter",
     "cora",
     "crop",
     "cutmix",
     "digits",
+    "eda",
     "erase",
     "find_folder",
     "flip",
@@ -106,6 +116,7 @@ __all__ = [
     "mnist",
     "mnist_folder",
     "moons",
+    "nearest_words",
     "on_photographs",
     "permuted",
     "rand_augment",
@@ -115,8 +126,9 @@ __all__ = [
     "read_wav",
     "resampled",
     "reviews",
-    "sound_rows",
     "sentence_polarity",
+    "sound_rows",
+    "span_layout",
     "span_windows",
     "split",
     "squad",

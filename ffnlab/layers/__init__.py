@@ -16,12 +16,14 @@ from ffnlab.layers.dropout import dropout
 from ffnlab.layers.eff_layer import EffLayer
 from ffnlab.layers.feed_forward.choice import ByChoice
 from ffnlab.layers.feed_forward.ffn import FFN, GatedFFN, JoinedGatedFFN, SparseGatedFFN
+from ffnlab.layers.feed_forward.idle import FoldedFFN, IdleFFN
 from ffnlab.layers.feed_forward.mlp import MLP
 from ffnlab.layers.feed_forward.moe import GroupedFFN, MoE, MoESpec
 from ffnlab.layers.folding import fold
 from ffnlab.layers.graph_conv import GAT, GCN, GraphSAGE
 from ffnlab.layers.grouped import GroupedLinear, GroupedNorm, Groups
 from ffnlab.layers.linear import Embedding, Linear
+from ffnlab.layers.modality import Blocks, EveryCopy, Modalities
 from ffnlab.layers.norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm, ScaleNorm
 from ffnlab.layers.pooling import (
     avg_pool,
@@ -47,13 +49,16 @@ __all__ = [
     "AttentionSpec",
     "BatchNorm",
     "Block",
+    "Blocks",
     "ByChoice",
     "Context",
     "Conv",
     "ConvNorm",
     "EffLayer",
     "Embedding",
+    "EveryCopy",
     "FixedAffine",
+    "FoldedFFN",
     "GatedFFN",
     "GraphSAGE",
     "GroupNorm",
@@ -61,6 +66,7 @@ __all__ = [
     "GroupedLinear",
     "GroupedNorm",
     "Groups",
+    "IdleFFN",
     "InstanceNorm",
     "Join",
     "JoinedGatedFFN",
@@ -71,6 +77,7 @@ __all__ = [
     "Memory",
     "MoE",
     "MoESpec",
+    "Modalities",
     "Moments",
     "PReLU",
     "RMSNorm",

@@ -22,6 +22,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "identity": lambda x: x,
+    "leaky_relu": jax.nn.leaky_relu,
     "relu": jax.nn.relu,
     "sigmoid": jax.nn.sigmoid,
     "silu": jax.nn.silu,

@@ -36,11 +36,14 @@ __all__ = [
     "random",
     "sigmoid_top_k",
     "softmax_top_k",
+    "straight",
     "thinned",
 ]
 
 Valid = Bool[Array, "*b"] | None
 TINY = float(np.finfo(np.float32).tiny)
+POLICIES = ("all", "none", "threshold", "random")  # of later choices
+DROPS = ("last", "random", "lightest")
 
 
 class Routing(NamedTuple):
@@ -276,7 +279,7 @@ def thinned(
     Raises:
       ConfigError: unknown policy, threshold <= 0, or a key too few or too many.
     """
-    if policy not in ("all", "none", "threshold", "random"):
+    if policy not in POLICIES:
         raise ConfigError(f"policy={policy!r} is not 'all', 'none', 'threshold' or 'random'")
     if not threshold > 0:
         raise ConfigError(f"threshold={threshold} must be positive")
@@ -293,6 +296,16 @@ def thinned(
         stays = jax.random.uniform(key, later.shape) < later / threshold
     first = jnp.ones((*later.shape[:-1], 1), bool)
     return _without(routing, jnp.concatenate([first, stays], axis=-1))
+
+
+def straight(routing: Routing) -> Routing:
+    """The routing with weights of 1 that learn as their scores do: w / stop_gradient(w).
+
+    >>> straight(softmax_top_k(jnp.zeros((1, 2)), 1, normalize=False)).weight
+    Array([[1.]], dtype=float32)
+    """
+    fixed = jax.lax.stop_gradient(jnp.where(routing.kept, routing.weight, 1.0))
+    return routing._replace(weight=routing.weight / jnp.maximum(fixed, TINY))
 
 
 def _without(routing: Routing, stays: Bool[Array, "*b k"]) -> Routing:
@@ -341,7 +354,7 @@ def limited(
       ConfigError: capacity below 1, an unknown policy, or a key too few or too many.
     """
     _check_capacity(capacity)
-    if drop not in ("last", "random", "lightest"):
+    if drop not in DROPS:
         raise ConfigError(f"drop={drop!r} is not 'last', 'random' or 'lightest'")
     if (key is not None) != (drop == "random"):
         raise ConfigError(f"drop={drop!r}: a key belongs to 'random' and only to it")

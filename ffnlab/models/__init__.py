@@ -30,7 +30,7 @@ from ffnlab.models.norms import population_norms
 from ffnlab.models.remat import remat
 from ffnlab.models.remove import remove, removed
 from ffnlab.models.resnet import ResNet, ResNetConfig, resnet50
-from ffnlab.models.stack import Stacked, stack, unstack
+from ffnlab.models.stack import Shared, Stacked, stack, unstack
 from ffnlab.models.vit import ViT, resized
 from ffnlab.models.vit_config import ImageInput, ViTConfig
 
@@ -77,6 +77,7 @@ __all__ = [
     "Repeated",
     "ResNet",
     "ResNetConfig",
+    "Shared",
     "Stacked",
     "ViT",
     "ViTConfig",

@@ -14,7 +14,7 @@ from ffnlab.errors import ConfigError
 from ffnlab.layers import Block
 from ffnlab.models.stack import Stacked, check_layered, period_of
 
-__all__ = ["Unit", "is_attention", "present", "slots", "units"]
+__all__ = ["Unit", "is_attention", "present", "removable", "slots", "units"]
 
 
 class Unit(NamedTuple):
@@ -93,3 +93,15 @@ def present(model: Any) -> Bool[np.ndarray, "n s"]:
     if len({len(row) for row in rows.values()}) > 1:
         raise ConfigError("the blocks of this model have different numbers of sublayers")
     return np.array(list(rows.values()), bool)
+
+
+def removable(model: Any) -> Bool[np.ndarray, "n s"]:
+    """Which sublayers are there and have a residual: without another one nothing would be left.
+
+    Raises:
+      ConfigError: see `present`.
+    """
+    blocks = period_of(model.layers)
+    rows = [[join.residual for join in block.joins] for block in blocks]
+    repeats = model.layers.repeats if isinstance(model.layers, Stacked) else 1
+    return present(model) & np.array(rows * repeats, bool)

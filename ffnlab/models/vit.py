@@ -149,7 +149,7 @@ class ViT(nnx.Module):
             found.append(outputs)
         return self.norm(h), found[0] if len(found) == 1 else one_after_other(found)
 
-    def _stages(self) -> Iterator[tuple[Sequence[nnx.Module] | Stacked, slice]]:
+    def _stages(self) -> Iterator[tuple[trunk.Layers, slice]]:
         """The layers of each stage, and which of all they are."""
         depths, layers = self.config.depths, self.layers
         if len(depths) == 1:

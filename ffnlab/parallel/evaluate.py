@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Float32, Int, PyTree
 
 from ffnlab.data import HeldOut, Labelled, MaskedWindows
 
@@ -77,6 +77,23 @@ def held_out_accuracy(
         found = np.asarray(predict(jax.tree.map(jnp.asarray, x))).argmax(-1)
         right, total = right + int(np.sum((found == y)[:count])), total + count
     return right / total
+
+
+def held_out_spans(
+    predict: Callable[[PyTree], Float[Array, "b t 2"]], inputs: PyTree, rows: int = 16
+) -> Float32[np.ndarray, "n t 2"]:
+    """Logits of the ends of answers in windows (`ffnlab.data.answers_of` makes texts of them).
+
+    Args:
+      predict: inputs [rows, ...] -> logits [rows, t, 2]; called with as many rows each time.
+      inputs: of n >= 1 windows, a tree of arrays.
+      rows: windows read at once.
+    """
+    n, found = len(jax.tree.leaves(inputs)[0]), []
+    for start in range(0, n, rows):
+        chosen = (start + np.arange(rows)) % n
+        found.append(predict(jax.tree.map(lambda x, i=chosen: jnp.asarray(x[i]), inputs)))
+    return np.concatenate([np.asarray(part, np.float32) for part in found])[:n]
 
 
 def held_out_error(

@@ -38,6 +38,7 @@ from ffnlab.layers import LayerInputs
 from ffnlab.models import Decoder
 from ffnlab.models.calibration import Given, Layered, given
 from ffnlab.models.units import present as sublayers_of
+from ffnlab.models.units import removable
 from ffnlab.models.units import slots as slots_of
 from ffnlab.pruning.finercut_core import DISTANCES, Distance
 from ffnlab.pruning.finercut_search import (
@@ -114,7 +115,7 @@ def finercut(
     chunk_sums = summing(metric)
 
     def pool_of(model: Layered, present: Bool[np.ndarray, "n s"]) -> Candidates:
-        return candidates(present, units, protect, slots_of(model))
+        return candidates(present & removable(model), units, protect, slots_of(model))
 
     def init(model: Layered) -> Search:
         present = sublayers_of(model)

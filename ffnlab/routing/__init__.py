@@ -25,6 +25,7 @@ from ffnlab.layers.routers import (
     random,
     sigmoid_top_k,
     softmax_top_k,
+    straight,
     thinned,
 )
 from ffnlab.routing import pal
@@ -48,8 +49,10 @@ from ffnlab.routing.lora_mixer import (
     specialized,
 )
 from ffnlab.routing.maps import RoutingMap, maps
+from ffnlab.routing.mixture_of_transformers import modality_of, untie
 from ffnlab.routing.oracle import OracleReport, oracle, pattern_losses
 from ffnlab.routing.pal import Sounds
+from ffnlab.routing.robust_qa import evaluated, switch_head, top2_head
 from ffnlab.routing.upcycle import upcycle
 
 __all__ = [
@@ -70,6 +73,7 @@ __all__ = [
     "counts",
     "duo",
     "entropy",
+    "evaluated",
     "expert_choice",
     "fixed",
     "limited",
@@ -77,6 +81,7 @@ __all__ = [
     "lora_experts",
     "maps",
     "mixed",
+    "modality_of",
     "oracle",
     "pal",
     "pattern_losses",
@@ -89,8 +94,12 @@ __all__ = [
     "softmax_top_k",
     "specialization",
     "specialized",
+    "straight",
+    "switch_head",
     "thinned",
+    "top2_head",
     "unrouted",
+    "untie",
     "upcycle",
     "with_routers",
     "z_loss",

@@ -27,7 +27,7 @@ from ffnlab.layers.balance import budget_loss
 from ffnlab.losses import InformedLoss, Moment, PackedRows, next_token, packed_next_token
 from ffnlab.models import Decoder
 from ffnlab.models.rewriting import key_of, rewriting
-from ffnlab.models.stack import Stacked
+from ffnlab.models.stack import layers_of
 from ffnlab.rule import Metrics
 from ffnlab.transform import Transform
 from ffnlab.tree import Predicate
@@ -254,9 +254,3 @@ def choice_count(model: Any) -> int:
             "(`ffnlab.routing.duo` makes them)"
         )
     return counts.pop()
-
-
-def layers_of(model: Decoder) -> int:
-    """How many layers a model has, in a list or stacked."""
-    repeats = model.layers.repeats if isinstance(model.layers, Stacked) else 1
-    return repeats * len(model.blocks())

@@ -1,9 +1,11 @@
-"""Structure: methods that change what a block is made of.
+"""Structure: methods that change what a block is.
 
-What stands in the slots of a loaded model is replaced, folded or grown; the layers that come in are
-in `ffnlab.layers`, and the result is a model that is saved and loaded like any other.
+Transforms that rewrite sublayers into others, merge them, share them or grow them belong here; the
+layers that they put there are in `ffnlab.layers`.
 """
 
+from ffnlab.structure.learngene_sws import even_source, expand, share
 from ffnlab.structure.pflayer import pflayer
+from ffnlab.structure.repavit import idle_ratios, repa, repa_fold
 
-__all__ = ["pflayer"]
+__all__ = ["even_source", "expand", "idle_ratios", "pflayer", "repa", "repa_fold", "share"]

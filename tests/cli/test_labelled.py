@@ -134,7 +134,7 @@ def test_a_run_on_a_mesh(tmp_path):
         ({"model": {"kind": 3}}, "model.kind=3 is not one of"),
         (
             {"data": {"kind": "audio"}},
-            "data.kind='audio' is not one of 'text', 'texts', 'images', 'records', 'graph'",
+            "data.kind='audio' is not one of 'text', 'texts', 'questions', 'images', 'records'",
         ),
         (
             {"model": CONVNET | {"width": 8}},

@@ -23,6 +23,7 @@ from ffnlab.formats.native import read, schema
 from ffnlab.formats.native.read import load, root_type
 from ffnlab.formats.native.write import KNOWN, save
 from ffnlab.quantization import fireq
+from ffnlab.routing import untie
 from ffnlab.sparsity import chess
 from ffnlab.storage import structure
 from ffnlab.testing import batches, tiny, tiny_encoder
@@ -83,6 +84,7 @@ MODELS = {
     "decoder-remat": lambda: models.remat(models.stack(tiny()), "nothing"),
     "decoder-bf16": lambda: tiny(dtype=jnp.bfloat16),
     "decoder-rewritten": rewritten,
+    "decoder-untied": lambda: transform.apply(untie(starts=(32,), norm="output"), tiny())[0],
     "encoder": lambda: models.Encoder(
         models.EncoderConfig(16, 8, 8, 2, 2, 4, types=2, head="masked"), key=jax.random.key(0)
     ),

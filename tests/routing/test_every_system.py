@@ -25,10 +25,13 @@ from ffnlab.routing import (
     pal,
     sharpened,
     specialized,
+    switch_head,
+    top2_head,
+    untie,
     upcycle,
     with_routers,
 )
-from ffnlab.testing import batches, equal, tiny
+from ffnlab.testing import batches, equal, tiny, tiny_encoder
 
 
 def updated(seed: int) -> models.Decoder:
@@ -41,6 +44,7 @@ SYSTEMS = {
     "lora-mixer": lambda: mixed([updated(1), updated(2)]),
     "lora-mixer, fresh": lambda: lora_experts(experts=2, rank=2),
     "mixture": lambda: upcycle(experts=3, k=2),
+    "mixture-of-transformers": lambda: untie(starts=(32,), copies="drawn", norm="output"),
 }
 
 
@@ -68,7 +72,7 @@ def test_it_is_pruned_quantized_saved_and_generated_from(name, tmp_path):
     assert found == logits[0, 2:5].argmax(-1).tolist()
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", [name for name in SYSTEMS if name != "mixture-of-transformers"])
 def test_routers_are_left_as_they_are(name):
     small, _ = transform.apply(nearest(format="int4", group=8), made(name), batches())
     before = dict(routers(made(name)))
@@ -76,6 +80,28 @@ def test_routers_are_left_as_they_are(name):
     assert before.keys() == after.keys() and before
     for path, router in before.items():
         assert equal(after[path], router), path
+
+
+HEADS = {
+    "top-2 head": lambda: top2_head(experts=3, hidden=8),
+    "Switch head": lambda: switch_head(experts=2, hidden=8, layers=2, heads=2),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_span_head_on_an_encoder_is_pruned_quantized_and_saved(name, tmp_path):
+    model, _ = transform.apply(HEADS[name](), tiny_encoder())
+    cut, _ = transform.apply(finercut(remove=2), model, batches())
+    small, _ = transform.apply(fireq(group=8), cut, batches())
+    assert sum(leaf.dtype == np.uint8 for leaf in jax.tree.leaves(small)) > 5
+    before, after = dict(routers(cut)), dict(routers(small))
+    assert before and all(equal(after[path], router) for path, router in before.items())
+    models.save(small, tmp_path / "small", format="ffnlab")
+    read = models.load(tmp_path / "small")
+    assert equal(read, small)
+    x = batches()[0]
+    assert read(x).shape == (*x.shape, 2)
+    np.testing.assert_allclose(models.stack(read)(x), read(x), rtol=1e-4, atol=1e-5)
 
 
 def routers(model):
@@ -99,6 +125,12 @@ LEARNING = {
     "duo": (SYSTEMS["duo"], budgeted(0.3, steps=4), True, texts),
     "lora-mixer": (SYSTEMS["lora-mixer"], specialized(), False, texts),
     "mixture": (lambda: upcycle(experts=4, k=2), routed(z=0.1), False, texts),
+    "mixture-of-transformers": (
+        SYSTEMS["mixture-of-transformers"],
+        next_token,
+        False,
+        texts,
+    ),
     "pal": (
         lambda: pal.connect(AudioInput((3,), ("prepended",), start=1)),
         pal.heard(next_token),

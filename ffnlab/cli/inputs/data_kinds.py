@@ -1,4 +1,4 @@
-"""`[data]` of a training file: text, texts, images, records, a graph or speech; their options."""
+"""`[data]` of a training file, of each kind: text, questions, images, a graph, …; their options."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ __all__ = [
     "DataConfig",
     "GraphConfig",
     "ImagesConfig",
+    "QuestionsConfig",
     "RecordsConfig",
     "SpeechConfig",
     "TextsConfig",
@@ -173,6 +174,32 @@ class TextsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class QuestionsConfig:
+    """Questions whose answers are spans of a text; the texts are cut into windows.
+
+    Attributes:
+      questions: "xquad" (the English ones of FFNLAB_DATA) or a file in the format of SQuAD.
+      held_out: file to score on; the questions of one article in ten serve without.
+      tokenizer: folder with a tokenizer.json; "" takes bytes as tokens.
+      length: tokens of a window.
+      stride: tokens of the text between the starts of two windows.
+      longest: tokens of an answer that is looked for.
+      batch: windows of a batch.
+    """
+
+    questions: str = "xquad"
+    held_out: str = ""
+    tokenizer: str = ""
+    length: int = 384
+    stride: int = 128
+    longest: int = 30
+    batch: int = 16
+
+    def __post_init__(self) -> None:
+        at_least(1, batch=self.batch, length=self.length, stride=self.stride, longest=self.longest)
+
+
+@dataclasses.dataclass(frozen=True)
 class GraphConfig:
     """A graph whose nodes have features and classes; a step sees all of it.
 
@@ -187,12 +214,21 @@ class GraphConfig:
     batch: ClassVar[int] = 1
 
 
-AnyData = DataConfig | TextsConfig | ImagesConfig | RecordsConfig | GraphConfig | SpeechConfig
+AnyData = (
+    DataConfig
+    | TextsConfig
+    | QuestionsConfig
+    | ImagesConfig
+    | RecordsConfig
+    | GraphConfig
+    | SpeechConfig
+)
 # What `kind` may be in [data], the one without it first.
 DATA_KINDS: Mapping[str, type] = MappingProxyType(
     {
         "text": DataConfig,
         "texts": TextsConfig,
+        "questions": QuestionsConfig,
         "images": ImagesConfig,
         "records": RecordsConfig,
         "graph": GraphConfig,

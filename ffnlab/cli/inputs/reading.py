@@ -14,6 +14,7 @@ from ffnlab.cli.inputs.data_kinds import (
     DataConfig,
     GraphConfig,
     ImagesConfig,
+    QuestionsConfig,
     RecordsConfig,
     SpeechConfig,
     TextsConfig,
@@ -22,7 +23,15 @@ from ffnlab.data import Labelled, Packed
 from ffnlab.data.sound_rows import PER_SECOND
 from ffnlab.errors import ConfigError, first_line
 from ffnlab.formats.kinds import KINDS, Config, kind_of
-from ffnlab.losses import Loss, labelled, masked, measuring, next_token, packed_next_token
+from ffnlab.losses import (
+    Loss,
+    labelled,
+    masked,
+    measuring,
+    next_token,
+    packed_next_token,
+    span,
+)
 from ffnlab.models.calibration import called
 from ffnlab.routing import pal
 
@@ -53,13 +62,18 @@ class Reading(NamedTuple):
     batch: Callable[[Any, Any, int, int], PyTree]
 
 
-def reading_of(model: object) -> Reading:
+def reading_of(model: object, data: object = None) -> Reading:
     """What a model reads, given its configuration.
 
+    Args:
+      model: configuration that it begins with.
+      data: what it is to read: questions are for any encoder, whose head a transform may make.
     Raises:
       ConfigError: there is no kind of [data] for its head.
     """
     kind = kind_of(model)
+    if kind == "encoder" and isinstance(data, QuestionsConfig):
+        return OF_HEADS["span"]
     if getattr(model, "audio", None) is not None:
         return SPEECH
     if kind == "encoder":
@@ -121,6 +135,13 @@ def texts(data: Any, model: Any, rows: int, length: int) -> PyTree:
     """A batch of texts with classes."""
     valid = jax.ShapeDtypeStruct((rows, length), np.bool_)
     return Labelled({"tokens": ints(rows, length), "valid": valid}, ints(rows))  # type: ignore
+
+
+def windows(data: Any, model: Any, rows: int, length: int) -> PyTree:
+    """A batch of windows of questions, and the ends of their answers."""
+    valid = jax.ShapeDtypeStruct((rows, length), np.bool_)
+    types = {"types": ints(rows, length)} if model.types > 1 else {}
+    return {"tokens": ints(rows, length), "valid": valid} | types, ints(rows, 2)
 
 
 def arrays(data: Any, model: Any, rows: int, length: int) -> PyTree:
@@ -208,5 +229,6 @@ OF_HEADS: Mapping[str, Reading] = MappingProxyType(
         "classes": Reading(
             (TextsConfig,), "texts with classes", lambda data: by_name(labelled), texts
         ),
+        "span": Reading((QuestionsConfig,), "questions", lambda data: by_name(span), windows),
     }
 )

@@ -170,6 +170,16 @@ class SpanWindows(NamedTuple):
     question: Int32[np.ndarray, "w"]
     offsets: Int32[np.ndarray, "w t 2"]
 
+    @property
+    def ends(self) -> Int32[np.ndarray, "w 2"]:
+        """(start, end) of each window, as `ffnlab.losses.span` takes them."""
+        return np.stack([self.start, self.end], axis=-1)
+
+    def inputs(self, *, types: bool = True) -> dict[str, np.ndarray]:
+        """What an encoder is given, by name; with `types` where it has types of tokens."""
+        found = {"tokens": self.tokens, "valid": self.valid}
+        return found | ({"types": self.types} if types else {})
+
     def text(self, questions: Sequence[Question], window: Place, start: Place, end: Place) -> str:
         """The text between two positions of a window, as it is written in the context.
 

@@ -38,13 +38,14 @@ ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
+    "leaky_relu": "leaky_relu",
     "linear": "identity",
     "relu": "relu",
     "sigmoid": "sigmoid",
     "tanh": "tanh",
 }
 ACTIVATION_NAMES = {  # of the others "silu" is written, which reading back finds to be another
-    **{name: name for name in ("silu", "gelu", "relu", "sigmoid", "tanh")},
+    **{name: name for name in ("silu", "gelu", "leaky_relu", "relu", "sigmoid", "tanh")},
     "gelu_tanh": "gelu_pytorch_tanh",
     "identity": "linear",
 }

@@ -29,6 +29,10 @@ class Backend(Protocol):
         """Ids of a text, with the special tokens around it that its model expects if `special`."""
         ...
 
+    def spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of a text, and of each the (first, end) characters that it stands for."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens included."""
         ...
@@ -94,6 +98,12 @@ class LibraryBackend:
         with native(f"{self.source}: cannot encode a text of {len(text)} characters"):
             return self.inner.encode(text, add_special_tokens=special).ids  # type: ignore
 
+    def spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """See `Backend`."""
+        with native(f"{self.source}: cannot encode a text of {len(text)} characters"):
+            found = self.inner.encode(text, add_special_tokens=False)  # type: ignore
+            return found.ids, found.offsets
+
     def decode(self, ids: Sequence[int]) -> str:
         """See `Backend`."""
         with native(f"{self.source}: cannot decode {len(ids)} ids"):
@@ -139,6 +149,12 @@ class ByteBackend:
     def encode(self, text: str, special: bool) -> list[int]:
         """The bytes, after a NUL if `special`."""
         return [0] * special + list(text.encode())
+
+    def spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The bytes, of each the one character that it is a part of."""
+        lengths = [len(character.encode()) for character in text]
+        offsets = [(i, i + 1) for i, length in enumerate(lengths) for _ in range(length)]
+        return list(text.encode()), offsets
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the bytes."""

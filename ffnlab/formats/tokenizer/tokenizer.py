@@ -124,11 +124,20 @@ class Tokenizer:
           ValueError: a lone surrogate, which UTF-8 does not have.
           FormatError: the tokenizer's file is damaged in a way that shows at this text only.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"text cannot be encoded: {error}") from None
+        check_text(text)
         return self.backend.encode(text, special)
+
+    def spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of a text without special tokens, and of each the (first, end) characters of it.
+
+        Raises:
+          ValueError, FormatError: as `encode`.
+
+        >>> Tokenizer.bytes().spans("hé")
+        ([104, 195, 169], [(0, 1), (1, 2), (1, 2)])
+        """
+        check_text(text)
+        return self.backend.spans(text)
 
     def begins_twice(self, ids: Sequence[int]) -> bool:
         """Whether ids begin with two beginning-of-text ids: one was in the text itself."""
@@ -238,6 +247,14 @@ class Tokenizer:
             {} if self.beside.tokens() else self._tokens()
         )  # those in the files stay as they are
         files.write(directory, self.beside, named, ids if len(self.eos) > 1 else {})
+
+
+def check_text(text: str) -> None:
+    """Raises ValueError for a text that UTF-8 cannot hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"text cannot be encoded: {error}") from None
 
 
 class Stream:

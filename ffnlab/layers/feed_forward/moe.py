@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ffnlab.errors import ConfigError
 from ffnlab.layers import routers
@@ -18,11 +18,17 @@ from ffnlab.layers.feed_forward.ffn import FFN, GatedFFN
 from ffnlab.layers.grouped import GroupedLinear, Groups
 from ffnlab.layers.linear import Linear
 from ffnlab.layers.routers import Routing
+from ffnlab.storage.structure import later
 from ffnlab.weights import cost
 
 __all__ = ["GroupedFFN", "MoE", "MoESpec"]
 
 SCORES = {"softmax": routers.softmax_top_k, "sigmoid": routers.sigmoid_top_k}
+CHOICES = {
+    "second": routers.POLICIES,
+    "queue": ("sequence", "batch"),
+    "drop": routers.DROPS,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +43,17 @@ class MoESpec:
       score: "softmax" or "sigmoid", what the logits of the router become.
       normalize: the weights of a token's experts sum to 1.
       shared: channels of an FFN that every token takes, beside its experts; None for none.
-      capacity: an expert takes capacity * k * tokens / experts of a sequence at most; None for all.
+      capacity: an expert takes capacity * k * tokens / experts of a queue at most; None for all.
       router_bias: the router has a bias.
+      second: which of a token's choices after its first stay (`routers.thinned`): "all", "none",
+        "threshold" or "random"; what is drawn needs a key, and is "threshold" without one.
+      threshold: of their weight.
+      straight: the weight of the one choice is 1, with the gradient of its probability.
+      least: tokens that an expert takes whatever `capacity` says.
+      queue: who competes for an expert, the tokens of a "sequence" or of the "batch".
+      drop: which of them go (`routers.limited`): the "last", the "lightest" or, where there is a
+        key, "random" ones.
+      passes: a choice that is dropped for capacity gives the token itself instead of nothing.
     """
 
     experts: int
@@ -50,6 +65,13 @@ class MoESpec:
     shared: int | None = None
     capacity: float | None = None
     router_bias: bool = False
+    second: str = later("all")
+    threshold: float = later(0.2)
+    straight: bool = later(False)
+    least: int = later(1)
+    queue: str = later("sequence")
+    drop: str = later("last")
+    passes: bool = later(False)
 
     def __post_init__(self) -> None:
         routers.check_k(self.k, self.experts)
@@ -59,6 +81,16 @@ class MoESpec:
             raise ConfigError(f"score={self.score!r} is not one of {sorted(SCORES)}")
         if self.capacity is not None and not self.capacity > 0:
             raise ConfigError(f"capacity={self.capacity} must be positive, or None")
+        for name, accepted in CHOICES.items():
+            if getattr(self, name) not in accepted:
+                raise ConfigError(f"{name}={getattr(self, name)!r} is not one of {accepted}")
+        if not self.threshold > 0 or self.least < 1:
+            raise ConfigError(f"threshold={self.threshold} and least={self.least} must be positive")
+        if self.straight and (self.k > 1 or self.normalize):
+            raise ConfigError(
+                f"straight: with k={self.k} and normalize={self.normalize} a weight has no "
+                "gradient of its own; k=1 and normalize=False are accepted"
+            )
 
 
 class GroupedFFN(nnx.Module):
@@ -69,6 +101,8 @@ class GroupedFFN(nnx.Module):
       up: likewise; down: [e, hidden, width].
       activation: name of the non-linearity (static).
     """
+
+    by_group = True
 
     def __init__(
         self,
@@ -94,6 +128,11 @@ class GroupedFFN(nnx.Module):
             groups, hidden, width, key=keys[2], axes=("mlp", "embed"), scale=out_scale, **common
         )
         self.activation = activation
+
+    @property
+    def groups(self) -> int:
+        """How many networks there are (e)."""
+        return self.up.groups
 
     def __call__(self, x: Float[Array, "m d"], groups: Groups) -> Float[Array, "m d"]:
         act = ACTIVATIONS[self.activation]
@@ -165,23 +204,48 @@ class MoE(nnx.Module):
 
         Args:
           x: tokens.
-          context: whose `tokens.valid` says which of them are padding.
-          inputs: not asked for.
+          context: whose `tokens.valid` says which of them are padding, and whose `tokens.key` is
+            of what is drawn where the inputs have none.
+          inputs: whose `key` is of what is drawn in this layer.
         """
         facts = TokenFacts() if context is None or context.tokens is None else context.tokens
-        routing = self.route(x, facts)
+        key = facts.key if inputs is None or inputs.key is None else inputs.key
+        asked = self.asked(x, facts.valid, key)
+        routing = self.within(asked, key)
         y = mixed(self.experts, x, routing)
+        if self.spec.passes:
+            lost = jnp.sum(asked.weight - routing.weight, axis=-1, keepdims=True)
+            y = y + lost.astype(x.dtype) * x
         return (y if self.shared is None else y + self.shared(x)), routing
 
-    def route(self, x: Float[Array, "b t d"], facts: TokenFacts | None = None) -> Routing:
-        """Where tokens go."""
-        spec, valid = self.spec, None if facts is None else facts.valid
+    def asked(
+        self, x: Float[Array, "b t d"], valid: Bool[Array, "b t"] | None, key: Array | None
+    ) -> Routing:
+        """Where tokens ask to go, whatever the capacity."""
+        spec = self.spec
         logits = self.router(x.astype(jnp.float32))
         routing = SCORES[spec.score](logits, spec.k, normalize=spec.normalize, valid=valid)
+        routing = routers.straight(routing) if spec.straight else routing
+        policy = "threshold" if spec.second == "random" and key is None else spec.second
+        drawn = jax.random.fold_in(key, 0) if policy == "random" else None
+        return routers.thinned(routing, policy, threshold=spec.threshold, key=drawn)
+
+    def within(self, routing: Routing, key: Array | None) -> Routing:
+        """Where they go: `asked`, without what is beyond capacity."""
+        spec = self.spec
         if spec.capacity is None:
             return routing
-        tokens = x.shape[-2] * spec.k
-        return routers.limited(routing, routers.capacity_of(tokens, spec.experts, spec.capacity))
+        b, t, k = routing.chosen.shape
+        is_whole = spec.queue == "batch"
+        tokens = t * k * (b if is_whole else 1)
+        capacity = routers.capacity_of(tokens, spec.experts, spec.capacity, least=spec.least)
+        drop = "last" if spec.drop == "random" and key is None else spec.drop
+        drawn = jax.random.fold_in(key, 1) if drop == "random" else None
+        if not is_whole:
+            return routers.limited(routing, capacity, drop=drop, key=drawn)
+        in_a_row = jax.tree.map(lambda leaf: leaf.reshape(b * t, *leaf.shape[2:]), routing)
+        found = routers.limited(in_a_row, capacity, drop=drop, key=drawn)
+        return jax.tree.map(lambda leaf: leaf.reshape(b, t, *leaf.shape[1:]), found)
 
     def flops_per_token(self, share: float | None = None) -> float:
         """Operations for a token: the router, k experts, the shared FFN.
