@@ -228,17 +228,12 @@ def labelled(
 def measuring(loss: Loss) -> Loss:
     """A loss whose model's batch norms use and move by the moments of the batch.
 
-    Its third item are their running statistics (`ffnlab.layers.measured`). Of a model without batch
-    norms it is the loss itself.
+    Its third item are their running statistics (`ffnlab.layers.measured`); of a model without batch
+    norms it is the loss itself. The loss calls its model once.
 
-    Args:
-      loss: that calls its model once.
-
-    >>> def squares(model, x):
-    ...     return (model(x) ** 2).mean(), {}
     >>> from ffnlab.layers import ConvNorm
-    >>> layer = ConvNorm(2, 3, key=jax.random.key(0))
-    >>> sorted(measuring(squares)(layer, jnp.ones((1, 4, 4, 2)))[2])
+    >>> loss = measuring(lambda model, x: ((model(x) ** 2).mean(), {}))
+    >>> sorted(loss(ConvNorm(2, 3, key=jax.random.key(0)), jnp.ones((1, 4, 4, 2)))[2])
     ['norm.mean', 'norm.variance']
     """
 

@@ -83,7 +83,8 @@ def names(model: ResNet) -> Iterator[tuple[str, tuple[str, nnx.Variable]]]:
                 yield f"{path}.{own}", (f"{name_of(path, model)}.{theirs}", getattr(node, own))
         elif isinstance(node, Linear):
             yield "head.w", ("linear.weight", node.w)
-            yield "head.b", ("linear.bias", node.b)
+            if node.b is not None:
+                yield "head.b", ("linear.bias", node.b)
 
 
 def name_of(path: str, model: ResNet) -> str:

@@ -12,7 +12,7 @@ layer without pooling, so that any ViT is taken; grids need not be square where 
 and a number of tokens that is no grid is refused, of which the authors take the root, rounded down.
 """
 
-from typing import Any
+from typing import Any, cast
 
 from flax import nnx
 
@@ -82,7 +82,8 @@ def pflayer(
 
         def made(path: str, stage: int) -> nnx.Module:
             rows, columns = sides[stage]
-            weight = tree.select(model, tree.at(path))[path].o.weight
+            old = cast(Attention, tree.select(model, tree.at(path))[path])
+            weight = old.o.weight
             return EffLayer(
                 weight.shape[1],
                 key=key_of(seed, path),

@@ -37,7 +37,7 @@ __all__ = ["Reached", "Sizes", "run"]
 
 OPS = ("conv", "depthwise", "max", "average", "identity")
 ATTENTION, MIXED = "attention", "attention and max"
-BATCH, STEPS = 32, 400
+BATCH, STEPS, QUICK_STEPS = 32, 400, 200
 DIGITS = "8 x 8 digits of scikit-learn: 1150 rows, 287 for validation, 360 test"
 NETWORK = ResNetConfig(
     (4,), (16,), 10, channels=1, image=(8, 8), block="bottleneck", expansion=2, stem_width=32
@@ -55,11 +55,15 @@ class Sizes(NamedTuple):
       seeds: of networks.
       rates: of AdamW, that each side tries.
       ops: spatial steps that are trained.
+      steps: of training.
+      turns: of the times.
     """
 
     seeds: Sequence[int]
     rates: Sequence[float]
     ops: Sequence[str] = OPS
+    steps: int = STEPS
+    turns: int = 15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +101,9 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
     """The study; arguments as for `ffnlab.studies.run.run_study`."""
     begin = time.perf_counter()
     if quick:
-        sizes = Sizes([seed], (3e-3, 1e-2), ("conv", "depthwise", "max", "identity"))
+        sizes = Sizes(
+            [seed], (3e-3, 1e-2), ("conv", "depthwise", "max", "identity"), QUICK_STEPS, 5
+        )
     else:
         sizes = Sizes([seed, seed + 1, seed + 2], (1e-3, 3e-3, 1e-2))
     data = tuning.splits(tuple(as_images(part) for part in digits()))
@@ -113,7 +119,7 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
             "data": DIGITS,
             "bottlenecks": "4 of 32 -> 16 -> 32 channels after a 3 x 3 stem",
             "transformer": "4 blocks of width 32 on 4 x 4 patches",
-            "training": f"{STEPS} steps of AdamW, {BATCH} rows each",
+            "training": f"{sizes.steps} steps of AdamW, {BATCH} rows each",
             "rates tried": list(sizes.rates),
             "chosen": {name: side.rate for name, side in found.items()},
             "validation": {
@@ -125,7 +131,7 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
         seed=seed,
         quick=quick,
         seconds=time.perf_counter() - begin,
-        claims=[*counted_claims(), time_claim(), *learned_claims(found, sizes)],
+        claims=[*counted_claims(), time_claim(sizes.turns), *learned_claims(found, sizes)],
         table=[
             {
                 "side": name,
@@ -170,7 +176,7 @@ def reached(make: Callable[..., Any], data: tuning.Splits, sizes: Sizes) -> Reac
 
     rule = members(one, len(rates), vary={"rate": rates.tolist()})
     rows = Labelled(np.asarray(data.train.x), np.asarray(data.train.y))
-    state = learned(rule, joined, rows, batch=BATCH, steps=STEPS, seed=sizes.seeds[0])
+    state = learned(rule, joined, rows, batch=BATCH, steps=sizes.steps, seed=sizes.seeds[0])
     validation = accuracies(rule, state, data.validation).reshape(-1, count)
     best = int(validation.mean(1).argmax())
     test = accuracies(rule, state, data.test).reshape(-1, count)[best]
@@ -231,9 +237,9 @@ def of_transformer(width: int) -> int:
     return account.parameters(changed)
 
 
-def time_claim() -> Claim:
+def time_claim(turns: int) -> Claim:
     """Whether the maximum saves time too."""
-    found = bottleneck.compare()
+    found = bottleneck.compare(bottleneck.Settings(turns=turns))
     return Claim(
         "a bottleneck with a maximum takes less time than one with a convolution",
         "ResNet-50 8.7 ms, max 6.8 ms on a GPU: 0.78",
@@ -250,7 +256,7 @@ def learned_claims(found: Mapping[str, Reached], sizes: Sizes) -> list[Claim]:
     """What the steps learn at one budget."""
     seeds = len(sizes.seeds)
     how = (
-        f"{DIGITS}; {STEPS} steps; each side the best of {len(sizes.rates)} rates by mean "
+        f"{DIGITS}; {sizes.steps} steps; each side the best of {len(sizes.rates)} rates by mean "
         f"validation accuracy over {seeds} seed{'s' * (seeds > 1)} of networks; test accuracy"
     )
     gap = worst(found["conv"], found["max"])
