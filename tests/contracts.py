@@ -150,6 +150,15 @@ LAYERS: dict[str, Callable[[], None]] = {
     "EffLayer": checked(lambda k: layers.EffLayer(16, key=k, leading=1)),
     "Embedding": checked(lambda k: layers.Embedding(64, 16, key=k), IDS),
     "FFN": checked(lambda k: layers.FFN(16, 32, key=k)),
+    "FoldedFFN": checked(
+        lambda k: layers.FoldedFFN(linear(k, 16, 8), linear(k, 8, 16), linear(k, 16, 16))
+    ),
+    "FoldedFFN-straight": checked(lambda k: layers.FoldedFFN(None, None, linear(k, 16, 16))),
+    "IdleFFN": checked(
+        lambda k: layers.IdleFFN(
+            linear(k, 16, 8), linear(k, 8, 16), active=3, norm=layers.BatchNorm(8)
+        )
+    ),
     "FixedAffine": checked(lambda k: layers.FixedAffine(input_of((16,)), jnp.ones(16))),
     "GatedFFN": checked(lambda k: layers.GatedFFN(16, 32, key=k, **FFN)),
     "GroupNorm": checked(lambda k: layers.GroupNorm(16, 4)),

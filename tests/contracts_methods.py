@@ -75,6 +75,11 @@ def updated(seed: int) -> models.Decoder:
     return transform.apply(adapters.lora(rank=2, seed=seed), tiny())[0]
 
 
+def repaired() -> models.ViT:
+    """The vision transformer with idle channels."""
+    return transform.apply(structure.repa(idle=0.5), vit("mean"))[0]
+
+
 TRANSFORMS: dict[str, TransformCase] = {
     "adapter": TransformCase(lambda: adapters.adapter(bottleneck=3, seed=1)),
     "biases": TransformCase(adapters.biases),
@@ -83,6 +88,8 @@ TRANSFORMS: dict[str, TransformCase] = {
     "chess-abs-attention": TransformCase(
         lambda: sparsity.chess(sparsity=0.5, importance="abs", attention=True)
     ),
+    "expand": TransformCase(lambda: structure.expand(layers=4)),
+    "expand-source": TransformCase(lambda: structure.expand(source=(0, 0, 2)), tiny_encoder),
     "duo": TransformCase(lambda: routing.duo(ratio=8, skip=True)),
     "finercut": TransformCase(lambda: pruning.finercut(remove=1)),
     "finercut-encoder": TransformCase(lambda: pruning.finercut(remove=1), tiny_encoder),
@@ -107,6 +114,9 @@ TRANSFORMS: dict[str, TransformCase] = {
     ),
     "nearest-vit": TransformCase(lambda: quantization.nearest(group=8), vit, images),
     "pflayer": TransformCase(structure.pflayer, vit, images),
+    "repa": TransformCase(structure.repa, vit, images),
+    "repa_fold": TransformCase(lambda: structure.repa_fold(force=True), repaired, images),
+    "share": TransformCase(lambda: structure.share(repeats=(2, 1))),
     "population_norms": TransformCase(models.population_norms, Normed, rows),
     "untie": TransformCase(lambda: routing.untie(starts=(32,))),
     "untie-drawn": TransformCase(

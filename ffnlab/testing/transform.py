@@ -188,7 +188,8 @@ def stacked_models_are_taken(case: Case) -> None:
     if not isinstance(getattr(case.model, "layers", None), nnx.List):
         return
     flat, batch = case.outcome[0], case.batches[0]
-    back = models.unstack(case.applied(case.make(), models.stack(case.model))[0])
+    back, _ = case.applied(case.make(), models.stack(case.model))
+    back = models.unstack(back) if isinstance(back.layers, models.Stacked) else back
     same = jax.tree.structure(back) == jax.tree.structure(flat)
     need(same, "unstacked, the model has another structure than that of the flat one")
     error = jnp.linalg.norm(output(back, batch) - output(flat, batch))
