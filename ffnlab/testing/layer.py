@@ -138,6 +138,8 @@ def gradients_flow(case: Case) -> None:
 
     names = {0: "its parameters", 1: "its input"}
     arguments = ((), (0,))[not fixes_all] + ((), (1,))[case.is_float]
+    if not arguments:  # a table that is asked for ids
+        return
     found = jax.jit(jax.grad(of_both, arguments))(trained, case.x)
     for name, part in zip((names[i] for i in arguments), found, strict=True):
         gradients = [np.asarray(g, np.float32) for g in jax.tree.leaves(part)]

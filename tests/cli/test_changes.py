@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -73,7 +74,7 @@ def test_copies_for_ids_learn_and_are_written(write, tmp_path):
     head = '[[transform]]\nname = "untie"\nstarts = [110]\nparts = ["ffn", "norms"]\n'
     run(read_training(write(head)), tmp_path / "out")
     model = load(tmp_path / "out" / "model")
-    tokens = np.array([[97, 109, 110, 255]])
+    tokens = jnp.array([[97, 109, 110, 255]])
     assert model.modalities(tokens).tolist() == [[0, 0, 1, 1]] and model.layers[0].ffn.groups == 2
     up = np.asarray(model.layers[0].ffn.up.weight.dense())
     assert not np.array_equal(up[0], up[1]), "tied at first, they learned from other tokens"
