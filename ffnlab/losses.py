@@ -182,7 +182,7 @@ def routed(
         seen: list[Routing] = []
         finish = model.output if hasattr(model, "output") else model.logits
 
-        def call(*args: Array, **options: Array) -> Array:
+        def call(*args: Array, **options: Any) -> Array:
             if key is not None:
                 options["inputs"] = LayerInputs(key=jax.random.split(key, layers_of(model)))
             h, outputs = model.run(*args, **options)
