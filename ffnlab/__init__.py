@@ -40,6 +40,7 @@ __all__ = [
     "scores",
     "sparsity",
     "storage",
+    "structure",
     "studies",
     "testing",
     "text",

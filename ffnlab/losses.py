@@ -14,6 +14,7 @@ names them.
         return nats, metrics, {"norm.mean": mean, "norm.variance": variance}
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -24,8 +25,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ffnlab import tree
 from ffnlab.errors import ConfigError, is_known
 from ffnlab.layers.balance import load_balance, unrouted, z_loss
+from ffnlab.layers.batch_norm import BatchNorm, measured
 from ffnlab.layers.context import LayerInputs
 from ffnlab.layers.routers import Routing
 from ffnlab.models.stack import layers_of
@@ -42,6 +45,7 @@ __all__ = [
     "distilled",
     "labelled",
     "masked",
+    "measuring",
     "next_token",
     "packed_next_token",
     "routed",
@@ -182,7 +186,7 @@ def routed(
         seen: list[Routing] = []
         finish = model.output if hasattr(model, "output") else model.logits
 
-        def call(*args: Array, **options: Any) -> Array:
+        def call(*args: Any, **options: Any) -> Array:
             if key is not None:
                 options["inputs"] = LayerInputs(key=jax.random.split(key, layers_of(model)))
             h, outputs = model.run(*args, **options)
@@ -219,6 +223,34 @@ def labelled(
     logits = model(inputs).astype(jnp.float32)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, classes).mean()
     return nats, {"accuracy": jnp.mean(logits.argmax(-1) == classes)}
+
+
+def measuring(loss: Loss) -> Loss:
+    """A loss whose model's batch norms use and move by the moments of the batch.
+
+    Its third item are their running statistics (`ffnlab.layers.measured`); of a model without batch
+    norms it is the loss itself. The loss calls its model once.
+
+    >>> from ffnlab.layers import ConvNorm
+    >>> loss = measuring(lambda model, x: ((model(x) ** 2).mean(), {}))
+    >>> sorted(loss(ConvNorm(2, 3, key=jax.random.key(0)), jnp.ones((1, 4, 4, 2)))[2])
+    ['norm.mean', 'norm.variance']
+    """
+
+    @functools.wraps(loss)
+    def of_moments(model: PyTree, batch: PyTree) -> tuple:
+        if not any(isinstance(node, BatchNorm) for _, node in tree.walk(model)):
+            return loss(model, batch)
+        found: dict[str, PyTree] = {}
+
+        def noting(*args: PyTree, **options: PyTree) -> PyTree:
+            output, new = measured(model, *args, **options)
+            found.update(new)
+            return output
+
+        return *loss(noting, batch), found
+
+    return of_moments
 
 
 def span(

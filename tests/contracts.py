@@ -146,6 +146,8 @@ LAYERS: dict[str, Callable[[], None]] = {
     ),
     "Conv": checked(lambda k: layers.Conv(16, 8, key=k), INPUT[:, :, None]),
     "Conv-1d": checked(lambda k: layers.Conv(16, 8, key=k, size=(3,), groups=8, bias=True)),
+    "ConvNorm": checked(lambda k: layers.ConvNorm(16, 8, key=k, groups=4), INPUT[:, :, None]),
+    "EffLayer": checked(lambda k: layers.EffLayer(16, key=k, leading=1)),
     "Embedding": checked(lambda k: layers.Embedding(64, 16, key=k), IDS),
     "FFN": checked(lambda k: layers.FFN(16, 32, key=k)),
     "FixedAffine": checked(lambda k: layers.FixedAffine(input_of((16,)), jnp.ones(16))),
@@ -168,12 +170,23 @@ LAYERS: dict[str, Callable[[], None]] = {
     "LayerNorm": checked(lambda k: layers.LayerNorm(16)),
     "Linear": checked(lambda k: linear(k, 16, 8)),
     "MLP": checked(lambda k: layers.MLP((16, 12, 8), key=k)),
+    "Modalities": checked(
+        lambda k: layers.Modalities(jnp.arange(64) % 3, 3),
+        IDS,
+        call=lambda m, x: jax.nn.one_hot(m(x), m.count),
+    ),
     "MoE": checked(
         lambda k: layers.MoE(16, layers.MoESpec(4, 2, 8, shared=8), key=k),
         call=lambda m, x: m(x)[0],
     ),
     "PReLU": checked(lambda k: layers.PReLU(16)),
     "RMSNorm": checked(lambda k: layers.RMSNorm(16, offset=1.0)),
+    "Residual": checked(
+        lambda k: layers.Residual.bottleneck(16, 4, key=k, op="max", stride=2), INPUT[:, :, None]
+    ),
+    "Residual-basic": checked(
+        lambda k: layers.Residual.basic(16, 24, key=k, stride=2), INPUT[:, :, None]
+    ),
     "Recurrent": checked(
         lambda k: layers.Recurrent(16, 6, key=k, layers=2, direction="both"),
         call=lambda m, x: m(x)[0],
@@ -184,5 +197,8 @@ LAYERS: dict[str, Callable[[], None]] = {
     ),
     "ScaleNorm": checked(lambda k: layers.ScaleNorm(16)),
     "RoutedLinear": checked(mixed_updates),
+    "Spatial": checked(
+        lambda k: layers.Spatial(16, key=k, op="hybrid", stride=2), INPUT[:, :, None]
+    ),
     "SparseGatedFFN": checked(sparse_ffn, input_of((2, 5, IN))),
 }

@@ -16,7 +16,17 @@ import optax
 from flax import nnx
 from jaxtyping import PyTree
 
-from ffnlab import analysis, learning, models, pruning, quantization, routing, sparsity, transform
+from ffnlab import (
+    analysis,
+    learning,
+    models,
+    pruning,
+    quantization,
+    routing,
+    sparsity,
+    structure,
+    transform,
+)
 from ffnlab.layers import MLP, BatchNorm, Linear
 from ffnlab.models import adapters
 from ffnlab.models.convnet import ConvNet
@@ -42,6 +52,17 @@ class Normed(nnx.Module):
 def rows() -> list[jax.Array]:
     """Two batches of six rows of width 4."""
     return list(jax.random.normal(jax.random.key(1), (2, 6, 4)))
+
+
+def vit(pool: str = "token") -> models.ViT:
+    """A vision transformer of two blocks."""
+    config = models.ViTConfig((8, 8), 4, 16, 24, 2, 4, channels=2, classes=3, pool=pool)
+    return models.ViT(config, key=jax.random.key(5))
+
+
+def images() -> list[jax.Array]:
+    """Two batches of two images for `vit`."""
+    return list(jax.random.uniform(jax.random.key(3), (2, 2, 8, 8, 2)))
 
 
 def chosen(**options: bool) -> models.Decoder:
@@ -86,7 +107,13 @@ TRANSFORMS: dict[str, TransformCase] = {
     "nearest-float8": TransformCase(
         lambda: quantization.nearest(format="float8", activations="e4m3")
     ),
+    "nearest-vit": TransformCase(lambda: quantization.nearest(group=8), vit, images),
+    "pflayer": TransformCase(structure.pflayer, vit, images),
     "population_norms": TransformCase(models.population_norms, Normed, rows),
+    "untie": TransformCase(lambda: routing.untie(starts=(32,))),
+    "untie-drawn": TransformCase(
+        lambda: routing.untie(starts=(20, 40), copies="drawn", norm="output")
+    ),
     "switch_head": TransformCase(
         lambda: routing.switch_head(experts=2, hidden=8, layers=2, heads=2), spanning
     ),

@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from ffnlab.analysis.parts import bars
 from ffnlab.errors import ConfigError, first_line
+from ffnlab.graph import Bipartite, Graph
 from ffnlab.models import account
 from ffnlab.models.account import CompiledCost
 from ffnlab.probe import Probe
@@ -23,10 +24,12 @@ class Shapes(NamedTuple):
     Attributes:
       rows: how many, in all.
       row: a batch of one, abstract; None before the first.
+      is_whole: it is a graph with what belongs to its nodes, which is one row.
     """
 
     rows: int
     row: PyTree
+    is_whole: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +69,8 @@ def compiled_cost(
 ) -> Probe[PyTree, Shapes]:
     """A probe of what a function of a model and a batch needs, compiled and not run.
 
-    It is compiled once, for all rows as one batch: give as many rows as the program is to take.
+    It is compiled once, for all rows as one batch: give as many rows as the program is to take. A
+    batch with a graph is one row, and the only one.
 
     Args:
       fn: (model, batch) -> pytree of arrays, such as the gradient of a loss; `model(batch)` where
@@ -83,6 +87,10 @@ def compiled_cost(
 
     def observe(stats: Shapes, model: PyTree, batch: PyTree) -> Shapes:
         seen = jax.eval_shape(lambda batch: batch, batch)
+        if any(map(is_graph, jax.tree.leaves(batch, is_leaf=is_graph))):
+            if stats.rows:
+                raise ConfigError("probe 'compiled_cost': a graph is one batch; here is another")
+            return Shapes(1, seen, is_whole=True)
         shapes = [leaf.shape for leaf in jax.tree.leaves(seen)]
         counts = {shape[:1] for shape in shapes}
         if len(counts) != 1 or not all(counts) or (0,) in counts:
@@ -93,7 +101,7 @@ def compiled_cost(
         return Shapes(stats.rows + shapes[0][0], row)
 
     def report(model: PyTree, stats: Shapes) -> CostReport:
-        batch = with_rows(stats.row, stats.rows)
+        batch = stats.row if stats.is_whole else with_rows(stats.row, stats.rows)
         try:
             jax.eval_shape(fn, model, batch)
         except (AttributeError, TypeError, ValueError) as error:
@@ -104,6 +112,11 @@ def compiled_cost(
         return CostReport(account.compiled_cost(fn, model, batch), stats.rows)
 
     return Probe("compiled_cost", lambda model: Shapes(0, None), observe, report)
+
+
+def is_graph(node: object) -> bool:
+    """Whether a part of a batch is a graph."""
+    return isinstance(node, Graph | Bipartite)
 
 
 def with_rows(batch: PyTree, rows: int) -> PyTree:

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Literal
 
 __all__ = [
+    "bottleneck",
+    "folding",
     "graphs",
     "kernels",
     "learning",
@@ -36,11 +38,12 @@ def model(
 
     Other benches: `ffnlab bench sparse` (skipping inactive channels of a large FFN), `ffnlab bench
     loading` (memory while a checkpoint is loaded), `ffnlab bench routing` (a mixture of experts
-    beside a dense layer), `ffnlab bench train` (training steps, beside torch), `ffnlab bench
-    learning` (steps of an LSTM and of a small network, beside torch), `ffnlab bench graphs` (sparse
-    products and a layer, beside torch and PyTorch Geometric), `ffnlab bench loop` (what the
-    training loop adds), and `ffnlab bench kernels` (those for GPUs, beside XLA). `ffnlab bench
-    model DIR` is this one in full.
+    beside a dense layer), `ffnlab bench bottleneck` (a block of images by its spatial step),
+    `ffnlab bench folding` (an FFN with idle channels, folded), `ffnlab bench train` (training
+    steps, beside torch), `ffnlab bench learning` (steps of an LSTM and of a small network, beside
+    torch), `ffnlab bench graphs` (sparse products and a layer, beside torch and PyTorch Geometric),
+    `ffnlab bench loop` (what the training loop adds), and `ffnlab bench kernels` (those for GPUs,
+    beside XLA). `ffnlab bench model DIR` is this one in full.
 
     Args:
       directory: a model directory; without one, the model that comes with ffnlab (with qwix,
@@ -112,6 +115,21 @@ def routing(
     show(choosing.compare(choosing.Settings(turns=turns), progress=True))
 
 
+def bottleneck(*, images: int = 8, side: int = 28, width: int = 64, turns: int = 15) -> None:
+    """Measures a residual bottleneck with a convolution, a depthwise one, and a maximum.
+
+    Args:
+      images: of a call.
+      side: of their grids.
+      width: channels inside; four times as many outside.
+      turns: times that every op runs.
+    """
+    from ffnlab.bench.bottleneck import Settings, compare
+    from ffnlab.cli.show import show
+
+    show(compare(Settings(images, side, width, turns), progress=True))
+
+
 def loading() -> None:
     """Measures how far memory rises while a checkpoint of a gigabyte is loaded as float32."""
     from ffnlab.bench.loading import peaks
@@ -156,6 +174,22 @@ def train(
 
     with embedded_model() if directory is None else for_others(directory) as folder:
         show(compare(folder, Settings(batch, length, turns), progress=True))
+
+
+def folding(
+    *, widths: tuple[int, ...] = (192, 384, 768), idle: float = 0.75, turns: int = 15
+) -> None:
+    """Measures an FFN with idle channels before and after its fold, beside the plain FFN.
+
+    Args:
+      widths: of the stream; hidden layers are four times as wide.
+      idle: share of idle channels, in [0, 1].
+      turns: of all three forms.
+    """
+    from ffnlab.bench.folding import Settings, compare
+    from ffnlab.cli.show import show
+
+    show(compare(Settings(widths=widths, idle=idle, turns=turns), progress=True))
 
 
 def graphs(*, width: int = 64, inputs: int = 128, turns: int = 15) -> None:

@@ -53,6 +53,10 @@ class Command(NamedTuple):
 BENCHES = {
     "model": Command("ffnlab.cli.bench:model", "a model, beside transformers or qwix"),
     "sparse": Command("ffnlab.cli.bench:sparse", "an FFN that skips inactive channels"),
+    "bottleneck": Command(
+        "ffnlab.cli.bench:bottleneck", "a residual block of images, by its spatial step"
+    ),
+    "folding": Command("ffnlab.cli.bench:folding", "an FFN with idle channels, folded"),
     "routing": Command("ffnlab.cli.bench:routing", "a mixture of experts, beside a dense layer"),
     "loading": Command("ffnlab.cli.bench:loading", "memory while a checkpoint is loaded"),
     "train": Command("ffnlab.cli.bench:train", "training steps, beside torch"),

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from rich.table import Table
 
 from ffnlab import parallel
+from ffnlab.cli.inputs.data_kinds import ImagesConfig
 from ffnlab.cli.inputs.reading import reading_of
 from ffnlab.cli.show import show
 from ffnlab.cli.training import (
@@ -28,7 +29,6 @@ from ffnlab.cli.training import (
     rule_of,
 )
 from ffnlab.errors import ConfigError, FFNLabError, at_least
-from ffnlab.formats import KINDS
 from ffnlab.formats.huggingface import dialects
 from ffnlab.formats.opening import config_of
 from ffnlab.storage.files import read_json
@@ -39,6 +39,7 @@ DEVICES = "--xla_force_host_platform_device_count"
 # A failure that is not ours is shown whole, without jax's remark on the frames that it hides.
 PRETENDED = {"JAX_PLATFORMS": "cpu", "JAX_TRACEBACK_FILTERING": "off"}
 GIB = 2**30
+LAYERED = ("decoder", "encoder", "vit")  # kinds whose blocks are scanned
 
 
 def plan(
@@ -124,14 +125,15 @@ def settings_of(path: Path) -> TrainConfig:
     if path.suffix == ".toml":
         return read_training(path)
     if path.is_dir():
-        model = config_of(path, ("decoder", "encoder"))
+        model = config_of(path, LAYERED)
     else:
         try:
             model = dialects.read_config(read_json(path), where=str(path))
         except OSError as error:
             raise ConfigError(f"config {str(path)!r} cannot be read: {error.strerror}") from None
     data = reading_of(model).data[0]
-    return TrainConfig(model, RunConfig(steps=1), data())
+    given = {"size": model.image, "colour": model.channels == 3} if data is ImagesConfig else {}
+    return TrainConfig(model, RunConfig(steps=1), data(**given))
 
 
 def measure(request: dict) -> dict[str, object]:
@@ -151,7 +153,7 @@ def measure(request: dict) -> dict[str, object]:
     length = getattr(settings.data, "length", 0) if request["length"] is None else request["length"]
     key, dtype = jax.random.key(0), jnp.dtype(request["dtype"])
 
-    has_layers = KINDS[settings.kind].reads == "tokens"
+    has_layers = settings.kind in LAYERED
     changed = {"scan": has_layers, "remat": request["remat"] or settings.run.remat}
     settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, **changed))
     make = functools.partial(fresh, settings, dtype=dtype)

@@ -11,7 +11,15 @@ if typing.TYPE_CHECKING:
 
 __all__ = ["probe"]
 
-STEPS = ("decoder", "mlp", "convnet")  # kinds of which the data that is shown says the loss
+OPTIONS = {"tokens": ("text",), "graphs": ("graph",)}  # what shows it, by what a model reads
+STEPS = (
+    "decoder",
+    "mlp",
+    "convnet",
+    "vit",
+    "resnet",
+    "graph",
+)  # kinds of which the data that is shown says the loss
 
 
 def probe(
@@ -23,6 +31,7 @@ def probe(
     text: tuple[Path, ...] = (),
     images: str = "",
     records: str = "",
+    graph: str = "",
     size: tuple[int, ...] = (),
     samples: int = 256,
     tokens: int = 2048,
@@ -35,9 +44,10 @@ def probe(
     """Looks at a model by a probe; prints, draws and writes what it found.
 
     Writes OUT/report.json and OUT/report.png. A language model or an encoder is shown windows of
-    text, any other kind pairs of inputs and classes, an autoencoder the inputs alone. A probe that
-    compares a rule with a gradient is given one step of backpropagation by AdamW, and the loss of
-    the next token or of the class.
+    text, a network on graphs a graph with the classes of the nodes that it learns from, any other
+    kind pairs of inputs and classes, an autoencoder the inputs alone. A probe that compares a rule
+    with a gradient is given one step of backpropagation by AdamW, and the loss of the next token
+    or of the class.
 
     Args:
       name: of the probe, or "module:factory" of one's own; --list names ours.
@@ -49,6 +59,7 @@ def probe(
       images: for a model of images or rows "digits", "mnist" or a folder with a subfolder for each
         class; what is not held out of them is looked at.
       records: the same of anything: a safetensors file with the tensors "image" and "label".
+      graph: for a network on graphs "cora", that of FFNLAB_DATA, or an npz file like it.
       size: height and width of the images; what the model takes without, and of rows a square.
       samples: of the images or records, evenly spaced; fewer where there are fewer.
       tokens: of the text, in evenly spaced windows; rounded down to whole batches, as samples are.
@@ -76,7 +87,7 @@ def probe(
     if name is None:
         raise ConfigError(f"name is missing; there are: {', '.join(METHODS.names())}")
     at_least(1, samples=samples, batch=batch)
-    asked = Asked(text, images, records, size, samples, tokens, window, batch)
+    asked = Asked(text, images, records, graph, size, samples, tokens, window, batch)
     asked.check()
     options = METHODS.read(name, parsed(option), f"probe {name!r}")
     own = shipped(model)
@@ -100,6 +111,7 @@ class Asked(NamedTuple):
     text: tuple[Path, ...]
     images: str
     records: str
+    graph: str
     size: tuple[int, ...]
     samples: int
     tokens: int
@@ -110,8 +122,8 @@ class Asked(NamedTuple):
         """Raises ConfigError for options that do not go together."""
         from ffnlab.errors import ConfigError
 
-        if (bool(self.text), bool(self.images), bool(self.records)).count(True) > 1:
-            raise ConfigError("--text, --images and --records exclude each other")
+        if sum(map(bool, (self.text, self.images, self.records, self.graph))) > 1:
+            raise ConfigError("--text, --images, --records and --graph exclude each other")
         if self.size and not (self.images and len(self.size) == 2 and min(self.size) > 0):
             raise ConfigError(f"size={list(self.size)} must be height and width of --images")
 
@@ -123,9 +135,12 @@ def given(name: str, model: Any, place: Path | None) -> dict[str, object]:
       ConfigError: it wants a rule or a loss, and backpropagation does not train such models.
     """
     from ffnlab.analysis import METHODS
+    from ffnlab.cli.inputs.reading import by_name
+    from ffnlab.data import Labelled
     from ffnlab.errors import ConfigError
     from ffnlab.formats.kinds import KINDS, check_kind, kind_of
     from ffnlab.learning import backprop, labelled, next_token
+    from ffnlab.losses import masked
 
     takes = METHODS.takes(name)
     if not takes:
@@ -137,20 +152,17 @@ def given(name: str, model: Any, place: Path | None) -> dict[str, object]:
             f"probe {name!r} takes a step of backpropagation, which this command gives models of "
             f"kind {', '.join(map(repr, STEPS))}, not {kind!r}; Python gives it any rule and loss"
         )
-    loss = next_token if KINDS[kind].reads == "tokens" else labelled
-    ours = {
-        "rule": lambda: backprop(loss),
-        "loss": lambda: loss,
-        "fn": lambda: lambda model, batch: KINDS[kind].call(model, inputs_of(batch)),
-    }
+    reads = KINDS[kind].reads
+    loss = {"tokens": next_token, "graphs": by_name(masked)}.get(reads, labelled)
+
+    def called(model: Any, batch: Any) -> Any:
+        """The model on a batch, with or without classes."""
+        if reads == "graphs":
+            return model(**batch[0])
+        return KINDS[kind].call(model, batch.x if isinstance(batch, Labelled) else batch)
+
+    ours = {"rule": lambda: backprop(loss), "loss": lambda: loss, "fn": lambda: called}
     return {parameter: ours[parameter]() for parameter in takes}
-
-
-def inputs_of(batch: Any) -> Any:
-    """What the model is called with, of a batch with or without classes."""
-    from ffnlab.data import Labelled
-
-    return batch.x if isinstance(batch, Labelled) else batch
 
 
 def shown(model: Any, place: Path | None, asked: Asked) -> tuple[Sequence, dict[str, object]]:
@@ -166,17 +178,32 @@ def shown(model: Any, place: Path | None, asked: Asked) -> tuple[Sequence, dict[
     check_kind(type(model), tuple(KINDS), place)
     kind = kind_of(model) or ""
     reads = KINDS[kind].reads
-    if reads in ("graphs", "frames"):
+    if reads == "frames":
         raise ConfigError(
             f"a model of kind {kind!r} reads {reads}, which no option gives; a probe that looks at "
             "the model alone takes it, and any does in Python"
         )
-    is_text, name = reads == "tokens", asked.images or asked.records
-    if is_text and name:
-        raise ConfigError(f"a model of kind {kind!r} reads text: --text, not {name!r}")
-    if not is_text and not name:
-        raise ConfigError(f"a model of kind {kind!r} reads {reads}: give --images or --records")
-    return windows(model, place, asked) if is_text else pairs(model, asked)
+    given = {name for name in ("text", "images", "records", "graph") if getattr(asked, name)}
+    takes = OPTIONS.get(reads, ("images", "records"))
+    if given - set(takes) or not (given or reads == "tokens"):
+        ways = " or ".join(f"--{name}" for name in takes)
+        said = "".join(f", not --{name}" for name in given)
+        raise ConfigError(f"a model of kind {kind!r} reads {reads}: give {ways}{said}")
+    ways = {"tokens": lambda: windows(model, place, asked), "graphs": lambda: nodes(model, asked)}
+    return ways.get(reads, lambda: pairs(model, asked))()
+
+
+def nodes(model: Any, asked: Asked) -> tuple[Sequence, dict[str, object]]:
+    """A graph with the classes of the nodes that are learned from: one batch."""
+    import jax
+    import jax.numpy as jnp
+
+    from ffnlab.cli.inputs.data_kinds import GraphConfig
+    from ffnlab.cli.inputs.nodes import node_batch, node_data
+
+    found = node_data(GraphConfig(graph=asked.graph), model.config)
+    batch = jax.tree.map(jnp.asarray, node_batch(found.nodes))
+    return [batch], {"data": dict(found.identity)}
 
 
 def windows(model: Any, place: Path | None, asked: Asked) -> tuple[Sequence, dict[str, object]]:

@@ -39,7 +39,8 @@ class Own(NamedTuple):
 OWN: Mapping[str, Own] = MappingProxyType(
     {
         "backprop": Own(
-            "ffnlab.learning.backprop:backprop", ("decoder", "encoder", "mlp", "convnet", "graph")
+            "ffnlab.learning.backprop:backprop",
+            ("decoder", "encoder", "vit", "resnet", "mlp", "convnet", "graph"),
         ),
         "counter_current": Own(
             "ffnlab.cli.rules:by_counter_current", ("mlp", "convnet", "autoencoder")

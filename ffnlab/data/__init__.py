@@ -16,8 +16,12 @@ from ffnlab.data.folders import find_folder, folder
 from ffnlab.data.graphs import LabelledNodes, block_model, cora
 from ffnlab.data.images.arrays import Images, as_images
 from ffnlab.data.images.augment import crop, erase, flip
+from ffnlab.data.images.colour import colour_jitter
 from ffnlab.data.images.files import ImageFolder, read_idx
+from ffnlab.data.images.mixing import cutmix, mixup
 from ffnlab.data.images.mnist import mnist, mnist_folder
+from ffnlab.data.images.randaugment import rand_augment
+from ffnlab.data.interleaved import CaptionedDigits, RuleSegments, captioned
 from ffnlab.data.sound_rows import asked, sound_rows
 from ffnlab.data.speech import Recording, SpokenDigits, fsdd, log_mel, read_wav, resampled
 from ffnlab.data.tasks import permuted, split
@@ -58,6 +62,7 @@ from ffnlab.data.vowels import Vowels, vowels
 __all__ = [
     "Answer",
     "ArrayBatches",
+    "CaptionedDigits",
     "FeatureCache",
     "HeldOut",
     "ImageFolder",
@@ -74,6 +79,7 @@ __all__ = [
     "Question",
     "RecordBatches",
     "Recording",
+    "RuleSegments",
     "SpanLayout",
     "SpanWindows",
     "SpokenDigits",
@@ -86,10 +92,13 @@ __all__ = [
     "answers_of",
     "as_images",
     "asked",
+    "captioned",
     "block_model",
     "by_article",
+    "colour_jitter",
     "cora",
     "crop",
+    "cutmix",
     "digits",
     "eda",
     "erase",
@@ -103,12 +112,14 @@ __all__ = [
     "log_mel",
     "masked_windows",
     "masking_of",
+    "mixup",
     "mnist",
     "mnist_folder",
     "moons",
     "nearest_words",
     "on_photographs",
     "permuted",
+    "rand_augment",
     "read_idx",
     "read_svmlight",
     "read_text",

@@ -11,6 +11,7 @@ from ffnlab.formats.huggingface.sidecar import ignored_by_others
 from ffnlab.formats.kinds import KINDS, Kind
 from ffnlab.formats.opening import load, save
 from ffnlab.formats.peft import load_adapter, save_adapter
+from ffnlab.formats.resnet_npz import load_resnet
 from ffnlab.formats.tokenizer.tokenizer import Tokenizer
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "is_packable",
     "load",
     "load_adapter",
+    "load_resnet",
     "open_model",
     "save",
     "save_adapter",

@@ -7,11 +7,12 @@ from pathlib import Path
 from ffnlab.formats.safetensors import MODEL_FILES
 from ffnlab.storage.files import StrPath
 
-__all__ = ["CONFIG_FILE", "NATIVE_FILE", "SIDECAR_FILE", "keep_others"]
+__all__ = ["CONFIG_FILE", "IMAGES_FILE", "NATIVE_FILE", "SIDECAR_FILE", "keep_others"]
 
 CONFIG_FILE = "config.json"
 SIDECAR_FILE = "ffnlab.json"
 NATIVE_FILE = "ffnlab_model.json"
+IMAGES_FILE = "preprocessor_config.json"  # of a network of images
 # Files that say what the model is, of either format: none of an earlier one is left.
 OF_MODELS = (CONFIG_FILE, SIDECAR_FILE, NATIVE_FILE)
 

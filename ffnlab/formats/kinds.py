@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from ffnlab.errors import ConfigError, FormatError, first_line
 from ffnlab.formats.directory import CONFIG_FILE, NATIVE_FILE, SIDECAR_FILE
-from ffnlab.formats.huggingface import audio_families, encoder_families
+from ffnlab.formats.huggingface import audio_families, encoder_families, vit_families
 from ffnlab.formats.huggingface.families import FAMILIES
 from ffnlab.graph import Graph
 from ffnlab.layers import MLP
@@ -35,6 +35,10 @@ from ffnlab.models import (
     MLPConfig,
     NoPropConfig,
     NoPropNet,
+    ResNet,
+    ResNetConfig,
+    ViT,
+    ViTConfig,
 )
 
 __all__ = ["KINDS", "Config", "Kind", "check_kind", "check_runs", "kind_of"]
@@ -104,6 +108,11 @@ def image(model: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, side, side, model.sizes[0]), jnp.float32)
 
 
+def whole_image(model: ViT | ResNet) -> jax.ShapeDtypeStruct:
+    """One image of the size that the configuration says."""
+    return jax.ShapeDtypeStruct((1, *model.config.image, model.config.channels), jnp.float32)
+
+
 def on_one_node(model: GraphNetwork, x: Any) -> Any:
     """The network on a graph of one node that is its own neighbour."""
     with jax.ensure_compile_time_eval():  # a graph checks its indices, which may not be traced
@@ -149,6 +158,17 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             families=audio_families.FAMILIES,
             files=(NATIVE_FILE, CONFIG_FILE, SIDECAR_FILE),
         ),
+        "vit": Kind(
+            ViTConfig,
+            ViT,
+            ViT,
+            "images",
+            whole_image,
+            lambda c: c.classes,
+            families=vit_families.FAMILIES,
+            files=(NATIVE_FILE, CONFIG_FILE, SIDECAR_FILE),
+        ),
+        "resnet": Kind(ResNetConfig, ResNet, ResNet, "images", whole_image, lambda c: c.classes),
         "mlp": Kind(MLPConfig, MLP, MLPConfig.make, "rows", row, lambda c: c.sizes[-1]),
         "convnet": Kind(
             ConvNetConfig, ConvNet, ConvNetConfig.make, "images", image, lambda c: c.classes

@@ -12,7 +12,7 @@ from ffnlab.errors import ConfigError, FormatError
 from ffnlab.formats.directory import CONFIG_FILE
 from ffnlab.formats.huggingface import load as huggingface_load
 from ffnlab.formats.huggingface import save as huggingface_save
-from ffnlab.formats.huggingface.dialects import read_config, write_config
+from ffnlab.formats.huggingface.dialects import read_beside, read_config, write_config
 from ffnlab.formats.kinds import KINDS, check_kind, kind_of
 from ffnlab.formats.native import read, write
 from ffnlab.formats.stream import Placement
@@ -39,7 +39,8 @@ def load(
     """Loads a model directory: one of our native format, else a Hugging Face one.
 
     The latter holds a Decoder (Llama, Mistral, Mixtral, Qwen 2/3 and 3 MoE, Gemma 2/3 (text),
-    Phi-3), an Encoder (BERT, MiniLM, DistilBERT) or an AudioEncoder (Whisper's encoder).
+    Phi-3), an Encoder (BERT, MiniLM, DistilBERT), an AudioEncoder (Whisper's encoder) or a ViT
+    (ViT, DeiT; what their preprocessor_config.json says of images is honoured).
 
     Args:
       directory: with ffnlab_model.json, else with config.json and an `ffnlab.json` that is
@@ -93,8 +94,8 @@ def save(
     (a tokenizer, notes) are kept.
 
     Args:
-      model: a Decoder, an Encoder or an AudioEncoder, its blocks in a list or stacked; with format
-        "ffnlab" any tree of the modules, weights and configurations that ffnlab exports.
+      model: a Decoder, an Encoder, an AudioEncoder or a ViT, its blocks in a list or stacked; with
+        format "ffnlab" any tree of the modules, weights and configurations that ffnlab exports.
       directory: where to.
       dtype: of the dense tensors, float32, bfloat16 or float16; see the two formats for None.
       max_shard_bytes: size above which the tensors are split over several files.
@@ -190,7 +191,7 @@ def config_of(directory: StrPath, kinds: tuple[str, ...] = ("decoder",)) -> Any:
         return read.root_config(directory)
     file = inside(directory, CONFIG_FILE)
     check_kind(KINDS[huggingface_kind(directory)].model, kinds, directory)
-    return read_config(read_json(file), where=str(file))
+    return read_beside(read_config(read_json(file), where=str(file)), directory)
 
 
 @contextlib.contextmanager

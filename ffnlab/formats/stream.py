@@ -37,7 +37,9 @@ class Stored:
       first: its first row (axis 0 of the stored tensor).
       shape: logical shape, [in, out] for a matrix.
       transposed: stored as [out, in]; `first` counts in `out`.
-      taps: of a convolution's kernel, stored as [out, in, taps] and transposed; 0 for no kernel.
+      taps: of a convolution's kernel, stored as [out, in, *kernel] and transposed, all together; 0
+        for no kernel.
+      leading: axes of length 1 that are stored before these.
     """
 
     info: TensorInfo
@@ -45,6 +47,7 @@ class Stored:
     shape: tuple[int, ...]
     transposed: bool
     taps: int = 0
+    leading: int = 0
 
 
 @dataclass(frozen=True)
@@ -128,19 +131,27 @@ def _fill(
     """Reads a rectangle of a tensor in pieces, straight into an array of its shape."""
     rows = spans[-1] if stored.transposed else spans[0]
     columns = spans[0] if stored.transposed else spans[-1]
-    per_row = math.prod(stored.info.shape[1:]) * stored.info.dtype.itemsize
+    per_row = math.prod(stored.info.shape[1 + stored.leading :]) * stored.info.dtype.itemsize
     step = max(PIECE // max(per_row, 1) // TILE, 1) * TILE
     for start in range(*rows, step):
         stop = min(start + step, rows[1])
-        piece = checkpoint.read(stored.info.name, (stored.first + start, stored.first + stop))
+        piece = _rows(checkpoint, stored, stored.first + start, stored.first + stop)
         with np.errstate(over="ignore", invalid="ignore"):  # told below
             cast = piece.astype(out.dtype, copy=False)
         if check_finite and not is_finite(cast):
             what = f"numbers that {out.dtype} cannot hold" if is_finite(piece) else NOT_FINITE
             raise FormatError(f"{stored.info.file}: tensor {quoted(stored.info.name)} holds {what}")
-        if stored.taps:  # [out, in, taps] as [out, taps * in], the order of our rows
-            cast = np.moveaxis(cast, 2, 1).reshape(len(cast), -1)
+        if stored.taps:  # [out, in, *kernel] as [out, taps * in], the order of our rows
+            cast = np.moveaxis(cast, 1, -1).reshape(len(cast), -1)
         _store(out, cast, start - rows[0], columns, stored)
+
+
+def _rows(checkpoint: Checkpoint, stored: Stored, start: int, stop: int) -> np.ndarray:
+    """Rows of a tensor; one with leading axes is read whole."""
+    name = stored.info.name
+    if not stored.leading:
+        return checkpoint.read(name, (start, stop))
+    return checkpoint.read(name).reshape(stored.info.shape[stored.leading :])[start:stop]
 
 
 def equal(checkpoint: Checkpoint, one: str, other: str) -> bool:

@@ -13,17 +13,27 @@ from ffnlab.layers.block import Block, Join
 from ffnlab.layers.context import Context, LayerInputs, LayerOutputs, Memory, TokenFacts
 from ffnlab.layers.conv import Conv
 from ffnlab.layers.dropout import dropout
+from ffnlab.layers.eff_layer import EffLayer
 from ffnlab.layers.feed_forward.choice import ByChoice
 from ffnlab.layers.feed_forward.ffn import FFN, GatedFFN, JoinedGatedFFN, SparseGatedFFN
+from ffnlab.layers.feed_forward.idle import FoldedFFN, IdleFFN
 from ffnlab.layers.feed_forward.mlp import MLP
 from ffnlab.layers.feed_forward.moe import GroupedFFN, MoE, MoESpec
 from ffnlab.layers.folding import fold
 from ffnlab.layers.graph_conv import GAT, GCN, GraphSAGE
 from ffnlab.layers.grouped import GroupedLinear, GroupedNorm, Groups
 from ffnlab.layers.linear import Embedding, Linear
+from ffnlab.layers.modality import Blocks, EveryCopy, Modalities
 from ffnlab.layers.norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm, ScaleNorm
-from ffnlab.layers.pooling import avg_pool, global_avg_pool, global_max_pool, max_pool
+from ffnlab.layers.pooling import (
+    avg_pool,
+    global_avg_pool,
+    global_max_pool,
+    max_pool,
+    shifted_max_pool,
+)
 from ffnlab.layers.recurrent import CELLS, Recurrent
+from ffnlab.layers.residual import ConvNorm, Residual, Spatial
 from ffnlab.layers.routed_linear import RoutedLinear
 from ffnlab.layers.routers import Routing
 from ffnlab.layers.stacking import Statistic
@@ -39,11 +49,16 @@ __all__ = [
     "AttentionSpec",
     "BatchNorm",
     "Block",
+    "Blocks",
     "ByChoice",
     "Context",
     "Conv",
+    "ConvNorm",
+    "EffLayer",
     "Embedding",
+    "EveryCopy",
     "FixedAffine",
+    "FoldedFFN",
     "GatedFFN",
     "GraphSAGE",
     "GroupNorm",
@@ -51,6 +66,7 @@ __all__ = [
     "GroupedLinear",
     "GroupedNorm",
     "Groups",
+    "IdleFFN",
     "InstanceNorm",
     "Join",
     "JoinedGatedFFN",
@@ -61,15 +77,18 @@ __all__ = [
     "Memory",
     "MoE",
     "MoESpec",
+    "Modalities",
     "Moments",
     "PReLU",
     "RMSNorm",
     "Recurrent",
+    "Residual",
     "Rope",
     "RoutedLinear",
     "Routing",
     "ScaleNorm",
     "SparseGatedFFN",
+    "Spatial",
     "Statistic",
     "TokenFacts",
     "avg_pool",
@@ -79,4 +98,5 @@ __all__ = [
     "global_max_pool",
     "max_pool",
     "measured",
+    "shifted_max_pool",
 ]

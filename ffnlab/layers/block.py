@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from ffnlab.errors import ConfigError
 from ffnlab.layers.context import Context, LayerInputs, LayerOutputs
 from ffnlab.layers.logical import constrain
+from ffnlab.layers.modality import through
 from ffnlab.weights import kv
 
 __all__ = ["Block", "Join"]
@@ -41,10 +42,11 @@ class Join:
 class Block(nnx.Module):
     """Sublayers one after the other: h + attn(norm(h)), then h + ffn(norm(h)), unless told else.
 
-    A sublayer of None is removed: it adds nothing, as if its gate were 0. Three kinds are known by
+    A sublayer of None is removed: it adds nothing, as if its gate were 0. Kinds are known by
     a class attribute: one that has `mixes` is called as `f(x, context, cache)` and gives (y,
     cache), one that has `informed` as `f(x, context, inputs)` and gives (y, report), any other as
-    `f(x)`.
+    `f(x)`. Of a sublayer or norm that has `by_group` there is a copy for each modality, which
+    tokens go through by `ffnlab.layers.modality.through`.
 
     Attributes:
       attn_norm, ffn_norm: norm of each sublayer, or None.
@@ -118,7 +120,7 @@ class Block(nnx.Module):
           branches: also return what each sublayer added.
         """
         inputs = LayerInputs() if inputs is None else inputs
-        reports, added = {}, []
+        reports, added, tokens = {}, [], context.tokens
         for i, (name, join) in enumerate(zip(self.slots, self.joins, strict=True)):
             gate = None if inputs.gates is None else inputs.gates[i]
             if getattr(self, name) is None:
@@ -131,7 +133,7 @@ class Block(nnx.Module):
                 y = y if gate is None else y * gate.astype(y.dtype)
                 h = h + y if join.residual else y
             norm = getattr(self, f"{name}_norm")
-            h = norm(h) if join.norm == "after" and norm is not None else h
+            h = through(norm, h, tokens) if join.norm == "after" and norm is not None else h
             added.append(y)
         outputs = LayerOutputs(reports, jnp.stack(added) if branches else None)
         return constrain(h, ("batch", "length", "embed")), cache, outputs
@@ -148,15 +150,16 @@ class Block(nnx.Module):
         """What one sublayer makes of the stream, before scale and gate; the cache; its report."""
         sublayer, norm = getattr(self, name), getattr(self, f"{name}_norm")
         post, report = getattr(self, f"post_{name}_norm", None), None
-        x = norm(h) if join.norm == "before" and norm is not None else h
+        tokens = context.tokens
+        x = through(norm, h, tokens) if join.norm == "before" and norm is not None else h
         if getattr(sublayer, "mixes", False):
             y, cache = sublayer(x, context, cache)
         elif getattr(sublayer, "informed", False):
             y, report = sublayer(x, context, inputs)
         else:
-            y = sublayer(x)
-        y = norm(y) if join.norm == "output" and norm is not None else y
-        return (y if post is None else post(y)), cache, report
+            y = through(sublayer, x, tokens)
+        y = through(norm, y, tokens) if join.norm == "output" and norm is not None else y
+        return (y if post is None else through(post, y, tokens)), cache, report
 
     def with_slot(
         self,

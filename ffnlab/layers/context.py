@@ -24,11 +24,15 @@ class TokenFacts(NamedTuple):
       modality: [b, t] int, the kind of each token (0: text), or None.
       valid: [b, t] bool, False for padding; None where all are tokens.
       key: [] random key of this forward pass, or None where nothing is drawn.
+      order: how tokens get to the copy of a module for their modality
+        (`ffnlab.layers.modality`): the `Groups` of them, computed once, or a way that is told;
+        None where each module sorts for itself.
     """
 
     modality: Int[Array, "b t"] | None = None
     valid: Bool[Array, "b t"] | None = None
     key: Key[Array, ""] | None = None
+    order: PyTree[Any] | None = None
 
 
 class Memory(NamedTuple):

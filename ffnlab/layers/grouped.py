@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from ffnlab.errors import ConfigError
 from ffnlab.layers.linear import Map, drawn
 from ffnlab.layers.stacking import stack_modules, with_axes
-from ffnlab.weights import Dense
+from ffnlab.weights import Dense, cost
 
 __all__ = ["GroupedLinear", "GroupedNorm", "Groups", "back", "group", "take"]
 
@@ -104,6 +104,8 @@ class GroupedLinear(Map):
       b: Param holding [e, out], or None.
     """
 
+    by_group = True  # beside rows it takes their groups; a block gives it the modalities
+
     def __init__(
         self,
         groups: int,
@@ -149,6 +151,10 @@ class GroupedLinear(Map):
         )
         return y + b
 
+    def flops_per_token(self, share: None) -> float:
+        """Operations of a row, by the matrix of its group (`ffnlab.models.account`)."""
+        return float(cost.flops(self.weight))
+
 
 class GroupedNorm(nnx.Module):
     """A norm for each group, of rows sorted by group.
@@ -156,6 +162,8 @@ class GroupedNorm(nnx.Module):
     Attributes:
       norms: one norm whose parameters have an axis of groups before their own.
     """
+
+    by_group = True
 
     def __init__(self, norms: Sequence[nnx.Module], *, group_axis: str = "expert"):
         """Puts alike norms on one axis.
@@ -168,9 +176,24 @@ class GroupedNorm(nnx.Module):
         stacked = stack_modules(list(norms))
         self.norms = with_axes(stacked, lambda axes: (group_axis, *axes[1:]))
 
+    @property
+    def groups(self) -> int:
+        """How many norms there are (e)."""
+        return jax.tree.leaves(self.norms)[0].shape[0]
+
     def __call__(self, x: Float[Array, "m d"], groups: Groups) -> Float[Array, "m d"]:
         """Each row by its group's norm; rows of no group as they are."""
-        last = len(groups.sizes) - 1
-        own = jax.tree.map(lambda leaf: leaf[jnp.minimum(groups.ids, last)], self.norms)
-        y = jax.vmap(lambda norm, row: norm(row))(own, x)
-        return jnp.where((groups.ids <= last)[:, None], y, x)
+        return self.each(x, groups.ids)
+
+    def each(self, x: Float[Array, "*b d"], ids: Int[Array, "..."]) -> Float[Array, "*b d"]:
+        """`__call__` of rows in any order.
+
+        Args:
+          x: rows.
+          ids: group of each, [*b] or the first axes of it.
+        """
+        ids, y = ids.reshape(*ids.shape, *(1,) * (x.ndim - ids.ndim)), x
+        for i in range(self.groups):  # elementwise work: less than to look up gains by row
+            own = jax.tree.map(lambda leaf, i=i: leaf[i], self.norms)
+            y = jnp.where(ids == i, own(x), y)
+        return y

@@ -55,7 +55,8 @@ class Map(nnx.Module):
         new = jax.tree.map(lambda leaf: leaf, self)
         new.w = nnx.Param(weight, axes=self.w.axes)
         if bias is not None:
-            new.b = nnx.data(nnx.Param(bias, axes=self.w.axes[1:]))
+            axes = self.w.axes[1:] if self.b is None else self.b.axes
+            new.b = nnx.data(nnx.Param(bias, axes=axes))
         return new
 
 
@@ -98,6 +99,20 @@ class Linear(Map):
             raise ConfigError(f"scale={scale} and init both say how w is drawn; give one of them")
         self.w = nnx.Param(Dense(drawn(init, key, (d_in, d_out), dtype)), axes=axes)
         self.b = nnx.data(nnx.Param(jnp.zeros((d_out,), dtype), axes=axes[1:]) if bias else None)
+
+    @classmethod
+    def of(cls, weight: Weight, bias: Array | None = None, *, axes: tuple[str, str]) -> "Linear":
+        """The map of a ready weight.
+
+        Args:
+          weight: [in, out].
+          bias: [out], or None.
+          axes: logical names of both.
+        """
+        new = jax.eval_shape(lambda: cls(1, 1, key=jax.random.key(0), axes=axes))
+        new.w = nnx.Param(weight, axes=axes)
+        new.b = nnx.data(None if bias is None else nnx.Param(bias, axes=axes[1:]))
+        return new
 
     def __call__(self, x: Float[Array, "*b in"]) -> Float[Array, "*b out"]:
         y = self.weight.matmul(x)

@@ -51,7 +51,12 @@ def unstack_modules(stacked: M, n: int) -> list[M]:
     return [jax.tree.map(lambda leaf, i=i: leaf[i], alone) for i in range(n)]
 
 
-def with_axes(module: M, change: Callable[[tuple[str, ...]], tuple[str, ...]]) -> M:
+def of_one(axes: tuple[str | None, ...]) -> tuple[str | None, ...]:
+    """The axes of one module's variable, of those that its stack has."""
+    return axes[1:] if axes[:1] == ("layers",) else axes
+
+
+def with_axes(module: M, change: Callable[[tuple[str | None, ...]], tuple[str | None, ...]]) -> M:
     """A copy of a module whose variables with logical axes carry others."""
 
     def is_named(node: object) -> bool:
@@ -111,5 +116,9 @@ def run_stack(
     >>> run_stack(jnp.arange(3.0), jnp.float32(1), lambda m, c, x: (c + m, c))
     (Array(4., dtype=float32), Array([1., 1., 2.], dtype=float32))
     """
-    body = rematerialized(lambda module, carry, x: call(module, carry, x), remat)
+
+    def one(module: PyTree, carry: C, x: PyTree) -> tuple[C, Any]:
+        return call(with_axes(module, of_one), carry, x)
+
+    body = rematerialized(one, remat)
     return jax.lax.scan(lambda c, m: body(m[0], c, m[1]), carry, (stacked, xs), length=length)

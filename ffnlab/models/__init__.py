@@ -29,7 +29,10 @@ from ffnlab.models.noprop_net import Denoiser, NoPropConfig, NoPropNet
 from ffnlab.models.norms import population_norms
 from ffnlab.models.remat import remat
 from ffnlab.models.remove import remove, removed
-from ffnlab.models.stack import Stacked, stack, unstack
+from ffnlab.models.resnet import ResNet, ResNetConfig, resnet50
+from ffnlab.models.stack import Shared, Stacked, stack, unstack
+from ffnlab.models.vit import ViT, resized
+from ffnlab.models.vit_config import ImageInput, ViTConfig
 
 # Name -> "module:name". Nothing inside ffnlab uses these: they stand on higher floors.
 ABOVE = MappingProxyType(
@@ -65,17 +68,25 @@ __all__ = [
     "EncoderConfig",
     "GraphNetwork",
     "GraphNetworkConfig",
+    "ImageInput",
     "LearnedSchedule",
     "MLPConfig",
     "MaskedTransform",
     "NoPropConfig",
     "NoPropNet",
     "Repeated",
+    "ResNet",
+    "ResNetConfig",
+    "Shared",
     "Stacked",
+    "ViT",
+    "ViTConfig",
     "population_norms",
     "remat",
     "remove",
     "removed",
+    "resized",
+    "resnet50",
     "sentence_vectors",
     "stack",
     "unstack",

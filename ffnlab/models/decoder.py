@@ -26,6 +26,7 @@ from ffnlab.layers import (
     LayerInputs,
     LayerOutputs,
     Linear,
+    Modalities,
     MoE,
     RMSNorm,
     TokenFacts,
@@ -69,11 +70,15 @@ class Decoder(nnx.Module):
       head: Linear [width, vocab], or None where the embedding is the head (one Param read twice).
       connectors: nnx.List of `MLP`, from the features of sound to the residual stream, of a config
         with `audio`; None of others.
+      modalities: Modalities, of a decoder with copies of its modules for each
+        (`ffnlab.routing.mixture_of_transformers`); None of others.
       config: DecoderConfig (static).
       remat: what blocks keep for a backward pass, see `ffnlab.models.remat` (static).
     """
 
-    connectors: nnx.List | None = None  # set only where there are any, as older files know none
+    # Set only where there are any, as older files know none.
+    connectors: nnx.List | None = None
+    modalities: Modalities | None = None
 
     def __init__(self, config: DecoderConfig, *, key: Array, dtype: DTypeLike = jnp.float32):
         """Draws random weights; residual outputs are scaled down by sqrt(2 * layers)."""
@@ -147,7 +152,7 @@ class Decoder(nnx.Module):
           tokens, positions, segments, inputs: see `__call__`.
           embeddings: instead of tokens, what would stand for them (see `embed_tokens`), [b, t, d].
           facts: of each token, for layers that treat tokens differently; padding of `segments` is
-            not valid unless they say otherwise.
+            not valid unless they say otherwise, and a modality is that of the token's id.
           branches: also return what each sublayer added to the stream.
         Returns:
           (h [b, t, d], outputs with a leading axis of layers).
@@ -166,6 +171,7 @@ class Decoder(nnx.Module):
         facts = TokenFacts() if facts is None else facts
         if segments is not None and facts.valid is None:
             facts = facts._replace(valid=segments > 0)
+        facts = facts if self.modalities is None else self.modalities.told(tokens, facts)
         context = Context(trunk.angles(self.layers, positions), masks, tokens=facts)
         h, _, outputs = trunk.run(
             self.layers, h, context, inputs=inputs, remat=self.remat, branches=branches
@@ -211,7 +217,7 @@ class Decoder(nnx.Module):
                 for block in self.layers.period
             )
         else:
-            layers = tuple(empty(block) for block in self.layers)
+            layers = tuple(empty(block) for block in period_of(self.layers))
         valid = jnp.zeros((batch, length), bool)
         return Cache(layers, jnp.int32(0), valid, jnp.zeros((batch,), jnp.int32))
 
@@ -247,7 +253,9 @@ class Decoder(nnx.Module):
             for spec in trunk.specs(self.layers)
         }
         angles = trunk.angles(self.layers, positions)
-        context = Context(angles, masks, cache.index, TokenFacts(valid=valid))
+        facts = TokenFacts(valid=valid)
+        facts = facts if self.modalities is None else self.modalities.told(tokens, facts)
+        context = Context(angles, masks, cache.index, facts)
         h, layers, _ = trunk.run(self.layers, h, context, caches=cache.layers)
         logits = self.logits(h[:, -1:] if last else h)
         new = Cache(layers, cache.index + t, filled, cache.positions + steps[:, -1])

@@ -14,7 +14,16 @@ from flax import nnx
 from ffnlab.errors import ConfigError
 from ffnlab.layers.stacking import stack_modules, unstack_modules
 
-__all__ = ["Stacked", "check_layered", "in_list", "layers_of", "period_of", "stack", "unstack"]
+__all__ = [
+    "Shared",
+    "Stacked",
+    "check_layered",
+    "in_list",
+    "layers_of",
+    "period_of",
+    "stack",
+    "unstack",
+]
 
 
 class Stacked(nnx.Module):
@@ -30,19 +39,50 @@ class Stacked(nnx.Module):
         self.repeats = repeats
 
 
+class Shared(nnx.Module):
+    """Layers of which several are one: layer i is the block of stage source[i], all its arrays.
+
+    Gradients of a stage are the sums over its layers. What rewrites single layers does not take
+    this form: `ffnlab.structure.expand` gives every layer a block of its own.
+
+    Attributes:
+      stages: nnx.List of blocks.
+      source: the stage of every layer (static).
+    """
+
+    def __init__(self, stages: Sequence[nnx.Module], source: Sequence[int]):
+        """Layers of ready stages.
+
+        Raises:
+          ConfigError: no layers, or a stage that is not there.
+        """
+        if not source or not set(source) <= set(range(len(stages))):
+            raise ConfigError(
+                f"source={tuple(source)}: one or more of the {len(stages)} stages are accepted"
+            )
+        self.stages = nnx.List(stages)
+        self.source = tuple(source)
+
+
 M = TypeVar("M")  # any model whose `layers` are an `nnx.List` of modules, or the same `Stacked`
 
 
 def check_layered(model: object) -> None:
     """Raises ConfigError unless a model has `layers`, in a list or stacked."""
+    if isinstance(getattr(model, "layers", None), Shared):
+        raise ConfigError(
+            f"layers of the {type(model).__name__} share blocks; structure.expand gives each one"
+        )
     if not isinstance(getattr(model, "layers", None), nnx.List | Stacked):
         raise ConfigError(
             f"model is a {type(model).__name__}; a Decoder or another model with layers is accepted"
         )
 
 
-def period_of(layers: Sequence[nnx.Module] | Stacked) -> list[nnx.Module]:
+def period_of(layers: Sequence[nnx.Module] | Stacked | Shared) -> list[nnx.Module]:
     """The layers in order; of a stack, those of one period."""
+    if isinstance(layers, Shared):
+        return [layers.stages[stage] for stage in layers.source]
     return list(layers.period if isinstance(layers, Stacked) else layers)
 
 

@@ -19,12 +19,12 @@ from ffnlab.layers.attention.attention import AttentionSpec
 from ffnlab.layers.attention.rope import Rope, tables
 from ffnlab.layers.context import Angles, Context, LayerInputs, LayerOutputs
 from ffnlab.layers.stacking import rematerialized, run_stack
-from ffnlab.models.stack import Stacked, period_of
+from ffnlab.models.stack import Shared, Stacked, period_of
 
 __all__ = ["angles", "check_given", "compute_dtype", "run", "self_attentions", "specs"]
 
 T = TypeVar("T")
-Layers = Sequence[nnx.Module] | Stacked
+Layers = Sequence[nnx.Module] | Stacked | Shared
 
 
 def run(
@@ -40,7 +40,7 @@ def run(
     """Runs all blocks.
 
     Args:
-      layers: `nnx.List` of n `Block`s, or the same `Stacked`.
+      layers: `nnx.List` of n `Block`s, the same `Stacked`, or `Shared`.
       inputs: of all layers, every leaf [n, ...].
       caches: one cache per block; of a stack, one per block of its period, with a leading axis.
       remat: what blocks keep for a backward pass (`ffnlab.layers.stacking.rematerialized`); one

@@ -184,8 +184,7 @@ def keys(
 ) -> tuple[Float[Array, "b t kv D"], Float[Array, "b t kv D"]]:
     """Keys before RoPE (after their norm) and after it, without any post-RoPE scale."""
     spec = attention.spec
-    before = attention.k(x).reshape(*x.shape[:2], spec.kv_heads, spec.head_dim)
-    before = before if attention.k_norm is None else attention.k_norm(before)
+    before = attention.unrotated(x, context.tokens)
     cos, sin = context.angles[spec.rope]  # type: ignore[index]  # only of those that rotate
     return before, rotate(before, cos, sin)
 

@@ -5,21 +5,30 @@ in real arithmetic; the arrays keep their dtypes, so a bfloat16 block rounds onc
 not dense is read through `dense()`.
 """
 
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ffnlab.layers import Attention, GatedFFN, LayerNorm, Linear, RMSNorm, SparseGatedFFN
+from ffnlab.layers import (
+    Attention,
+    GatedFFN,
+    GroupedNorm,
+    LayerNorm,
+    RMSNorm,
+    SparseGatedFFN,
+)
+from ffnlab.layers.linear import Map
 from ffnlab.quantization.fireq_core import channel_scale
 from ffnlab.weights import Dense, SparseInput, Transposed, Weight
 
 M = TypeVar("M", bound=nnx.Module)
+L = TypeVar("L", bound=Map)
 Gated = GatedFFN | SparseGatedFFN
 Norm = RMSNorm | LayerNorm
-N = TypeVar("N", bound=RMSNorm | LayerNorm)
+N = TypeVar("N", bound=RMSNorm | LayerNorm | GroupedNorm)
 
 
 def changed(module: M, **parts: object) -> M:
@@ -31,12 +40,13 @@ def changed(module: M, **parts: object) -> M:
 
 
 def scaled_linear(
-    linear: Linear,
+    linear: L,
     *,
     rows: Float[Array, " in"] | None = None,
     columns: Float[Array, " out"] | None = None,
-) -> Linear:
-    """w[i, j] becomes rows[i] w[i, j] columns[j], and the bias b[j] columns[j]."""
+) -> L:
+    """w[i, j] becomes rows[i] w[i, j] columns[j], and the bias b[j] columns[j]; of a grouped map,
+    those of every group."""
     weight, bias = scaled_weight(linear.weight, rows, columns), linear.bias
     if bias is not None and columns is not None:
         bias = (bias.astype(jnp.float32) * columns).astype(bias.dtype)
@@ -57,7 +67,10 @@ def scaled_weight(weight: Weight, rows: Array | None, columns: Array | None) -> 
 
 
 def scaled_norm(norm: N, gain: Float[Array, " d"]) -> N:
-    """The norm whose output is gain times as large; knows norms that store scale - offset."""
+    """The norm whose output is gain times as large, each of a grouped one; knows norms that store
+    scale - offset."""
+    if isinstance(norm, GroupedNorm):
+        return changed(norm, norms=scaled_norm(cast(Norm, norm.norms), gain))
     scale, offset = norm.scale.get_value(), getattr(norm, "offset", 0.0)
     wide = (offset + scale.astype(jnp.float32)) * gain - offset
     parts = {"scale": nnx.Param(wide.astype(scale.dtype), axes=norm.scale.axes)}
@@ -68,7 +81,7 @@ def scaled_norm(norm: N, gain: Float[Array, " d"]) -> N:
     return changed(norm, **parts)
 
 
-def thresholds_input(*linears: Linear) -> bool:
+def thresholds_input(*linears: Map) -> bool:
     """Whether one of them drops small inputs: a scaled input would be cut elsewhere."""
     return any(isinstance(linear.weight, SparseInput) for linear in linears)
 

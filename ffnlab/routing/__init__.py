@@ -49,6 +49,7 @@ from ffnlab.routing.lora_mixer import (
     specialized,
 )
 from ffnlab.routing.maps import RoutingMap, maps
+from ffnlab.routing.mixture_of_transformers import modality_of, untie
 from ffnlab.routing.oracle import OracleReport, oracle, pattern_losses
 from ffnlab.routing.pal import Sounds
 from ffnlab.routing.robust_qa import evaluated, switch_head, top2_head
@@ -80,6 +81,7 @@ __all__ = [
     "lora_experts",
     "maps",
     "mixed",
+    "modality_of",
     "oracle",
     "pal",
     "pattern_losses",
@@ -97,6 +99,7 @@ __all__ = [
     "thinned",
     "top2_head",
     "unrouted",
+    "untie",
     "upcycle",
     "with_routers",
     "z_loss",

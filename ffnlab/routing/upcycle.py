@@ -9,12 +9,11 @@ import dataclasses
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
-from flax import nnx
 
 from ffnlab import tree
 from ffnlab.errors import ConfigError
-from ffnlab.layers import FFN, GatedFFN, GroupedFFN, GroupedLinear, Linear, MoE, MoESpec
+from ffnlab.layers import FFN, GatedFFN, Linear, MoE, MoESpec
+from ffnlab.layers.modality import grouped
 from ffnlab.models import Decoder
 from ffnlab.models.stack import in_list
 from ffnlab.transform import Transform
@@ -118,19 +117,5 @@ def mixture(ffn: FFN | GatedFFN, spec: MoESpec, key: jax.Array) -> MoE:
     dtype = ffn.up.weight.dtype
     moe = jax.eval_shape(lambda: MoE(width, spec, key=key, activation=ffn.activation))
     moe.router = Linear(width, spec.experts, key=key, axes=moe.router.w.axes, dtype=dtype)
-    experts: GroupedFFN = moe.experts
-    for name in ("gate", "up", "down"):
-        if getattr(experts, name) is not None:
-            setattr(experts, name, copies(getattr(ffn, name), spec.experts))
+    moe.experts = grouped([ffn] * spec.experts)
     return moe
-
-
-def copies(linear: Linear, groups: int) -> GroupedLinear:
-    """A grouped map of which every one is the same."""
-    repeat = lambda leaf: jnp.repeat(leaf[None], groups, axis=0)  # noqa: E731
-    axes = linear.w.axes
-    new = jax.eval_shape(lambda: GroupedLinear(1, 1, 1, key=jax.random.key(0), axes=axes))
-    new.w = nnx.Param(jax.tree.map(repeat, linear.weight), axes=("expert", *axes))
-    b = None if linear.b is None else nnx.Param(repeat(linear.bias), axes=("expert", axes[1]))
-    new.b = nnx.data(b)
-    return new

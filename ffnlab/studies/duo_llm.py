@@ -18,13 +18,23 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int
 
-from ffnlab import models, routing, transform
+from ffnlab import models, transform
 from ffnlab.data import TextBatches, stdlib_text
 from ffnlab.formats.embedded import embedded
 from ffnlab.learning import backprop, members
 from ffnlab.losses import next_token
 from ffnlab.models import Decoder, DecoderConfig
-from ffnlab.routing import BIG, ROUTERS, OracleReport
+from ffnlab.routing import (
+    BIG,
+    ROUTERS,
+    OracleReport,
+    budgeted,
+    duo,
+    oracle,
+    random_choices,
+    softened,
+    with_routers,
+)
 from ffnlab.rule import Rule
 from ffnlab.storage.files import StrPath
 from ffnlab.studies import STUDIES
@@ -123,7 +133,7 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
 def duo_of(config: DecoderConfig, seed: int) -> Decoder:
     """A stacked decoder with small FFNs, all of it drawn by one seed."""
     model = Decoder(config, key=jax.random.key(seed))
-    return models.stack(transform.apply(routing.duo(ratio=RATIO, seed=seed), model)[0])
+    return models.stack(transform.apply(duo(ratio=RATIO, seed=seed), model)[0])
 
 
 def trained(seeds: Sequence[int], text: bytes, steps: int) -> list[Decoder]:
@@ -136,7 +146,7 @@ def trained(seeds: Sequence[int], text: bytes, steps: int) -> list[Decoder]:
 def stage_1(steps: int, rate: float) -> Rule:
     """Backpropagation with a choice drawn for each token and layer."""
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
-    return backprop(routing.random_choices(), optimizer, informed=True)
+    return backprop(random_choices(), optimizer, informed=True)
 
 
 def batches_of(text: bytes, seed: int) -> TextBatches:
@@ -147,7 +157,7 @@ def batches_of(text: bytes, seed: int) -> TextBatches:
 def oracle_of(model: Decoder, held: Int[Array, "b t"], seed: int) -> OracleReport:
     """The oracle on held-out windows, eight at a time."""
     batches = [held[i : i + 8] for i in range(0, len(held), 8)]
-    found = routing.oracle()(model, batches, progress=False)
+    found = oracle()(model, batches, progress=False)
     assert isinstance(found, OracleReport)
     return OracleReport(found.losses, found.patterns, seed)
 
@@ -157,11 +167,11 @@ def routers(
 ) -> list[Routed]:
     """Stage 3 for each budget of 1 to L - 1 big branches, side by side, on a frozen model."""
     budgets = list(range(1, LAYERS))
-    ready, _ = transform.apply(routing.with_routers(seed=seed), model)
+    ready, _ = transform.apply(with_routers(seed=seed), model)
     joined = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(budgets)), ready)
 
     def stage_3(budget: float | Array) -> Rule:
-        loss = routing.budgeted(budget, alpha=ALPHA, temperatures=TEMPERATURES, steps=steps)
+        loss = budgeted(budget, alpha=ALPHA, temperatures=TEMPERATURES, steps=steps)
         optimizer = optax.adam(ROUTER_RATE)
         return backprop(loss, optimizer, trainable=ROUTERS, informed=True)
 
@@ -178,7 +188,7 @@ def hard(model: Decoder, held: Int[Array, "b t"], temperature: float) -> tuple[f
 
     @jax.jit
     def expected(model: Decoder, held: Array) -> Array:
-        soft = routing.softened(model, temperature)
+        soft = softened(model, temperature)
         _, outputs = soft.run(held[:, :-1])
         return outputs.reports["ffn"].scores[..., BIG].sum(0).mean()
 
@@ -187,7 +197,7 @@ def hard(model: Decoder, held: Int[Array, "b t"], temperature: float) -> tuple[f
 
 def small_beside_embedded(text: bytes, steps: int, seed: int) -> Decoder:
     """The embedded model with small FFNs beside its own, both trained on by random choices."""
-    model, _ = transform.apply(routing.duo(ratio=RATIO, seed=seed), embedded()[0])
+    model, _ = transform.apply(duo(ratio=RATIO, seed=seed), embedded()[0])
     rule = members(lambda: stage_1(steps, RATE / 3), 1)
     joined = jax.tree.map(lambda leaf: leaf[None].astype(jnp.float32), models.stack(model))
     return learned_members(rule, joined, batches_of(text, seed), steps, seed, 1)[0]

@@ -151,6 +151,19 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
                 ),
             ),
             Study(
+                "mixture-of-transformers",
+                "Mixture-of-Transformers",
+                "routing",
+                "a copy of FFN, projections and norms for each modality, and one attention: the "
+                "work of a token stays",
+                arxiv(
+                    "2411.04996",
+                    2024,
+                    "Mixture-of-Transformers: A Sparse and Scalable Architecture for Multi-Modal "
+                    "Foundation Models",
+                ),
+            ),
+            Study(
                 "lora-mixer",
                 "LoRA-Mixer",
                 "routing",
@@ -183,6 +196,37 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
                     "2204.09598",
                     2022,
                     "Build a Robust QA System with Transformer-based Mixture of Experts",
+                ),
+            ),
+            Study(
+                "pflayer",
+                "PfLayer",
+                "structure",
+                "a maximum over neighbours, which learns nothing, for convolutions and attention",
+                arxiv("2202.02777", 2022, "Learning Features with Parameter-Free Layers"),
+            ),
+            Study(
+                "learngene-sws",
+                "Learngene SWS",
+                "structure",
+                "layers that share their block within a stage, taught once, expanded to any depth",
+                arxiv(
+                    "2404.16897",
+                    2024,
+                    "Exploring Learngene via Stage-wise Weight Sharing for Initializing "
+                    "Variable-sized Models",
+                ),
+            ),
+            Study(
+                "repavit",
+                "RePaViT",
+                "structure",
+                "FFNs of which most channels idle while they train, folded into half the weights",
+                arxiv(
+                    "2505.21847",
+                    2025,
+                    "RePaViT: Scalable Vision Transformer Acceleration via Structural "
+                    "Reparameterization on Feedforward Network Layers",
                 ),
             ),
             Study(

@@ -7,8 +7,9 @@ import pytest
 
 from ffnlab.analysis import compiled_cost
 from ffnlab.errors import ConfigError
+from ffnlab.graph import Graph
 from ffnlab.layers import MLP
-from ffnlab.models import account
+from ffnlab.models import GraphNetworkConfig, account
 
 SIZES = (5, 7, 3)
 ROWS = [np.zeros((4, 5), np.float32), np.ones((2, 5), np.float32)]
@@ -60,6 +61,17 @@ def test_nothing_is_run(key):
 def test_batches_without_rows_or_of_two_kinds_are_refused(key, batches, said):
     with pytest.raises(ConfigError, match=f"probe 'compiled_cost': .*{said}"):
         compiled_cost()(MLP(SIZES, key=key), batches)
+
+
+def test_a_graph_is_one_row(key):
+    graph = Graph.make([0, 1, 1], [1, 2, 0], nodes=3)
+    batch = {"x": jnp.ones((3, 4)), "graph": graph}
+    model = GraphNetworkConfig((4, 2)).make(key=key)
+    probe = compiled_cost(lambda model, batch: model(**batch))
+    found = probe(model, [batch])
+    assert found.count == 1 and found.figures()["multiply_adds"] >= 3 * 4 * 2
+    with pytest.raises(ConfigError, match="a graph is one batch; here is another"):
+        probe(model, [batch, batch])
 
 
 def test_a_function_that_does_not_take_the_batch_is_named(key):

@@ -69,6 +69,16 @@ def test_a_duo_is_trained_by_its_own_loss_and_written_whole(write, tmp_path):
     assert resumed["steps"] == 3
 
 
+def test_copies_for_ids_learn_and_are_written(write, tmp_path):
+    head = '[[transform]]\nname = "untie"\nstarts = [110]\nparts = ["ffn", "norms"]\n'
+    run(read_training(write(head)), tmp_path / "out")
+    model = load(tmp_path / "out" / "model")
+    tokens = np.array([[97, 109, 110, 255]])
+    assert model.modalities(tokens).tolist() == [[0, 0, 1, 1]] and model.layers[0].ffn.groups == 2
+    up = np.asarray(model.layers[0].ffn.up.weight.dense())
+    assert not np.array_equal(up[0], up[1]), "tied at first, they learned from other tokens"
+
+
 def test_routers_alone_learn_after_going_on_from_a_directory(write, tmp_path):
     first = '[[transform]]\nname = "duo"\nratio = 4\n'
     run(read_training(write(first)), tmp_path / "duo")

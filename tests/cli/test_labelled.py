@@ -128,8 +128,8 @@ def test_a_run_on_a_mesh(tmp_path):
     ("change", "message"),
     [
         (
-            {"model": {"kind": "vit"}},
-            "model.kind='vit' is not one of 'decoder', 'encoder', 'audio', 'mlp', 'convnet'",
+            {"model": {"kind": "unet"}},
+            "model.kind='unet' is not one of 'decoder', 'encoder', 'audio', 'vit', 'resnet', 'mlp'",
         ),
         ({"model": {"kind": 3}}, "model.kind=3 is not one of"),
         (

@@ -10,17 +10,21 @@ import pytest
 from ffnlab import models
 from ffnlab.analysis import compiled_cost, gradient_alignment, weight_norms
 from ffnlab.cli.inputs.examples import examples, image_shape
+from ffnlab.cli.inputs.nodes import node_batch
+from ffnlab.cli.inputs.reading import by_name
 from ffnlab.cli.main import main
-from ffnlab.cli.probe import inputs_of
 from ffnlab.compress.text import calibration, file_text
-from ffnlab.data import Labelled, digits
+from ffnlab.data import Labelled, cora, digits
 from ffnlab.errors import ConfigError
 from ffnlab.formats import KINDS, Tokenizer
 from ffnlab.formats import safetensors as st
+from ffnlab.graph import with_self_loops
 from ffnlab.layers import MLP
 from ffnlab.learning import backprop, labelled
+from ffnlab.losses import masked
 from ffnlab.recipes import Calibration
 from tests.compress.conftest import WORDS
+from tests.data.test_graphs import SMALL
 
 ENCODER = models.EncoderConfig(
     256, 16, 24, 1, 4, 4, max_positions=32, head="classes", classes=3, pooler="tanh"
@@ -28,6 +32,8 @@ ENCODER = models.EncoderConfig(
 CONFIGS = {
     "encoder": ENCODER,
     "audio": models.AudioEncoderConfig(4, 8, 8, 1, 2, max_positions=3),
+    "vit": models.ViTConfig((8, 8), 4, 8, 8, 1, 2, channels=1, classes=10, pool="mean"),
+    "resnet": models.ResNetConfig((1, 1), (2, 3), 10, channels=1, image=(8, 8)),
     "mlp": models.MLPConfig((64, 5, 10)),
     "convnet": models.ConvNetConfig((1, 2, 3, 4), 10),
     "autoencoder": models.AutoencoderConfig((1, 3)),
@@ -72,7 +78,7 @@ def test_the_model_alone_is_looked_at_whatever_it_reads(saved, tmp_path, kind):
     assert found == as_read(weight_norms()(models.load(saved / kind)))
 
 
-@pytest.mark.parametrize("kind", ["mlp", "convnet"])
+@pytest.mark.parametrize("kind", ["mlp", "convnet", "vit", "resnet"])
 def test_a_classifier_is_shown_pairs_evenly_spaced(saved, tmp_path, kind):
     options = ["--images", "digits", "--samples", "26", "--batch", "6"]
     found = probed(saved, tmp_path, "gradient_alignment", kind, *options)
@@ -133,7 +139,24 @@ def test_an_encoder_is_shown_text(saved, tmp_path):
     assert found["figures"] == as_read(expected)["figures"]
 
 
+def test_a_network_on_graphs_is_shown_a_graph(saved, tmp_path):
+    np.savez(tmp_path / "small.npz", **SMALL)
+    options = ["--graph", str(tmp_path / "small.npz")]
+    model, nodes = models.load(saved / "graph"), cora(tmp_path / "small.npz")
+    batch = node_batch(nodes._replace(graph=with_self_loops(nodes.graph)))
+    loss = by_name(masked)
+    found = probed(saved, tmp_path, "gradient_alignment", "graph", *options)
+    about = found["about"]["data"]
+    assert (about["graph"], about["train"], about["held_out"]) == (options[1], 1, 2)
+    expected = gradient_alignment(backprop(loss), loss)(model, [batch])
+    assert found["figures"] == pytest.approx(as_read(expected)["figures"], abs=1e-5)
+    found = probed(saved, tmp_path, "compiled_cost", "graph", *options)
+    expected = compiled_cost(lambda model, batch: model(**batch[0]))(model, [batch])
+    assert found["figures"] == as_read(expected)["figures"]
+
+
 IMAGES = ["--images", "digits"]
+EXCLUDE = "--text, --images, --records and --graph exclude each other"
 
 
 @pytest.mark.parametrize(
@@ -141,10 +164,15 @@ IMAGES = ["--images", "digits"]
     [
         ("mlp", [], "'mlp' reads rows: give --images or --records"),
         ("autoencoder", [], "'autoencoder' reads images: give --images or --records"),
-        ("encoder", IMAGES, "'encoder' reads text: --text, not 'digits'"),
-        ("graph", IMAGES, "'graph' reads graphs, which no option gives"),
-        ("mlp", [*IMAGES, "--records", "x"], "--text, --images and --records exclude each other"),
-        ("mlp", [*IMAGES, "--text", "x"], "--text, --images and --records exclude each other"),
+        ("encoder", IMAGES, "'encoder' reads tokens: give --text, not --images"),
+        ("graph", IMAGES, "'graph' reads graphs: give --graph, not --images"),
+        ("graph", [], "'graph' reads graphs: give --graph"),
+        ("graph", ["--graph", "nowhere.npz"], "nowhere.npz"),
+        ("audio", IMAGES, "'audio' reads frames, which no option gives"),
+        ("mlp", ["--graph", "cora"], "'mlp' reads rows: give --images or --records, not --graph"),
+        ("mlp", [*IMAGES, "--records", "x"], EXCLUDE),
+        ("mlp", [*IMAGES, "--text", "x"], EXCLUDE),
+        ("graph", ["--graph", "x", "--text", "x"], EXCLUDE),
         ("mlp", ["--size", "8", "8"], "size=[8, 8] must be height and width of --images"),
         ("mlp", [*IMAGES, "--size", "8"], "size=[8] must be height and width of --images"),
         ("mlp", [*IMAGES, "--size", "4", "4"], "size=[4, 4] is 16 pixels; the model takes rows"),
@@ -167,10 +195,11 @@ def test_what_a_model_does_not_read_is_said_and_nothing_written(
     assert said in error and error.startswith("ffnlab probe: error: ") and not out.exists()
 
 
-@pytest.mark.parametrize("kind", ["encoder", "autoencoder", "graph", "noprop"])
+@pytest.mark.parametrize("kind", ["encoder", "autoencoder", "noprop"])
 def test_a_probe_of_steps_needs_a_model_that_backpropagation_trains(saved, kind, capsys):
     assert main(["probe", "gradient_alignment", str(saved / kind), *IMAGES]) == 2
-    assert f"'decoder', 'mlp', 'convnet', not '{kind}'" in capsys.readouterr().err
+    accepted = "'decoder', 'mlp', 'convnet', 'vit', 'resnet', 'graph'"
+    assert f"{accepted}, not '{kind}'" in capsys.readouterr().err
 
 
 def test_a_model_of_no_kind_is_looked_at_by_itself(tmp_path, capsys):
@@ -186,5 +215,3 @@ def test_shapes_of_images_that_are_rows():
     assert image_shape((24,), (2, 4)) == (2, 4, 3) and image_shape((8, 8, 3)) == (8, 8, 3)
     with pytest.raises(ConfigError, match="rows of 24 numbers, which no square image has"):
         image_shape((24,))
-    batch = Labelled(np.zeros((2, 3)), np.zeros(2, int))
-    assert inputs_of(batch) is batch.x and inputs_of(batch.x) is batch.x

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from ffnlab import models
+from ffnlab import models, tree
 from ffnlab.errors import ConfigError, FormatError
 from ffnlab.formats import KINDS
 from ffnlab.formats.huggingface import encoder_families
@@ -23,6 +23,8 @@ CONFIGS = {
         32, 16, 24, 2, 4, 4, types=2, pooler="tanh", head="classes", classes=3
     ),
     "audio": models.AudioEncoderConfig(5, 16, 24, 2, 4, 6),
+    "vit": models.ViTConfig((8, 12), 4, 16, 24, 2, 4, classes=3),
+    "resnet": models.ResNetConfig((1, 1), (4, 6), 3, image=(4, 6)),
     "mlp": models.MLPConfig((3, 5, 2), "elu", bias=False),
     "convnet": models.ConvNetConfig((1, 3, 4), 5),
     "autoencoder": models.AutoencoderConfig((2, 3)),
@@ -33,6 +35,8 @@ OUTPUTS = {
     "decoder": [(1, 1, 64)],
     "encoder": [(1, 3)],
     "audio": [(1, 1, 16)],
+    "vit": [(1, 3)],
+    "resnet": [(1, 3)],
     "mlp": [(1, 2)],
     "convnet": [(1, 5)],
     "autoencoder": [(1, 2, 2, 2)],
@@ -48,7 +52,10 @@ def test_every_kind(name, key):
     assert dataclasses.fields(config) and hash(config) == hash(dataclasses.replace(config))
     model = jax.eval_shape(lambda key: kind.make(config, key=key, dtype=jnp.bfloat16), key)
     assert type(model) is kind.model
-    assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype(jnp.bfloat16)}
+    trained, fixed = tree.trained(model)
+    assert {leaf.dtype for leaf in jax.tree.leaves(trained)} == {jnp.dtype(jnp.bfloat16)}
+    statistics = {leaf.dtype for leaf in jax.tree.leaves(fixed)}
+    assert statistics <= {jnp.dtype(jnp.float32 if name == "resnet" else jnp.bfloat16)}
     assert kind_of(model) == kind_of(config) == kind_of(kind.model) == name
     made = jax.eval_shape(kind.call, model, kind.example(model))
     assert [leaf.shape for leaf in jax.tree.leaves(made)] == OUTPUTS[name]
@@ -74,9 +81,10 @@ def test_noprop_networks_of_all_kinds(key):
 
 def test_families_are_of_decoders_and_encoders():
     assert KINDS["audio"].families == ("whisper",)
+    assert KINDS["vit"].families == ("vit", "deit")
     assert KINDS["decoder"].families == tuple(FAMILIES)
     assert KINDS["encoder"].families == tuple(encoder_families.FAMILIES)
-    known = ("decoder", "encoder", "audio")
+    known = ("decoder", "encoder", "audio", "vit")
     assert not any(kind.families for name, kind in KINDS.items() if name not in known)
     assert all(kind.files[0] == "ffnlab_model.json" for kind in KINDS.values())
 

@@ -23,6 +23,7 @@ from ffnlab.formats.native import read, schema
 from ffnlab.formats.native.read import load, root_type
 from ffnlab.formats.native.write import KNOWN, save
 from ffnlab.quantization import fireq
+from ffnlab.routing import untie
 from ffnlab.sparsity import chess
 from ffnlab.storage import structure
 from ffnlab.testing import batches, tiny, tiny_encoder
@@ -83,6 +84,7 @@ MODELS = {
     "decoder-remat": lambda: models.remat(models.stack(tiny()), "nothing"),
     "decoder-bf16": lambda: tiny(dtype=jnp.bfloat16),
     "decoder-rewritten": rewritten,
+    "decoder-untied": lambda: transform.apply(untie(starts=(32,), norm="output"), tiny())[0],
     "encoder": lambda: models.Encoder(
         models.EncoderConfig(16, 8, 8, 2, 2, 4, types=2, head="masked"), key=jax.random.key(0)
     ),
@@ -90,6 +92,17 @@ MODELS = {
     "convnet": lambda: models.ConvNet((1, 4, 5), 3, key=jax.random.key(0)),
     "audio": lambda: models.AudioEncoder(
         models.AudioEncoderConfig(4, 8, 8, 1, 2, max_positions=3), key=jax.random.key(0)
+    ),
+    "vit": lambda: models.stack(
+        models.ViT(models.ViTConfig((8, 8), 4, 8, 8, 2, 2, classes=3), key=jax.random.key(0))
+    ),
+    "resnet": lambda: models.ResNet(
+        models.ResNetConfig((1, 1), (2, 3), 3, block="bottleneck", op="hybrid"),
+        key=jax.random.key(0),
+    ),
+    "vit-stages": lambda: models.ViT(
+        models.ViTConfig((8, 8), 4, 8, 8, 2, 2, stride=2, pool="mean", stages=(1, 1)),
+        key=jax.random.key(0),
     ),
     "autoencoder": lambda: models.ConvAutoencoder((1, 4, 5), key=jax.random.key(0)),
     "encoder-stacked": lambda: models.stack(tiny_encoder()),

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from ffnlab.errors import ConfigError
-from ffnlab.layers import avg_pool, global_avg_pool, global_max_pool, max_pool
+from ffnlab.layers import (
+    avg_pool,
+    global_avg_pool,
+    global_max_pool,
+    max_pool,
+    shifted_max_pool,
+)
 from tests.contracts import input_of
 from tests.fixtures.layers import record
 
@@ -22,13 +28,16 @@ def test_it_is_torch_s(name, expected):
     x = jnp.asarray(record.normal(*shape), jnp.float32)
     options = {"stride": stride, "padding": padding}
     np.testing.assert_array_equal(max_pool(x, size, **options), expected[f"max_pool/{name}"])
+    np.testing.assert_array_equal(
+        shifted_max_pool(x, size, **options), expected[f"max_pool/{name}"]
+    )
     found = avg_pool(x, size, **options)
     np.testing.assert_allclose(found, expected[f"avg_pool/{name}"], atol=1e-6)
 
 
 def test_what_lies_beyond_the_edges_counts_as_nothing():
     x = jnp.full((1, 3, 1), -2.0)
-    for pool in (max_pool, avg_pool):
+    for pool in (max_pool, shifted_max_pool, avg_pool):
         for padding in ("SAME", "causal", 1):
             np.testing.assert_array_equal(pool(x, 2, stride=1, padding=padding), -2.0)
 
@@ -73,3 +82,33 @@ def test_refusals():
         max_pool(x, 2, padding="full")
     with pytest.raises(ValueError, match="do not fit a grid"):
         max_pool(x, 5)
+
+
+@pytest.mark.parametrize(("size", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (2, 2, "SAME")])
+def test_both_maxima_have_one_gradient_away_from_ties(size, stride, padding):
+    """It goes to the largest of each window alone: distinct values, and finite differences."""
+    x = jax.random.permutation(jax.random.key(0), jnp.arange(2.0 * 5 * 4 * 3) / 7).reshape(
+        2, 5, 4, 3
+    )
+    options = {"stride": stride, "padding": padding}
+    weights = jnp.cos(jnp.arange(max_pool(x, size, **options).size, dtype=jnp.float32))
+
+    def total(pool, x):
+        return (pool(x, size, **options).reshape(-1) * weights).sum()
+
+    gradients = [jax.grad(lambda x, p=p: total(p, x))(x) for p in (max_pool, shifted_max_pool)]
+    np.testing.assert_allclose(*gradients, atol=1e-6)
+    step, moved = 0.01, []  # less than half of what separates two values
+    for i in range(12):
+        e = jnp.zeros(x.size).at[9 * i].set(step).reshape(x.shape)
+        change = total(shifted_max_pool, x + e) - total(shifted_max_pool, x - e)
+        moved.append(float(change) / (2 * step))
+    np.testing.assert_allclose(gradients[1].reshape(-1)[::9][:12], moved, atol=1e-3)
+
+
+def test_a_tie_is_shared_by_one_and_not_by_the_other():
+    x = jnp.ones((1, 2, 1))
+    first, shared = (
+        jax.grad(lambda x, p=p: p(x, 2).sum())(x) for p in (max_pool, shifted_max_pool)
+    )
+    assert first.ravel().tolist() == [1, 0] and shared.ravel().tolist() == [0.5, 0.5]

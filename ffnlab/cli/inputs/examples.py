@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 # Kinds of model that `compress` scores by their classes.
-CLASSIFIERS = ("mlp", "convnet")
+CLASSIFIERS = ("mlp", "convnet", "vit", "resnet")
 
 
 class Examples(NamedTuple):
@@ -81,7 +81,7 @@ def examples(model: Any, name: str, *, are_records: bool, size: tuple[int, ...] 
         stored = image_shape(shape, size)
         shape = input_shape(model, stored)
         data = ImagesConfig(name, size=stored[:2], colour=stored[2] == 3)
-        train, held_out, identity, scale = images(data)
+        train, held_out, identity, scale = images(data, getattr(model, "config", None))
     reader = Reader(stored, shape, classes_of(model), scale)
     if isinstance(train, Labelled):
         assert isinstance(held_out, Labelled)
@@ -174,6 +174,8 @@ def classes_of(model: Any) -> int | None:
     kind = kind_of(model) or ""
     if KINDS[kind].classes is None:
         return None
+    if hasattr(model, "config"):
+        return KINDS[kind].classes(model.config)
     last = {"mlp": lambda: model.maps[-1], "noprop": lambda: model.out}
     return last.get(kind, lambda: model.head)().weight.shape[1]
 

@@ -23,6 +23,7 @@ from ffnlab.data.batches.records import Source
 from ffnlab.errors import ConfigError, FormatError
 from ffnlab.formats.kinds import KINDS
 from ffnlab.formats.safetensors import open_file
+from ffnlab.models import ImageInput
 from ffnlab.parallel import held_out_accuracy, held_out_error
 
 __all__ = ["LabelledData", "load_labelled"]
@@ -127,7 +128,7 @@ def load_labelled(settings: TrainConfig) -> LabelledData:
     shape = input_shape(data, settings.model)
     classes = None if kind.classes is None else kind.classes(settings.model)
     if isinstance(data, ImagesConfig):
-        train, held_out, identity, scale = images(data)
+        train, held_out, identity, scale = images(data, settings.model)
     else:
         train, held_out, identity, scale = records(data)
     read = Reader(data.shape, shape, classes, scale)
@@ -194,8 +195,12 @@ def split(n: int) -> tuple[np.ndarray, np.ndarray]:
 Found = tuple[Labelled | Source, Labelled | Source | None, dict[str, str | int], float]
 
 
-def images(data: ImagesConfig) -> Found:
-    """What to train on, what to score on, the record of both, and the scale of their values."""
+def images(data: ImagesConfig, model: object = None) -> Found:
+    """What to train on, what to score on, the record of both, and the scale of their values.
+
+    Args:
+      model: its configuration; where that says how image files are resized, they are.
+    """
     if data.images in ("digits", "mnist") or has_idx(data.images):
         if data.held_out:
             raise ConfigError(f"held_out={data.held_out!r}: {data.images} has test images")
@@ -205,7 +210,9 @@ def images(data: ImagesConfig) -> Found:
         return *both, {"images": data.images} | sums(*both), 1.0
     folders = [data.images, *([data.held_out] if data.held_out else [])]
     mode = "RGB" if data.colour else "L"
-    found = [ImageFolder(folder, data.size, mode=mode) for folder in folders]  # type: ignore[arg-type]
+    how = getattr(model, "preprocess", None) or ImageInput()
+    resizing = {"resize": how.resize or None, "resample": how.resample}
+    found = [ImageFolder(folder, data.size, mode=mode, **resizing) for folder in folders]  # type: ignore[arg-type]
     if found[0].classes != found[-1].classes:
         raise ConfigError(
             f"classes of {data.images} are {found[0].classes}, of {data.held_out} "

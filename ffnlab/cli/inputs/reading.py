@@ -23,7 +23,15 @@ from ffnlab.data import Labelled, Packed
 from ffnlab.data.sound_rows import PER_SECOND
 from ffnlab.errors import ConfigError, first_line
 from ffnlab.formats.kinds import KINDS, Config, kind_of
-from ffnlab.losses import Loss, labelled, masked, next_token, packed_next_token, span
+from ffnlab.losses import (
+    Loss,
+    labelled,
+    masked,
+    measuring,
+    next_token,
+    packed_next_token,
+    span,
+)
 from ffnlab.models.calibration import called
 from ffnlab.routing import pal
 
@@ -82,6 +90,12 @@ def reading_of(model: object, data: object = None) -> Reading:
         raise ConfigError(
             f"a model of kind {kind!r} reads {reads}, which no kind of [data] gives; train it in "
             "Python, by a rule and a loss of its own"
+        )
+    has_none = KINDS[kind or ""].classes is not None and KINDS[kind or ""].classes(model) is None
+    if reads == "images" and has_none:
+        raise ConfigError(
+            f"a model of kind {kind!r} with classes=None has no kind of [data] to be trained on; "
+            "set classes"
         )
     return READINGS[reads]
 
@@ -187,8 +201,8 @@ def input_shape(data: ImagesConfig | RecordsConfig, model: Config) -> tuple[int,
 
 
 def of_arrays(data: object) -> Loss:
-    """Cross-entropy of classes."""
-    return labelled
+    """Cross-entropy of classes; batch norms, where there are some, in training form."""
+    return measuring(labelled)
 
 
 IMAGES = Reading((ImagesConfig, RecordsConfig), "images or records", of_arrays, arrays)

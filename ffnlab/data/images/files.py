@@ -28,22 +28,41 @@ class ImageFolder:
       files: (path, label) of every image, sorted.
       size: (height, width) of the images as returned.
       mode: "RGB" or "L".
+      resize: (height, width) that files are resized to.
+      resample: "bilinear" or "bicubic".
     """
 
-    def __init__(self, folder: str | Path, size: tuple[int, int], *, mode: str = "RGB"):
+    def __init__(
+        self,
+        folder: str | Path,
+        size: tuple[int, int],
+        *,
+        mode: str = "RGB",
+        resize: tuple[int, int] | None = None,
+        resample: str = "bilinear",
+    ):
         """Lists the files; none is opened.
 
         Args:
           folder: holds one subfolder per class.
-          size: (height, width) that images are resized to (bilinear, antialiased).
+          size: (height, width) of the images.
           mode: "RGB" for three channels, "L" for one.
+          resize: (height, width) that images are resized to (antialiased), of which the middle is
+            cut out; `size` when None.
+          resample: "bilinear" or "bicubic".
         Raises:
-          FFNLabError: no such folder, no images in it, or a bad size or mode.
+          FFNLabError: no such folder, no images in it, or a bad size, mode or resampling.
           MissingExtraError: Pillow is not installed.
         """
         require("PIL.Image", extra="data")
         if mode not in ("RGB", "L") or min(size) < 1:
             raise FFNLabError(f"mode={mode!r} must be 'RGB' or 'L', size={size} at least (1, 1)")
+        resize = size if resize is None else resize
+        if resample not in ("bilinear", "bicubic") or min(np.subtract(resize, size)) < 0:
+            raise FFNLabError(
+                f"resize={resize} must not be smaller than size={size}, resample={resample!r} one "
+                "of 'bilinear', 'bicubic'"
+            )
         root = Path(folder)
         found = sorted(p for p in root.glob("*/**/*") if p.suffix.lower() in SUFFIXES)
         if not found:
@@ -52,6 +71,7 @@ class ImageFolder:
         labels = {name: i for i, name in enumerate(self.classes)}
         self.files = [(path, labels[path.relative_to(root).parts[0]]) for path in found]
         self.size, self.mode = size, mode
+        self.resize, self.resample = resize, resample
 
     def __len__(self) -> int:
         return len(self.files)
@@ -71,14 +91,21 @@ class ImageFolder:
             with pil.open(path) as image:
                 if image.width * image.height > MOST_PIXELS:
                     raise OSError(f"{image.width} x {image.height} pixels; {MOST_PIXELS} are read")
-                height, width = self.size
+                height, width = self.resize
                 pixels = image.convert(self.mode)
                 if pixels.size != (width, height):
-                    pixels = pixels.resize((width, height), pil.Resampling.BILINEAR)
-                array = np.asarray(pixels).reshape(height, width, -1)
+                    how = getattr(pil.Resampling, self.resample.upper())
+                    pixels = pixels.resize((width, height), how)
+                array = middle(np.asarray(pixels).reshape(height, width, -1), self.size)
         except (OSError, SyntaxError, *bombs) as error:
             raise FormatError(f"{path}: {error}") from error
         return {"image": array, "label": np.int32(label)}
+
+
+def middle(image: Shaped[np.ndarray, "h w c"], size: tuple[int, int]) -> np.ndarray:
+    """The middle of an image, (height, width) `size`."""
+    top, left = ((n - m) // 2 for n, m in zip(image.shape[:2], size, strict=True))
+    return image[top : top + size[0], left : left + size[1]]
 
 
 def check_regular(path: Path) -> None:

@@ -6,6 +6,7 @@ bytes this is, but for the sign, what `Int4` and `Int8` hold: element 2i in the 
 Scales are `[out, groups]`, and value = code * scale: `Int4.divisor` is divided into them.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int8, Int32, Shaped, UInt8
@@ -91,21 +92,36 @@ def holds(dtype: np.dtype, values: Float[np.ndarray, "..."]) -> bool:
 
 
 def in_format(
-    weight: Int4 | Int8Weight, group: int, dtype: str, divisor: float
+    weight: Int4 | Int8Weight, group: int, dtype: str, divisor: float | tuple[float, ...]
 ) -> Int4 | Int8Weight:
     """The same weight with its scales in another form, the inverse of folding and splitting them.
 
     s = round(scale * divisor), one of every group / weight.group; round is to `dtype`.
 
     Args:
-      weight: as its checkpoint says; its divisor is 1.
+      weight: as its checkpoint says; its divisor is 1. Leaves of a mixture's have an axis of
+        experts before the others.
       group: rows that share a scale: a multiple of those that share one in `weight`, which then are
         equal, or a number of rows not below all of them.
       dtype: of the scales, "float32", "bfloat16" or, not for `Int8`, "float8_e4m3fn".
-      divisor: > 0; 1 for `Int8`.
+      divisor: > 0; 1 for `Int8`; one of each expert where they differ.
     Raises:
       ValueError: the weight cannot have that form.
     """
+    experts = weight.codes.shape[0] if weight.codes.ndim > 2 else 1
+    divisors = divisor if isinstance(divisor, tuple) else (divisor,) * experts
+    if len(divisors) != experts:
+        raise ValueError(f"there are {len(divisors)} divisors of {experts} weights")
+    if weight.codes.ndim == 2:
+        return _in_format(weight, group, dtype, divisors[0])
+    parts = (jax.tree.map(lambda leaf, e=e: leaf[e], weight) for e in range(experts))
+    formed = [_in_format(w, group, dtype, d) for w, d in zip(parts, divisors, strict=True)]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *formed)
+
+
+def _in_format(
+    weight: Int4 | Int8Weight, group: int, dtype: str, divisor: float
+) -> Int4 | Int8Weight:
     rows, groups = weight.shape[0], weight.scales.shape[-2]
     whole = groups == 1 and rows <= group <= max(GROUP_LIMIT, rows + 1)
     if not whole and (group % weight.group or group > max(GROUP_LIMIT, rows + 1)):

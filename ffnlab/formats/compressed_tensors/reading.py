@@ -60,7 +60,7 @@ class Reading:
         item = _Map(checkpoint, name, scheme, rows, columns)
         problems = tuple(item.problems())
         names = frozenset(f"{name}.{end}" for end in item.layout) & set(checkpoint.tensors)
-        return Packed(names, problems, item.build)
+        return Packed(names, problems, scheme, item.build)
 
 
 class _Map:

@@ -17,7 +17,7 @@ very weights that were saved.
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,12 +35,12 @@ from ffnlab.formats.huggingface.sidecar_schema import ScalesExtra
 from ffnlab.formats.safetensors import Entry, entry
 from ffnlab.weights import Float8, Int4, Int8, Weight
 
-__all__ = ["Encoded", "Encoder", "scheme_of"]
+__all__ = ["Encoded", "Encoder", "extra_of_experts", "scheme_of"]
 
 SMALLEST_GROUP = 32  # the smallest that vLLM's INT4 kernels take
 VLLM_GROUPS = (32, 64, 128)
 VLLM_FP8_GROUP = 128
-FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # by vLLM
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))  # by vLLM
 E4M3 = np.dtype(jnp.float8_e4m3fn)
 
 
@@ -94,7 +94,7 @@ class Encoded:
     def extras(self, dtype: np.dtype) -> tuple[ScalesExtra | None, ...]:
         """What to say of the scales of each weight beside the tensors; None for nothing."""
         written = self.scale_dtype(dtype)
-        return tuple(_extra(weight, self.scheme, written) for weight in self.weights)
+        return tuple(_extra([weight], self.scheme, written) for weight in self.weights)
 
 
 def _words(weight: Weight) -> np.ndarray:
@@ -115,21 +115,42 @@ def _scales(weight: Weight, scheme: Scheme) -> np.ndarray:
     return np.ascontiguousarray(np.repeat(folded_scales(weight), times, axis=0)[:groups].T)
 
 
-def _extra(weight: Weight, scheme: Scheme, written: np.dtype) -> ScalesExtra | None:
-    if isinstance(weight, Float8):
+def extra_of_experts(experts: Sequence[Encoded], dtype: np.dtype) -> ScalesExtra | None:
+    """What to say of the scales of a mixture's experts, which are one weight in the model.
+
+    Args:
+      experts: one map each, of one scheme.
+      dtype: that the scales of all are written in.
+    """
+    weights = [weight for expert in experts for weight in expert.weights]
+    return _extra(weights, experts[0].scheme, dtype)
+
+
+def _extra(weights: Sequence[Weight], scheme: Scheme, written: np.dtype) -> ScalesExtra | None:
+    """What to say of scales written in this dtype; of several weights, those of the experts."""
+    first = weights[0]
+    if isinstance(first, Float8):
         return None
     read = "float32" if written == np.float16 else written.name  # no weight has float16 scales
-    form, divisor = weight.scales.dtype, 1.0
-    if isinstance(weight, Int4) and weight.divisor > 0:
-        divisor = float(weight.divisor)
-    folded = folded_scales(weight).astype(written).astype(np.float32)
-    with np.errstate(over="ignore"):
-        back = (folded * np.float32(divisor)).astype(form)
-    if not np.array_equal(back, np.asarray(weight.scales)):
-        form, divisor = np.dtype(read), 1.0  # the file's scales are as close as can be said
-    extra = ScalesExtra(weight.group, form.name, divisor)
-    usual = ScalesExtra(scheme.rows_per_scale(weight.shape[0]), read)
+    form, divisors = first.scales.dtype, tuple(_divisor(weight) for weight in weights)
+    for weight, divisor in zip(weights, divisors, strict=True):
+        folded = folded_scales(weight).astype(written).astype(np.float32)
+        with np.errstate(over="ignore"):
+            back = (folded * np.float32(divisor)).astype(weight.scales.dtype)
+        if not np.array_equal(back, np.asarray(weight.scales)):
+            # The file's scales are as close as can be said.
+            form, divisors = np.dtype(read), (1.0,) * len(weights)
+            break
+    divisor = divisors[0] if len(set(divisors)) == 1 else divisors
+    extra = ScalesExtra(first.group, form.name, divisor)
+    usual = ScalesExtra(scheme.rows_per_scale(first.shape[0]), read)
     return None if extra == usual else extra
+
+
+def _divisor(weight: Weight) -> float:
+    """That of an INT4 weight's scales, where it is one; else 1."""
+    is_divided = isinstance(weight, Int4) and weight.divisor > 0
+    return float(weight.divisor) if is_divided else 1.0
 
 
 def scheme_of(weight: Weight) -> Scheme | str | None:

@@ -84,7 +84,7 @@ def names_of(config: AudioEncoderConfig) -> Names:
     table = [Row("embed_positions.weight", ("positions",))]
     for name, path in (("conv1", "conv_in"), ("conv2", "conv_down")):
         table += [
-            Row(f"{name}.weight", (f"{path}.w",), taps=3),
+            Row(f"{name}.weight", (f"{path}.w",), kernel=(3,)),
             Row(f"{name}.bias", (f"{path}.b",)),
         ]
     pairs = [(_LAYER + name, f"layers[{{n}}].{path}") for name, path in _NORMS]

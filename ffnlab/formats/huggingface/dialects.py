@@ -1,40 +1,45 @@
 """How each kind of model stands in a Hugging Face directory: all that `load` and `save` ask.
 
 A `Dialect` is the answers for one kind: decoders (`families`, `names`), encoders
-(`encoder_families`, `encoder_names`) and encoders of sound (`audio_families`). The `model_type` of
-a file says which, and the type of a config.
+(`encoder_families`, `encoder_names`), encoders of sound (`audio_families`) and vision transformers
+(`vit_families`). The `model_type` of a file says which, and the type of a config.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from flax import nnx
 
 from ffnlab.errors import ConfigError
+from ffnlab.formats.directory import IMAGES_FILE
 from ffnlab.formats.huggingface import (
     audio_families,
     encoder_families,
     encoder_names,
     families,
     names,
+    vit_families,
 )
 from ffnlab.formats.huggingface.names import Names
 from ffnlab.formats.safetensors import Checkpoint
 from ffnlab.formats.stream import equal
 from ffnlab.formats.untrusted import quoted
 from ffnlab.layers import FFN, GatedFFN, MoE, SparseGatedFFN
-from ffnlab.models import audio_encoder, decoder, encoder
+from ffnlab.models import audio_encoder, decoder, encoder, vit
 from ffnlab.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.decoder import Decoder
 from ffnlab.models.encoder import Encoder
 from ffnlab.models.encoder_config import EncoderConfig
+from ffnlab.models.vit import ViT
+from ffnlab.models.vit_config import ViTConfig
 
-__all__ = ["Config", "Dialect", "Model", "dialect_of", "read_config", "write_config"]
+__all__ = ["Config", "Dialect", "Model", "dialect_of", "read_beside", "read_config", "write_config"]
 
-Model = Decoder | Encoder | AudioEncoder
-Config = DecoderConfig | EncoderConfig | AudioEncoderConfig
+Model = Decoder | Encoder | AudioEncoder | ViT
+Config = DecoderConfig | EncoderConfig | AudioEncoderConfig | ViTConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Dialect:
       head: config -> plain name of a head that its index may list and its files lack, or None.
       ffns: the kinds of FFN that can be written.
       second: config -> second names under which tensors are written too.
+      beside: config -> what is written beside its config.json, by name; None for no such file.
     """
 
     config: type
@@ -64,6 +70,7 @@ class Dialect:
     head: Callable[[Any], str | None]
     ffns: tuple[type[nnx.Module], ...]
     second: Callable[[Any], Mapping[str, str]]
+    beside: Callable[[Any], Mapping[str, object]] = lambda config: {}
 
 
 def dialect_of(config: Config) -> Dialect:
@@ -83,15 +90,27 @@ def read_config(config: object, *, where: str = "config.json") -> Config:
         return encoder_families.read_config(config, where=where)
     if isinstance(name, str) and name in audio_families.FAMILIES:
         return audio_families.read_config(config, where=where)
+    if isinstance(name, str) and name in vit_families.FAMILIES:
+        return vit_families.read_config(config, where=where)
     if isinstance(config, dict) and not (isinstance(name, str) and name in DECODERS):
-        known = ", ".join(
-            (*families.FAMILIES, *encoder_families.FAMILIES, *audio_families.FAMILIES)
-        )
+        others = encoder_families.FAMILIES, audio_families.FAMILIES, vit_families.FAMILIES
+        known = ", ".join((*families.FAMILIES, *(name for each in others for name in each)))
         raise ConfigError(
             f"{where}: unknown architecture: model_type={quoted(name)}; known: {known} (and gemma3 "
             "for its text model)"
         )
     return families.read_config(config, where=where)
+
+
+def read_beside(config: Config, directory: Path) -> Config:
+    """A config that says what other files of its directory say.
+
+    Raises:
+      ConfigError, FormatError: they are absurd, or damaged.
+    """
+    return (
+        vit_families.with_processor(config, directory) if isinstance(config, ViTConfig) else config
+    )
 
 
 def write_config(config: Config) -> dict[str, object]:
@@ -181,5 +200,17 @@ DIALECTS = (
         head=lambda config: None,
         ffns=(FFN,),
         second=lambda config: {},
+    ),
+    Dialect(
+        config=ViTConfig,
+        abstract=vit.abstract,
+        write_config=vit_families.write_config,
+        names=vit_families.names_of,
+        found=lambda config, found, raw: vit_families.found_names(config, found),
+        settle=lambda config, checkpoint, found: vit_families.settled(config, found),
+        head=lambda config: None,
+        ffns=(FFN,),
+        second=lambda config: {},
+        beside=lambda config: {IMAGES_FILE: vit_families.write_processor(config)},
     ),
 )

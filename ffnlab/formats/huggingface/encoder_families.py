@@ -151,7 +151,7 @@ def _head(fields: Fields, kind: EncoderFamily) -> dict[str, object]:
     head = CLASSES[end]
     options: dict[str, object] = {"head": head, "pooler": kind.poolers.get(end)}
     if head in ("classes", "tokens"):
-        labels = _labels(fields)
+        labels = read_labels(fields)
         count = fields.size("num_labels") if labels is None else len(labels)
         usual = labels is None or labels == tuple(f"LABEL_{i}" for i in range(count))
         options |= {"classes": count, "labels": None if usual else labels}
@@ -174,7 +174,7 @@ def _class_end(fields: Fields, kind: EncoderFamily) -> str:
     return end
 
 
-def _labels(fields: Fields) -> tuple[str, ...] | None:
+def read_labels(fields: Fields) -> tuple[str, ...] | None:
     """The names of classes in `id2label`, in order; None where there are none."""
     found = fields.entries("id2label")
     if not found:

@@ -32,6 +32,8 @@ SIZE_LIMITS = {
     "encoder_layers": 2**10,
     "encoder_attention_heads": 2**12,
     "max_source_positions": 2**24,
+    "num_channels": 2**12,
+    "patch_size": 2**12,
 }
 
 

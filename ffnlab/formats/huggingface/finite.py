@@ -1,4 +1,4 @@
-"""One token, or two silent frames, through a model: whether what it says is made of numbers.
+"""One token, two silent frames or a black image through a model: is what it says made of numbers?
 
 And if not, since where.
 
@@ -20,6 +20,7 @@ from ffnlab.models import trunk
 from ffnlab.models.audio_encoder import AudioEncoder
 from ffnlab.models.decoder import Decoder
 from ffnlab.models.encoder import Encoder
+from ffnlab.models.vit import ViT
 from ffnlab.weights import Dense
 
 PIECE = 2**24  # entries of a head that are widened at a time
@@ -35,6 +36,8 @@ def not_finite(model: Model) -> str | None:
     """
     if isinstance(model, AudioEncoder):
         h = model.embed_frames(jnp.zeros((1, 2, model.config.bands)))
+    elif isinstance(model, ViT):
+        h = model.embed_images(jnp.zeros((1, *model.config.image, model.config.channels)))
     else:
         h = model.embed_tokens(jnp.full((1, 1), getattr(model.config, "bos", None) or 0, jnp.int32))
     if not jnp.isfinite(h).all():
@@ -45,17 +48,20 @@ def not_finite(model: Model) -> str | None:
             return f"layers[{i}]"
     if isinstance(model, AudioEncoder):
         parts = iter([model.norm(h)])
+    elif isinstance(model, ViT):
+        h = model.norm(h)
+        parts = iter([h, model.pooled(h), model.output(h)])
     else:
         parts = _logits(model, h) if isinstance(model, Decoder) else _outputs(model, h)
     return None if all(bool(jnp.isfinite(part).all()) for part in parts) else "head"
 
 
 @jax.jit
-def _after(block: Block, h: Float[Array, "1 1 d"]) -> tuple[Float[Array, "1 1 d"], Bool[Array, ""]]:
-    """The residual stream after a block, of one token at position 0, and whether it is finite."""
+def _after(block: Block, h: Float[Array, "1 t d"]) -> tuple[Float[Array, "1 t d"], Bool[Array, ""]]:
+    """The residual stream after a block, from position 0 on, and whether it is finite."""
     layers = nnx.List([block])
     masks = {spec.window: None for spec in trunk.specs(layers)}
-    context = Context(trunk.angles(layers, jnp.zeros((1, 1), jnp.int32)), masks)
+    context = Context(trunk.angles(layers, jnp.arange(h.shape[1])[None]), masks)
     h = block(h, context)[0]
     return h, jnp.isfinite(h).all()
 

@@ -15,7 +15,13 @@ import numpy as np
 
 from ffnlab.errors import ConfigError, FormatError
 from ffnlab.formats.huggingface import sidecar
-from ffnlab.formats.huggingface.dialects import Config, Model, dialect_of, read_config
+from ffnlab.formats.huggingface.dialects import (
+    Config,
+    Model,
+    dialect_of,
+    read_beside,
+    read_config,
+)
 from ffnlab.formats.huggingface.finite import not_finite
 from ffnlab.formats.huggingface.plan import (
     Decode,
@@ -47,7 +53,7 @@ def load(
 ) -> Model:
     """Loads a model directory: Llama, Mistral, Mixtral, Qwen 2/3, Qwen 3 MoE, Gemma 2/3 (text),
     Phi-3 or one of ours as a `Decoder`; BERT, MiniLM and DistilBERT as an `Encoder`; Whisper's
-    encoder as an `AudioEncoder`.
+    encoder as an `AudioEncoder`; ViT and DeiT as a `ViT`, `preprocessor_config.json` honoured.
 
     A stored head that differs from the embedding is used, whatever `tie_word_embeddings` says. The
     index may list the head of a tied model that its shard lacks, as transformers allows. What the
@@ -81,6 +87,7 @@ def load(
         raise FormatError(f"{directory}: not a directory")
     raw = read_json(inside(directory, "config.json"))
     config = read_config(raw, where=str(directory / "config.json"))
+    config = read_beside(config, directory)
     if max_positions is not None:
         config = _with_positions(config, max_positions)
     dialect, head = dialect_of(config), dialect_of(config).head(config)
@@ -105,7 +112,8 @@ def load(
 def _with_positions(config: Config, positions: int) -> DecoderConfig:
     if not isinstance(config, DecoderConfig):
         raise ConfigError(
-            f"max_positions={positions!r}: an encoder has max_positions={config.max_positions}"
+            f"max_positions={positions!r}: an encoder has max_positions="
+            f"{getattr(config, 'max_positions', None)}"
         )
     if not isinstance(positions, int) or not 1 <= positions <= config.reach:
         rope = config.rope

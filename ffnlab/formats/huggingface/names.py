@@ -9,6 +9,7 @@ same), is all there is to know about the two namings. The rows here are a `Decod
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Sequence
 
@@ -68,12 +69,14 @@ class Row:
     Attributes:
       name: Hugging Face name, with `{n}` for the layer and `{e}` for the expert.
       paths: where its parts are in the model, with `{n}`.
-      taps: of a convolution's kernel, which is stored as [out, in, taps]; 0 for no such kernel.
+      kernel: taps of a convolution, which is stored as [out, in, *kernel]; () for none.
+      leading: axes of length 1 that are stored before those of ours.
     """
 
     name: str
     paths: tuple[str, ...]
-    taps: int = 0
+    kernel: tuple[int, ...] = ()
+    leading: int = 0
 
     @property
     def regex(self) -> re.Pattern[str]:
@@ -93,14 +96,28 @@ class Place:
       part: which part of it, 0 unless it is fused.
       paths: paths of all its parts.
       transposed: stored as [out, in].
-      taps: stored as [out, in, taps], see `Row`.
+      kernel: stored as [out, in, *kernel], see `Row`.
+      leading: axes of length 1 before, see `Row`.
     """
 
     name: str
     part: int
     paths: tuple[str, ...]
     transposed: bool
-    taps: int = 0
+    kernel: tuple[int, ...] = ()
+    leading: int = 0
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is of linear maps, which may be packed."""
+        return self.transposed and not self.kernel
+
+    def stored(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the tensor of a parameter, or of all parts of one."""
+        if self.kernel:
+            rows, out = shape
+            return out, rows // math.prod(self.kernel), *self.kernel
+        return (1,) * self.leading + (shape[::-1] if self.transposed else shape)
 
     def of_expert(self, e: int) -> str:
         """Name of one expert's tensor."""
@@ -152,7 +169,7 @@ class Names:
         row, part = found
         paths = tuple(p.replace("{n}", n) for p in row.paths)
         transposed = path.endswith(".w") and not path.endswith("embed.w")
-        return Place(row.name.replace("{n}", n), part, paths, transposed, row.taps)
+        return Place(row.name.replace("{n}", n), part, paths, transposed, row.kernel, row.leading)
 
     def paths(self, name: str) -> tuple[str, ...]:
         """The parameters stored in a tensor; empty if this family has no such tensor."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -29,6 +29,7 @@ class Packed:
     Attributes:
       names: the tensors it is made of, as the checkpoint calls them.
       problems: what is wrong with them; empty if nothing is.
+      scheme: how it is quantized, comparable: the experts of a mixture have to agree.
       build: reads them, refusing NaN and infinity where its argument says so, and makes the
         weights, one per part of a fused map, leaves of NumPy or jax; called once, and only if the
         whole checkpoint has no problem.
@@ -36,6 +37,7 @@ class Packed:
 
     names: frozenset[str]
     problems: tuple[str, ...]
+    scheme: Hashable
     build: Callable[[bool], list[Weight]]
 
 
@@ -128,10 +130,16 @@ def make_plan(
     return Plan(model, tasks)
 
 
-def kernel_shape(shape: tuple[int, ...], taps: int) -> tuple[int, ...]:
-    """How a convolution's matrix [taps * in, out] is stored: [out, in, taps]."""
-    rows, out = shape
-    return out, rows // taps, taps
+def stacked(experts: Sequence[Packed]) -> Packed:
+    """The packed maps of all experts as one, its leaves [e, …]; their schemes are the same."""
+
+    def build(check_finite: bool) -> list[Weight]:
+        weights = [weight for expert in experts for weight in expert.build(check_finite)]
+        return [jax.tree.map(lambda *leaves: np.stack(leaves), *weights)]
+
+    names = frozenset().union(*(expert.names for expert in experts))
+    problems = tuple(problem for expert in experts for problem in expert.problems)
+    return Packed(names, problems, experts[0].scheme, build)
 
 
 class _Matcher:
@@ -166,16 +174,22 @@ class _Matcher:
 
     def _task(self, where: Place) -> Task | None:
         shapes = [tuple(self.wanted[path].get_value().shape) for path in where.paths]
-        is_plain = where.transposed and not (where.is_stacked or where.taps)
-        if is_plain and self.decode is not None:
-            packed = self._packed(self.decode, where, shapes)
-            if packed is not None:
-                return Task(where.paths, packed)
+        names = [where.name]
         if where.is_stacked:
             count = jax.tree.leaves(self.wanted[where.paths[0]].get_value())[0].shape[0]
-            parts = [self._stored(where, where.of_expert(e), shapes) for e in range(count)]
+            names = [where.of_expert(e) for e in range(count)]
+        if where.is_matrix and self.decode is not None:
+            packed = [self._packed(self.decode, name, shapes) for name in names]
+            known = [each for each in packed if each is not None]
+            if len({None if each is None else each.scheme for each in packed}) > 1:
+                self.problems.append(f"{quoted(where.name)}: its experts are not quantized alike")
+                return None
+            if known:
+                return Task(where.paths, stacked(known) if where.is_stacked else known[0])
+        if where.is_stacked:
+            parts = [self._stored(where, name, shapes) for name in names]
             whole = [part[0] for part in parts if part is not None]
-            return Task(where.paths, (Stack(tuple(whole)),)) if len(whole) == count else None
+            return Task(where.paths, (Stack(tuple(whole)),)) if len(whole) == len(names) else None
         stored = self._stored(where, where.name, shapes)
         return None if stored is None else Task(where.paths, stored)
 
@@ -188,9 +202,7 @@ class _Matcher:
             return None
         info = self.checkpoint.tensors[self.found[name]]
         self.used.add(info.name)
-        whole = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
-        whole = kernel_shape(whole, where.taps) if where.taps else whole
-        whole = whole[::-1] if where.transposed and not where.taps else whole
+        whole = where.stored((*shapes[0][:-1], sum(shape[-1] for shape in shapes)))
         if info.shape != whole:
             self.problems.append(
                 f"{quoted(info.name)} has shape {list(info.shape)}, config.json asks for "
@@ -202,11 +214,11 @@ class _Matcher:
                 "explain; float32, bfloat16, float16 and float64 are accepted"
             )
         starts = [sum(shape[-1] for shape in shapes[:i]) for i in range(len(shapes))]
-        how = where.transposed, where.taps
+        how = where.transposed, math.prod(where.kernel) if where.kernel else 0, where.leading
         return tuple(Stored(info, a, s, *how) for a, s in zip(starts, shapes, strict=True))
 
-    def _packed(self, decode: Decode, where: Place, shapes: list[tuple[int, ...]]) -> Packed | None:
-        plain = where.name.removesuffix(".weight")
+    def _packed(self, decode: Decode, name: str, shapes: list[tuple[int, ...]]) -> Packed | None:
+        plain = name.removesuffix(".weight")
         name = self.originals.get(plain, plain)
         columns = tuple(shape[-1] for shape in shapes)
         packed = decode(self.checkpoint, name, math.prod(shapes[0][:-1]), columns)

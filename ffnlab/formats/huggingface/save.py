@@ -9,9 +9,9 @@ to `ffnlab.json`. `[in, out]` becomes `[out, in]` in `_stored`, and there.
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from flax import nnx
 
 from ffnlab.errors import ConfigError, FormatError
 from ffnlab.formats.compressed_tensors.schemes import Scheme
-from ffnlab.formats.compressed_tensors.writing import Encoded, Encoder, scheme_of
+from ffnlab.formats.compressed_tensors.writing import Encoded, Encoder, extra_of_experts, scheme_of
 from ffnlab.formats.directory import keep_others
 from ffnlab.formats.huggingface import sidecar
 from ffnlab.formats.huggingface.dialects import (
@@ -32,7 +32,7 @@ from ffnlab.formats.huggingface.dialects import (
 )
 from ffnlab.formats.huggingface.finite import not_finite
 from ffnlab.formats.huggingface.names import Place
-from ffnlab.formats.huggingface.plan import kernel_shape, variables
+from ffnlab.formats.huggingface.plan import variables
 from ffnlab.formats.safetensors import Entry, write_directory
 from ffnlab.formats.stream import is_finite
 from ffnlab.models.config import DecoderConfig
@@ -41,6 +41,7 @@ from ffnlab.models.stack import unstack
 from ffnlab.storage.files import StrPath, atomic_dir, write_json
 from ffnlab.weights import Int4, SparseInput, Weight
 
+W = TypeVar("W")
 MAX_SHARD_BYTES = 5 * 10**9
 IN_SIDECAR = (".ffn.threshold", ".attn.post_scale")
 FORMATS = ("dense", "compressed-tensors")
@@ -98,6 +99,11 @@ def save(
         keep_others(Path(directory), temporary)
         write_directory(temporary, entries, max_shard_bytes=max_shard_bytes)
         write_json(temporary / "config.json", written)
+        for name, content in dialect_of(writer.config).beside(writer.config).items():
+            if content is None:
+                (temporary / name).unlink(missing_ok=True)
+            else:
+                write_json(temporary / name, content)
         if extra.is_needed:
             sidecar.write(temporary, extra)
             sidecar.read(temporary, read_config(written))
@@ -214,7 +220,9 @@ class _Writer:
         if unknown:
             raise FormatError(f"{unknown[0]} has no place in a {config.family} directory; {NATIVE}")
         self.places = list(self._places())
-        self.encoded = {} if encoder is None else dict(self._encode(encoder))
+        self.encoded: Mapping[str, Sequence[Encoded]] = (
+            {} if encoder is None else dict(self._encode(encoder))
+        )
         packed = {
             path for where in self.places if where.name in self.encoded for path in where.paths
         }
@@ -230,14 +238,27 @@ class _Writer:
             if where.part == 0:
                 yield where
 
-    def _encode(self, encoder: Encoder) -> Iterator[tuple[str, Encoded]]:
+    def _encode(self, encoder: Encoder) -> Iterator[tuple[str, Sequence[Encoded]]]:
         for where in self.places:
-            if where.transposed and not (where.is_stacked or where.taps):
+            if where.is_matrix:
                 held = [self._plain(path) for path in where.paths]
-                plain = tuple(weight for weight in held if weight is not None)
-                encoded = encoder(where.name.removesuffix(".weight"), plain)
-                if encoded is not None:
+                plain = [weight for weight in held if weight is not None]
+                count = self._experts(where)
+                named = [(where.name, plain)]
+                if count is not None:
+                    named = [
+                        (where.of_expert(e), [_expert(w, e) for w in plain]) for e in range(count)
+                    ]
+                found = [encoder(n.removesuffix(".weight"), tuple(w)) for n, w in named]
+                encoded = [item for item in found if item is not None]
+                if encoded:
                     yield where.name, encoded
+
+    def _experts(self, where: Place) -> int | None:
+        """How many tensors a mixture's parameter is; None of any other."""
+        if not where.is_stacked:
+            return None
+        return jax.tree.leaves(self.wanted[where.paths[0]].get_value())[0].shape[0]
 
     def _plain(self, path: str) -> Weight | None:
         """The weight of a linear map without its threshold; of a removed one, packed zeros where
@@ -253,21 +274,32 @@ class _Writer:
         """What to say of the scales of each packed map, by path without ".w"."""
         found = {}
         for where in self.places:
-            if where.name in self.encoded:
-                pairs = zip(where.paths, self.encoded[where.name].extras(self.dtype), strict=True)
+            encoded = self.encoded.get(where.name)
+            if encoded:
+                dtype = self._scale_dtype(encoded)
+                extras = encoded[0].extras(dtype)
+                if where.is_stacked:
+                    extras = (extra_of_experts(encoded, dtype),)
+                pairs = zip(where.paths, extras, strict=True)
                 found |= {path.removesuffix(".w"): e for path, e in pairs if path in self.held}
         return found
+
+    def _scale_dtype(self, encoded: Sequence[Encoded]) -> np.dtype:
+        """The dtype of a parameter's scales: one for all experts, float32 where it has to be."""
+        fits = all(item.scale_dtype(self.dtype) == self.dtype for item in encoded)
+        return self.dtype if fits else np.dtype(np.float32)
 
     def entries(self) -> Iterator[tuple[str, Entry]]:
         """Pairs (name, tensor) in the order of the model."""
         second = {first: name for name, first in self.dialect.second(self.config).items()}
         for where in self.places:
-            if where.name in self.encoded:
-                yield from self.encoded[where.name].tensors(self.dtype).items()
+            count, encoded = self._experts(where), self.encoded.get(where.name)
+            if encoded:
+                for item in encoded:
+                    yield from item.tensors(self._scale_dtype(encoded)).items()
                 continue
-            if where.is_stacked:
-                first = self.wanted[where.paths[0]].get_value()
-                for e in range(jax.tree.leaves(first)[0].shape[0]):
+            if count is not None:
+                for e in range(count):
                     yield where.of_expert(e), self._dense(where, e)
                 continue
             tensor = self._dense(where)
@@ -277,20 +309,16 @@ class _Writer:
 
     def _dense(self, where: Place, expert: int | None = None) -> Entry:
         shapes = [tuple(self.wanted[path].get_value().shape) for path in where.paths]
-        shape = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
-        if where.taps:
-            shape = kernel_shape(shape, where.taps)
-        elif where.transposed:
-            shape = shape[::-1]
+        shape = where.stored((*shapes[0][:-1], sum(shape[-1] for shape in shapes)))
         return Entry(self.dtype, shape, lambda: self._values(where, expert))
 
     def _values(self, where: Place, expert: int | None) -> np.ndarray:
         held = (self._part(path, expert) for path in where.paths)
         parts = [_stored(part, self.dtype, where.transposed) for part in held]
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        if not where.taps:
-            return whole
-        return np.moveaxis(whole.reshape(len(whole), where.taps, -1), 1, 2)
+        if not where.kernel:
+            return whole.reshape((1,) * where.leading + whole.shape)
+        return np.moveaxis(whole.reshape(len(whole), *where.kernel, -1), -1, 1)
 
     def _part(self, path: str, expert: int | None) -> np.ndarray | jax.Array:
         if path not in self.held:  # of a removed sublayer
@@ -302,6 +330,11 @@ class _Writer:
         if expert is not None:
             value = jax.tree.map(lambda leaf: leaf[expert], value)
         return value.dense() if isinstance(value, Weight) else value
+
+
+def _expert(weight: W, e: int) -> W:
+    """One expert's part of a mixture's weight, ready to be packed: views of arrays on the host."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[e], weight)
 
 
 def _zeros(weight: Weight) -> Weight:

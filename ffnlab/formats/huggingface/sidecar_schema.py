@@ -17,6 +17,7 @@ from ffnlab.models.encoder_config import EncoderConfig
 VERSION = 1
 SCALE_DTYPES = ("float32", "bfloat16", "float8_e4m3fn")
 BLOCKS_LIMIT = 1024
+EXPERTS_LIMIT = 2**14
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 OUTER = ("head", "pooler", "transform.dense")  # linear maps outside the blocks
 _LINEAR = re.compile(
@@ -51,12 +52,13 @@ class ScalesExtra:
     Attributes:
       group: rows that share a scale.
       dtype: of the scales, one of `SCALE_DTYPES`.
-      divisor: that of an INT4 weight; the stored scales are already divided by it.
+      divisor: that of an INT4 weight, of a mixture's where they differ one of each expert; the
+        stored scales are already divided by it.
     """
 
     group: int
     dtype: str
-    divisor: float = 1.0
+    divisor: float | tuple[float, ...] = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,7 +286,11 @@ def _scales(raw: object, where: str) -> ScalesExtra:
     if not isinstance(dtype, str) or dtype not in SCALE_DTYPES:
         raise FormatError(f"{where}: dtype {quoted(dtype)} is not one of {SCALE_DTYPES}")
     group = _count(found.get("group"), 2**31, f"{where}: group")
-    divisor = _number(found.get("divisor", 1.0), f"{where}: divisor")
-    if not group or not 0 < np.float32(divisor) < np.inf:
-        raise FormatError(f"{where}: group {group}, divisor {divisor}: positive ones are accepted")
-    return ScalesExtra(group, dtype, divisor)
+    raw_divisor = found.get("divisor", 1.0)
+    given = raw_divisor if isinstance(raw_divisor, list) else [raw_divisor]
+    divisors = tuple(_number(value, f"{where}: divisor") for value in given[:EXPERTS_LIMIT])
+    if not group or not all(0 < np.float32(value) < np.inf for value in divisors):
+        raise FormatError(
+            f"{where}: group {group}, divisor {quoted(raw_divisor)}: positive ones are accepted"
+        )
+    return ScalesExtra(group, dtype, divisors if isinstance(raw_divisor, list) else divisors[0])

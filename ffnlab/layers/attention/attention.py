@@ -13,8 +13,9 @@ from ffnlab.errors import ConfigError
 from ffnlab.layers.attention.causal import causal_attention
 from ffnlab.layers.attention.masked import masked_attention
 from ffnlab.layers.attention.rope import Rope, rotate
-from ffnlab.layers.context import Angles, Context
+from ffnlab.layers.context import Angles, Context, TokenFacts
 from ffnlab.layers.linear import Linear, together
+from ffnlab.layers.modality import through
 from ffnlab.layers.norms import RMSNorm
 from ffnlab.layers.stacking import Statistic
 from ffnlab.storage.structure import later
@@ -63,7 +64,8 @@ class Attention(nnx.Module):
     """Softmax attention of [b, t, width] activations.
 
     Attributes:
-      q, k, v, o: Linear maps.
+      q, k, v, o: Linear maps; or grouped ones, of which each token goes through that of its
+        modality (`ffnlab.layers.modality`), as it does through grouped norms.
       q_norm, k_norm: RMSNorm over head_dim before the rotation, or None.
       prefix: Param [2, n, kv_heads, head_dim], keys and values of n further positions that every
         query sees, whatever its mask says (prefix tuning, arXiv 2101.00190), or None.
@@ -124,6 +126,7 @@ class Attention(nnx.Module):
         *,
         source: Float[Array, "b s m"] | None = None,
         merge: bool = False,
+        tokens: TokenFacts | None = None,
     ) -> tuple[Float[Array, "b t h hd"], Float[Array, "b s kv hd"], Float[Array, "b s kv hd"]]:
         """Queries, keys and values after norms, rotation and post-RoPE scale, before rounding.
 
@@ -131,28 +134,42 @@ class Attention(nnx.Module):
           angles: of the rotation; None for none.
           source: what keys and values are made of; x itself when None.
           merge: lets the three maps be one product (`together`): not under a mesh that shards them.
+          tokens: facts of x; nothing is known of a source.
         """
-        maps = self.q, self.k, self.v
-        if source is None:
-            q, k, v = together(x, *maps) if merge else (m(x) for m in maps)
+        maps, of_source = (self.q, self.k, self.v), tokens if source is None else None
+        if merge and source is None and all(isinstance(m, Linear) for m in maps):
+            q, k, v = together(x, *maps)
         else:
-            q, k, v = self.q(x), self.k(source), self.v(source)
+            source = x if source is None else source
+            q = through(self.q, x, tokens)
+            k, v = through(self.k, source, of_source), through(self.v, source, of_source)
         q = self._split(q, self.spec.heads)
-        q = q if self.q_norm is None else self.q_norm(q)
+        q = q if self.q_norm is None else through(self.q_norm, q, tokens)
         if angles is not None:
             q = rotate(q, *angles)
         if self.post_scale is not None:
             scale = self.post_scale.get_value().astype(q.dtype)
             q = q / jnp.repeat(scale, self.spec.heads // self.spec.kv_heads, axis=0)
-        return q, *self._keys(k, v, angles)
+        return q, *self._keys(k, v, angles, of_source)
 
     def _split(self, y: Float[Array, "b t hhd"], heads: int) -> Float[Array, "b t h hd"]:
         return y.reshape(*y.shape[:2], heads, self.spec.head_dim)
 
-    def _keys(self, k: Array, v: Array, angles: Angles | None) -> tuple[Array, Array]:
+    def unrotated(
+        self, x: Float[Array, "b s m"], tokens: TokenFacts | None = None
+    ) -> Float[Array, "b s kv hd"]:
+        """Keys after their norm, before rotation and post-RoPE scale."""
+        return self._normed(through(self.k, x, tokens), tokens)
+
+    def _normed(self, k: Array, tokens: TokenFacts | None) -> Array:
+        k = self._split(k, self.spec.kv_heads)
+        return k if self.k_norm is None else through(self.k_norm, k, tokens)
+
+    def _keys(
+        self, k: Array, v: Array, angles: Angles | None, tokens: TokenFacts | None = None
+    ) -> tuple[Array, Array]:
         """Keys and values of what their maps give."""
-        k, v = self._split(k, self.spec.kv_heads), self._split(v, self.spec.kv_heads)
-        k = k if self.k_norm is None else self.k_norm(k)
+        k, v = self._normed(k, tokens), self._split(v, self.spec.kv_heads)
         k = k if angles is None else rotate(k, *angles)
         if self.post_scale is not None:
             k = k * self.post_scale.get_value().astype(k.dtype)
@@ -166,7 +183,7 @@ class Attention(nnx.Module):
           angles: of their rotation; None for none.
         """
         spec = self.spec
-        k, v = self._keys(self.k(x), self.v(x), angles)
+        k, v = self._keys(through(self.k, x, None), through(self.v, x, None), angles)
         b, s = x.shape[:2]
         return kv.empty(spec.kv_format, b, s, spec.kv_heads, spec.head_dim, k.dtype).write(k, v, 0)
 
@@ -197,7 +214,7 @@ class Attention(nnx.Module):
             return self._from_memory(x, context), cache
         angles = None if spec.rope is None else context.angles[spec.rope]
         # With a cache this is inference, and the maps are whole; training shards them.
-        q, k, v = self.project(x, angles, merge=cache is not None)
+        q, k, v = self.project(x, angles, merge=cache is not None, tokens=context.tokens)
         if spec.query_format is not None:
             q = kv.fake_query(spec.query_format, q)
         if cache is not None:
@@ -209,7 +226,7 @@ class Attention(nnx.Module):
         if self.prefix is not None or self.beside is not None:
             k, v, mask, bias = self._further(k, v, mask, bias, x.shape[1])
         y = attend(q, k, v, mask, spec, bias)
-        return self.o(y.reshape(*x.shape[:2], -1)), cache
+        return through(self.o, y.reshape(*x.shape[:2], -1), context.tokens), cache
 
     def _further(
         self, k: Array, v: Array, mask: Array | None, bias: Array | None, t: int
@@ -247,14 +264,15 @@ class Attention(nnx.Module):
                 "an attention layer reads keys from elsewhere, and Context.memory is None"
             )
         states, mask = context.memory
-        q, k, v = self.project(x, None, source=states.astype(x.dtype))
+        source = states.astype(x.dtype)
+        q, k, v = self.project(x, None, source=source, tokens=context.tokens)
         if self.spec.query_format is not None:
             q = kv.fake_query(self.spec.query_format, q)
         k, v = kv.fake(self.spec.kv_format, k), kv.fake(self.spec.kv_format, v)
         if mask is not None:
             mask = jnp.broadcast_to(mask, (*mask.shape[:2], x.shape[1], states.shape[1]))
         y = attend(q, k, v, mask, self.spec)
-        return self.o(y.reshape(*x.shape[:2], -1))
+        return through(self.o, y.reshape(*x.shape[:2], -1), context.tokens)
 
 
 def attend(

@@ -26,18 +26,27 @@ __all__ = ["mixed"]
 Experts = Callable[[Array, Groups], Array]
 
 
-def mixed(experts: nnx.Module, x: Float[Array, "*b d"], routing: Routing) -> Float[Array, "*b d"]:
+def mixed(
+    experts: nnx.Module,
+    x: Float[Array, "*b d"],
+    routing: Routing,
+    *,
+    groups: Groups | None = None,
+) -> Float[Array, "*b out"]:
     """The sum over each token's choices of weight * expert(x); 0 for a token without.
 
     Args:
-      experts: (rows [m, d], groups) -> [m, d], with parameters that have an axis "expert".
+      experts: (rows [m, d], groups) -> [m, out], with parameters that have an axis "expert".
       x: tokens.
       routing: where they go.
+      groups: of all tokens by their choices, where that is known already; on a mesh each device
+        groups its own.
     """
     ids = jnp.where(routing.kept, routing.chosen, routing.experts)
     sizes = automatic()
     if math.prod(sizes.values()) == 1:
-        return combined(here(experts, x, ids, routing.experts), routing.weight)
+        groups = group(ids, routing.experts) if groups is None else groups
+        return combined(here(experts, x, groups), routing.weight)
     layout, leaves = ambient(), jax.tree.leaves(experts)
     structure, places = jax.tree.structure(experts), specs(experts, sizes)
     names = ("batch", *(("length",) if x.ndim > 2 else ()))
@@ -50,7 +59,7 @@ def mixed(experts: nnx.Module, x: Float[Array, "*b d"], routing: Routing) -> Flo
     def run(leaves: list[Array], x: Array, ids: Array, weight: Array) -> Array:
         own = structure.unflatten(leaves)
         if not apart:
-            return combined(here(own, x, ids, routing.experts), weight)
+            return combined(here(own, x, group(ids, routing.experts)), weight)
         return combined(exchanged(own, x, ids, routing.experts, cut, holders), weight)
 
     spread = jax.shard_map(
@@ -85,11 +94,8 @@ def combined(y: Float[Array, "m d"], weight: Float[Array, "*b k"]) -> Float[Arra
     return jnp.sum(weighted, axis=1).reshape(*tokens, y.shape[-1])
 
 
-def here(
-    experts: Experts, x: Float[Array, "*b d"], ids: Int[Array, "*b k"], e: int
-) -> Float[Array, "m d"]:
+def here(experts: Experts, x: Float[Array, "*b d"], groups: Groups) -> Float[Array, "m out"]:
     """What experts that all lie here make of each choice, in the order of the choices."""
-    groups = group(ids, e)
     return back(experts(take(x.reshape(-1, x.shape[-1]), groups), groups), groups)
 
 
@@ -100,7 +106,7 @@ def exchanged(
     e: int,
     axes: tuple[str, ...],
     holders: int,
-) -> Float[Array, "m d"]:
+) -> Float[Array, "m out"]:
     """`here`, of experts of which each of `holders` devices along `axes` has e / holders."""
     groups, m = group(ids, e), ids.size
     rows, sizes = take(x.reshape(-1, x.shape[-1]), groups), groups.sizes.reshape(holders, -1)

@@ -102,6 +102,8 @@ class GroupedFFN(nnx.Module):
       activation: name of the non-linearity (static).
     """
 
+    by_group = True
+
     def __init__(
         self,
         groups: int,
@@ -126,6 +128,11 @@ class GroupedFFN(nnx.Module):
             groups, hidden, width, key=keys[2], axes=("mlp", "embed"), scale=out_scale, **common
         )
         self.activation = activation
+
+    @property
+    def groups(self) -> int:
+        """How many networks there are (e)."""
+        return self.up.groups
 
     def __call__(self, x: Float[Array, "m d"], groups: Groups) -> Float[Array, "m d"]:
         act = ACTIVATIONS[self.activation]

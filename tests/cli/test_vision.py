@@ -1,0 +1,162 @@
+"""`ffnlab` on vision transformers and residual networks: trained, resumed, sharded, compressed."""
+
+import json
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ffnlab import models, tree
+from ffnlab.cli.main import main
+from ffnlab.cli.train import run
+from ffnlab.cli.training import TrainConfig, fresh, read_training, rule_of
+from ffnlab.data import ArrayBatches
+from ffnlab.errors import ConfigError
+from ffnlab.formats import load
+from ffnlab.layers import BatchNorm, EffLayer
+from ffnlab.parallel import from_table
+from ffnlab.parallel.config import presets
+from ffnlab.testing import equal
+
+RUN = {"steps": 4, "log_every": 1, "checkpoint_every": 2, "dtype": "float32"}
+DIGITS = {"kind": "images", "batch": 8}
+# Adam would make whole steps of the last bits of gradients that are zero but for rounding.
+SGD = {"name": "sgd", "rate": 0.1, "warmup": 0}
+VIT = {"kind": "vit", "image": [8, 8], "patch": 4, "channels": 1, "classes": 10}
+VIT |= {"width": 8, "hidden": 16, "layers": 2, "heads": 2}
+RESNET = {"kind": "resnet", "image": [8, 8], "channels": 1, "classes": 10}
+RESNET |= {"blocks": [1, 1], "widths": [4, 8]}
+MODELS = {"vit": VIT, "resnet": RESNET}
+
+
+def settings(model, *, transform=(), **options):
+    """A run of a few steps."""
+    table = {"model": model, "data": DIGITS, "run": RUN | options, "optimizer": SGD}
+    return from_table(table | ({"transform": list(transform)} if transform else {}), TrainConfig)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_stopped_resumed_and_on_a_mesh(kind, tmp_path, monkeypatch):
+    whole = settings(MODELS[kind])
+    record = run(whole, tmp_path / "whole")
+    assert record["held_out_error"] == 1 - record["held_out_accuracy"]
+    usual = ArrayBatches.__call__
+
+    def stopped(batches, position):
+        if position == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return usual(batches, position)
+
+    monkeypatch.setattr(ArrayBatches, "__call__", stopped)
+    assert not run(whole, tmp_path / "cut")["finished"]
+    monkeypatch.undo()
+    run(whole, tmp_path / "cut", resume=True)
+    a, b = (load(tmp_path / name / "model") for name in ("whole", "cut"))
+    assert equal(a, b) and type(a).__name__.lower() == kind
+    run(settings(MODELS[kind], mesh="dp=2,tp=2"), tmp_path / "mesh")
+    c = load(tmp_path / "mesh" / "model")
+    for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(c), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)  # sums in another order
+
+
+def test_batch_norms_move_by_the_batch_once_whatever_its_parts():
+    """The running mean after a step is a tenth of the batch's; weights alone are trained."""
+    of = settings(RESNET)
+    model = fresh(of, jax.random.key(0))
+    x, y = jax.random.uniform(jax.random.key(1), (8, 8, 8, 1)), jnp.arange(8) % 10
+    found = {}
+    for parts in (1, 2):
+        rule = rule_of(settings(RESNET, microbatches=parts))
+        state, metrics = rule.step(rule.init(model, jax.random.key(0)), (x, y))
+        found[parts] = rule.model(state).stem.norm
+        assert np.isfinite(metrics["loss"])
+    seen = model.stem.conv(x)
+    for parts, norm in found.items():
+        np.testing.assert_allclose(norm.mean[...], 0.1 * seen.mean((0, 1, 2)), atol=1e-6)
+        wanted = 0.9 + 0.1 * np.asarray(seen).reshape(-1, 4).var(0, ddof=1)
+        np.testing.assert_allclose(norm.variance[...], wanted, atol=1e-6, err_msg=str(parts))
+    trained, _ = tree.trained(model)
+    names = [path for path, _ in jax.tree_util.tree_leaves_with_path(trained)]
+    assert names and not any("mean" in str(n) or "variance" in str(n) for n in names)
+    assert len(tree.select(model, tree.of_type(BatchNorm))) == 5
+
+
+def test_a_transformer_is_scanned_rematerialized_and_given_other_layers(tmp_path):
+    of = settings(VIT, transform=[{"name": "pflayer", "every": 1, "first": 0}], scan=True)
+    record = run(of, tmp_path / "run")
+    assert 0 <= record["held_out_accuracy"] <= 1
+    found = load(tmp_path / "run" / "model")
+    assert all(isinstance(block.attn, EffLayer) for block in found.blocks())
+    plain = settings(VIT, remat="nothing")
+    assert fresh(plain, jax.random.key(0)).remat == "nothing"
+
+
+def test_presets_are_read_and_fit_their_data():
+    assert {"vit_mnist", "resnet_digits"} <= set(presets())
+    for name in ("vit_mnist", "resnet_digits"):
+        of = read_training(name)
+        shape = (*of.data.size, 1)
+        model = jax.eval_shape(lambda key, of=of: fresh(of, key), jax.random.key(0))
+        image = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+        assert jax.eval_shape(lambda model, x: model(x), model, image).shape == (2, 10)
+
+
+@pytest.mark.slow
+def test_the_preset_of_digits_reaches_what_it_says(tmp_path):
+    record = run(read_training("resnet_digits"), tmp_path / "run")
+    assert record["held_out_accuracy"] > 0.98
+
+
+RECIPES = {
+    "vit": """
+[[stage]]
+transform = "finercut"
+remove = 1
+[[stage]]
+transform = "nearest"
+format = "int8"
+""",
+    "resnet": """
+[[stage]]
+transform = "nearest"
+format = "int4"
+group = 4
+""",
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_compressed_shown_and_planned(kind, tmp_path, capsys):
+    model = fresh(settings(MODELS[kind]), jax.random.key(0))
+    models.save(model, tmp_path / "m", format="ffnlab")
+    few = "[calibration]\nsamples = 16\nbatch = 8\n[evaluation]\nsamples = 16\n"
+    (tmp_path / "recipe.toml").write_text(few + RECIPES[kind])
+    arguments = ["compress", str(tmp_path / "m"), "--images", "digits"]
+    arguments += ["--recipe", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["item"] == "image" and {"nats", "accuracy"} <= report["rows"][-1]["scores"].keys()
+    small = load(tmp_path / "out" / "model")
+    assert small(jnp.zeros((1, 8, 8, 1))).shape == (1, 10)
+    if kind == "vit":
+        assert len(models.removed(small)) == 1
+    capsys.readouterr()
+    file = tmp_path / "run.toml"
+    lines = [f"{k} = {json.dumps(v)}" for k, v in MODELS[kind].items()]
+    data = '[data]\nkind = "images"\nbatch = 8\n[run]\nsteps = 1\n'
+    file.write_text("\n".join(["[model]", *lines]) + "\n" + data)
+    assert main(["plan", str(file), "--mesh", "dp=2"]) == 0
+    assert "parameters on dp=2" in capsys.readouterr().out
+
+
+def test_what_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"gives inputs of shape \[8, 8, 1\], which a vit"):
+        run(settings(VIT | {"image": [12, 8]}), tmp_path / "run")
+    with pytest.raises(ConfigError, match="with classes=None has no kind of .data."):
+        settings({k: v for k, v in VIT.items() if k != "classes"})
+    with pytest.raises(ConfigError, match="which a resnet"):
+        run(settings(RESNET | {"channels": 3}), tmp_path / "run")
+    with pytest.raises(ConfigError, match="rule 'noprop' does not train a model of kind 'vit'"):
+        from_table({"model": VIT, "data": DIGITS, "run": RUN, "rule": "noprop"}, TrainConfig)
