@@ -17,7 +17,7 @@ names them.
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +27,10 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ffnlab import tree
 from ffnlab.errors import ConfigError, is_known
-from ffnlab.layers.balance import load_balance, unrouted, z_loss
+from ffnlab.layers.balance import upkeep
 from ffnlab.layers.batch_norm import BatchNorm, measured
-from ffnlab.layers.context import LayerInputs
 from ffnlab.layers.routers import Routing
-from ffnlab.models.stack import layers_of
+from ffnlab.models.watching import watched
 from ffnlab.rule import Metrics
 
 __all__ = [
@@ -166,41 +165,24 @@ def routed(
         loss + balance * load_balance + z * z_loss        (`ffnlab.layers.balance`)
 
     Args:
-      loss: of a model that is called with tokens; its metrics gain "balance", "z" and "unrouted",
-        how many tokens chose nothing.
+      loss: of a model's call; its metrics gain "balance", "z" and how many tokens are "unrouted".
       balance: weight of the load balance, which is 1 where experts are used alike, >= 0.
       z: weight of the mean squared log-norm of the router's logits, >= 0.
       choices, per_sequence: see `ffnlab.layers.balance.load_balance`.
       keyed: the loss is informed, and every layer is given a key for what its router draws.
     Returns:
-      a loss of a model with `run` and `logits` or `output`, as Decoder and Encoder have; it raises
-      ConfigError where no layer reports a routing.
+      a loss of a model as `ffnlab.models.watching.watched` takes it.
     Raises:
-      ConfigError: a weight below 0.
+      ConfigError: a weight below 0; from the loss, no layer reports a routing.
     """
     if not (balance >= 0 and z >= 0):
         raise ConfigError(f"balance={balance} and z={z} must be 0 or more")
-    how: dict[str, Any] = {"choices": choices, "per_sequence": per_sequence}
 
     def whole(model: PyTree, batch: PyTree, key: Array | None = None) -> Costs:
         seen: list[Routing] = []
-        finish = model.output if hasattr(model, "output") else model.logits
-
-        def call(*args: Any, **options: Any) -> Array:
-            if key is not None:
-                options["inputs"] = LayerInputs(key=jax.random.split(key, layers_of(model)))
-            h, outputs = model.run(*args, **options)
-            seen.extend(found for found in outputs.reports.values() if isinstance(found, Routing))
-            return finish(h)
-
-        total, metrics = loss(call, batch)[:2]
-        if not seen:
-            raise ConfigError("model reports no routing; one with mixtures of experts is accepted")
-        uneven = jnp.mean(jnp.stack([load_balance(found, **how) for found in seen]))
-        large = jnp.mean(jnp.stack([z_loss(found) for found in seen]))
-        lost = jnp.sum(jnp.stack([unrouted(found) for found in seen])).astype(jnp.float32)
-        told = {**metrics, "balance": uneven, "z": large, "unrouted": lost}
-        return total + balance * uneven + z * large, told
+        total, metrics = loss(watched(model, seen, key), batch)[:2]
+        told = upkeep(seen, choices=choices, per_sequence=per_sequence)
+        return total + balance * told["balance"] + z * told["z"], {**metrics, **told}
 
     if keyed:
         return lambda model, batch, moment: whole(model, batch, moment.key)

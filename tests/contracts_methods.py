@@ -80,6 +80,8 @@ def repaired() -> models.ViT:
     return transform.apply(structure.repa(idle=0.5), vit("mean"))[0]
 
 
+spanning = functools.partial(tiny_encoder, head="span")
+
 TRANSFORMS: dict[str, TransformCase] = {
     "adapter": TransformCase(lambda: adapters.adapter(bottleneck=3, seed=1)),
     "biases": TransformCase(adapters.biases),
@@ -123,9 +125,9 @@ TRANSFORMS: dict[str, TransformCase] = {
         lambda: routing.untie(starts=(20, 40), copies="drawn", norm="output")
     ),
     "switch_head": TransformCase(
-        lambda: routing.switch_head(experts=2, hidden=8, layers=2, heads=2), tiny_encoder
+        lambda: routing.switch_head(experts=2, hidden=8, layers=2, heads=2), spanning
     ),
-    "top2_head": TransformCase(lambda: routing.top2_head(experts=3, hidden=8), tiny_encoder),
+    "top2_head": TransformCase(lambda: routing.top2_head(experts=3, hidden=8), spanning),
     "upcycle": TransformCase(lambda: routing.upcycle(experts=4)),
     "prompts": TransformCase(lambda: adapters.prompts(tokens=2)),
     "with_routers": TransformCase(routing.with_routers, lambda: chosen(skip=False)),

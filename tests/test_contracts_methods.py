@@ -24,7 +24,7 @@ from tests.contracts_methods import PROBES, RULES, TRANSFORMS
 from tests.test_packaging import METHODS
 
 # Methods, and the models that rewrite themselves (adapters).
-HELPERS = {"rewriting"}  # what methods make their transforms with
+HELPERS = {"headed", "rewriting"}  # what methods make their transforms with
 SEARCHED = sorted((METHODS & set(ffnlab.__all__)) | {"models"})
 
 

@@ -6,6 +6,8 @@ of 0. A routing made without `valid` counts every row, as the published code of 
 does.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -20,6 +22,7 @@ __all__ = [
     "load_balance",
     "specialization",
     "unrouted",
+    "upkeep",
     "z_loss",
 ]
 
@@ -128,6 +131,27 @@ def counts(routing: Routing, *, dropped: bool = False) -> Int[Array, "*n e"]:
 def unrouted(routing: Routing) -> Int[Array, ""]:
     """How many tokens chose nothing: their scores held a NaN, or no expert has their number."""
     return jnp.sum(routing.valid & ~_routed(routing), dtype=jnp.int32)
+
+
+def upkeep(
+    routings: Sequence[Routing], *, choices: int | None = None, per_sequence: bool = False
+) -> dict[str, Float[Array, ""]]:
+    """What keeps routers in order, over all routings that a model reports.
+
+    Args:
+      routings: one or more, as they are reported.
+      choices, per_sequence: see `load_balance`.
+    Returns:
+      {"balance": mean load balance, "z": mean z-loss, "unrouted": tokens that chose nothing}.
+    Raises:
+      ConfigError: there is none.
+    """
+    if not routings:
+        raise ConfigError("model reports no routing; one with mixtures of experts is accepted")
+    even = [load_balance(r, choices=choices, per_sequence=per_sequence) for r in routings]
+    lost = jnp.sum(jnp.stack([unrouted(r) for r in routings])).astype(jnp.float32)
+    large = jnp.mean(jnp.stack([z_loss(r) for r in routings]))
+    return {"balance": jnp.mean(jnp.stack(even)), "z": large, "unrouted": lost}
 
 
 def _routed(routing: Routing) -> Array:

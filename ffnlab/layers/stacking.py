@@ -56,7 +56,7 @@ def of_one(axes: tuple[str | None, ...]) -> tuple[str | None, ...]:
     return axes[1:] if axes[:1] == ("layers",) else axes
 
 
-def with_axes(module: M, change: Callable[[tuple[str | None, ...]], tuple[str | None, ...]]) -> M:
+def with_axes(module: C, change: Callable[[tuple[str | None, ...]], tuple[str | None, ...]]) -> C:
     """A copy of a module whose variables with logical axes carry others."""
 
     def is_named(node: object) -> bool:

@@ -202,7 +202,7 @@ def headed(
     def change(model: Encoder) -> Encoder:
         new, dtype = tree.copy(model), dtype_of(model)
         key, head_key = jax.random.split(jax.random.key(seed))
-        new.layers = nnx.List([*new.layers, *blocks(model, key)])
+        new.layers = nnx.List([*new.layers, *blocks(model, key)])  # type: ignore[not-iterable]
         width, axes = model.config.width, ("embed", "classes")
         if norm:
             own = LayerNorm(width, eps=1e-5, dtype=dtype)

@@ -166,7 +166,7 @@ def behind(encoder: Encoder, head: Transform) -> Encoder:
 def joined(encoder: Encoder, head: Transform, tail: Encoder) -> Encoder:
     """The encoder with a head as it is after training behind frozen states."""
     new, _ = transform.apply(head, encoder)
-    new.layers = nnx.List([*encoder.layers, *tail.layers])
+    new.layers = nnx.List([*encoder.layers, *tail.layers])  # type: ignore
     new.head, new.norm = nnx.data(tail.head), nnx.data(tail.norm)
     return new
 
@@ -194,7 +194,7 @@ def finetuned(
     windows = span_windows(questions, found.tokenizer.spans, layout)
     rows = with_answers(windows)
     inputs = {name: x[rows] for name, x in windows.inputs().items()}
-    ends: Int[Array, "w 2"] = windows.ends[rows]
+    ends: Int[Array, "w 2"] = windows.ends[rows]  # type: ignore
     rule = backprop(design.loss, optax.adamw(sizes.rate), informed=design.keyed)
     outcome = train(
         rule,

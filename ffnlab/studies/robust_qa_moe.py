@@ -178,7 +178,7 @@ def new_words(seeds: Sequence[int], *, quick: bool) -> dict[str, Scored]:
             make, design.loss, batches, steps, rates, seeds, score, informed=design.keyed
         )
         scores = ([f1(model, part) for model in side.models] for part in (home, away))
-        found[name] = Scored(*scores, side)
+        found[name] = Scored(*scores, side)  # type: ignore
     return found
 
 
@@ -324,7 +324,7 @@ def rows_of(maps: Maps, found: Mapping[str, Scored], real: Mapping) -> list[dict
         {"task": "maps of clusters", "side": name, "error": mean(values)}
         for name, values in ((DENSE, maps.dense), (SWITCH, maps.switch))
     ]
-    rows += [
+    rows += [  # type: ignore
         {
             "task": "spans",
             "side": name,

@@ -236,7 +236,7 @@ def test_experts_that_begin_alike_are_one():
     assert not np.allclose(apart.up.weight.dense()[0], apart.up.weight.dense()[1])
 
 
-TOKENS = np.asarray(jax.random.randint(jax.random.key(3), (2, 12), 0, 64))
+TOKENS = jax.random.randint(jax.random.key(3), (2, 12), 0, 64)
 HEAD_OPTIONS = {"experts": 2, "hidden": 8}
 HEADS_OF = {
     "top2": functools.partial(top2_head, **HEAD_OPTIONS),
@@ -268,7 +268,7 @@ def test_the_encoder_below_is_left_as_it_was(name):
 def test_padding_alone_and_a_nan_are_no_one_elses_business(name):
     model = headed(name)
     loss = routed(lambda m, b: span(lambda x: called(m, x), b), balance=1.0)
-    nothing = {"tokens": TOKENS, "valid": np.zeros(TOKENS.shape, bool)}
+    nothing = {"tokens": TOKENS, "valid": jnp.zeros(TOKENS.shape, bool)}
     found, metrics = loss(model, (nothing, np.zeros((2, 2), np.int32)))
     assert np.isfinite(found) and metrics["balance"] == 0
     moe = model.layers[-1].ffn
@@ -285,7 +285,7 @@ def test_evaluation_has_more_room_and_draws_nothing():
     assert model.layers[-1].ffn.spec.second == "random", "the argument is left as it was"
     assert equal(evaluated(headed("switch")), headed("switch"))
     with pytest.raises(ConfigError, match="capacity=0"):
-        evaluated(model, capacity=0)
+        evaluated(model, capacity=0.0)
 
 
 def test_finercut_leaves_what_has_no_residual():
@@ -316,7 +316,7 @@ def test_it_learns_with_what_it_draws():
 
 BAD = {
     "experts=0": lambda: top2_head(experts=0),
-    "capacity=0": lambda: top2_head(capacity=0),
+    "capacity=0": lambda: top2_head(capacity=0.0),
     "capacity=-1": lambda: switch_head(capacity=-1.0),
     "second='most' is not one of": lambda: top2_head(policy="most"),
     "threshold=0": lambda: top2_head(threshold=0.0),

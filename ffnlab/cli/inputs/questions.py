@@ -102,11 +102,11 @@ def load_questions(data: QuestionsConfig, model: EncoderConfig) -> QuestionsData
         parts = tuple(sum((articles[i] for i in which), ()) for which in split(len(articles)))
     tokenizer = Tokenizer.load(data.tokenizer) if data.tokenizer else Tokenizer.bytes()
     layout = span_layout(tokenizer, data.length, data.stride)
-    windows = [span_windows(part, tokenizer.spans, layout) for part in parts]
+    train, held_out = (span_windows(part, tokenizer.spans, layout) for part in parts)
     identity: dict[str, str | int] = {"questions": data.questions}
-    for name, part, cut in zip(("train", "held_out"), parts, windows, strict=True):
+    for name, part, cut in zip(("train", "held_out"), parts, (train, held_out), strict=True):
         check_ids(cut.tokens.ravel(), model.vocab)
         content = hashlib.sha256(np.ascontiguousarray(cut.tokens).tobytes())
         content.update(np.ascontiguousarray(cut.ends).tobytes())
         identity |= {f"{name}_sha256": content.hexdigest(), name: len(part)}
-    return QuestionsData(*windows, parts[1], model.types > 1, tokenizer, identity)
+    return QuestionsData(train, held_out, parts[1], model.types > 1, tokenizer, identity)

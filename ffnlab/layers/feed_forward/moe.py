@@ -215,7 +215,8 @@ class MoE(nnx.Module):
         y = mixed(self.experts, x, routing)
         if self.spec.passes:
             lost = jnp.sum(asked.weight - routing.weight, axis=-1, keepdims=True)
-            y = y + lost.astype(x.dtype) * x
+            # Not 0 * x: what has no expert may hold a NaN.
+            y = y + lost.astype(x.dtype) * jnp.where(lost > 0, x, 0)
         return (y if self.shared is None else y + self.shared(x)), routing
 
     def asked(
