@@ -18,6 +18,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 TABLES = re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL)
 MODULES = {match[1]: block for block in BLOCKS if (match := re.match(r"# (\w+)\.py\n", block))}
+ENCODER = {"kind": "encoder", "vocab": 8, "width": 8, "hidden": 8, "layers": 1, "heads": 1}
+ENCODER |= {"head_dim": 8}  # of what is started from
 SIZES = {"vocab": 8, "width": 8, "hidden": 8, "layers": 1, "heads": 1, "kv_heads": 1, "head_dim": 8}
 
 
@@ -42,7 +44,9 @@ def test_files_are_read(table):
     if "stage" in found:
         assert [stage.build().name for stage in parse_recipe(table).stages] == ["ternarize"]
     elif "project" not in found:
-        whole = {"model": SIZES, "run": {"steps": 1}} | found
+        reads_questions = found.get("data", {}).get("kind") == "questions"
+        model = ENCODER if reads_questions else SIZES
+        whole = {"model": model, "run": {"steps": 1}} | found
         rule = rule_of(from_table(whole, TrainConfig))
         assert rule.name in found.get("rule", "backprop")
 

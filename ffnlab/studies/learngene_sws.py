@@ -39,7 +39,7 @@ TUNED, SCRATCH, REVERSED = "descendant", "from scratch", "reversed"
 EQUAL = "from scratch, as few steps"
 TEACHER, AUXILIARY = "teacher", "auxiliary"
 RATES = (1e-3, 3e-3, 1e-2)
-AHEAD, BEHIND, UNTUNED, CLOSE = 0.15, 0.3, 0.3, 0.03  # accuracies of the card's points
+AHEAD, BEHIND, UNTUNED, CLOSE = 0.15, 0.3, 0.3, 0.03  # accuracies that decide
 
 
 @dataclasses.dataclass(frozen=True)

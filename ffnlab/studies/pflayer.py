@@ -260,7 +260,7 @@ def learned_claims(found: Mapping[str, Reached], sizes: Sizes) -> list[Claim]:
         f"validation accuracy over {seeds} seed{'s' * (seeds > 1)} of networks; test accuracy"
     )
     gap = worst(found["conv"], found["max"])
-    lead = -worst(found["max"], found["identity"])
+    lead = -worst(found["identity"], found["max"])
     ahead = found["max"].mean - found["depthwise"].mean
     loss = worst(found[ATTENTION], found[MIXED])
 

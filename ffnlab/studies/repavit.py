@@ -1,7 +1,7 @@
 """RePaViT: ViTs with idle channels on small images, trained, folded, and beside plain ones.
 
-The card's question at our size: what do idle channels cost, does the cost fall with width, does the
-fold keep the outputs, and what does it save? Every form is trained with as many rates as the
+The paper's questions at our size: what do idle channels cost, does the cost fall with width, does
+the fold keep the outputs, and what does it save? Every form is trained with as many rates as the
 others, chosen on validation rows.
 """
 
