@@ -53,10 +53,7 @@ def idle_ratios(layers: int, idle: float, schedule: str = "constant") -> tuple[f
     >>> idle_ratios(3, 0.75, "linear")
     (0.75, 1.0, 0.0)
     """
-    if not 0 <= idle <= 1:
-        raise ConfigError(f"idle={idle} must lie in [0, 1]")
-    if schedule not in SCHEDULES:
-        raise ConfigError(f"schedule={schedule!r} is not one of {list(SCHEDULES)}")
+    check_schedule(idle, schedule)
     if schedule == "constant":
         return (idle,) * layers
     if layers < 2:
@@ -69,6 +66,14 @@ def idle_ratios(layers: int, idle: float, schedule: str = "constant") -> tuple[f
             f"ratios from {least:.3f} on begin at 0 or above"
         )
     return (*(max(ratio, 0.0) for ratio in rising), 0.0)
+
+
+def check_schedule(idle: float, schedule: str) -> None:
+    """Raises ConfigError for a ratio outside [0, 1] or a schedule that there is not."""
+    if not 0 <= idle <= 1:
+        raise ConfigError(f"idle={idle} must lie in [0, 1]")
+    if schedule not in SCHEDULES:
+        raise ConfigError(f"schedule={schedule!r} is not one of {list(SCHEDULES)}")
 
 
 def active_channels(hidden: int, idle: float) -> int:
@@ -106,9 +111,7 @@ def repa(
     >>> repa(idle=0.5).name
     'repa'
     """
-    idle_ratios(2, 1.0 if schedule == "linear" else idle, schedule)
-    if not 0 <= idle <= 1:
-        raise ConfigError(f"idle={idle} must lie in [0, 1]")
+    check_schedule(idle, schedule)
     if not 0 <= momentum <= 1:
         raise ConfigError(f"momentum={momentum} must lie in 0..1")
 

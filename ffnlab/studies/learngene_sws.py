@@ -38,7 +38,7 @@ TEACHER_LAYERS, STAGES = 8, (2, 2, 2)
 TUNED, SCRATCH, REVERSED = "descendant", "from scratch", "reversed"
 EQUAL = "from scratch, as few steps"
 TEACHER, AUXILIARY = "teacher", "auxiliary"
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 AHEAD, BEHIND, UNTUNED, CLOSE = 0.15, 0.3, 0.3, 0.03  # accuracies that decide
 
 
@@ -67,7 +67,7 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
     begin = time.perf_counter()
     sizes = Sizes((3, 4, 6, 9), RATES, 800, 1000, 20, 200, (seed, seed + 1, seed + 2))
     if quick:
-        sizes = Sizes((3, 6), RATES[1:2], 300, 400, 20, 200, (seed,))
+        sizes = Sizes((3, 6), RATES[2:3], 300, 400, 20, 200, (seed,))
     data = digit_images(seed)
     first = teaching(data, sizes)
     auxiliary = {s: learned(first, AUXILIARY, i) for i, s in enumerate(sizes.seeds)}

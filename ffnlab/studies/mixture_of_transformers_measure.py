@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from ffnlab import models, routing, transform
+from ffnlab import models, transform
 from ffnlab.data import CaptionedDigits, Labelled, RuleSegments, captioned, digits
 from ffnlab.layers import Blocks, EveryCopy, TokenFacts
 from ffnlab.learning import backprop, members
@@ -18,7 +18,7 @@ from ffnlab.models import Decoder, DecoderConfig
 from ffnlab.models.account import flops_per_token, parameters
 from ffnlab.models.cost import multiply_adds
 from ffnlab.parallel import LoopOptions, train
-from ffnlab.routing.mixture_of_transformers import PARTS
+from ffnlab.routing.mixture_of_transformers import PARTS, untie
 from ffnlab.rule import Rule
 
 __all__ = ["FULL", "QUICK", "WAYS", "Exact", "Run", "Sizes", "Task", "compared", "exact", "tasks"]
@@ -55,7 +55,7 @@ class Sizes(NamedTuple):
     ways: tuple[str, ...]
 
 
-FULL = Sizes(3, (1e-3, 2e-3, 4e-3), (400, 300), (32, 16), 200, tuple(WAYS))
+FULL = Sizes(3, (1e-3, 2e-3, 4e-3, 8e-3), (400, 300), (32, 16), 200, tuple(WAYS))
 QUICK = Sizes(1, (2e-3,), (100, 60), (16, 8), 60, ("dense", "FFN", "all"))
 
 
@@ -154,7 +154,7 @@ def decoder(task: Task, way: str, seed: int) -> Decoder:
     """A decoder in one of the ways: copies of the dense one of its seed, alike at first."""
     model = Decoder(task.config, key=jax.random.key(seed))
     if WAYS[way]:
-        untied = routing.untie(starts=(task.start,), parts=WAYS[way])
+        untied = untie(starts=(task.start,), parts=WAYS[way])
         model, _ = transform.apply(untied, model)
     return models.stack(model)
 
@@ -261,7 +261,7 @@ class Exact(NamedTuple):
 def exact(task: Task, seed: int) -> Exact:
     """Of a decoder with copies of all parts, on rows whose halves are of one kind each."""
     dense = Decoder(task.config, key=jax.random.key(seed))
-    make = lambda **how: transform.apply(routing.untie(starts=(task.start,), **how), dense)[0]  # noqa: E731
+    make = lambda **how: transform.apply(untie(starts=(task.start,), **how), dense)[0]  # noqa: E731
     tied, drawn = make(), make(copies="drawn", norm="output", seed=seed)
     draw = np.random.default_rng(seed)
     low, high = draw.integers(task.start, size=(4, 16)), draw.integers(task.start, size=(4, 16))
