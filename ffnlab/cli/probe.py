@@ -12,14 +12,8 @@ if typing.TYPE_CHECKING:
 __all__ = ["probe"]
 
 OPTIONS = {"tokens": ("text",), "graphs": ("graph",)}  # what shows it, by what a model reads
-STEPS = (
-    "decoder",
-    "mlp",
-    "convnet",
-    "vit",
-    "resnet",
-    "graph",
-)  # kinds of which the data that is shown says the loss
+# Kinds of which the data that is shown says the loss.
+STEPS = ("decoder", "mlp", "convnet", "vit", "resnet", "graph")
 
 
 def probe(
@@ -183,14 +177,15 @@ def shown(model: Any, place: Path | None, asked: Asked) -> tuple[Sequence, dict[
             f"a model of kind {kind!r} reads {reads}, which no option gives; a probe that looks at "
             "the model alone takes it, and any does in Python"
         )
-    given = {name for name in ("text", "images", "records", "graph") if getattr(asked, name)}
-    takes = OPTIONS.get(reads, ("images", "records"))
-    if given - set(takes) or not (given or reads == "tokens"):
-        ways = " or ".join(f"--{name}" for name in takes)
-        said = "".join(f", not --{name}" for name in given)
+    told = [name for name in ("text", "images", "records", "graph") if getattr(asked, name)]
+    accepted = OPTIONS.get(reads, ("images", "records"))
+    if not set(told) <= set(accepted) or not (told or reads == "tokens"):
+        ways = " or ".join(f"--{name}" for name in accepted)
+        said = "".join(f", not --{name}" for name in told)
         raise ConfigError(f"a model of kind {kind!r} reads {reads}: give {ways}{said}")
-    ways = {"tokens": lambda: windows(model, place, asked), "graphs": lambda: nodes(model, asked)}
-    return ways.get(reads, lambda: pairs(model, asked))()
+    if reads == "tokens":
+        return windows(model, place, asked)
+    return nodes(model, asked) if reads == "graphs" else pairs(model, asked)
 
 
 def nodes(model: Any, asked: Asked) -> tuple[Sequence, dict[str, object]]:

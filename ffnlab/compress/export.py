@@ -13,8 +13,8 @@ from flax import nnx
 from ffnlab import tree, weights
 from ffnlab.compress.report import Export
 from ffnlab.errors import FormatError
-from ffnlab.formats import is_packable, load, save
-from ffnlab.formats.opening import format_for
+from ffnlab.formats import load, save
+from ffnlab.formats.opening import format_of
 from ffnlab.storage.files import sha256, write_json
 
 __all__ = ["checksums", "export"]
@@ -55,11 +55,9 @@ def export(
     Raises:
       FormatError: a loaded model has other values or another score than that in memory.
     """
-    first: Format = format_for(type(model), getattr(model, "config", None))
-    packed = first == "dense" and is_packable(model)
-    first = "compressed-tensors" if packed else first
+    first = format_of(model)
     formats: dict[str, Format] = {"model": first}
-    if dense and packed:
+    if dense and first == "compressed-tensors":
         formats["dense"] = "dense"
     return tuple(
         write(model, beside, out / name, format, score, measure, origin)

@@ -19,7 +19,7 @@ from ffnlab.formats.stream import Placement
 from ffnlab.formats.untrusted import inside, read_json
 from ffnlab.storage.files import StrPath
 
-__all__ = ["config_of", "for_others", "format_for", "kind_at", "load", "save"]
+__all__ = ["config_of", "for_others", "format_for", "format_of", "kind_at", "load", "save"]
 
 Format = Literal["dense", "compressed-tensors", "ffnlab"]
 FORMATS = (*huggingface_save.FORMATS, "ffnlab")
@@ -148,6 +148,24 @@ def format_for(model: type, config: object = None) -> Format:
     except ConfigError:
         return "ffnlab"
     return "dense"
+
+
+def format_of(model: Any) -> Format:
+    """The format that says most of a model as it is to most tools.
+
+    Packed where something of it can be, else dense; the native one where no Hugging Face family can
+    say it: a sublayer was replaced by one that no family has.
+
+    >>> from ffnlab.layers import MLP
+    >>> format_of(MLP((2, 3), key=jax.random.key(0)))
+    'ffnlab'
+    """
+    if format_for(type(model), getattr(model, "config", None)) == "ffnlab":
+        return "ffnlab"
+    try:
+        return "compressed-tensors" if huggingface_save.is_packable(model) else "dense"
+    except (ConfigError, FormatError):
+        return "ffnlab"
 
 
 def kind_at(directory: StrPath) -> str | None:

@@ -220,13 +220,13 @@ def measured(
             nats, metrics = labelled(lambda _: logits, batch)
             return nats, metrics, statistics
 
-    A norm that runs more than once measures all its inputs as one. Norms of a scanned stack live
-    inside the scan: `models.unstack` first.
+    A norm that runs more than once measures all its inputs as one.
 
     Returns:
       (output, new statistics by path, see `BatchNorm.statistics`).
     Raises:
       SelectionError: the model has no batch norm, or one of them did not run.
+      ConfigError: one is in a scanned stack, inside of which its moments would stay.
     """
 
     def in_training(path: str, norm: BatchNorm) -> BatchNorm:
@@ -236,6 +236,12 @@ def measured(
         return new
 
     norms = tree.select(model, tree.of_type(BatchNorm))
+    scanned = [path for path, norm in norms.items() if norm.mean.get_value().ndim > 1]
+    if scanned:
+        raise ConfigError(
+            f"batch norms of a scanned stack cannot be measured: {scanned[:3]}; models.unstack the "
+            "model, or train it with scan = false"
+        )
     noting = tree.replace(model, {path: in_training(path, norm) for path, norm in norms.items()})
     token = _moments.set({})
     try:

@@ -15,7 +15,7 @@ from ffnlab.cli.training import TrainConfig, fresh, read_training, rule_of
 from ffnlab.data import ArrayBatches
 from ffnlab.errors import ConfigError
 from ffnlab.formats import load
-from ffnlab.layers import BatchNorm, EffLayer
+from ffnlab.layers import BatchNorm, EffLayer, FoldedFFN
 from ffnlab.parallel import from_table
 from ffnlab.parallel.config import presets
 from ffnlab.testing import equal
@@ -91,6 +91,45 @@ def test_a_transformer_is_scanned_rematerialized_and_given_other_layers(tmp_path
     assert all(isinstance(block.attn, EffLayer) for block in found.blocks())
     plain = settings(VIT, remat="nothing")
     assert fresh(plain, jax.random.key(0)).remat == "nothing"
+
+
+def test_idle_channels_are_trained_folded_and_quantized_by_commands(tmp_path, capsys):
+    """RePaViT by files alone: a training file, then a recipe."""
+    idle = [{"name": "repa", "idle": 0.5}]
+    record = run(settings(VIT, transform=idle), tmp_path / "run")
+    learned = load(tmp_path / "run" / "model")
+    assert 0 <= record["held_out_accuracy"] <= 1 and learned.layers[0].ffn.active == 8
+    norms = tree.select(learned, tree.of_type(BatchNorm))
+    assert len(norms) == 4 and all(norm.mean[...].any() for norm in norms.values())
+    recipe = tmp_path / "fold.toml"
+    stages = ('transform = "repa-fold"', 'transform = "nearest"\nformat = "int8"')
+    few = "[calibration]\nsamples = 16\nbatch = 8\n[evaluation]\nsamples = 16\n"
+    recipe.write_text(few + "".join(f"[[stage]]\n{stage}\n" for stage in stages))
+    options = ["--images", "digits", "--recipe", str(recipe), "--out", str(tmp_path / "small")]
+    assert main(["compress", str(tmp_path / "run" / "model"), *options]) == 0
+    assert "repa-fold" in capsys.readouterr().out
+    small = load(tmp_path / "small" / "model")
+    assert all(isinstance(block.ffn, FoldedFFN) for block in small.layers)
+    assert small.layers[0].ffn.straight.weight.codes.dtype == jnp.int8
+    with pytest.raises(ConfigError, match=r"scanned stack cannot be measured.*scan = false"):
+        run(settings(VIT, transform=idle, scan=True), tmp_path / "scanned")
+    assert not (tmp_path / "scanned" / "model").exists()
+
+
+def test_shared_stages_are_trained_expanded_and_trained_on(tmp_path):
+    """Learngene by files alone."""
+    run(settings(VIT, transform=[{"name": "share", "repeats": [2]}]), tmp_path / "aux")
+    shared = load(tmp_path / "aux" / "model")
+    assert isinstance(shared.layers, models.Shared) and len(shared.layers.stages) == 1
+    file = tmp_path / "deep.toml"
+    start = json.dumps(str(tmp_path / "aux" / "model"))
+    data = '[data]\nkind = "images"\nbatch = 8\n[run]\nsteps = 2\ndtype = "float32"\n'
+    file.write_text(f'start = {start}\n[[transform]]\nname = "expand"\nlayers = 3\n{data}')
+    run(read_training(file), tmp_path / "deep")
+    found = load(tmp_path / "deep" / "model")
+    assert found.config.layers == len(found.layers) == 3
+    weights = [np.asarray(block.ffn.up.weight.dense()) for block in found.layers]
+    assert np.abs(weights[0] - weights[2]).max() > 0, "each learns by itself"
 
 
 def test_presets_are_read_and_fit_their_data():

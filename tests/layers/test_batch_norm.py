@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ffnlab import compat, tree
 from ffnlab.errors import ConfigError, SelectionError
 from ffnlab.layers import BatchNorm, FixedAffine, Linear, Moments, measured
+from ffnlab.layers.stacking import run_stack, stack_modules
 from tests.contracts import input_of, linear
 from tests.fixtures.layers import record
 
@@ -30,6 +31,23 @@ class Net(nnx.Module):
     def __call__(self, x):
         x = jax.nn.relu(self.norms[0](self.first(x)))
         return self.norms[1](self.second(x))
+
+
+def test_norms_of_a_scanned_stack_are_refused():
+    """Their moments would stay inside the scan."""
+    norms = [BatchNorm(3) for _ in range(2)]
+
+    class Deep(nnx.Module):
+        def __init__(self):
+            self.norms = stack_modules(norms)
+
+        def __call__(self, x):
+            return run_stack(self.norms, x, lambda norm, x, _: (norm(x), None))[0]
+
+    x = jnp.ones((4, 3))
+    assert Deep()(x).shape == (4, 3)
+    with pytest.raises(ConfigError, match=r"scanned stack cannot be measured: \['norms'\]"):
+        measured(Deep(), x)
 
 
 class Shared(nnx.Module):

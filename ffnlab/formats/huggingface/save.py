@@ -276,10 +276,9 @@ class _Writer:
         for where in self.places:
             encoded = self.encoded.get(where.name)
             if encoded:
-                dtype = self._scale_dtype(encoded)
-                extras = encoded[0].extras(dtype)
-                if where.is_stacked:
-                    extras = (extra_of_experts(encoded, dtype),)
+                dtype, first = self._scale_dtype(encoded), encoded[0]
+                experts = where.is_stacked
+                extras = (extra_of_experts(encoded, dtype),) if experts else first.extras(dtype)
                 pairs = zip(where.paths, extras, strict=True)
                 found |= {path.removesuffix(".w"): e for path, e in pairs if path in self.held}
         return found
@@ -295,8 +294,9 @@ class _Writer:
         for where in self.places:
             count, encoded = self._experts(where), self.encoded.get(where.name)
             if encoded:
+                dtype = self._scale_dtype(encoded)
                 for item in encoded:
-                    yield from item.tensors(self._scale_dtype(encoded)).items()
+                    yield from item.tensors(dtype).items()
                 continue
             if count is not None:
                 for e in range(count):
