@@ -190,21 +190,26 @@ def routed(
 
 
 def labelled(
-    model: Callable, batch: tuple[PyTree, Int[Host, "b"]]
+    model: Callable, batch: tuple[PyTree, Int[Host, "b"] | Float[Host, "b c"]]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Mean cross-entropy of labelled inputs.
 
     Args:
       model: inputs -> logits [b, classes].
       batch: inputs (an array [b, …], or a tree of them) and their classes [b]
-        (`ffnlab.data.Labelled`).
+        (`ffnlab.data.Labelled`), or rows [b, classes] of the share of each class.
     Returns:
-      (nats per input [], {"accuracy": fraction whose class has the largest logit []}).
+      (nats per input [], {"accuracy": fraction whose class, or the one with the largest share, has
+      the largest logit []}).
     """
     inputs, classes = batch
     logits = model(inputs).astype(jnp.float32)
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, classes).mean()
-    return nats, {"accuracy": jnp.mean(logits.argmax(-1) == classes)}
+    if jnp.ndim(classes) == 2:
+        each = optax.softmax_cross_entropy(logits, jnp.asarray(classes, jnp.float32))
+        classes = jnp.argmax(classes, -1)
+    else:
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, classes)
+    return each.mean(), {"accuracy": jnp.mean(logits.argmax(-1) == classes)}
 
 
 def measuring(loss: Loss) -> Loss:
@@ -369,7 +374,7 @@ def distilled(
 
     The teacher's logits are part of the batch, as arrays that a step is given and not as constants
     of its program, and may be computed once for many runs. A model that is its own teacher takes
-    `distillation` by itself.
+    `distillation` by itself. Batch norms of the student are `measuring`.
 
     Args:
       temperature, reduction: see `distillation`.
@@ -397,4 +402,4 @@ def distilled(
         mean = (1 - weight) * nats + weight * far
         return mean, {"labels": nats, "teacher": far, **metrics}
 
-    return loss
+    return measuring(loss)

@@ -100,6 +100,20 @@ def test_labelled_is_the_cross_entropy_of_any_inputs():
     np.testing.assert_allclose(metrics["accuracy"], (logits.argmax(-1) == classes).mean())
 
 
+def test_shares_of_classes_are_targets_too():
+    logits = jax.random.normal(jax.random.key(0), (5, 3))
+    classes = jnp.array([0, 2, 1, 1, 0])
+    hard, metrics = labelled(lambda x: x, (logits, classes))
+    hot, same = labelled(lambda x: x, (logits, jax.nn.one_hot(classes, 3)))
+    np.testing.assert_allclose(hot, hard, rtol=1e-6)
+    assert same["accuracy"] == metrics["accuracy"]
+    shares = jnp.array([[0.7, 0.3, 0.0]] * 5)
+    soft, told = labelled(lambda x: x, (logits, shares))
+    wanted = -(0.7 * jax.nn.log_softmax(logits)[:, 0] + 0.3 * jax.nn.log_softmax(logits)[:, 1])
+    np.testing.assert_allclose(soft, wanted.mean(), rtol=1e-6)
+    assert told["accuracy"] == jnp.mean(logits.argmax(-1) == 0)
+
+
 def test_a_span_costs_half_of_both_ends_and_rows_without_one_nothing():
     logits, ends = drawn(4, 5, 2), np.array([[0, 4], [2, 2], [-1, 3], [1, 3]])
     logits[1, 2] += 9  # exact; of the last row the start alone is

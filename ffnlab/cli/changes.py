@@ -51,7 +51,9 @@ LOSSES: Methods = Methods(
     Callable,  # type: ignore[arg-type]
     MappingProxyType(
         {
+            "augmented": "ffnlab.data:augmented",
             "budgeted": "ffnlab.routing.duo:budgeted",
+            "distilled": "ffnlab.losses:distilled",
             "random_choices": "ffnlab.routing.duo:random_choices",
             "routed": "ffnlab.losses:routed",
             "specialized": "ffnlab.routing.lora_mixer:specialized",

@@ -1,12 +1,13 @@
-"""`ffnlab eval`: how good a model is on text, or an encoder on texts with classes."""
+"""`ffnlab eval`: how good a model is on text, or one with classes on texts, images or records."""
 
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from flax import nnx
+
     from ffnlab.compress.task import Task
-    from ffnlab.models import Encoder
 
 __all__ = ["evaluate"]
 
@@ -17,6 +18,8 @@ def evaluate(
     *,
     text: tuple[Path, ...] = (),
     texts: str = "",
+    images: str = "",
+    records: str = "",
     window: int | None = None,
     stride: int | None = None,
     limit: int | None = None,
@@ -35,6 +38,10 @@ def evaluate(
       text: UTF-8 files; without any, the held-out modules of this Python's standard library.
       texts: of an encoder with classes: "polarity" or a file of JSON lines, of which one in ten is
         scored, as training holds it out.
+      images: of a classifier of images: "digits", "mnist" or a folder with a subfolder per class,
+        scored on what training holds out.
+      records: of a classifier of anything: a safetensors file with the tensors "image" and "label",
+        of which one in ten is scored.
       window: predictions in a window; the model's max_positions, at most 1024, without it. Of an
         encoder tokens in a row, 128 without it.
       stride: tokens between windows; half a window without it.
@@ -54,13 +61,19 @@ def evaluate(
     if held_out and not text:
         raise ConfigError("--held-out is of --text; without files the text is held out already")
     is_encoder = model is not None and shipped(model) is None and kind_at(model) == "encoder"
-    if texts and (text or not is_encoder):
-        raise ConfigError("--texts is for an encoder with classes, and not beside --text")
-    if texts:
-        assert model is not None
+    if texts and not is_encoder:
+        raise ConfigError("--texts is for an encoder with classes")
+    if texts or images or records:
+        if sum(map(bool, (text, texts, images, records))) > 1:
+            raise ConfigError("--text, --texts, --images and --records exclude each other")
+        if model is None or shipped(model) is not None:
+            raise ConfigError("--images and --records need the directory of a model with classes")
         if (window, stride, limit) != (None, None, None):
-            raise ConfigError("window, stride and limit are of --text; --texts are scored whole")
-        of_classes(model, texts)
+            raise ConfigError("window, stride and limit are of --text; others are scored whole")
+        if texts:
+            of_classes(model, texts)
+        else:
+            of_examples(model, images or records, are_records=bool(records))
         return
     if text:
         whole = read_documents(text)
@@ -103,6 +116,20 @@ def of_classes(model: Path, name: str) -> None:
     show_scores(texts_task(encoder, Tokenizer.load(model), name, model), encoder)
 
 
+def of_examples(model: Path, name: str, *, are_records: bool) -> None:
+    """Prints how a classifier does on held-out images or records."""
+    from ffnlab import recipes
+    from ffnlab.cli.inputs.examples import CLASSIFIERS, labelled_task
+    from ffnlab.errors import ConfigError
+    from ffnlab.formats import load
+
+    network = load(model, kinds=CLASSIFIERS)
+    task = labelled_task(network, name, are_records=are_records)
+    if problems := task.problems(network, recipes.default("encoder")):
+        raise ConfigError("; ".join(problems))
+    show_scores(task, network)
+
+
 def of_hidden(
     model: Path, content: bytes, source: str, window: int | None, stride: int | None
 ) -> None:
@@ -126,7 +153,7 @@ def of_hidden(
     show_scores(task, encoder, window)
 
 
-def show_scores(task: "Task", model: "Encoder", window: int | None = None) -> None:
+def show_scores(task: "Task", model: "nnx.Module", window: int | None = None) -> None:
     """Prints the scores of a task on all of its held-out data, as `ffnlab compress` has them."""
     from ffnlab import recipes, weights
 

@@ -14,8 +14,10 @@ from rich.console import Group
 from ffnlab import parallel
 from ffnlab.cli.changes import LOSSES
 from ffnlab.cli.identity import identity_of, versions
+from ffnlab.cli.inputs.captioned import CaptionedData, load_captioned
 from ffnlab.cli.inputs.corpus import Corpus, HiddenText, load_corpus, load_hidden
 from ffnlab.cli.inputs.data_kinds import (
+    CaptionedConfig,
     DataConfig,
     GraphConfig,
     QuestionsConfig,
@@ -52,7 +54,16 @@ from ffnlab.rule import Rule
 from ffnlab.storage import placing
 from ffnlab.storage.files import write_json
 
-RunData = Corpus | HiddenText | LabelledData | TextsData | QuestionsData | NodeData | SpeechData
+RunData = (
+    Corpus
+    | HiddenText
+    | LabelledData
+    | TextsData
+    | QuestionsData
+    | NodeData
+    | SpeechData
+    | CaptionedData
+)
 
 
 def train(
@@ -170,6 +181,9 @@ def report(record: Mapping, out: Path) -> None:
     elif "held_out_bits_per_byte" in record:
         bits, xz = record["held_out_bits_per_byte"], record["xz_bits_per_byte"]
         print(f"{folder}: {bits:.3f} bits per byte on held-out text (xz -9: {xz:.3f})")
+    elif "held_out_named" in record:
+        bits, named = record["held_out_bits"], record["held_out_named"]
+        print(f"{folder}: {bits:.3f} bits per token of held-out rows, {named:.1%} of images named")
     elif "held_out_bits" in record:
         bits, found = record["held_out_bits"], record["held_out_found"]
         print(f"{folder}: {bits:.3f} bits per hidden token of held-out text, {found:.1%} found")
@@ -188,6 +202,8 @@ def load_data(settings: TrainConfig) -> RunData:
     data, model = settings.data, settings.model
     if isinstance(data, SpeechConfig):
         return load_speech(data, model)  # type: ignore[arg-type]
+    if isinstance(data, CaptionedConfig):
+        return load_captioned(data)
     if isinstance(data, GraphConfig):
         return node_data(data, model)
     if isinstance(model, EncoderConfig):

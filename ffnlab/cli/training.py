@@ -173,6 +173,7 @@ class TrainConfig:
             )
         if isinstance(self.data, SpeechConfig):
             check_speech(self.data, self.model)
+        self.check_teacher()
         reads_text = isinstance(self.data, DataConfig)
         if self.extension.steps and not reads_text:
             raise ConfigError("[extension] makes rows of text longer; other data has none")
@@ -185,6 +186,17 @@ class TrainConfig:
                         f"{name}={getattr(self.run, name)!r}: a graph is one batch, which is not "
                         f"cut, and its layers run one by one; leave {name} out"
                     )
+
+    def check_teacher(self) -> None:
+        """Raises ConfigError for a teacher beside another loss, or a loss without its teacher."""
+        teacher = getattr(self.data, "teacher", "")
+        if teacher and self.loss not in ("", "distilled"):
+            raise ConfigError(
+                f"teacher={teacher!r} says what it sees in the images as they are, which "
+                f"loss={self.loss!r} does not take; leave one of them out"
+            )
+        if self.loss == "distilled" and not teacher:
+            raise ConfigError("loss='distilled' is of a teacher: set one in [data], kind 'images'")
 
     @property
     def reading(self) -> Reading:
@@ -243,6 +255,7 @@ def rule_of(settings: TrainConfig) -> Rule:
         ("optimizer", "[optimizer]", settings.optimizer != OptimizerConfig()),
         ("loss", f"compute={run.compute!r}", run.compute != "float32"),
         ("loss", f"loss={settings.loss!r}", bool(settings.loss)),
+        ("loss", "teacher in [data]", bool(getattr(settings.data, "teacher", ""))),
         ("trainable", f"trainable={settings.trainable!r}", bool(settings.trainable)),
         ("microbatches", f"microbatches={run.microbatches}", run.microbatches != 1),
     ):
@@ -368,7 +381,7 @@ def work_of(settings: TrainConfig, model: nnx.Module) -> Work:
     if isinstance(data, SpeechConfig):
         sounds, (tokens, _) = speech(data, settings.model, 1, 0)
         forward = 2.0 * multiply_adds(pal.answer, model, sounds, tokens)
-    elif settings.kind == "decoder":
+    elif settings.kind == "decoder" and isinstance(data, DataConfig):
         forward = flops_per_token(model, -(-settings.text.length // 2))
     else:
         length = getattr(data, "length", 0)

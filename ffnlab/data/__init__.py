@@ -16,6 +16,7 @@ from ffnlab.data.folders import find_folder, folder
 from ffnlab.data.graphs import LabelledNodes, block_model, cora
 from ffnlab.data.images.arrays import Images, as_images
 from ffnlab.data.images.augment import crop, erase, flip
+from ffnlab.data.images.augmented import augmented
 from ffnlab.data.images.colour import colour_jitter
 from ffnlab.data.images.files import ImageFolder, read_idx
 from ffnlab.data.images.mixing import cutmix, mixup
@@ -92,6 +93,7 @@ __all__ = [
     "answers_of",
     "as_images",
     "asked",
+    "augmented",
     "captioned",
     "block_model",
     "by_article",

@@ -4,23 +4,24 @@ Ids tell the kind: those of the second begin where those of the first end.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from ffnlab.data.clusters import Labelled
 from ffnlab.data.text.packing import Packed
 from ffnlab.errors import ConfigError, at_least, check_seed
 
-__all__ = ["CaptionedDigits", "RuleSegments", "captioned"]
+__all__ = ["CaptionedDigits", "RuleSegments", "answered", "caption_length", "captioned"]
 
 SEGMENT = (8, 16)  # tokens of a segment, at least and at most
+UNTOLD, ANSWER = ("digit", "thing"), "it is "  # of digits, and of other images
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
 START = len(LETTERS)  # the token before every row
-LEVELS, PIXELS = 16, 64
+LEVELS = 16
 Rules = tuple[tuple[int, int, int], ...]
-CAPTIONED = 1 + 8 + PIXELS + 11  # tokens of the longest row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,55 +75,88 @@ class RuleSegments:
         return np.array(found[cut : cut + self.length], np.int32)
 
 
-def captioned(digits: Labelled, told: np.ndarray) -> Packed:
-    """Digits between two captions, as rows of tokens.
+def captioned(images: Labelled, told: np.ndarray, names: Sequence[str] = NAMES) -> Packed:
+    """Images between two captions, as rows of tokens.
 
         <start> a seven <64 pixels> it is seven      or      <start> a digit <64 pixels> it is …
 
     Letters come first among the ids, then the start, then 16 levels of grey (`CaptionedDigits`).
+    Classes with other names than digits are untold as "thing".
 
     Args:
-      digits: x [n, 64] in [0, 1], y the digit.
-      told: [n] bool, whether the caption before the image says which digit it is.
+      images: x [n, pixels] in [0, 1], row by row, y the class.
+      told: [n] bool, whether the caption before the image says of which class it is.
+      names: of the classes, in small letters and spaces.
     Returns:
-      rows with padding at the end, whose segment is 0.
+      rows with padding at the end, whose segment is 0; all of `caption_length`.
     Raises:
-      ConfigError: images of another size, or another number of `told`.
+      ConfigError: images that are no rows, another number of `told`, a name with other signs, or a
+        class without a name.
 
     >>> rows = captioned(Labelled(np.zeros((1, 64), np.float32), np.array([7])), np.array([True]))
     >>> rows.tokens.shape, rows.tokens[0, :12].tolist()
     ((1, 84), [27, 1, 0, 19, 5, 22, 5, 14, 0, 28, 28, 28])
     """
-    n = len(digits.y)
-    if digits.x.shape != (n, PIXELS) or np.shape(told) != (n,):
+    n = len(images.y)
+    if images.x.ndim != 2 or len(images.x) != n or np.shape(told) != (n,):
         raise ConfigError(
-            f"digits of {digits.x.shape[1:]} pixels and {np.shape(told)} told; {PIXELS} pixels and "
-            f"({n},) are accepted"
+            f"images {images.x.shape} and told {np.shape(told)}; ({n}, pixels) and ({n},) are "
+            "accepted"
         )
-    tokens, segments = np.zeros((2, n, CAPTIONED), np.int32)
-    levels = np.minimum((digits.x * LEVELS).round().astype(int), LEVELS - 1) + START + 1
-    for i, (pixels, digit, is_told) in enumerate(zip(levels, digits.y, told, strict=True)):
-        before = f"a {NAMES[digit] if is_told else 'digit'} "
+    length = caption_length(names, images.x.shape[1])
+    if n and not 0 <= images.y.min() <= images.y.max() < len(names):
+        raise ConfigError(f"classes {images.y.min()} to {images.y.max()} of {len(names)} names")
+    untold = UNTOLD[tuple(names) != NAMES]
+    tokens, segments = np.zeros((2, n, length), np.int32)
+    levels = np.minimum((images.x * LEVELS).round().astype(int), LEVELS - 1) + START + 1
+    for i, (pixels, label, is_told) in enumerate(zip(levels, images.y, told, strict=True)):
+        before = f"a {names[label] if is_told else untold} "
         row = [START, *map(LETTERS.index, before), *pixels]
-        row += map(LETTERS.index, f"it is {NAMES[digit]}")
+        row += map(LETTERS.index, f"{ANSWER}{names[label]}")
         tokens[i, : len(row)], segments[i, : len(row)] = row, 1
-    positions = np.broadcast_to(np.arange(CAPTIONED, dtype=np.int32), tokens.shape)
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
     return Packed(tokens, segments, positions)
+
+
+def caption_length(names: Sequence[str], pixels: int) -> int:
+    """Tokens of a row of `captioned`: those of the longest.
+
+    Raises:
+      ConfigError: a name with other signs than small letters and spaces, or without any.
+
+    >>> caption_length(("cat", "horse"), 4)
+    24
+    """
+    for name in names:
+        if not name or not set(name) <= set(LETTERS):
+            raise ConfigError(f"name {name!r} of a class; small letters and spaces are accepted")
+    longest = max(map(len, names))
+    return 1 + len(f"a {'':{max(longest, *map(len, UNTOLD))}} ") + pixels + len(ANSWER) + longest
+
+
+def answered(rows: Packed) -> Bool[np.ndarray, "n t"]:
+    """Where in rows of `captioned` the name stands that the answer gives."""
+    last = rows.segments.sum(1) - 1
+    at = np.arange(rows.tokens.shape[1])
+    after_image = np.where(rows.tokens > START, at, 0).max(1)
+    return (at > after_image[:, None] + len(ANSWER)) & (at <= last[:, None])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CaptionedDigits:
-    """Batches of captioned digits, each drawn anew, half of them told: `batches(position)`.
+    """Batches of captioned images, each drawn anew, half of them told: `batches(position)`.
 
     Attributes:
-      digits: to draw from.
+      digits: to draw from, or other images, see `captioned`.
       batch: rows.
       seed: of the draws.
+      names: of the classes.
     """
 
     digits: Labelled
     batch: int
     seed: int = 0
+    names: Sequence[str] = NAMES
 
     vocab = START + 1 + LEVELS
     starts = (START + 1,)  # the first id of an image
@@ -136,4 +170,4 @@ class CaptionedDigits:
         draw = np.random.default_rng((self.seed, position))
         rows = draw.integers(len(self.digits.y), size=self.batch)
         chosen = Labelled(self.digits.x[rows], self.digits.y[rows])
-        return captioned(chosen, draw.random(self.batch) < 0.5)
+        return captioned(chosen, draw.random(self.batch) < 0.5, self.names)

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from ffnlab import models, tree
+from ffnlab.cli.inputs.labelled import load_labelled
 from ffnlab.cli.main import main
 from ffnlab.cli.train import run
 from ffnlab.cli.training import TrainConfig, fresh, read_training, rule_of
 from ffnlab.data import ArrayBatches
 from ffnlab.errors import ConfigError
 from ffnlab.formats import load
-from ffnlab.layers import BatchNorm, EffLayer, FoldedFFN
+from ffnlab.layers import BatchNorm, EffLayer, FoldedFFN, measured
+from ffnlab.losses import distillation
 from ffnlab.parallel import from_table
 from ffnlab.parallel.config import presets
 from ffnlab.testing import equal
@@ -130,6 +132,63 @@ def test_shared_stages_are_trained_expanded_and_trained_on(tmp_path):
     assert found.config.layers == len(found.layers) == 3
     weights = [np.asarray(block.ffn.up.weight.dense()) for block in found.layers]
     assert np.abs(weights[0] - weights[2]).max() > 0, "each learns by itself"
+
+
+def test_a_teacher_is_learned_from_and_images_are_augmented(tmp_path, capsys):
+    """A step is that of `distilled` on the teacher's logits; a student with batch norms moves."""
+    teacher = fresh(settings(VIT), jax.random.key(5))
+    models.save(teacher, tmp_path / "teacher", format="ffnlab")
+    data = DIGITS | {"teacher": str(tmp_path / "teacher")}
+    table = {"model": RESNET, "data": data, "run": RUN, "optimizer": SGD}
+    how = {"loss": "distilled", "loss_options": {"temperature": 4.0, "weight": 0.9}}
+    of = from_table(table | how, TrainConfig)
+    batch = load_labelled(of).batches(of)(3)
+    np.testing.assert_allclose(batch.logits, teacher(batch.inputs), rtol=1e-5, atol=1e-6)
+    student = fresh(of, jax.random.key(0))
+    rule = rule_of(of)
+    state, metrics = rule.step(rule.init(student, jax.random.key(0)), batch)
+    wanted, _ = measured(student, batch.inputs)
+    far = distillation(wanted, batch.logits, temperature=4.0)
+    np.testing.assert_allclose(metrics["teacher"], far, rtol=1e-5)
+    assert not equal(rule.model(state).stem.norm.mean, student.stem.norm.mean)
+    one = run(of, tmp_path / "one")
+    assert len(one["data"]["teacher_sha256"]) == 64
+    run(from_table(table | how | {"run": RUN | {"mesh": "dp=2"}}, TrainConfig), tmp_path / "two")
+    a, b = (load(tmp_path / name / "model") for name in ("one", "two"))
+    for leaf, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(leaf, other, atol=1e-5)  # sums in another order
+    capsys.readouterr()
+    assert main(["eval", str(tmp_path / "one" / "model"), "--images", "digits"]) == 0
+    said = f"accuracy {one['held_out_accuracy']:.4f} (360 images)"
+    assert said in capsys.readouterr().out
+
+
+def test_augmented_images_are_learned_from(tmp_path):
+    how = {"loss": "augmented", "loss_options": {"crop": 1, "mixup": 0.2}}
+    table = {"model": RESNET, "data": DIGITS, "run": RUN | {"steps": 2}, "optimizer": SGD}
+    run(from_table(table | how, TrainConfig), tmp_path / "one")
+    run(from_table(table, TrainConfig), tmp_path / "plain")
+    a, b = (load(tmp_path / name / "model") for name in ("one", "plain"))
+    assert not equal(a, b) and not equal(a.stem.norm.mean, jnp.zeros(4))
+
+
+def test_what_a_teacher_cannot_be(tmp_path):
+    table = {"model": VIT, "data": DIGITS | {"teacher": str(tmp_path)}, "run": RUN}
+    with pytest.raises(ConfigError, match="loss='augmented' does not take"):
+        from_table(table | {"loss": "augmented"}, TrainConfig)
+    with pytest.raises(ConfigError, match="set one in .data."):
+        from_table({**table, "data": DIGITS, "loss": "distilled"}, TrainConfig)
+    with pytest.raises(ConfigError, match="takes no loss"):
+        mlp = {"kind": "mlp", "sizes": [64, 10]}
+        rule_of(from_table(table | {"model": mlp, "rule": "counter_current"}, TrainConfig))
+    for wrong, message in (
+        (RESNET | {"classes": 9}, "the model has 10 classes"),
+        (RESNET | {"channels": 3}, r"does not take inputs of shape \[8, 8, 1\]"),
+    ):
+        models.save(fresh(settings(wrong), jax.random.key(0)), tmp_path / "t", format="ffnlab")
+        data = DIGITS | {"teacher": str(tmp_path / "t")}
+        with pytest.raises(ConfigError, match=message):
+            load_labelled(from_table(table | {"data": data}, TrainConfig))
 
 
 def test_presets_are_read_and_fit_their_data():

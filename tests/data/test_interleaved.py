@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ffnlab.data import CaptionedDigits, Labelled, RuleSegments, captioned
-from ffnlab.data.interleaved import LETTERS, NAMES, START
+from ffnlab.data.interleaved import LETTERS, NAMES, START, answered, caption_length
 from ffnlab.errors import ConfigError
 
 
@@ -85,8 +85,34 @@ def test_what_cannot_be_is_refused():
     for wrong in ({"batch": 0}, {"seed": -1}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             CaptionedDigits(digits(), **{"batch": 1} | wrong)
-    with pytest.raises(ConfigError, match="64 pixels"):
-        captioned(digits(), np.ones(9, bool))
-    narrow = Labelled(digits().x[:, :63], digits().y)
-    with pytest.raises(ConfigError, match="63"):
-        captioned(narrow, np.ones(10, bool))
+    told = np.ones(10, bool)
+    with pytest.raises(ConfigError, match=r"told \(9,\)"):
+        captioned(digits(), told[1:])
+    with pytest.raises(ConfigError, match=r"images \(10, 8, 8\)"):
+        captioned(Labelled(digits().x.reshape(10, 8, 8), digits().y), told)
+    with pytest.raises(ConfigError, match="classes 0 to 9 of 2 names"):
+        captioned(digits(), told, ("cat", "dog"))
+    for name in ("Cat", "", "c1"):
+        with pytest.raises(ConfigError, match=f"name '{name}' of a class"):
+            caption_length(("dog", name), 4)
+
+
+def test_other_images_are_called_by_their_names():
+    names = ("cat", "polar bear")
+    x = np.tile(np.linspace(0, 1, 6, dtype=np.float32), (4, 1))
+    told = np.array([True, False, True, False])
+    rows = captioned(Labelled(x, np.array([0, 0, 1, 1])), told, names)
+    assert rows.tokens.shape[1] == caption_length(names, 6)
+    said = [
+        read(row[:length]) for row, length in zip(rows.tokens, rows.segments.sum(1), strict=True)
+    ]
+    assert said == [
+        "<a cat ******it is cat",
+        "<a thing ******it is cat",
+        "<a polar bear ******it is polar bear",
+        "<a thing ******it is polar bear",
+    ]
+    assert (rows.segments.sum(1).max(), 1) == (rows.tokens.shape[1], rows.segments.max())
+    where = answered(rows)
+    answers = [read(row[at]) for row, at in zip(rows.tokens, where, strict=True)]
+    assert answers == ["cat", "cat", "polar bear", "polar bear"]

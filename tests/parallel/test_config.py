@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
+from ffnlab.cli.inputs.data_kinds import DataConfig
 from ffnlab.cli.train import TrainConfig
 from ffnlab.errors import ConfigError
-from ffnlab.models import DecoderConfig
 from ffnlab.parallel import from_table, read_config, to_table
 from ffnlab.parallel.config import presets
 
@@ -78,6 +78,6 @@ def test_files(tmp_path):
 def test_presets_are_whole(name):
     config = read_config(name, TrainConfig)
     assert config.run.steps > 0
-    if isinstance(config.model, DecoderConfig):
+    if isinstance(config.data, DataConfig):
         assert config.model.vocab == 256
     assert from_table(to_table(config), TrainConfig) == config

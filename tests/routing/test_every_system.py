@@ -10,8 +10,9 @@ import optax
 import pytest
 
 from ffnlab import models, transform, tree
+from ffnlab.cli.inputs.reading import by_name
 from ffnlab.learning import backprop
-from ffnlab.losses import next_token, routed
+from ffnlab.losses import next_token, routed, span
 from ffnlab.models import AudioInput, adapters
 from ffnlab.parallel import parse_mesh, train
 from ffnlab.pruning import finercut
@@ -83,7 +84,7 @@ def test_routers_are_left_as_they_are(name):
 
 
 HEADS = {
-    "top-2 head": lambda: top2_head(experts=3, hidden=8),
+    "top-2 head": lambda: top2_head(experts=4, hidden=8),
     "Switch head": lambda: switch_head(experts=2, hidden=8, layers=2, heads=2),
 }
 
@@ -107,6 +108,12 @@ def test_a_span_head_on_an_encoder_is_pruned_quantized_and_saved(name, tmp_path)
 def routers(model):
     """Every router by path."""
     return [(p, n) for p, n in tree.walk(model) if p.endswith(".router")]
+
+
+def windows(position):
+    """Rows of text, and where in each an answer is."""
+    tokens = texts(position)
+    return {"tokens": tokens}, np.sort(tokens[:, :2] % 12, 1)
 
 
 def texts(position):
@@ -137,13 +144,15 @@ LEARNING = {
         False,
         sounds,
     ),
+    "top-2 head": (HEADS["top-2 head"], routed(by_name(span)), False, windows),
+    "Switch head": (HEADS["Switch head"], routed(by_name(span)), False, windows),
 }
 
 
 @pytest.mark.parametrize("name", LEARNING)
 def test_it_is_trained_on_a_mesh_of_experts_and_resumed(name, tmp_path):
     make, loss, informed, rows = LEARNING[name]
-    model, _ = transform.apply(make(), tiny())
+    model, _ = transform.apply(make(), tiny_encoder() if name in HEADS else tiny())
     model = models.stack(model) if name != "pal" else model
     rule = backprop(loss, optax.sgd(0.1), informed=informed)
 

@@ -10,6 +10,7 @@ from ffnlab.errors import ConfigError, at_least
 __all__ = [
     "DATA_KINDS",
     "AnyData",
+    "CaptionedConfig",
     "DataConfig",
     "GraphConfig",
     "ImagesConfig",
@@ -60,6 +61,8 @@ class ImagesConfig:
       colour: image files have three channels, else one.
       batch: images of a batch.
       threads: that read image files ahead.
+      teacher: directory of a trained model of the same images and classes, whose answers are
+        learned too (`ffnlab.losses.distilled`); "" for none.
     """
 
     images: str = "digits"
@@ -68,6 +71,7 @@ class ImagesConfig:
     colour: bool = False
     batch: int = 32
     threads: int = 4
+    teacher: str = ""
 
     def __post_init__(self) -> None:
         at_least(1, batch=self.batch)
@@ -149,6 +153,30 @@ class SpeechConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CaptionedConfig:
+    """Images as tokens between two captions, for a decoder of text and images.
+
+    A row is <start> "a seven ", an image of 16 levels of grey, "it is seven"; of half the rows the
+    first caption does not tell. Ids: 27 of letters, the start, the levels (28 to 43).
+
+    Attributes:
+      images: "digits" (8 x 8, of scikit-learn), "mnist" (that of FFNLAB_DATA), or a folder, see
+        kind "images"; subfolders are named in small letters.
+      held_out: folder to score on, like a folder of image files; one image in ten serves without.
+      size: height and width; image files are resized to it, the others must have it.
+      batch: rows of a batch.
+    """
+
+    images: str = "digits"
+    held_out: str = ""
+    size: tuple[int, ...] = (8, 8)
+    batch: int = 16
+
+    def __post_init__(self) -> None:
+        ImagesConfig(self.images, self.held_out, self.size, batch=self.batch)
+
+
+@dataclasses.dataclass(frozen=True)
 class TextsConfig:
     """Texts with classes; one in ten is held out where nothing else is.
 
@@ -222,6 +250,7 @@ AnyData = (
     | RecordsConfig
     | GraphConfig
     | SpeechConfig
+    | CaptionedConfig
 )
 # What `kind` may be in [data], the one without it first.
 DATA_KINDS: Mapping[str, type] = MappingProxyType(
@@ -233,5 +262,6 @@ DATA_KINDS: Mapping[str, type] = MappingProxyType(
         "records": RecordsConfig,
         "graph": GraphConfig,
         "speech": SpeechConfig,
+        "captioned": CaptionedConfig,
     }
 )

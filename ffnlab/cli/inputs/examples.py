@@ -8,11 +8,10 @@ import jax
 import numpy as np
 
 from ffnlab.cli.inputs.data_kinds import ImagesConfig, RecordsConfig, TextsConfig
-from ffnlab.cli.inputs.labelled import Reader, images, records, split
+from ffnlab.cli.inputs.labelled import Reader, images, read, records, split
 from ffnlab.cli.inputs.texts import encoded, parts_of
 from ffnlab.compress import EncoderTask, LabelledTask, Text
 from ffnlab.data import Labelled
-from ffnlab.data.batches.records import Source
 from ffnlab.errors import ConfigError, first_line
 from ffnlab.formats import Tokenizer
 from ffnlab.formats.kinds import KINDS, kind_of
@@ -178,10 +177,3 @@ def classes_of(model: Any) -> int | None:
         return KINDS[kind].classes(model.config)
     last = {"mlp": lambda: model.maps[-1], "noprop": lambda: model.out}
     return last.get(kind, lambda: model.head)().weight.shape[1]
-
-
-def read(source: Source, chosen: np.ndarray, reader: Reader) -> Labelled:
-    """Some records of a source as arrays."""
-    pairs = [reader.one(source[int(i)], "image", "label") for i in chosen]
-    x, y = zip(*pairs, strict=True)
-    return Labelled(np.stack(x), np.asarray(y, np.int32))

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+from flax import nnx
 
 from ffnlab.cli.inputs.data_kinds import ImagesConfig, RecordsConfig
-from ffnlab.cli.inputs.reading import input_shape
+from ffnlab.cli.inputs.reading import has_idx, input_shape
+from ffnlab.cli.inputs.teacher import sha256_of, taught, teacher_of
 from ffnlab.cli.training import TrainConfig
 from ffnlab.data import (
     ArrayBatches,
@@ -26,7 +28,7 @@ from ffnlab.formats.safetensors import open_file
 from ffnlab.models import ImageInput
 from ffnlab.parallel import held_out_accuracy, held_out_error
 
-__all__ = ["LabelledData", "load_labelled"]
+__all__ = ["LabelledData", "Reader", "images", "load_labelled", "read", "records", "split"]
 
 HELD_OUT_SHARE = 10  # without held-out data of its own, one record in so many is held out
 PART = 256  # records of a source that are held in memory at once while it is scored
@@ -42,6 +44,7 @@ class LabelledData:
       identity: what both are, by SHA-256 and number.
       is_target: inputs are what the model is to give back; it has no classes.
       threads: that read a source ahead.
+      teacher: a model whose logits belong to a batch; None for none.
     """
 
     train: Labelled | Source
@@ -49,12 +52,16 @@ class LabelledData:
     identity: dict[str, str | int]
     is_target: bool
     threads: int
+    teacher: nnx.Module | None = None
 
     watched = "held_out_error"
 
     def batches(self, settings: TrainConfig) -> Callable[[int], object]:
-        """Batches by position: pairs (x, y), or x alone where that is the target."""
-        batch, seed = settings.data.batch, settings.run.seed
+        """Batches by position: (x, y), a teacher's logits too; x alone where it is the target."""
+        found = self._cut(settings.data.batch, settings.run.seed)
+        return found if self.teacher is None else taught(found, self.teacher)
+
+    def _cut(self, batch: int, seed: int) -> Callable[[int], Labelled]:
         if isinstance(self.train, Labelled):
             arrays = self.train.x if self.is_target else self.train
             return ArrayBatches(arrays, batch, seed)
@@ -127,14 +134,18 @@ def load_labelled(settings: TrainConfig) -> LabelledData:
     assert isinstance(data, ImagesConfig | RecordsConfig)
     shape = input_shape(data, settings.model)
     classes = None if kind.classes is None else kind.classes(settings.model)
+    teacher = None
     if isinstance(data, ImagesConfig):
         train, held_out, identity, scale = images(data, settings.model)
+        if data.teacher:
+            teacher = teacher_of(data.teacher, shape, classes)
+            identity = identity | {"teacher_sha256": sha256_of(teacher)}
     else:
         train, held_out, identity, scale = records(data)
     read = Reader(data.shape, shape, classes, scale)
     if isinstance(train, Labelled):
         parts = [read.all(part) for part in (train, held_out)]
-        return LabelledData(parts[0], parts[1:], identity, classes is None, 0)
+        return LabelledData(parts[0], parts[1:], identity, classes is None, 0, teacher)
     names = ("image", "label") if isinstance(data, ImagesConfig) else (data.inputs, data.label)
     to_pair = lambda record: read.one(record, *names)  # noqa: E731
     if held_out is None:
@@ -143,7 +154,8 @@ def load_labelled(settings: TrainConfig) -> LabelledData:
     else:
         both = (train, held_out)
         rows = tuple(Rows(source, np.arange(len(source)), to_pair) for source in both)
-    return LabelledData(rows[0], Parts(rows[1]), identity, classes is None, data.threads)
+    is_target = classes is None
+    return LabelledData(rows[0], Parts(rows[1]), identity, is_target, data.threads, teacher)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +193,13 @@ class Reader:
         """One record."""
         x, y = self.all(Labelled(np.asarray(record[inputs])[None], np.asarray(record[label])[None]))
         return Labelled(x[0], y[0])
+
+
+def read(source: Source, chosen: np.ndarray, reader: Reader) -> Labelled:
+    """Some records of a source as arrays."""
+    pairs = [reader.one(source[int(i)], "image", "label") for i in chosen]
+    x, y = zip(*pairs, strict=True)
+    return Labelled(np.stack(x), np.asarray(y, np.int32))
 
 
 def split(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -224,11 +243,6 @@ def images(data: ImagesConfig, model: object = None) -> Found:
         identity[f"{name}_files_sha256"] = hashlib.sha256(said.encode()).hexdigest()
         identity[name] = len(source)
     return found[0], found[1] if data.held_out else None, identity, 1 / 255
-
-
-def has_idx(place: str) -> bool:
-    """Whether a folder holds IDX files named as MNIST's."""
-    return any(Path(place).glob("train*images*"))
 
 
 def square(x: np.ndarray, data: ImagesConfig) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ffnlab.cli.inputs.data_kinds import (
+    CaptionedConfig,
     DataConfig,
     GraphConfig,
     ImagesConfig,
@@ -19,12 +21,16 @@ from ffnlab.cli.inputs.data_kinds import (
     SpeechConfig,
     TextsConfig,
 )
-from ffnlab.data import Labelled, Packed
+from ffnlab.data import CaptionedDigits, Labelled, Packed
+from ffnlab.data.images.files import ImageFolder
+from ffnlab.data.interleaved import NAMES, caption_length
 from ffnlab.data.sound_rows import PER_SECOND
 from ffnlab.errors import ConfigError, first_line
 from ffnlab.formats.kinds import KINDS, Config, kind_of
 from ffnlab.losses import (
     Loss,
+    Taught,
+    distilled,
     labelled,
     masked,
     measuring,
@@ -39,6 +45,8 @@ __all__ = [
     "Reading",
     "by_name",
     "check_speech",
+    "classes_named",
+    "has_idx",
     "input_shape",
     "inputs_of",
     "reading_of",
@@ -76,6 +84,8 @@ def reading_of(model: object, data: object = None) -> Reading:
         return OF_HEADS["span"]
     if getattr(model, "audio", None) is not None:
         return SPEECH
+    if kind == "decoder" and isinstance(data, CaptionedConfig):
+        return CAPTIONED
     if kind == "encoder":
         head = getattr(model, "head", None)
         if head not in OF_HEADS:
@@ -147,8 +157,13 @@ def windows(data: Any, model: Any, rows: int, length: int) -> PyTree:
 def arrays(data: Any, model: Any, rows: int, length: int) -> PyTree:
     """A batch of images or records, with classes where the model has some."""
     x = jax.ShapeDtypeStruct((rows, *input_shape(data, model)), np.float32)
-    has_classes = KINDS[kind_of(model) or ""].classes is not None
-    return Labelled(x, ints(rows)) if has_classes else x  # type: ignore
+    classes = KINDS[kind_of(model) or ""].classes
+    if classes is None:
+        return x
+    if not getattr(data, "teacher", ""):
+        return Labelled(x, ints(rows))  # type: ignore
+    answers = jax.ShapeDtypeStruct((rows, classes(model) or 0), np.float32)
+    return Taught(x, ints(rows), answers)  # type: ignore
 
 
 def whole_graph(data: Any, model: Any, rows: int, length: int) -> PyTree:
@@ -166,6 +181,34 @@ def speech(data: Any, model: Any, rows: int, length: int) -> PyTree:
     valid = (jax.ShapeDtypeStruct(shape, np.bool_),) * len(widths)
     tokens = ints(rows, len(data.question.encode()))
     return pal.Sounds(features, valid), (tokens, tokens)  # type: ignore[arg-type]
+
+
+def between_captions(data: CaptionedConfig, model: Any, rows: int, length: int) -> PyTree:
+    """A batch of images between captions.
+
+    Raises:
+      ConfigError: the model has too few tokens or positions.
+    """
+    length = caption_length(classes_named(data), math.prod(data.size))
+    if model.vocab < CaptionedDigits.vocab or model.max_positions < length:
+        raise ConfigError(
+            f"vocab={model.vocab}, max_positions={model.max_positions}: captioned images have "
+            f"{CaptionedDigits.vocab} tokens and rows of {length}"
+        )
+    tokens = ints(rows, length)
+    return Packed(tokens, tokens, tokens)  # type: ignore[arg-type]
+
+
+def classes_named(data: CaptionedConfig) -> Sequence[str]:
+    """What captions call the classes: digits by their names, others as their subfolders."""
+    if data.images in ("digits", "mnist") or has_idx(data.images):
+        return NAMES
+    return ImageFolder(data.images, data.size, mode="L").classes  # type: ignore[arg-type]
+
+
+def has_idx(place: str) -> bool:
+    """Whether a folder holds IDX files named as MNIST's."""
+    return any(Path(place).glob("train*images*"))
 
 
 def check_speech(data: SpeechConfig, model: Any) -> None:
@@ -202,7 +245,7 @@ def input_shape(data: ImagesConfig | RecordsConfig, model: Config) -> tuple[int,
 
 def of_arrays(data: object) -> Loss:
     """Cross-entropy of classes; batch norms, where there are some, in training form."""
-    return measuring(labelled)
+    return measuring(distilled() if getattr(data, "teacher", "") else labelled)
 
 
 IMAGES = Reading((ImagesConfig, RecordsConfig), "images or records", of_arrays, arrays)
@@ -222,6 +265,10 @@ READINGS: Mapping[str, Reading] = MappingProxyType(
 )
 # … of decoders that hear …
 SPEECH = Reading((SpeechConfig,), "speech", lambda data: pal.heard(masked), speech)
+# … or read images between captions …
+CAPTIONED = Reading(
+    (CaptionedConfig,), "text or captioned images", lambda data: packed_next_token, between_captions
+)
 # … and of encoders by their head.
 OF_HEADS: Mapping[str, Reading] = MappingProxyType(
     {
