@@ -21,7 +21,7 @@ from ffnlab.pruning import finercut
 from ffnlab.quantization import fireq, nearest
 from ffnlab.structure import idle_ratios, repa, repa_fold
 from ffnlab.structure.repavit import active_channels
-from ffnlab.testing import equal, tiny
+from ffnlab.testing import tiny
 from ffnlab.weights import Dense
 from tests import hashed
 from tests.fixtures.repavit import record
@@ -189,29 +189,13 @@ def test_the_running_statistics_are_torchs_after_one_step():
     np.testing.assert_allclose(settled, 0.9 + 0.1 * h.var(0, ddof=1), rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_saved_stacked_quantized_and_cut(tmp_path, dtype):
-    model = jax.tree.map(
-        lambda leaf: leaf.astype(dtype) if leaf.dtype == jnp.float32 else leaf, vit()
-    )
-    model = shaken(transform.apply(repa(idle=0.75), model)[0])
-    small = fold(model)
-    for name, each in (("trained", model), ("folded", small)):
-        models.save(each, tmp_path / name, format="ffnlab")
-        back = models.load(tmp_path / name)
-        assert equal(back, each)
-        stacked = models.stack(back)
-        np.testing.assert_allclose(run(stacked, IMAGES), run(each, IMAGES), atol=TOLERANCE)
-        assert equal(models.unstack(stacked), each)
-    packed, _ = transform.apply(nearest(format="int8", group=None), small)
-    assert packed.layers[0].ffn.straight.weight.codes.dtype == jnp.int8
-    assert 0 < float(jnp.abs(run(packed, IMAGES) - run(small, IMAGES)).max()) < 0.1
+def test_a_folded_model_is_packed_and_its_attention_alone_can_go():
+    small = fold(trained())
     cut, _ = transform.apply(finercut(remove=1, protect=None), small, [IMAGES])
     gone = [(block.attn is None, block.ffn is None) for block in cut.layers]
     assert sorted(gone) == [(False, False), (True, False)]  # a folded slot holds the residual
-    if dtype == "float32":
-        tight, _ = transform.apply(fireq(group=8, top_k=1, kv=None, query=None), small, [IMAGES])
-        assert tight.layers[1].ffn.straight.weight.codes.dtype == jnp.uint8
+    tight, _ = transform.apply(fireq(group=8, top_k=1, kv=None, query=None), small, [IMAGES])
+    assert tight.layers[1].ffn.straight.weight.codes.dtype == jnp.uint8
 
 
 def test_a_folded_model_costs_what_the_paper_says():
