@@ -163,8 +163,8 @@ plt.show()
 # %% [markdown]
 # ## One network, many depths
 # Learngene (SWS) trains a network whose layers share the weights of a few stages; one of any depth
-# begins with copies of them ([2404.16897](https://arxiv.org/abs/2404.16897)). Here two stages of two
-# layers each are trained, and networks of two to eight layers are looked at before they are.
+# begins with copies of them ([2404.16897](https://arxiv.org/abs/2404.16897)). Here two stages of
+# two layers each are trained, and networks of two to eight layers looked at before they are.
 
 # %%
 stages, _ = transform.apply(share(repeats=(2, 2)), models.ViT(config, key=jax.random.key(2)))

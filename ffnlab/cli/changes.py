@@ -26,7 +26,7 @@ from ffnlab.errors import ConfigError
 from ffnlab.formats import load
 from ffnlab.formats.embedded import embedded, shipped
 from ffnlab.formats.kinds import KINDS, kind_of
-from ffnlab.formats.opening import config_of
+from ffnlab.formats.opening import loaded_config
 from ffnlab.losses import InformedLoss, Loss
 from ffnlab.models.adapters import TRAINS
 from ffnlab.outside import Methods
@@ -135,7 +135,7 @@ def table_at(start: str) -> dict[str, object]:
       ConfigError, FormatError: there is none.
     """
     own = shipped(Path(start))
-    config = embedded(own)[0].config if own else config_of(start, tuple(KINDS))
+    config = embedded(own)[0].config if own else loaded_config(start, tuple(KINDS))
     return {"kind": kind_of(config)} | to_table(config)
 
 

@@ -212,6 +212,19 @@ def config_of(directory: StrPath, kinds: tuple[str, ...] = ("decoder",)) -> Any:
     return read_beside(read_config(read_json(file), where=str(file)), directory)
 
 
+def loaded_config(directory: StrPath, kinds: tuple[str, ...] = ("decoder",)) -> Any:
+    """The configuration that the model in a directory has once it is loaded.
+
+    Tensors say what a configuration of Hugging Face leaves open: whether there is a pooler, and
+    whether a head is the embedding.
+
+    Args, Raises: as `config_of`; FormatError too for tensors that are missing or damaged, as far as
+    their headers tell.
+    """
+    found = config_of(directory, kinds)
+    return found if read.is_native(directory) else huggingface_load.settled_config(directory)
+
+
 @contextlib.contextmanager
 def for_others(directory: StrPath) -> Iterator[Path]:
     """A directory with the same Decoder that other tools load: itself, or a copy for a while.

@@ -14,6 +14,7 @@ from ffnlab.errors import ConfigError, FormatError
 from ffnlab.formats import ignored_by_others, open_model
 from ffnlab.formats.huggingface.load import load
 from ffnlab.formats.huggingface.save import save
+from ffnlab.formats.opening import config_of, loaded_config
 from ffnlab.formats.safetensors import entry, open_directory, write_directory
 from ffnlab.layers import FFN
 from ffnlab.testing import equal, tiny_encoder
@@ -101,6 +102,7 @@ def test_a_copy_of_the_embedding_is_tied_and_another_head_is_not(tmp_path, fixtu
     assert equal(copied, load(source))
     other = load(rewrite(source, tmp_path / "other", with_head(2)))
     assert other.config.tie_embeddings is False
+    assert loaded_config(tmp_path / "other", ("encoder",)) == other.config
     bias = other.head_bias.get_value()
     assert jnp.allclose(other(tokens) - bias, 2 * (copied(tokens) - bias), atol=1e-4)
 
@@ -114,6 +116,8 @@ def test_a_base_model_has_a_pooler_where_a_tensor_says_so(tmp_path, fixtures):
         rewrite(source, tmp_path / "plain", without("pooler.dense.weight", "pooler.dense.bias"))
     )
     assert plain.config.pooler is None
+    assert loaded_config(tmp_path / "plain", ("encoder",)) == plain.config
+    assert config_of(tmp_path / "plain", ("encoder",)).pooler == "tanh", "without its tensors"
     assert "transformers draws a random one" in save(plain, tmp_path / "again")[0]
     assert equal(load(tmp_path / "again"), plain)
     with pytest.raises(FormatError, match="pooler.dense.bias' is missing"):

@@ -83,6 +83,34 @@ def load(
         max_positions is beyond what the rotary embedding allows.
     """
     directory = Path(directory)
+    raw, config, checkpoint, names = _opened(directory, max_positions)
+    extra = sidecar.read(directory, config) if extras else None
+    config = dialect_of(config).settle(config, checkpoint, names)
+    decode = _decode(_entry(raw, "quantization_config"), directory)
+    plan = make_plan(config, checkpoint, names, decode)
+    tasks = track(plan.tasks, f"loading {directory.name}", enabled=progress)
+    model = _read(plan, tasks, checkpoint, _dtype(dtype, plan), sharding, check_finite)
+    model = model if extra is None else sidecar.apply(model, extra)
+    where = not_finite(model) if check_finite and sharding is None else None
+    if where is not None:
+        raise FormatError(f"{directory}: {where} gives NaN or infinity for one token")
+    return model
+
+
+def settled_config(directory: StrPath) -> Config:
+    """The configuration that `load` gives a model: with what the tensors say of head and pooler.
+
+    Raises:
+      FormatError, ConfigError: as `load`, as far as headers tell.
+    """
+    _, config, checkpoint, names = _opened(Path(directory), None)
+    return dialect_of(config).settle(config, checkpoint, names)
+
+
+def _opened(
+    directory: Path, max_positions: int | None
+) -> tuple[object, Config, Checkpoint, dict[str, str]]:
+    """config.json, what it says, the tensors, and their names in ours -> in the files."""
     if not directory.is_dir():
         raise FormatError(f"{directory}: not a directory")
     raw = read_json(inside(directory, "config.json"))
@@ -95,18 +123,7 @@ def load(
         directory,
         spare=lambda name: head is not None and head in dialect.found(config, [name], raw),
     )
-    extra = sidecar.read(directory, config) if extras else None
-    names = dialect.found(config, checkpoint.tensors, raw)
-    config = dialect.settle(config, checkpoint, names)
-    decode = _decode(_entry(raw, "quantization_config"), directory)
-    plan = make_plan(config, checkpoint, names, decode)
-    tasks = track(plan.tasks, f"loading {directory.name}", enabled=progress)
-    model = _read(plan, tasks, checkpoint, _dtype(dtype, plan), sharding, check_finite)
-    model = model if extra is None else sidecar.apply(model, extra)
-    where = not_finite(model) if check_finite and sharding is None else None
-    if where is not None:
-        raise FormatError(f"{directory}: {where} gives NaN or infinity for one token")
-    return model
+    return raw, config, checkpoint, dialect.found(config, checkpoint.tensors, raw)
 
 
 def _with_positions(config: Config, positions: int) -> DecoderConfig:
