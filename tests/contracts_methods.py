@@ -94,6 +94,10 @@ TRANSFORMS: dict[str, TransformCase] = {
     "bundled": TransformCase(lambda: structure.bundled(features=6)),
     "bundled-vit": TransformCase(lambda: structure.bundled(features=6), vit, images),
     "cats": TransformCase(lambda: sparsity.cats(sparsity=0.5)),
+    "classifier": TransformCase(
+        lambda: adapters.classifier(classes=3),
+        functools.partial(tiny_encoder, head="classes", classes=3),
+    ),
     "chess": TransformCase(lambda: sparsity.chess(sparsity=0.5)),
     "chess-abs-attention": TransformCase(
         lambda: sparsity.chess(sparsity=0.5, importance="abs", attention=True)

@@ -18,6 +18,7 @@ TRANSFORMS: Mapping[str, str] = MappingProxyType(
         "bundled": "ffnlab.structure.snnk:bundled",
         "cats": "ffnlab.sparsity.chess:cats",
         "chess": "ffnlab.sparsity.chess:chess",
+        "classifier": "ffnlab.models.adapters:classifier",
         "duo": "ffnlab.routing.duo:duo",
         "finercut": "ffnlab.pruning.finercut:finercut",
         "expand": "ffnlab.structure.learngene_sws:expand",
