@@ -250,7 +250,7 @@ def grown(
 
 
 def least_squares(
-    triangle: Float[Array, "k k"], features: int, ridge: float
+    triangle: Float[Array | np.ndarray, "k k"], features: int, ridge: float
 ) -> tuple[Float[np.ndarray, "m n"], Float[np.ndarray, "n"]]:
     """W, b of the least |Phi W + b - Y|^2 + r |W|^2, of the triangle of [Phi, 1, Y].
 

@@ -67,7 +67,7 @@ def test_classes_of_texts_are_learned_saved_and_scored(tmp_path, sentences, caps
     said = capsys.readouterr().out
     assert "accuracy 1.0000 (6 texts)" in said
     assert main(["eval", str(folder), "--texts", sentences, "--window", "4"]) == 2
-    assert "--texts are scored whole" in capsys.readouterr().err
+    assert "others are scored whole" in capsys.readouterr().err
     assert main(["eval", str(folder), "--text", sentences]) == 2
     assert "2 classes of texts apart: give --texts" in capsys.readouterr().err
 
