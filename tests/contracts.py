@@ -160,6 +160,23 @@ LAYERS: dict[str, Callable[[], None]] = {
         )
     ),
     "FixedAffine": checked(lambda k: layers.FixedAffine(input_of((16,)), jnp.ones(16))),
+    "FourierFeatures": checked(
+        lambda k: layers.FourierFeatures(input_of((3, 16)), jnp.ones(3), length=1.0)
+    ),
+    "KernelAdapter": checked(
+        lambda k: layers.KernelAdapter(
+            layers.ReluFeatures(input_of((3, 16))), linear(k, 3, 16), jnp.ones(16)
+        )
+    ),
+    "KernelFFN": checked(
+        lambda k: layers.KernelFFN(
+            layers.ReluFeatures(input_of((3, 16))),
+            linear(k, 8, 16),
+            psi=linear(k, 3, 8),
+            up=linear(k, 16, 8),
+        )
+    ),
+    "ReluFeatures": checked(lambda k: layers.ReluFeatures(input_of((3, 16)), floor=-1.0)),
     "GatedFFN": checked(lambda k: layers.GatedFFN(16, 32, key=k, **FFN)),
     "GroupNorm": checked(lambda k: layers.GroupNorm(16, 4)),
     "GroupedFFN": checked(lambda k: layers.GroupedFFN(3, 16, 8, key=k, bias=True), call=in_groups),

@@ -80,12 +80,24 @@ def repaired() -> models.ViT:
     return transform.apply(structure.repa(idle=0.5), vit("mean"))[0]
 
 
+def replaced() -> models.Encoder:
+    """The tiny encoder with random features in its FFNs."""
+    return transform.apply(structure.snnk(features=6), tiny_encoder())[0]
+
+
 spanning = functools.partial(tiny_encoder, head="span")
 
 TRANSFORMS: dict[str, TransformCase] = {
     "adapter": TransformCase(lambda: adapters.adapter(bottleneck=3, seed=1)),
     "biases": TransformCase(adapters.biases),
+    "bundle": TransformCase(structure.bundle, replaced),
+    "bundled": TransformCase(lambda: structure.bundled(features=6)),
+    "bundled-vit": TransformCase(lambda: structure.bundled(features=6), vit, images),
     "cats": TransformCase(lambda: sparsity.cats(sparsity=0.5)),
+    "classifier": TransformCase(
+        lambda: adapters.classifier(classes=3),
+        functools.partial(tiny_encoder, head="classes", classes=3),
+    ),
     "chess": TransformCase(lambda: sparsity.chess(sparsity=0.5)),
     "chess-abs-attention": TransformCase(
         lambda: sparsity.chess(sparsity=0.5, importance="abs", attention=True)
@@ -119,6 +131,9 @@ TRANSFORMS: dict[str, TransformCase] = {
     "repa": TransformCase(structure.repa, vit, images),
     "repa_fold": TransformCase(lambda: structure.repa_fold(force=True), repaired, images),
     "share": TransformCase(lambda: structure.share(repeats=(2, 1))),
+    "snnk": TransformCase(lambda: structure.snnk(features=6)),
+    "snnk-adapter": TransformCase(lambda: structure.snnk_adapter(features=3)),
+    "snnk-cos": TransformCase(lambda: structure.snnk(kind="cos", length=1.0), tiny_encoder),
     "population_norms": TransformCase(models.population_norms, Normed, rows),
     "untie": TransformCase(lambda: routing.untie(starts=(32,))),
     "untie-drawn": TransformCase(

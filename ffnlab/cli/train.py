@@ -208,7 +208,8 @@ def load_data(settings: TrainConfig) -> RunData:
         return node_data(data, model)
     if isinstance(model, EncoderConfig):
         if isinstance(data, TextsConfig):
-            return load_texts(data, model)
+            whole = jax.eval_shape(functools.partial(fresh, settings), jax.random.key(0))
+            return load_texts(data, whole.config)
         if isinstance(data, QuestionsConfig):
             return load_questions(data, model)
         return load_hidden(settings.text, model)

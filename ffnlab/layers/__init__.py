@@ -17,6 +17,7 @@ from ffnlab.layers.eff_layer import EffLayer
 from ffnlab.layers.feed_forward.choice import ByChoice
 from ffnlab.layers.feed_forward.ffn import FFN, GatedFFN, JoinedGatedFFN, SparseGatedFFN
 from ffnlab.layers.feed_forward.idle import FoldedFFN, IdleFFN
+from ffnlab.layers.feed_forward.kernel import KernelAdapter, KernelFFN
 from ffnlab.layers.feed_forward.mlp import MLP
 from ffnlab.layers.feed_forward.moe import GroupedFFN, MoE, MoESpec
 from ffnlab.layers.folding import fold
@@ -32,6 +33,7 @@ from ffnlab.layers.pooling import (
     max_pool,
     shifted_max_pool,
 )
+from ffnlab.layers.random_features import FourierFeatures, ReluFeatures
 from ffnlab.layers.recurrent import CELLS, Recurrent
 from ffnlab.layers.residual import ConvNorm, Residual, Spatial
 from ffnlab.layers.routed_linear import RoutedLinear
@@ -59,6 +61,7 @@ __all__ = [
     "EveryCopy",
     "FixedAffine",
     "FoldedFFN",
+    "FourierFeatures",
     "GatedFFN",
     "GraphSAGE",
     "GroupNorm",
@@ -70,6 +73,8 @@ __all__ = [
     "InstanceNorm",
     "Join",
     "JoinedGatedFFN",
+    "KernelAdapter",
+    "KernelFFN",
     "LayerInputs",
     "LayerNorm",
     "LayerOutputs",
@@ -82,6 +87,7 @@ __all__ = [
     "PReLU",
     "RMSNorm",
     "Recurrent",
+    "ReluFeatures",
     "Residual",
     "Rope",
     "RoutedLinear",

@@ -23,6 +23,7 @@ from ffnlab import tree
 from ffnlab.errors import ConfigError
 from ffnlab.layers import FFN, Attention, Block, Linear
 from ffnlab.layers.activations import check_activation
+from ffnlab.models.encoder_config import EncoderConfig
 from ffnlab.models.rewriting import key_of, rewriting
 from ffnlab.transform import Transform
 from ffnlab.tree import Predicate, Selector
@@ -207,6 +208,37 @@ def head() -> Transform:
         return new
 
     return rewriting("head", problems, change)
+
+
+def classifier(*, classes: int, seed: int = 0) -> Transform:
+    """A new head that tells texts apart, in place of what head an encoder has.
+
+    It reads the first token, through the pooler where there is one.
+
+    Args:
+      classes: >= 1.
+      seed: of the draw of its matrix.
+    Returns:
+      a transform that observes nothing; the head trains by `TRAINS["head"]`.
+    Raises:
+      ConfigError: classes < 1; of a model, it is no encoder.
+    """
+    check_count("classes", classes)
+
+    def problems(model: Any) -> list[str]:
+        is_encoder = isinstance(getattr(model, "config", None), EncoderConfig)
+        return [] if is_encoder else [f"model is a {type(model).__name__}; an Encoder is accepted"]
+
+    def change(model: Any) -> Any:
+        new, axes = tree.copy(model), ("embed", "classes")
+        size, dtype = (model.config.width, classes), model.embed.weight.dtype
+        key = key_of(seed, "head")
+        new.head = nnx.data(Linear(*size, key=key, axes=axes, bias=True, dtype=dtype))
+        new.transform, new.head_bias = nnx.data(None), nnx.data(None)
+        new.config = dataclasses.replace(model.config, head="classes", classes=classes, labels=None)
+        return new
+
+    return rewriting("classifier", problems, change)
 
 
 def merge(model: Any) -> Any:

@@ -14,8 +14,11 @@ TRANSFORMS: Mapping[str, str] = MappingProxyType(
     {
         "adapter": "ffnlab.models.adapters:adapter",
         "biases": "ffnlab.models.adapters:biases",
+        "bundle": "ffnlab.structure.snnk:bundle",
+        "bundled": "ffnlab.structure.snnk:bundled",
         "cats": "ffnlab.sparsity.chess:cats",
         "chess": "ffnlab.sparsity.chess:chess",
+        "classifier": "ffnlab.models.adapters:classifier",
         "duo": "ffnlab.routing.duo:duo",
         "finercut": "ffnlab.pruning.finercut:finercut",
         "expand": "ffnlab.structure.learngene_sws:expand",
@@ -32,6 +35,8 @@ TRANSFORMS: Mapping[str, str] = MappingProxyType(
         "repa": "ffnlab.structure.repavit:repa",
         "repa-fold": "ffnlab.structure.repavit:repa_fold",
         "share": "ffnlab.structure.learngene_sws:share",
+        "snnk": "ffnlab.structure.snnk:snnk",
+        "snnk-adapter": "ffnlab.structure.snnk:snnk_adapter",
         "upcycle": "ffnlab.routing.upcycle:upcycle",
         "with_routers": "ffnlab.routing.duo:with_routers",
     }

@@ -230,6 +230,14 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
                 ),
             ),
             Study(
+                "snnk",
+                "SNNK",
+                "structure",
+                "random features of inputs times features of weights, in place of a layer and its "
+                "nonlinearity",
+                arxiv("2310.13225", 2023, "Scalable Neural Network Kernels"),
+            ),
+            Study(
                 "learning-rules",
                 "Learning rules",
                 "learning",

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ffnlab import models
+from ffnlab.cli.changes import table_at
 from ffnlab.cli.inputs.corpus import load_hidden
 from ffnlab.cli.inputs.data_kinds import DataConfig, GraphConfig, TextsConfig
 from ffnlab.cli.inputs.nodes import load_nodes
@@ -69,6 +70,32 @@ def test_classes_of_texts_are_learned_saved_and_scored(tmp_path, sentences, caps
     assert "others are scored whole" in capsys.readouterr().err
     assert main(["eval", str(folder), "--text", sentences]) == 2
     assert "2 classes of texts apart: give --texts" in capsys.readouterr().err
+
+
+def test_an_encoder_is_given_a_head_of_classes_and_adapters(tmp_path, sentences):
+    """A masked model goes on as a classifier, of which adapters and head learn."""
+    base = Encoder(EncoderConfig(**SIZES, head="masked"), key=jax.random.key(0))
+    models.save(base, tmp_path / "base", format="ffnlab")
+    table = {
+        "start": str(tmp_path / "base"),
+        "model": table_at(str(tmp_path / "base")),
+        "data": {"kind": "texts", "texts": sentences, "length": 8, "batch": 16},
+        "transform": [{"name": "snnk-adapter"}, {"name": "classifier", "classes": 2}],
+        "trainable": "adapter",
+        "run": RUN | {"scan": True},
+    }
+    record = run(from_table(table, TrainConfig), tmp_path / "run")
+    assert record["inputs"] == 3 * 16
+    found = load(tmp_path / "run" / "model")
+    assert found.config.head == "classes" and found.config.classes == 2
+    few = from_table(table | {"transform": [{"name": "classifier", "classes": 1}]}, TrainConfig)
+    with pytest.raises(ConfigError, match="classes 0 to 1; the model has 1"):
+        run(few, tmp_path / "few")
+    none = from_table(
+        {k: v for k, v in table.items() if k not in ("transform", "trainable")}, TrainConfig
+    )
+    with pytest.raises(ConfigError, match="the model has None"):
+        run(none, tmp_path / "none")
 
 
 def test_hidden_tokens_are_learned_compressed_and_scored_alike(tmp_path, words, capsys):

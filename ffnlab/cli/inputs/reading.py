@@ -75,13 +75,16 @@ def reading_of(model: object, data: object = None) -> Reading:
 
     Args:
       model: configuration that it begins with.
-      data: what it is to read: questions are for any encoder, whose head a transform may make.
+      data: what it is to read: questions and texts with classes are for any encoder, whose head a
+        transform may make.
     Raises:
       ConfigError: there is no kind of [data] for its head.
     """
     kind = kind_of(model)
     if kind == "encoder" and isinstance(data, QuestionsConfig):
         return OF_HEADS["span"]
+    if kind == "encoder" and isinstance(data, TextsConfig):
+        return OF_HEADS["classes"]
     if getattr(model, "audio", None) is not None:
         return SPEECH
     if kind == "decoder" and isinstance(data, CaptionedConfig):
