@@ -170,6 +170,7 @@ LAYERS: dict[str, Callable[[], None]] = {
         lambda k: layers.FoldedFFN(linear(k, 16, 8), linear(k, 8, 16), linear(k, 16, 16))
     ),
     "FoldedFFN-straight": checked(lambda k: layers.FoldedFFN(None, None, linear(k, 16, 16))),
+    "Guided": checked(lambda k: layers.Guided(linear(k, 16, 8), alpha=0.5)),
     "IdleFFN": checked(
         lambda k: layers.IdleFFN(
             linear(k, 16, 8), linear(k, 8, 16), active=3, norm=layers.BatchNorm(8)

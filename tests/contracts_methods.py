@@ -80,6 +80,12 @@ def repaired() -> models.ViT:
     return transform.apply(structure.repa(idle=0.5), vit("mean"))[0]
 
 
+def thin(with_guides: bool = False) -> models.Decoder:
+    """The tiny decoder with low-rank FFNs."""
+    model, _ = transform.apply(structure.structured(rank=4), tiny())
+    return transform.apply(structure.guided(), model)[0] if with_guides else model
+
+
 spanning = functools.partial(tiny_encoder, head="span")
 
 TRANSFORMS: dict[str, TransformCase] = {
@@ -105,6 +111,7 @@ TRANSFORMS: dict[str, TransformCase] = {
             group=8, kv=None, query=None, channel=False, pre_rope=False, post_rope=False
         )
     ),
+    "guided": TransformCase(structure.guided, thin),
     "head": TransformCase(adapters.head),
     "lora": TransformCase(lambda: adapters.lora(rank=2)),
     "lora_experts": TransformCase(lambda: routing.lora_experts(experts=2, rank=2)),
@@ -119,6 +126,13 @@ TRANSFORMS: dict[str, TransformCase] = {
     "repa": TransformCase(structure.repa, vit, images),
     "repa_fold": TransformCase(lambda: structure.repa_fold(force=True), repaired, images),
     "share": TransformCase(lambda: structure.share(repeats=(2, 1))),
+    "structured": TransformCase(lambda: structure.structured(rank=4)),
+    "structured-blocks": TransformCase(
+        lambda: structure.structured(form="block_shuffle", start="spectral"), tiny_encoder
+    ),
+    "structured-vit": TransformCase(
+        lambda: structure.structured(form="block_dense", rank=8, first=True), vit, images
+    ),
     "population_norms": TransformCase(models.population_norms, Normed, rows),
     "untie": TransformCase(lambda: routing.untie(starts=(32,))),
     "untie-drawn": TransformCase(
@@ -128,7 +142,9 @@ TRANSFORMS: dict[str, TransformCase] = {
         lambda: routing.switch_head(experts=2, hidden=8, layers=2, heads=2), spanning
     ),
     "top2_head": TransformCase(lambda: routing.top2_head(experts=3, hidden=8), spanning),
+    "unguided": TransformCase(lambda: structure.unguided(force=True), lambda: thin(True)),
     "upcycle": TransformCase(lambda: routing.upcycle(experts=4)),
+    "premerged": TransformCase(lambda: structure.premerged(rows=64), thin),
     "prompts": TransformCase(lambda: adapters.prompts(tokens=2)),
     "with_routers": TransformCase(routing.with_routers, lambda: chosen(skip=False)),
 }

@@ -54,6 +54,7 @@ LOSSES: Methods = Methods(
             "budgeted": "ffnlab.routing.duo:budgeted",
             "random_choices": "ffnlab.routing.duo:random_choices",
             "routed": "ffnlab.losses:routed",
+            "self_guided": "ffnlab.structure.structured_ffn:self_guided",
             "specialized": "ffnlab.routing.lora_mixer:specialized",
         }
     ),

@@ -7,5 +7,27 @@ layers that they put there are in `ffnlab.layers`.
 from ffnlab.structure.learngene_sws import even_source, expand, share
 from ffnlab.structure.pflayer import pflayer
 from ffnlab.structure.repavit import idle_ratios, repa, repa_fold
+from ffnlab.structure.structured_ffn import (
+    guided,
+    premerged,
+    self_guided,
+    share_of_guide,
+    structured,
+    unguided,
+)
 
-__all__ = ["even_source", "expand", "idle_ratios", "pflayer", "repa", "repa_fold", "share"]
+__all__ = [
+    "even_source",
+    "expand",
+    "guided",
+    "idle_ratios",
+    "pflayer",
+    "premerged",
+    "repa",
+    "repa_fold",
+    "self_guided",
+    "share",
+    "share_of_guide",
+    "structured",
+    "unguided",
+]

@@ -36,7 +36,9 @@ class Merged(Weight):
     def __post_init__(self) -> None:
         at_least(0, rows=self.rows)
         if tuple(self.factors.shape) != tuple(self.product.shape):
-            raise ValueError(f"factors are {self.factors.shape}, their product {self.product.shape}")
+            raise ValueError(
+                f"factors are {self.factors.shape}, their product {self.product.shape}"
+            )
 
     @classmethod
     def of(cls, factors: Weight, rows: int) -> "Merged":
