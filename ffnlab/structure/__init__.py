@@ -9,6 +9,7 @@ from ffnlab.structure.pflayer import pflayer
 from ffnlab.structure.repavit import idle_ratios, repa, repa_fold
 from ffnlab.structure.structured_ffn import (
     guided,
+    paper_options,
     premerged,
     self_guided,
     share_of_guide,
@@ -21,6 +22,7 @@ __all__ = [
     "expand",
     "guided",
     "idle_ratios",
+    "paper_options",
     "pflayer",
     "premerged",
     "repa",

@@ -48,6 +48,7 @@ __all__ = [
     "CROSSOVER",
     "FORMS",
     "guided",
+    "paper_options",
     "premerged",
     "self_guided",
     "share_of_guide",
@@ -141,6 +142,34 @@ def structured(
         return tree.replace(model, {path: of_map(path, m) for path, m in maps(model).items()})
 
     return rewriting(f"structured-{form}", problems, change)
+
+
+def paper_options(form: str, width: int, percent: int) -> dict[str, Any]:
+    """Options of `structured` for as many parameters as the paper's FFNs have, whose hidden layers
+    are four times as wide as the stream.
+
+    Args:
+      form: one of `FORMS`.
+      width: of the stream, divisible by 4.
+      percent: of a dense FFN's parameters, 63 or 32.
+    Raises:
+      ConfigError: another form or percentage, or another width.
+
+    >>> paper_options("block_dense", 768, 63)
+    {'form': 'block_dense', 'rank': 512, 'blocks': 2}
+    """
+    if form not in FORMS or percent not in (63, 32) or width % 4:
+        raise ConfigError(
+            f"form={form!r}, percent={percent}, width={width}: one of {list(FORMS)}, 63 or 32, and "
+            "a width divisible by 4 are accepted"
+        )
+    part = 2 if percent == 63 else 4
+    own = {
+        "low_rank": {"rank": width // part},
+        "block_dense": {"rank": 2 * round(2 * width / (3 * part)), "blocks": 2},
+        "block_shuffle": {"blocks": part},
+    }
+    return {"form": form, **own[form]}
 
 
 def unfit(node: Map, make: Callable[..., Weight]) -> str:
