@@ -61,7 +61,7 @@ STARTS = ("weights", "spectral", "gaussian")
 SCHEDULES = ("cosine", "linear")
 STD = 0.02  # of what is drawn, as the authors' configuration has it
 # Rows from which on factors are no slower than their product, as `ffnlab bench structured` finds.
-CROSSOVER: Mapping[type, int] = {LowRank: 1, BlockDense: 1, BlockDiagonal: 1, BlockShuffle: 1}
+CROSSOVER: Mapping[type, int] = {LowRank: 1, BlockDense: 1, BlockDiagonal: 1, BlockShuffle: 8}
 
 Form = Literal["low_rank", "block_dense", "block_shuffle"]
 Start = Literal["weights", "spectral", "gaussian"]

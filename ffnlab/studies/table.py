@@ -230,6 +230,18 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
                 ),
             ),
             Study(
+                "structured-ffn",
+                "Structured FFNs",
+                "structure",
+                "FFNs of thin products and of blocks, guided by dense companions while they learn",
+                arxiv(
+                    "2406.16450",
+                    2024,
+                    "Building on Efficient Foundations: Effectively Training LLMs with Structured "
+                    "Feedforward Layers",
+                ),
+            ),
+            Study(
                 "learning-rules",
                 "Learning rules",
                 "learning",
