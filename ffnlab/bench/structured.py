@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 from rich.table import Table
 
@@ -156,8 +157,7 @@ def drawn(
 
 def matrix(form: str, width: int) -> Weight:
     """The first matrix of an FFN in a form, with 32 % of the parameters."""
-    w = jax.ShapeDtypeStruct((width, 4 * width), jax.numpy.float32)
-    return drawn(w, **paper_options(form, width, PERCENTS[-1]))
+    return drawn(jnp.zeros((width, 4 * width)), **paper_options(form, width, PERCENTS[-1]))
 
 
 def over_product(w: Weight, rows: int, turns: int) -> float:
@@ -179,15 +179,15 @@ def multiplied(x: Float[Array, "n d"], w: Weight) -> Float[Array, "n m"]:
     return w.matmul(x)
 
 
-def crossover_of(over: Mapping[int, float]) -> int | None:
+def crossover_of(over: dict[int, float]) -> int | None:
     """The rows from which on a ratio stays at 1 or below.
 
     >>> crossover_of({1: 1.4, 2: 0.9, 4: 1.1, 8: 0.8, 16: 1.0}), crossover_of({1: 0.5, 2: 1.2})
     (8, None)
     """
     found = None
-    for rows in reversed(over):
-        if over[rows] > 1:
+    for rows, ratio in reversed(over.items()):
+        if ratio > 1:
             break
         found = rows
     return found

@@ -375,7 +375,7 @@ def premerged(*, rows: int | None = None) -> Transform[Any, tuple[()]]:
         is_there = any(factorized_maps(path, node) for path, node in tree.walk(model))
         return [] if is_there else ["the model has no structured map; structured makes them"]
 
-    def merge(node: Map) -> Map:
+    def merge(node: Any) -> Map:
         weight = node.weight
         return node.replace(Merged.of(weight, CROSSOVER[type(weight)] if rows is None else rows))
 

@@ -220,7 +220,7 @@ def run_of(way: Way, sizes: Sizes, text: Texts, seed: int) -> Run:
 
 def share_of(way: Way) -> float:
     """Parameters of the FFNs beyond the first layer over those of dense ones, biases left out."""
-    ffns = [abstract(each).blocks()[1].ffn for each in (way, Way())]
+    ffns: list[Any] = [abstract(each).blocks()[1].ffn for each in (way, Way())]
     sizes = [sum(parameters(m) - m.bias.size for m in (ffn.up, ffn.down)) for ffn in ffns]
     return sizes[0] / sizes[1]
 

@@ -66,20 +66,25 @@ def whole(**options):
     return transform.apply(guided(), thin(**options))[0]
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("kind", MODELS)
+OFTEN = tuple(zip(MODELS, FORMS, strict=True))  # each kind and each form once; all pairs are slow
+PAIRS = [
+    pytest.param(kind, form, marks=[] if (kind, form) in OFTEN else pytest.mark.slow)
+    for kind in MODELS
+    for form in FORMS
+]
+
+
+@pytest.mark.parametrize(("kind", "form"), PAIRS)
 def test_factorized_models_are_saved_stacked_quantized_and_cut(kind, form, tmp_path):
     make, x = MODELS[kind]
-    for dtype in ("float32", "bfloat16"):
+    options = {"form": form, "first": True, **FORM_OPTIONS[form]}
+    for dtype in ("bfloat16", "float32"):
         start = jax.tree.map(lambda leaf, d=dtype: leaf.astype(d), make())
-        model = thin(start, form=form, first=True, **FORM_OPTIONS[form])
+        model = thin(start, **options)
         assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(model))
         models.save(model, tmp_path / dtype, format="ffnlab")
         assert equal(models.load(tmp_path / dtype), model)
-        stacked = models.stack(model)
-        assert equal(models.unstack(stacked), model)
-    # (bfloat16 rounds in another order when scanned)
-    model = thin(make(), form=form, first=True, **FORM_OPTIONS[form])
+        assert equal(models.unstack(models.stack(model)), model)
     np.testing.assert_allclose(run(models.stack(model), x), run(model, x), atol=1e-5)
     small, _ = transform.apply(nearest(format="int8", group=None), model)
     up = small.layers[1].ffn.up.weight
