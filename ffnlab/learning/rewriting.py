@@ -60,7 +60,7 @@ def numbered(leaves: list[Array]) -> list[np.ndarray]:
     ]
 
 
-def found(tag: Array, tags: list[np.ndarray], name: str) -> int:
+def found(tag: Array | np.ndarray, tags: list[np.ndarray], name: str) -> int:
     """Which of the numbered arrays one is.
 
     Raises:

@@ -104,14 +104,7 @@ def structured(
     >>> structured(form="block_shuffle", blocks=4).name
     'structured-block_shuffle'
     """
-    for name, value, known in (("form", form, FORMS), ("start", start, STARTS)):
-        if value not in known:
-            raise ConfigError(f"{name}={value!r} is not one of {list(known)}")
-    if rank is not None and form == "block_shuffle":
-        raise ConfigError(f"rank={rank}: a block_shuffle has none; its size is set by blocks")
-    if blocks is not None and form == "low_rank":
-        raise ConfigError(f"blocks={blocks}: a low_rank matrix has none; its size is set by rank")
-    at_least(1, rank=rank, blocks=blocks)
+    check_options(form, start, rank, blocks)
 
     def make(w: Float[Array, "n m"], key: Key[Array, ""]) -> Weight:
         r, b = (min(w.shape) // 2 if rank is None else rank), (2 if blocks is None else blocks)
@@ -142,6 +135,18 @@ def structured(
         return tree.replace(model, {path: of_map(path, m) for path, m in maps(model).items()})
 
     return rewriting(f"structured-{form}", problems, change)
+
+
+def check_options(form: str, start: str, rank: int | None, blocks: int | None) -> None:
+    """Raises ConfigError for options of `structured` that there are not, or do not go along."""
+    for name, value, known in (("form", form, FORMS), ("start", start, STARTS)):
+        if value not in known:
+            raise ConfigError(f"{name}={value!r} is not one of {list(known)}")
+    if rank is not None and form == "block_shuffle":
+        raise ConfigError(f"rank={rank}: a block_shuffle has none; its size is set by blocks")
+    if blocks is not None and form == "low_rank":
+        raise ConfigError(f"blocks={blocks}: a low_rank matrix has none; its size is set by rank")
+    at_least(1, rank=rank, blocks=blocks)
 
 
 def paper_options(form: str, width: int, percent: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 
 from ffnlab import models, transform, tree
 from ffnlab.errors import ConfigError
-from ffnlab.layers import FFN, GroupedLinear, Guided, Linear
+from ffnlab.layers import GroupedLinear, Guided, Linear
 from ffnlab.learning import backprop
 from ffnlab.losses import Moment, next_token
 from ffnlab.models import ViT, ViTConfig, account
@@ -27,7 +27,7 @@ from ffnlab.structure import (
     structured,
     unguided,
 )
-from ffnlab.structure.structured_ffn import CROSSOVER, FORMS, guides_of
+from ffnlab.structure.structured_ffn import CROSSOVER, FORMS, check_options, guides_of
 from ffnlab.testing import batches, equal, tiny, tiny_encoder
 from ffnlab.weights import BlockDense, BlockShuffle, Dense, Int8, LowRank, Merged
 from tests.fixtures.structured_ffn import record
@@ -107,7 +107,7 @@ def test_guided_and_merged_models_are_saved_stacked_and_quantized(tmp_path):
         small, _ = transform.apply(nearest(format="int8", group=None), model)
         assert np.isfinite(run(small, TEXT)).all()
     learning = jax.tree_util.tree_leaves_with_path(tree.trained(both)[0])
-    assert not any("layers[1].ffn" in jax.tree_util.keystr(path) for path, _ in learning)
+    assert not any("layers[1].ffn." in jax.tree_util.keystr(path) for path, _ in learning)
 
 
 def test_the_first_layer_stays_and_the_nearest_matrices_stand_in_the_others():
@@ -166,22 +166,23 @@ def test_spectral_starts_are_orthonormal_blocks_or_balanced_factors():
     assert not equal(thin(rank=4, start="spectral", seed=1), thin(rank=4, start="spectral"))
 
 
+def formula(form, n, m, rank, blocks):
+    """Parameters of a matrix, as the card counts them."""
+    if form == "block_shuffle":
+        return min(n, m) * (n + m) // blocks
+    return rank * (m + n // blocks)
+
+
 @pytest.mark.parametrize(("percent", "shares"), [(63, (0.625, 0.625, 0.625)), (32, (0.3125,) * 3)])
 def test_sizes_of_the_paper(percent, shares):
     """Of a stream of 768: 62.5 % and 31.25 % of the parameters, whatever the form."""
     for form, share in zip(FORMS, shares, strict=True):
         options = paper_options(form, 768, percent)
-        ffn = FFN(768, 3072, key=jax.random.key(0), bias=False)
-        kept = 0
-        for linear in (ffn.up, ffn.down):
-            (n, m), r, b = linear.weight.shape, options.get("rank"), options.get("blocks")
-            formulas = {
-                "low_rank": lambda n=n, m=m, r=r: (n + m) * r,
-                "block_dense": lambda n=n, m=m, r=r, b=b: r * (m + n // b),
-                "block_shuffle": lambda n=n, m=m, b=b: min(n, m) * (n + m) // b,
-            }
-            kept += formulas[form]()
-        assert kept / account.parameters(ffn) == share
+        kept = sum(
+            formula(form, *shape, options.get("rank", 0), options.get("blocks", 1))
+            for shape in ((768, 3072), (3072, 768))
+        )
+        assert kept / (2 * 768 * 3072) == share
     assert paper_options("block_dense", 768, 32) == {
         "form": "block_dense",
         "rank": 256,
@@ -283,8 +284,6 @@ def test_a_structured_model_counts_its_own_products():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"form": "monarch"}, r"form='monarch' is not one of \['low_rank', 'block_dense'"),
-        ({"start": "zero"}, r"start='zero' is not one of \['weights', 'spectral', 'gaussian'\]"),
         ({"rank": 0}, "rank=0 must be at least 1"),
         ({"form": "block_dense", "blocks": 0}, "blocks=0 must be at least 1"),
         ({"form": "block_shuffle", "rank": 4}, "rank=4: a block_shuffle has none"),
@@ -307,7 +306,11 @@ def test_bad_schedules_and_models_are_refused():
         with pytest.raises(ConfigError, match=f"steps={steps} must be at least 1"):
             self_guided(steps=steps)
     with pytest.raises(ConfigError, match="schedule='step' is not one of"):
-        self_guided(steps=2, schedule="step")
+        share_of_guide(0, steps=2, schedule="step")
+    with pytest.raises(ConfigError, match=r"form='monarch' is not one of \['low_rank', 'block_d"):
+        check_options("monarch", "weights", None, None)
+    with pytest.raises(ConfigError, match=r"start='zero' is not one of \['weights', 'spectral'"):
+        check_options("low_rank", "zero", None, None)
     with pytest.raises(ConfigError, match="rows=-1 must be at least 0"):
         premerged(rows=-1)
     with pytest.raises(ConfigError, match="percent=50"):
