@@ -46,6 +46,18 @@ def joined_int4(key: jax.Array) -> weights.JoinedInt4:
 
 
 WEIGHTS: dict[str, Callable[[jax.Array], weights.Weight]] = {
+    "BlockDense": lambda k: weights.BlockDense.project(matrix(k), 6, 3),
+    "BlockDense-turned": lambda k: weights.BlockDense.project(
+        matrix(k, (OUT, IN)), 6, 2
+    ).transpose(),
+    "BlockDiagonal": lambda k: weights.BlockDiagonal.project(matrix(k), 4),
+    "BlockDiagonal-turned": lambda k: weights.BlockDiagonal.project(
+        matrix(k, (OUT, IN)), 4
+    ).transpose(),
+    "BlockShuffle": lambda k: weights.BlockShuffle.project(matrix(k), 4),
+    "BlockShuffle-turned": lambda k: weights.BlockShuffle.project(
+        matrix(k, (OUT, IN)), 2
+    ).transpose(),
     "Dense": lambda k: weights.Dense(matrix(k)),
     "Dense-bf16": lambda k: weights.Dense(matrix(k).astype(jnp.bfloat16)),
     "Dense-e4m3": lambda k: weights.Dense(matrix(k), act="e4m3"),
@@ -60,6 +72,10 @@ WEIGHTS: dict[str, Callable[[jax.Array], weights.Weight]] = {
     "LoRA-Int4": lambda k: weights.LoRA.init(int4(k), 3, k),
     "LowRank": lambda k: weights.LowRank.truncate(matrix(k), 5),
     "Masked": lambda k: weights.Masked(weights.Dense(matrix(k)), matrix(k) > 0),
+    "Merged": lambda k: weights.Merged.of(weights.LowRank.truncate(matrix(k), 5), rows=4),
+    "Merged-blocks": lambda k: weights.Merged.of(
+        weights.BlockShuffle.project(matrix(k), 4), rows=6
+    ),
     "PackedInt4": packed_int4,
     "SparseInput": lambda k: weights.SparseInput(weights.Dense(matrix(k)), jnp.float32(0.4)),
     "Transposed": lambda k: weights.Transposed(weights.Dense(matrix(k, (OUT, IN)))),
@@ -154,6 +170,7 @@ LAYERS: dict[str, Callable[[], None]] = {
         lambda k: layers.FoldedFFN(linear(k, 16, 8), linear(k, 8, 16), linear(k, 16, 16))
     ),
     "FoldedFFN-straight": checked(lambda k: layers.FoldedFFN(None, None, linear(k, 16, 16))),
+    "Guided": checked(lambda k: layers.Guided(linear(k, 16, 8), alpha=0.5)),
     "IdleFFN": checked(
         lambda k: layers.IdleFFN(
             linear(k, 16, 8), linear(k, 8, 16), active=3, norm=layers.BatchNorm(8)

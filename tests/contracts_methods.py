@@ -85,6 +85,12 @@ def replaced() -> models.Encoder:
     return transform.apply(structure.snnk(features=6), tiny_encoder())[0]
 
 
+def thin(with_guides: bool = False) -> models.Decoder:
+    """The tiny decoder with low-rank FFNs."""
+    model, _ = transform.apply(structure.structured(rank=4), tiny())
+    return transform.apply(structure.guided(), model)[0] if with_guides else model
+
+
 spanning = functools.partial(tiny_encoder, head="span")
 
 TRANSFORMS: dict[str, TransformCase] = {
@@ -117,6 +123,7 @@ TRANSFORMS: dict[str, TransformCase] = {
             group=8, kv=None, query=None, channel=False, pre_rope=False, post_rope=False
         )
     ),
+    "guided": TransformCase(structure.guided, thin),
     "head": TransformCase(adapters.head),
     "lora": TransformCase(lambda: adapters.lora(rank=2)),
     "lora_experts": TransformCase(lambda: routing.lora_experts(experts=2, rank=2)),
@@ -134,6 +141,13 @@ TRANSFORMS: dict[str, TransformCase] = {
     "snnk": TransformCase(lambda: structure.snnk(features=6)),
     "snnk-adapter": TransformCase(lambda: structure.snnk_adapter(features=3)),
     "snnk-cos": TransformCase(lambda: structure.snnk(kind="cos", length=1.0), tiny_encoder),
+    "structured": TransformCase(lambda: structure.structured(rank=4)),
+    "structured-blocks": TransformCase(
+        lambda: structure.structured(form="block_shuffle", start="spectral"), tiny_encoder
+    ),
+    "structured-vit": TransformCase(
+        lambda: structure.structured(form="block_dense", rank=8, first=True), vit, images
+    ),
     "population_norms": TransformCase(models.population_norms, Normed, rows),
     "untie": TransformCase(lambda: routing.untie(starts=(32,))),
     "untie-drawn": TransformCase(
@@ -143,7 +157,9 @@ TRANSFORMS: dict[str, TransformCase] = {
         lambda: routing.switch_head(experts=2, hidden=8, layers=2, heads=2), spanning
     ),
     "top2_head": TransformCase(lambda: routing.top2_head(experts=3, hidden=8), spanning),
+    "unguided": TransformCase(lambda: structure.unguided(force=True), lambda: thin(True)),
     "upcycle": TransformCase(lambda: routing.upcycle(experts=4)),
+    "premerged": TransformCase(lambda: structure.premerged(rows=64), thin),
     "prompts": TransformCase(lambda: adapters.prompts(tokens=2)),
     "with_routers": TransformCase(routing.with_routers, lambda: chosen(skip=False)),
 }

@@ -14,6 +14,7 @@ __all__ = [
     "model",
     "routing",
     "sparse",
+    "structured",
     "train",
 ]
 
@@ -39,8 +40,9 @@ def model(
     Other benches: `ffnlab bench sparse` (skipping inactive channels of a large FFN), `ffnlab bench
     loading` (memory while a checkpoint is loaded), `ffnlab bench routing` (a mixture of experts
     beside a dense layer), `ffnlab bench bottleneck` (a block of images by its spatial step),
-    `ffnlab bench folding` (an FFN with idle channels, folded), `ffnlab bench train` (training
-    steps, beside torch), `ffnlab bench learning` (steps of an LSTM and of a small network, beside
+    `ffnlab bench folding` (an FFN with idle channels, folded), `ffnlab bench structured`
+    (FFNs of thin products and of blocks, beside dense ones), `ffnlab bench train` (training steps,
+    beside torch), `ffnlab bench learning` (steps of an LSTM and of a small network, beside
     torch), `ffnlab bench graphs` (sparse products and a layer, beside torch and PyTorch Geometric),
     `ffnlab bench loop` (what the training loop adds), and `ffnlab bench kernels` (those for GPUs,
     beside XLA). `ffnlab bench model DIR` is this one in full.
@@ -190,6 +192,23 @@ def folding(
     from ffnlab.cli.show import show
 
     show(compare(Settings(widths=widths, idle=idle, turns=turns), progress=True))
+
+
+def structured(*, width: int = 768, tokens: int = 1024, turns: int = 15) -> None:
+    """Measures FFNs of structured matrices beside dense ones, and factors beside their product.
+
+    The last column is the number of rows of a call from which on factors are no slower than their
+    product: what `premerged` takes where it is not told.
+
+    Args:
+      width: of the stream, divisible by 8; hidden layers are four times as wide.
+      tokens: rows of an FFN's call.
+      turns: times that every form runs.
+    """
+    from ffnlab.bench.structured import Settings, compare
+    from ffnlab.cli.show import show
+
+    show(compare(Settings(width, tokens, turns=turns), progress=True))
 
 
 def graphs(*, width: int = 64, inputs: int = 128, turns: int = 15) -> None:

@@ -56,6 +56,7 @@ LOSSES: Methods = Methods(
             "distilled": "ffnlab.losses:distilled",
             "random_choices": "ffnlab.routing.duo:random_choices",
             "routed": "ffnlab.losses:routed",
+            "self_guided": "ffnlab.structure.structured_ffn:self_guided",
             "specialized": "ffnlab.routing.lora_mixer:specialized",
         }
     ),

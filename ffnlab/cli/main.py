@@ -57,6 +57,7 @@ BENCHES = {
         "ffnlab.cli.bench:bottleneck", "a residual block of images, by its spatial step"
     ),
     "folding": Command("ffnlab.cli.bench:folding", "an FFN with idle channels, folded"),
+    "structured": Command("ffnlab.cli.bench:structured", "FFNs of thin products and of blocks"),
     "routing": Command("ffnlab.cli.bench:routing", "a mixture of experts, beside a dense layer"),
     "loading": Command("ffnlab.cli.bench:loading", "memory while a checkpoint is loaded"),
     "train": Command("ffnlab.cli.bench:train", "training steps, beside torch"),

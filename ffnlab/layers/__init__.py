@@ -23,6 +23,7 @@ from ffnlab.layers.feed_forward.moe import GroupedFFN, MoE, MoESpec
 from ffnlab.layers.folding import fold
 from ffnlab.layers.graph_conv import GAT, GCN, GraphSAGE
 from ffnlab.layers.grouped import GroupedLinear, GroupedNorm, Groups
+from ffnlab.layers.guided import Guided
 from ffnlab.layers.linear import Embedding, Linear
 from ffnlab.layers.modality import Blocks, EveryCopy, Modalities
 from ffnlab.layers.norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm, ScaleNorm
@@ -69,6 +70,7 @@ __all__ = [
     "GroupedLinear",
     "GroupedNorm",
     "Groups",
+    "Guided",
     "IdleFFN",
     "InstanceNorm",
     "Join",

@@ -32,6 +32,7 @@ from ffnlab.learning.optimizers.trust import (
     scale_by_trust_ratio,
     sqrt_batch_schedule,
 )
+from ffnlab.learning.rewriting import from_state, rewritten
 from ffnlab.losses import labelled, next_token, packed_next_token
 from ffnlab.models.noise import LearnedSchedule
 from ffnlab.models.noprop_net import NoPropNet
@@ -52,6 +53,7 @@ __all__ = [
     "backprop",
     "computed_in",
     "counter_current",
+    "from_state",
     "gradient_noise",
     "in_float32",
     "labelled",
@@ -64,6 +66,7 @@ __all__ = [
     "noprop",
     "packed_next_token",
     "rate_at",
+    "rewritten",
     "scale_by_trust_ratio",
     "sqrt_batch_schedule",
 ]

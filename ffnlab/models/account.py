@@ -128,7 +128,7 @@ def flops_per_token(
             gated = parent if in_gated else None
             keep = math.prod(1 - zeros.get(p, 0.0) for p in (own, gated) if p is not None)
             used |= {own, gated}
-            runs = math.prod(n for part, n in times.items() if path.startswith(part))
+            runs = math.prod(n for part, n in times.items() if f"{path}.".startswith(part))
             total += runs * keep * cost.flops(weight)
     unknown = sorted(zeros.keys() - used)
     if unknown:

@@ -8,10 +8,16 @@ import jax
 from jaxtyping import Array, Key
 
 from ffnlab.errors import ConfigError
+from ffnlab.layers import Linear
 from ffnlab.models.stack import check_layered, in_list
 from ffnlab.transform import Transform
+from ffnlab.tree import Selector
 
-__all__ = ["key_of", "rewriting"]
+__all__ = ["key_of", "rewriting", "routers"]
+
+routers = Selector(  # few numbers, and where tokens go hangs on small differences of them
+    "routers", lambda _, node: isinstance(node, Linear) and node.w.axes[-1] == "router"
+)
 
 
 def rewriting(

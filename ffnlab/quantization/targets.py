@@ -12,15 +12,13 @@ from ffnlab import tree
 from ffnlab.errors import ConfigError, NumericalError
 from ffnlab.layers import Block, GroupedLinear, Linear
 from ffnlab.layers.linear import Map
+from ffnlab.models.rewriting import routers
 from ffnlab.models.stack import in_list
 from ffnlab.tree import Predicate, Selector
 from ffnlab.weights import SparseInput, Weight
 
 M = TypeVar("M")
 
-routers = Selector(  # few numbers, and where tokens go hangs on small differences of them
-    "routers", lambda _, node: isinstance(node, Linear) and node.w.axes[-1] == "router"
-)
 inside_blocks = tree.at("layers**") & tree.of_type(Linear, GroupedLinear) & ~routers
 
 

@@ -8,17 +8,33 @@ from ffnlab.structure.learngene_sws import even_source, expand, share
 from ffnlab.structure.pflayer import pflayer
 from ffnlab.structure.repavit import idle_ratios, repa, repa_fold
 from ffnlab.structure.snnk import bundle, bundled, snnk, snnk_adapter
+from ffnlab.structure.structured_ffn import (
+    guided,
+    paper_options,
+    premerged,
+    self_guided,
+    share_of_guide,
+    structured,
+    unguided,
+)
 
 __all__ = [
     "bundle",
     "bundled",
     "even_source",
     "expand",
+    "guided",
     "idle_ratios",
+    "paper_options",
     "pflayer",
+    "premerged",
     "repa",
     "repa_fold",
+    "self_guided",
     "share",
+    "share_of_guide",
     "snnk",
     "snnk_adapter",
+    "structured",
+    "unguided",
 ]

@@ -238,6 +238,18 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
                 arxiv("2310.13225", 2023, "Scalable Neural Network Kernels"),
             ),
             Study(
+                "structured-ffn",
+                "Structured FFNs",
+                "structure",
+                "FFNs of thin products and of blocks, guided by dense companions while they learn",
+                arxiv(
+                    "2406.16450",
+                    2024,
+                    "Building on Efficient Foundations: Effectively Training LLMs with Structured "
+                    "Feedforward Layers",
+                ),
+            ),
+            Study(
                 "learning-rules",
                 "Learning rules",
                 "learning",

@@ -18,6 +18,7 @@ from ffnlab.weights.base import (
     register,
     static,
 )
+from ffnlab.weights.block_diagonal import BlockDense, BlockDiagonal, BlockShuffle
 from ffnlab.weights.dense import Dense, Transposed
 from ffnlab.weights.float8 import Float8
 from ffnlab.weights.int4 import Int4
@@ -25,10 +26,14 @@ from ffnlab.weights.int8 import Int8
 from ffnlab.weights.joined_int4 import JoinedInt4
 from ffnlab.weights.low_rank import LoRA, LowRank
 from ffnlab.weights.masked import Masked, SparseInput
+from ffnlab.weights.merged import Merged
 from ffnlab.weights.packed_int4 import PackedInt4
 
 __all__ = [
     "AxisNames",
+    "BlockDense",
+    "BlockDiagonal",
+    "BlockShuffle",
     "Dense",
     "Float8",
     "Int4",
@@ -37,6 +42,7 @@ __all__ = [
     "LoRA",
     "LowRank",
     "Masked",
+    "Merged",
     "PackedInt4",
     "SparseInput",
     "Transposed",

@@ -18,6 +18,23 @@ def check_factors(a: Array, b: Array) -> None:
         raise ValueError(f"a has rank {a.shape[-1]}, b has rank {b.shape[-2]}; they must be equal")
 
 
+def check_rank(rank: int, rows: int, columns: int) -> None:
+    """Raises ValueError unless a [rows, columns] matrix has factors of this rank."""
+    if not 1 <= rank <= min(rows, columns):
+        raise ValueError(
+            f"rank={rank} is outside 1..{min(rows, columns)} of a {(rows, columns)} matrix"
+        )
+
+
+def halves(
+    w: Float[Array, "*stack n m"], rank: int
+) -> tuple[Float[Array, "*stack n r"], Float[Array, "*stack r m"]]:
+    """The truncated SVD of each matrix, float32, either factor with the roots of the values."""
+    u, s, vh = jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False)
+    root = jnp.sqrt(s[..., :rank])
+    return u[..., :rank] * root[..., None, :], root[..., None] * vh[..., :rank, :]
+
+
 def thin_grouped(
     x: Float[Array, "m in"], a: Array, b: Array, sizes: Int[Array, "e"]
 ) -> Float[Array, "m out"]:
@@ -49,13 +66,9 @@ class LowRank(Weight):
         Raises:
           ValueError: rank outside 1..min(in, out).
         """
-        if not 1 <= rank <= min(w.shape):
-            raise ValueError(f"rank={rank} is outside 1..{min(w.shape)} of a {w.shape} matrix")
-        u, s, vt = jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False)
-        root = jnp.sqrt(s[:rank])
-        return cls(
-            (u[:, :rank] * root).astype(w.dtype), (root[:, None] * vt[:rank]).astype(w.dtype)
-        )
+        check_rank(rank, *w.shape)
+        a, b = halves(w, rank)
+        return cls(a.astype(w.dtype), b.astype(w.dtype))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -114,8 +127,7 @@ class LoRA(Weight):
     def init(cls, base: Weight, rank: int, key: Array, *, alpha: float = 16.0) -> "LoRA":
         """A LoRA that equals `base` until trained: a is N(0, 1/in), b is zero."""
         rows, columns = base.shape
-        if not 1 <= rank <= min(rows, columns):
-            raise ValueError(f"rank={rank} is outside 1..{min(rows, columns)} of {base.shape}")
+        check_rank(rank, rows, columns)
         a = jax.random.normal(key, (rows, rank), jnp.float32) * rows**-0.5
         return cls(base, a, jnp.zeros((rank, columns), jnp.float32), alpha)
 

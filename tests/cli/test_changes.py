@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from ffnlab import models, tree
+from ffnlab.cli.main import main
 from ffnlab.cli.train import run
 from ffnlab.cli.training import fresh, read_training
 from ffnlab.errors import ConfigError, FormatError
 from ffnlab.formats import load
-from ffnlab.layers import ByChoice
+from ffnlab.layers import ByChoice, Guided
 from ffnlab.testing import equal, tiny
+from ffnlab.weights import BlockShuffle, Merged
 
 MODEL = """
 [model]
@@ -25,6 +27,7 @@ heads = 1
 kv_heads = 1
 head_dim = 8
 """
+PARTS = ("calibration", "evaluation")  # of a recipe
 REST = """
 [data]
 text = ["{text}"]
@@ -68,6 +71,29 @@ def test_a_duo_is_trained_by_its_own_loss_and_written_whole(write, tmp_path):
         assert not np.array_equal(small, was), "both branches learn"
     resumed = run(read_training(write(head, steps=3)), tmp_path / "out", resume=True)
     assert resumed["steps"] == 3
+
+
+def test_structured_ffns_are_trained_from_scratch_with_guides_that_are_dropped(write, tmp_path):
+    """By files alone: a training file, then a recipe."""
+    head = 'loss = "self_guided"\n'
+    tables = MODEL + (
+        "[loss_options]\nsteps = 2\n"
+        '[[transform]]\nname = "structured"\nform = "block_shuffle"\nstart = "spectral"\n'
+        '[[transform]]\nname = "guided"\n'
+    )
+    run(read_training(write(head, tables, steps=3)), tmp_path / "out")
+    guides = tree.select(load(tmp_path / "out" / "model"), tree.of_type(Guided))
+    assert len(guides) == 3 and all(float(g.alpha[...]) == 0 for g in guides.values())
+    recipe = tmp_path / "drop.toml"
+    stages = ('transform = "unguided"', 'transform = "premerged"\nrows = 4')
+    few = "".join(f"[{part}]\ntokens = 64\nwindow = 16\nbatch = 2\n" for part in PARTS)
+    recipe.write_text(few + "".join(f"[[stage]]\n{stage}\n" for stage in stages))
+    options = ["--recipe", str(recipe), "--out", str(tmp_path / "small")]
+    text = ["--text", str(tmp_path / "text.txt")]
+    assert main(["compress", str(tmp_path / "out" / "model"), *text, *options]) == 0
+    small = load(tmp_path / "small" / "model")
+    up = small.layers[1].ffn.up.weight
+    assert isinstance(up, Merged) and isinstance(up.factors, BlockShuffle)
 
 
 def test_copies_for_ids_learn_and_are_written(write, tmp_path):

@@ -100,6 +100,9 @@ def test_what_each_weight_trains(name, key):
     trained, fixed = tree.trained({"w": weight, "b": jnp.ones(2)})
     found = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(trained)}
     fields = {
+        "BlockDense": [".b", ".blocks"],
+        "BlockDiagonal": [".blocks"],
+        "BlockShuffle": [".first", ".second"],
         "Dense": [".w"],
         "LoRA": [".a", ".b"],
         "LowRank": [".a", ".b"],
