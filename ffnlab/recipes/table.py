@@ -23,6 +23,7 @@ TRANSFORMS: Mapping[str, str] = MappingProxyType(
         "head": "ffnlab.models.adapters:head",
         "lora": "ffnlab.models.adapters:lora",
         "lora_experts": "ffnlab.routing.lora_mixer:lora_experts",
+        "macaron": "ffnlab.structure.macaron:macaron",
         "nearest": "ffnlab.quantization.nearest:nearest",
         "pflayer": "ffnlab.structure.pflayer:pflayer",
         "prompts": "ffnlab.models.adapters:prompts",

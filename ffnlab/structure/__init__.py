@@ -5,7 +5,17 @@ layers that they put there are in `ffnlab.layers`.
 """
 
 from ffnlab.structure.learngene_sws import even_source, expand, share
+from ffnlab.structure.macaron import macaron
 from ffnlab.structure.pflayer import pflayer
 from ffnlab.structure.repavit import idle_ratios, repa, repa_fold
 
-__all__ = ["even_source", "expand", "idle_ratios", "pflayer", "repa", "repa_fold", "share"]
+__all__ = [
+    "even_source",
+    "expand",
+    "idle_ratios",
+    "macaron",
+    "pflayer",
+    "repa",
+    "repa_fold",
+    "share",
+]
