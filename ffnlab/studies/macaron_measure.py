@@ -63,6 +63,7 @@ class Sizes(NamedTuple):
       steps: of training.
       validation, test: windows of held-out text to choose by, and to report.
       draws: of linear fields.
+      ways: which of `WAYS`.
     """
 
     seeds: int
@@ -71,10 +72,11 @@ class Sizes(NamedTuple):
     validation: int
     test: int
     draws: int
+    ways: tuple[str, ...]
 
 
-FULL = Sizes(3, (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), 700, 400, 1000, 20)
-QUICK = Sizes(1, (4e-3,), 100, 100, 100, 20)
+FULL = Sizes(3, (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), 700, 400, 1000, 20, tuple(WAYS))
+QUICK = Sizes(1, (4e-3,), 100, 100, 100, 20, tuple(WAYS)[:2])
 
 
 class Errors(NamedTuple):
@@ -150,7 +152,7 @@ def flows_of(block: Block, context: Context) -> tuple[Callable, Callable]:
     return tuple(euler(lambda x, b=b: b(x, context)[0] - x) for b in (attention, ffn))  # type: ignore[return-value]
 
 
-def runge_kutta(block: Block, context: Context, x: Array, h: Array) -> Array:
+def runge_kutta(block: Block, context: Context, x: Array, h: float | Array) -> Array:
     """Where dx/dt = A(x) + F(x) is after a time of h."""
     parts = [block.without(name) for name in ("ffn", "attn")]
     step = h / SUBSTEPS
@@ -158,7 +160,7 @@ def runge_kutta(block: Block, context: Context, x: Array, h: Array) -> Array:
     def field(x: Array) -> Array:
         return sum((part(x, context)[0] - x for part in parts), jnp.zeros_like(x))
 
-    def one(_: int, x: Array) -> Array:
+    def one(_: Any, x: Array) -> Array:
         a = field(x)
         b = field(x + step / 2 * a)
         c = field(x + step / 2 * b)
@@ -278,7 +280,7 @@ def compared(sizes: Sizes, seed: int) -> dict[str, Run]:
         windows(part, count)
         for part, count in ((text.held_out, sizes.validation), (whole.held_out, sizes.test))
     )
-    return {way: run_of(way, sizes, seed, text.train, chosen, reported) for way in WAYS}
+    return {way: run_of(way, sizes, seed, text.train, chosen, reported) for way in sizes.ways}
 
 
 def windows(text: bytes, count: int) -> Int[Array, "b t"]:

@@ -313,6 +313,7 @@ def test_every_kind_is_trained_from_a_configuration(kind, scan, tmp_path):
     config = from_table(table, TrainConfig)
     train_run(config, tmp_path / "run")
     found = load(tmp_path / "run" / "model")
+    found = models.unstack(found) if scan else found
     assert [block.slots for block in found.blocks()] == [("ffn_in", "attn", "ffn")] * 2
     start = fresh(config, jax.random.key(0))
     start = models.unstack(start) if scan else start

@@ -71,6 +71,9 @@ def test_learning_is_judged_by_means_and_says_its_spread():
     assert "0.004, 0.008 tried alike" in first.evidence
     worse, _ = study.learning_claims(found([1.7, 1.7], [1.7, 1.85], [1.7, 1.7]))
     assert not worse.holds
+    quick = found([1.7], [1.7], [1.7])
+    del quick["Macaron, whole steps"]
+    assert len(study.learning_claims(quick)) == 1
 
 
 def test_ways_differ_in_their_blocks_alone():
