@@ -9,8 +9,7 @@ names them.
 
     def loss(model, batch, moment):
         logits, mean, variance = model(batch[0], key=moment.key)
-        nats, metrics = labelled(lambda _: logits, batch)
-        return nats, metrics, {"norm.mean": mean, "norm.variance": variance}
+        return *labelled(lambda _: logits, batch), {"norm.mean": mean, "norm.variance": variance}
 """
 
 import functools
