@@ -60,8 +60,14 @@ def vit(pool: str = "token") -> models.ViT:
     return models.ViT(config, key=jax.random.key(5))
 
 
+def uvit() -> models.UViT:
+    """A U-ViT of three blocks for `images`."""
+    config = models.UViTConfig((8, 8), 2, 16, 24, 2, 4, channels=2)
+    return models.UViT(config, key=jax.random.key(6))
+
+
 def images() -> list[jax.Array]:
-    """Two batches of two images for `vit`."""
+    """Two batches of two images for `vit` and `uvit`."""
     return list(jax.random.uniform(jax.random.key(3), (2, 2, 8, 8, 2)))
 
 
@@ -122,6 +128,10 @@ TRANSFORMS: dict[str, TransformCase] = {
     "pflayer": TransformCase(structure.pflayer, vit, images),
     "repa": TransformCase(structure.repa, vit, images),
     "repa_fold": TransformCase(lambda: structure.repa_fold(force=True), repaired, images),
+    "scalelong": TransformCase(lambda: structure.scalelong(kappa=0.7), uvit, images),
+    "scalelong-learned": TransformCase(
+        lambda: structure.scalelong(method="apart", seed=1), uvit, images
+    ),
     "share": TransformCase(lambda: structure.share(repeats=(2, 1))),
     "population_norms": TransformCase(models.population_norms, Normed, rows),
     "untie": TransformCase(lambda: routing.untie(starts=(32,))),

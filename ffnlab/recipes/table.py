@@ -32,6 +32,7 @@ TRANSFORMS: Mapping[str, str] = MappingProxyType(
         "top2_head": "ffnlab.routing.robust_qa:top2_head",
         "repa": "ffnlab.structure.repavit:repa",
         "repa-fold": "ffnlab.structure.repavit:repa_fold",
+        "scalelong": "ffnlab.structure.scalelong:scalelong",
         "share": "ffnlab.structure.learngene_sws:share",
         "upcycle": "ffnlab.routing.upcycle:upcycle",
         "with_routers": "ffnlab.routing.duo:with_routers",

@@ -8,6 +8,7 @@ from ffnlab.structure.learngene_sws import even_source, expand, share
 from ffnlab.structure.macaron import macaron
 from ffnlab.structure.pflayer import pflayer
 from ffnlab.structure.repavit import idle_ratios, repa, repa_fold
+from ffnlab.structure.scalelong import scalelong
 
 __all__ = [
     "even_source",
@@ -17,5 +18,6 @@ __all__ = [
     "pflayer",
     "repa",
     "repa_fold",
+    "scalelong",
     "share",
 ]
