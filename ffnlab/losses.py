@@ -8,10 +8,8 @@ model measures something returns a third item, `{path: new statistic}`, paths as
 names them.
 
     def loss(model, batch, moment):
-        x, classes = batch
-        logits, mean, variance = model(x, key=moment.key)
-        nats, metrics = labelled(lambda _: logits, batch)
-        return nats, metrics, {"norm.mean": mean, "norm.variance": variance}
+        logits, mean, variance = model(batch[0], key=moment.key)
+        return *labelled(lambda _: logits, batch), {"norm.mean": mean, "norm.variance": variance}
 """
 
 import functools
@@ -30,6 +28,7 @@ from ffnlab.errors import ConfigError, is_known
 from ffnlab.layers.balance import upkeep
 from ffnlab.layers.batch_norm import BatchNorm, measured
 from ffnlab.layers.routers import Routing
+from ffnlab.models.noise import denoising
 from ffnlab.models.watching import watched
 from ffnlab.rule import Metrics
 
@@ -40,6 +39,7 @@ __all__ = [
     "PackedRows",
     "Taught",
     "Unsettled",
+    "denoising",
     "distillation",
     "distilled",
     "labelled",

@@ -239,6 +239,12 @@ LAYERS: dict[str, Callable[[], None]] = {
         call=lambda m, x: m(x, mask=jnp.arange(5) < jnp.array([[3], [5]]))[0],
     ),
     "ScaleNorm": checked(lambda k: layers.ScaleNorm(16)),
+    "SkipGate": checked(lambda k: layers.SkipGate(16, key=k, over="channels")),
+    "SkipGate-tokens": checked(lambda k: layers.SkipGate(16, key=k), input_of((2, 16, 5))),
+    "SkipScaling": checked(
+        lambda k: layers.scale_skips("apart", sizes=(16, 16), over="channels", key=k),
+        call=lambda m, x: sum(m([x, 2 * x])),
+    ),
     "RoutedLinear": checked(mixed_updates),
     "Spatial": checked(
         lambda k: layers.Spatial(16, key=k, op="hybrid", stride=2), INPUT[:, :, None]

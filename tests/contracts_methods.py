@@ -60,8 +60,14 @@ def vit(pool: str = "token") -> models.ViT:
     return models.ViT(config, key=jax.random.key(5))
 
 
+def uvit() -> models.UViT:
+    """A U-ViT of three blocks for `images`."""
+    config = models.UViTConfig((8, 8), 2, 16, 24, 2, 4, channels=2)
+    return models.UViT(config, key=jax.random.key(6))
+
+
 def images() -> list[jax.Array]:
-    """Two batches of two images for `vit`."""
+    """Two batches of two images for `vit` and `uvit`."""
     return list(jax.random.uniform(jax.random.key(3), (2, 2, 8, 8, 2)))
 
 
@@ -127,6 +133,10 @@ TRANSFORMS: dict[str, TransformCase] = {
     "head": TransformCase(adapters.head),
     "lora": TransformCase(lambda: adapters.lora(rank=2)),
     "lora_experts": TransformCase(lambda: routing.lora_experts(experts=2, rank=2)),
+    "macaron": TransformCase(structure.macaron, vit, images),
+    "macaron-kept": TransformCase(lambda: structure.macaron(start="kept")),
+    "macaron-split": TransformCase(lambda: structure.macaron(start="split"), tiny_encoder),
+    "macaron-twice": TransformCase(lambda: structure.macaron(start="twice")),
     "mixed": TransformCase(lambda: routing.mixed([updated(1), updated(2)])),
     "nearest": TransformCase(lambda: quantization.nearest(format="int4", group=8)),
     "nearest-encoder": TransformCase(lambda: quantization.nearest(group=8), tiny_encoder),
@@ -137,6 +147,10 @@ TRANSFORMS: dict[str, TransformCase] = {
     "pflayer": TransformCase(structure.pflayer, vit, images),
     "repa": TransformCase(structure.repa, vit, images),
     "repa_fold": TransformCase(lambda: structure.repa_fold(force=True), repaired, images),
+    "scalelong": TransformCase(lambda: structure.scalelong(kappa=0.7), uvit, images),
+    "scalelong-learned": TransformCase(
+        lambda: structure.scalelong(method="apart", seed=1), uvit, images
+    ),
     "share": TransformCase(lambda: structure.share(repeats=(2, 1))),
     "snnk": TransformCase(lambda: structure.snnk(features=6)),
     "snnk-adapter": TransformCase(lambda: structure.snnk_adapter(features=3)),

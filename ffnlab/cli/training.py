@@ -267,9 +267,10 @@ def rule_of(settings: TrainConfig) -> Rule:
         options["optimizer"] = made
     if "loss" in takes:
         loss = loss_of(settings)
-        if settings.loss and is_informed(loss):
+        if is_informed(loss):
             if "informed" not in takes:
-                raise ConfigError(f"loss={settings.loss!r} asks for the step; {name!r} tells none")
+                what = f"loss={settings.loss!r}" if settings.loss else "the loss of the data"
+                raise ConfigError(f"{what} asks for the step; {name!r} tells none")
             options["informed"] = True
         is_rounded = run.compute != "float32"
         options["loss"] = computed_in(run.compute, loss) if is_rounded else loss

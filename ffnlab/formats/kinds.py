@@ -37,6 +37,8 @@ from ffnlab.models import (
     NoPropNet,
     ResNet,
     ResNetConfig,
+    UViT,
+    UViTConfig,
     ViT,
     ViTConfig,
 )
@@ -108,7 +110,7 @@ def image(model: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, side, side, model.sizes[0]), jnp.float32)
 
 
-def whole_image(model: ViT | ResNet) -> jax.ShapeDtypeStruct:
+def whole_image(model: ViT | ResNet | UViT) -> jax.ShapeDtypeStruct:
     """One image of the size that the configuration says."""
     return jax.ShapeDtypeStruct((1, *model.config.image, model.config.channels), jnp.float32)
 
@@ -125,6 +127,12 @@ def denoise(model: NoPropNet, x: Any) -> Any:
     z = model.of_class(jnp.zeros(len(x), jnp.int32))
     is_timed = model.block_of(0) is model.blocks
     return model.block_of(0)(x, z, *([jnp.zeros(len(x))] if is_timed else [])), model.out(z)
+
+
+def find_noise(model: UViT, x: Any) -> Any:
+    """The noise in images at time 0, of the first class where the model is told of one."""
+    is_told = model.config.classes is not None
+    return model(x, labels=jnp.zeros(len(x), jnp.int32) if is_told else None)
 
 
 # A line for each; what a new kind is made of beside it, README.md says.
@@ -169,6 +177,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             files=(NATIVE_FILE, CONFIG_FILE, SIDECAR_FILE),
         ),
         "resnet": Kind(ResNetConfig, ResNet, ResNet, "images", whole_image, lambda c: c.classes),
+        "uvit": Kind(UViTConfig, UViT, UViT, "images", whole_image, call=find_noise),
         "mlp": Kind(MLPConfig, MLP, MLPConfig.make, "rows", row, lambda c: c.sizes[-1]),
         "convnet": Kind(
             ConvNetConfig, ConvNet, ConvNetConfig.make, "images", image, lambda c: c.classes

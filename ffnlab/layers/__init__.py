@@ -25,6 +25,7 @@ from ffnlab.layers.graph_conv import GAT, GCN, GraphSAGE
 from ffnlab.layers.grouped import GroupedLinear, GroupedNorm, Groups
 from ffnlab.layers.guided import Guided
 from ffnlab.layers.linear import Embedding, Linear
+from ffnlab.layers.long_skips import SkipGate, SkipScaling, scale_skips
 from ffnlab.layers.modality import Blocks, EveryCopy, Modalities
 from ffnlab.layers.norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm, ScaleNorm
 from ffnlab.layers.pooling import (
@@ -95,6 +96,8 @@ __all__ = [
     "RoutedLinear",
     "Routing",
     "ScaleNorm",
+    "SkipGate",
+    "SkipScaling",
     "SparseGatedFFN",
     "Spatial",
     "Statistic",
@@ -106,5 +109,6 @@ __all__ = [
     "global_max_pool",
     "max_pool",
     "measured",
+    "scale_skips",
     "shifted_max_pool",
 ]

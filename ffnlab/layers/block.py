@@ -166,7 +166,7 @@ class Block(nnx.Module):
         name: str,
         sublayer: nnx.Module,
         *,
-        after: str,
+        after: str | None,
         norm: nnx.Module | None = None,
         join: Join | None = None,
     ) -> "Block":
@@ -175,16 +175,17 @@ class Block(nnx.Module):
         Args:
           name: of the new slot.
           sublayer: what stands in it.
-          after: the slot that it follows.
+          after: the slot that it follows; None for the first place.
           norm, join: as those of any slot.
         Raises:
           ValueError: a name that is taken, or no such slot.
         """
-        if hasattr(self, name) or after not in self.slots:
+        if hasattr(self, name) or after not in (None, *self.slots):
             raise ValueError(
                 f"name={name!r} after={after!r}: this block has the slots {self.slots}"
             )
-        new, i = jax.tree.map(lambda leaf: leaf, self), self.slots.index(after) + 1
+        new = jax.tree.map(lambda leaf: leaf, self)
+        i = 0 if after is None else self.slots.index(after) + 1
         setattr(new, name, nnx.data(sublayer))
         setattr(new, f"{name}_norm", nnx.data(norm))
         new.slots = (*self.slots[:i], name, *self.slots[i:])

@@ -31,6 +31,7 @@ from ffnlab.models.remat import remat
 from ffnlab.models.remove import remove, removed
 from ffnlab.models.resnet import ResNet, ResNetConfig, resnet50
 from ffnlab.models.stack import Shared, Stacked, stack, unstack
+from ffnlab.models.uvit import UViT, UViTConfig
 from ffnlab.models.vit import ViT, resized
 from ffnlab.models.vit_config import ImageInput, ViTConfig
 
@@ -79,6 +80,8 @@ __all__ = [
     "ResNetConfig",
     "Shared",
     "Stacked",
+    "UViT",
+    "UViTConfig",
     "ViT",
     "ViTConfig",
     "population_norms",

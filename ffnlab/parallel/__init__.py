@@ -11,6 +11,7 @@ from ffnlab.parallel.evaluate import (
     held_out_bits,
     held_out_error,
     held_out_masked,
+    held_out_noise,
     held_out_spans,
 )
 from ffnlab.parallel.guard import skip_bad_steps
@@ -54,6 +55,7 @@ __all__ = [
     "held_out_accuracy",
     "held_out_bits",
     "held_out_error",
+    "held_out_noise",
     "held_out_masked",
     "held_out_spans",
     "is_first",

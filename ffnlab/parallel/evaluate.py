@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, PyTree
 
 from ffnlab.data import HeldOut, Labelled, MaskedWindows
+from ffnlab.models.noise import TIMES, noised
 
 
 def held_out_bits(
@@ -108,6 +109,23 @@ def held_out_error(
     squares = total = 0.0
     for x, _, count in padded(held_out, rows):
         off = np.square(np.asarray(predict(jnp.asarray(x))) - np.asarray(x))[:count]
+        squares, total = squares + float(off.sum(dtype=np.float64)), total + off.size
+    return squares / total
+
+
+def held_out_noise(
+    predict: Callable[[Mapping[str, Array]], Array], held_out: Iterable[Labelled], rows: int = 64
+) -> float:
+    """The mean squared error of the noise found in images, at times and of noise drawn once.
+
+    Args:
+      predict: {"images": [rows, h, w, c], "times": [rows]} -> the noise, of the images' shape.
+      held_out, rows: see `held_out_accuracy`; the classes are not looked at.
+    """
+    squares = total = 0.0
+    for i, (x, _, count) in enumerate(padded(held_out, rows)):
+        images, t, noise = noised(jnp.asarray(x), jax.random.fold_in(jax.random.key(0), i))
+        off = np.square(np.asarray(predict({"images": images, "times": TIMES * t})) - noise)[:count]
         squares, total = squares + float(off.sum(dtype=np.float64)), total + off.size
     return squares / total
 

@@ -5,8 +5,10 @@ layers that they put there are in `ffnlab.layers`.
 """
 
 from ffnlab.structure.learngene_sws import even_source, expand, share
+from ffnlab.structure.macaron import macaron
 from ffnlab.structure.pflayer import pflayer
 from ffnlab.structure.repavit import idle_ratios, repa, repa_fold
+from ffnlab.structure.scalelong import scalelong
 from ffnlab.structure.snnk import bundle, bundled, snnk, snnk_adapter
 from ffnlab.structure.structured_ffn import (
     guided,
@@ -25,11 +27,13 @@ __all__ = [
     "expand",
     "guided",
     "idle_ratios",
+    "macaron",
     "paper_options",
     "pflayer",
     "premerged",
     "repa",
     "repa_fold",
+    "scalelong",
     "self_guided",
     "share",
     "share_of_guide",

@@ -250,6 +250,18 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
                 ),
             ),
             Study(
+                "macaron",
+                "Macaron Net",
+                "structure",
+                "half an FFN on either side of the attention, for two-slot blocks of any model",
+                arxiv(
+                    "1906.02762",
+                    2019,
+                    "Understanding and Improving Transformer From a Multi-Particle Dynamic System "
+                    "Point of View",
+                ),
+            ),
+            Study(
                 "learning-rules",
                 "Learning rules",
                 "learning",

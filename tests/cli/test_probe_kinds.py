@@ -34,6 +34,7 @@ CONFIGS = {
     "audio": models.AudioEncoderConfig(4, 8, 8, 1, 2, max_positions=3),
     "vit": models.ViTConfig((8, 8), 4, 8, 8, 1, 2, channels=1, classes=10, pool="mean"),
     "resnet": models.ResNetConfig((1, 1), (2, 3), 10, channels=1, image=(8, 8)),
+    "uvit": models.UViTConfig((8, 8), 4, 8, 8, 2, 2, channels=1),
     "mlp": models.MLPConfig((64, 5, 10)),
     "convnet": models.ConvNetConfig((1, 2, 3, 4), 10),
     "autoencoder": models.AutoencoderConfig((1, 3)),

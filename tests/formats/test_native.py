@@ -96,6 +96,11 @@ MODELS = {
     "vit": lambda: models.stack(
         models.ViT(models.ViTConfig((8, 8), 4, 8, 8, 2, 2, classes=3), key=jax.random.key(0))
     ),
+    "uvit": lambda: models.stack(
+        models.UViT(
+            models.UViTConfig((8, 8), 2, 8, 8, 2, 2, scaling="apart"), key=jax.random.key(0)
+        )
+    ),
     "resnet": lambda: models.ResNet(
         models.ResNetConfig((1, 1), (2, 3), 3, block="bottleneck", op="hybrid"),
         key=jax.random.key(0),

@@ -26,7 +26,7 @@ from ffnlab.errors import ConfigError, FormatError
 from ffnlab.formats.kinds import KINDS
 from ffnlab.formats.safetensors import open_file
 from ffnlab.models import ImageInput
-from ffnlab.parallel import held_out_accuracy, held_out_error
+from ffnlab.parallel import held_out_accuracy, held_out_error, held_out_noise
 
 __all__ = ["LabelledData", "Reader", "images", "load_labelled", "read", "records", "split"]
 
@@ -42,7 +42,8 @@ class LabelledData:
       train: records {"x", "y"} by index, or arrays of them.
       held_out: parts of what is scored; they can be gone through again and again.
       identity: what both are, by SHA-256 and number.
-      is_target: inputs are what the model is to give back; it has no classes.
+      is_target: inputs are what the model is to give back, or to find the noise in; it has no
+        classes.
       threads: that read a source ahead.
       teacher: a model whose logits belong to a batch; None for none.
     """
@@ -72,6 +73,8 @@ class LabelledData:
         """predict -> figures of what is held out; the first is watched, the lower the better."""
 
         def scores(predict: Callable) -> dict[str, float]:
+            if settings.kind == "uvit":
+                return {self.watched: held_out_noise(predict, self.held_out)}
             if self.is_target:
                 return {self.watched: held_out_error(predict, self.held_out)}
             accuracy = held_out_accuracy(predict, self.held_out)

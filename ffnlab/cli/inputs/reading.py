@@ -28,8 +28,10 @@ from ffnlab.data.sound_rows import PER_SECOND
 from ffnlab.errors import ConfigError, first_line
 from ffnlab.formats.kinds import KINDS, Config, kind_of
 from ffnlab.losses import (
+    InformedLoss,
     Loss,
     Taught,
+    denoising,
     distilled,
     labelled,
     masked,
@@ -66,7 +68,7 @@ class Reading(NamedTuple):
 
     data: tuple[type, ...]
     what: str
-    loss: Callable[[Any], Loss]
+    loss: Callable[[Any], Loss | InformedLoss]
     batch: Callable[[Any, Any, int, int], PyTree]
 
 
@@ -98,6 +100,13 @@ def reading_of(model: object, data: object = None) -> Reading:
                 "ffnlab.learning.backprop and a loss"
             )
         return OF_HEADS[head]
+    if kind == "uvit":
+        if getattr(model, "classes", None) is not None:
+            raise ConfigError(
+                "a model of kind 'uvit' that is told of classes has no kind of [data] to be "
+                "trained on; leave classes out, or train it in Python"
+            )
+        return NOISED
     reads = KINDS[kind or ""].reads
     if reads not in READINGS:
         raise ConfigError(
@@ -252,7 +261,9 @@ def of_arrays(data: object) -> Loss:
 
 
 IMAGES = Reading((ImagesConfig, RecordsConfig), "images or records", of_arrays, arrays)
-# By what a kind reads (`ffnlab.formats.kinds.Kind`) …
+# Of models that find the noise in images, whose classes are not looked at; the rest
+NOISED = Reading((ImagesConfig, RecordsConfig), "images or records", lambda data: denoising, arrays)
+# by what a kind reads (`ffnlab.formats.kinds.Kind`) …
 READINGS: Mapping[str, Reading] = MappingProxyType(
     {
         "tokens": Reading(
