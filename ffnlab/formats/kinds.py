@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from ffnlab.errors import ConfigError, FormatError, first_line
 from ffnlab.formats.directory import CONFIG_FILE, NATIVE_FILE, SIDECAR_FILE
@@ -37,8 +38,11 @@ from ffnlab.models import (
     NoPropNet,
     ResNet,
     ResNetConfig,
+    RevCol,
+    RevColConfig,
     ViT,
     ViTConfig,
+    keep_invertible,
 )
 
 __all__ = ["KINDS", "Config", "Kind", "check_kind", "check_runs", "kind_of"]
@@ -69,6 +73,8 @@ class Kind:
       families: values of `model_type` in Hugging Face directories that hold this kind.
       files: names beside the tensors, in the order in which formats are tried.
       call: (model, input) -> output.
+      projection: () -> the end of an optimizer's chain that keeps parameters where the model is
+        defined; None where it is everywhere.
     """
 
     config: type
@@ -80,6 +86,7 @@ class Kind:
     families: tuple[str, ...] = ()
     files: tuple[str, ...] = (NATIVE_FILE,)
     call: Callable[[Any, Any], Any] = lambda model, x: model(x)
+    projection: Callable[[], optax.GradientTransformation] | None = None
 
 
 def tokens(model: Any) -> jax.ShapeDtypeStruct:
@@ -108,7 +115,7 @@ def image(model: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, side, side, model.sizes[0]), jnp.float32)
 
 
-def whole_image(model: ViT | ResNet) -> jax.ShapeDtypeStruct:
+def whole_image(model: ViT | ResNet | RevCol) -> jax.ShapeDtypeStruct:
     """One image of the size that the configuration says."""
     return jax.ShapeDtypeStruct((1, *model.config.image, model.config.channels), jnp.float32)
 
@@ -169,6 +176,15 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             files=(NATIVE_FILE, CONFIG_FILE, SIDECAR_FILE),
         ),
         "resnet": Kind(ResNetConfig, ResNet, ResNet, "images", whole_image, lambda c: c.classes),
+        "revcol": Kind(
+            RevColConfig,
+            RevCol,
+            RevCol,
+            "images",
+            whole_image,
+            lambda c: c.classes,
+            projection=keep_invertible,
+        ),
         "mlp": Kind(MLPConfig, MLP, MLPConfig.make, "rows", row, lambda c: c.sizes[-1]),
         "convnet": Kind(
             ConvNetConfig, ConvNet, ConvNetConfig.make, "images", image, lambda c: c.classes
