@@ -5,6 +5,7 @@ from typing import Literal
 
 __all__ = [
     "bottleneck",
+    "columns",
     "folding",
     "graphs",
     "kernels",
@@ -39,8 +40,8 @@ def model(
     Other benches: `ffnlab bench sparse` (skipping inactive channels of a large FFN), `ffnlab bench
     loading` (memory while a checkpoint is loaded), `ffnlab bench routing` (a mixture of experts
     beside a dense layer), `ffnlab bench bottleneck` (a block of images by its spatial step),
-    `ffnlab bench folding` (an FFN with idle channels, folded), `ffnlab bench train` (training
-    steps, beside torch), `ffnlab bench learning` (steps of an LSTM and of a small network, beside
+    `ffnlab bench folding` (an FFN with idle channels, folded), `ffnlab bench columns` (memory and
+    time of reversible columns), `ffnlab bench train` (training steps, beside torch), `ffnlab bench learning` (steps of an LSTM and of a small network, beside
     torch), `ffnlab bench graphs` (sparse products and a layer, beside torch and PyTorch Geometric),
     `ffnlab bench loop` (what the training loop adds), and `ffnlab bench kernels` (those for GPUs,
     beside XLA). `ffnlab bench model DIR` is this one in full.
@@ -190,6 +191,23 @@ def folding(
     from ffnlab.cli.show import show
 
     show(compare(Settings(widths=widths, idle=idle, turns=turns), progress=True))
+
+
+def columns(
+    *, columns: tuple[int, ...] = (4, 8, 16, 32), images: int = 8, side: int = 32, turns: int = 9
+) -> None:
+    """Measures memory and steps of reversible columns: plain, checkpointed, rebuilt.
+
+    Args:
+      columns: numbers of them, rising; steps of the most are timed.
+      images: of a step.
+      side: pixels of an image, along a side.
+      turns: times that every form runs; 0 for memory alone.
+    """
+    from ffnlab.bench.columns import Settings, compare
+    from ffnlab.cli.show import show
+
+    show(compare(Settings(columns, images, side, turns=turns), progress=True))
 
 
 def graphs(*, width: int = 64, inputs: int = 128, turns: int = 15) -> None:

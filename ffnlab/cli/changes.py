@@ -55,6 +55,7 @@ LOSSES: Methods = Methods(
             "random_choices": "ffnlab.routing.duo:random_choices",
             "routed": "ffnlab.losses:routed",
             "specialized": "ffnlab.routing.lora_mixer:specialized",
+            "supervised": "ffnlab.structure.revcol:supervised",
         }
     ),
     given=frozenset({"loss"}),

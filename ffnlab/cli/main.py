@@ -56,6 +56,9 @@ BENCHES = {
     "bottleneck": Command(
         "ffnlab.cli.bench:bottleneck", "a residual block of images, by its spatial step"
     ),
+    "columns": Command(
+        "ffnlab.cli.bench:columns", "reversible columns, by what is kept for the backward pass"
+    ),
     "folding": Command("ffnlab.cli.bench:folding", "an FFN with idle channels, folded"),
     "routing": Command("ffnlab.cli.bench:routing", "a mixture of experts, beside a dense layer"),
     "loading": Command("ffnlab.cli.bench:loading", "memory while a checkpoint is loaded"),

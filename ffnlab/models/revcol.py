@@ -154,14 +154,35 @@ class RevCol(nnx.Module):
         keys = None if key is None else jax.random.split(key, config.columns)
         policy = "nothing" if config.save_every else self.remat
         begin = rematerialized(lambda first, x, key: first(x, key=key), policy)
-        c, found, start = begin(self.first, x, None if keys is None else keys[0]), [], 1
-        for end in config.ends:
-            for columns, part in alike(self.layers, start - 1, end - 1):
-                own = None if keys is None else keys[1:][part]
-                c = self.through(columns, x, c, own)
+        c = begin(self.first, x, None if keys is None else keys[0])
+        return self.quarters(x, c, None if keys is None else keys[1:])
+
+    def quarters(self, x: Array, c: tuple, keys: Array | None) -> list[tuple]:
+        """Features after the columns of `config.ends`, c those of the first one."""
+        step, *more = self.config.ends
+        c, found = self.between(0, step - 1, x, c, keys), []
+        groups = list(alike(self.layers, step - 1, self.config.columns - 1))
+        if len(groups) == 1 and len(more) > 1:  # one program for all quarters but the first
+            columns, part = groups[0]
+            given = columns, None if keys is None else keys[part]
+            parts = jax.tree.map(lambda leaf: leaf.reshape(-1, step, *leaf.shape[1:]), given)
+
+            def quarter(c: tuple, part: tuple) -> tuple[tuple, tuple]:
+                new = self.through(part[0], x, c, part[1])
+                return new, new
+
+            _, each = jax.lax.scan(quarter, c, parts)
+            return [c, *(jax.tree.map(lambda leaf, i=i: leaf[i], each) for i in range(len(more)))]
+        for end in more:
             found.append(c)
-            start = end
-        return found
+            c = self.between(end - step - 1, end - 1, x, c, keys)
+        return [*found, c]
+
+    def between(self, start: int, stop: int, x: Array, c: tuple, keys: Array | None) -> tuple:
+        """Features after layers start to stop."""
+        for columns, part in alike(self.layers, start, stop):
+            c = self.through(columns, x, c, None if keys is None else keys[part])
+        return c
 
     def through(self, columns: PyTree, x: Array, c: tuple, keys: Array | None) -> tuple:
         """Features after some columns, which are on one axis."""
