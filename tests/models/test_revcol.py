@@ -160,9 +160,7 @@ def nats(model, x):
 def temporary(columns, **options):
     """Bytes that the gradient's program keeps, of abstract columns; 0 for `every` is autodiff."""
     config = dataclasses.replace(SMALL, columns=columns, tolerance=1e9, image=(16, 16), **options)
-    model = jax.eval_shape(
-        lambda key: models.stack(RevCol(config, key=key)), jax.random.key(0)
-    )
+    model = jax.eval_shape(lambda key: models.stack(RevCol(config, key=key)), jax.random.key(0))
     x = jax.ShapeDtypeStruct((8, 16, 16, 1), jnp.float32)
     compiled = jax.jit(jax.grad(nats)).lower(model, x).compile()
     return compiled.memory_analysis().temp_size_in_bytes
@@ -308,7 +306,9 @@ def test_grids_are_doubled_from_corner_to_corner():
     x = np.random.default_rng(0).normal(size=(1, 3, 1, 2)).astype(np.float32)
     found = np.asarray(doubled(jnp.asarray(x)))
     assert found.shape == (1, 6, 2, 2)
-    np.testing.assert_allclose(found[0, :, 0, 0], np.interp(np.arange(6) * 0.4, range(3), x[0, :, 0, 0]), atol=1e-6)
+    np.testing.assert_allclose(
+        found[0, :, 0, 0], np.interp(np.arange(6) * 0.4, range(3), x[0, :, 0, 0]), atol=1e-6
+    )
     np.testing.assert_array_equal(found[:, :, 0], found[:, :, 1])
     parts = np.arange(2 * 3 * 8).reshape(1, 2, 3, 8)
     whole = np.asarray(shuffled(jnp.asarray(parts), 2))
