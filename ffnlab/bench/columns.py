@@ -107,11 +107,11 @@ def compare(settings: Settings = Settings(), *, progress: bool = False) -> Compa
     """
     s, temporary, calls = settings, {}, {}
     for form in track(s.forms, "bench", enabled=progress):
-        temporary[form] = {}
-        for n in s.columns:
-            program, make = compiled(s, n, form)
-            temporary[form][n] = program.memory_analysis().temp_size_in_bytes
-        calls[form] = (program, make)  # of the most
+        made = {n: compiled(s, n, form) for n in s.columns}
+        temporary[form] = {
+            n: program.memory_analysis().temp_size_in_bytes for n, (program, _) in made.items()
+        }
+        calls[form] = made[s.columns[-1]]
     seconds, found = times(calls, s.turns) if s.turns else ({}, {})
     about = (
         f"float32, jax {jax.__version__}, {jax.devices()[0].platform}; {s.images} images of "

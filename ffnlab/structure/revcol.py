@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
@@ -25,9 +26,10 @@ from ffnlab import tree
 from ffnlab.errors import ConfigError
 from ffnlab.losses import Costs, InformedLoss, Moment, labelled
 from ffnlab.models import ImageInput, RevCol
+from ffnlab.models.revcol import Outputs
 from ffnlab.models.vit_config import as_values
 
-__all__ = ["gradient_error", "saving", "supervised"]
+__all__ = ["costs", "gradient_error", "saving", "supervised", "with_alphas"]
 
 LOW, HIGH = 0.01, 0.99  # of the pixels that are decoded
 
@@ -57,22 +59,29 @@ def supervised(*, image: float = 3.0, classes: float = 0.7) -> InformedLoss:
     def loss(model: Any, batch: tuple[Array, Array], moment: Moment) -> Costs:
         if not isinstance(model, RevCol):
             raise ConfigError(f"model is a {type(model).__name__}; a RevCol is accepted")
-        images, wanted = batch
-        scores, decoded = model.outputs(images, key=moment.key)
-        total, metrics = labelled(lambda _: scores[-1], batch)
-        metrics = {"classes": total, **metrics}
-        if not decoded:
-            return total, metrics
-        pixels = jnp.clip(as_values(images, ImageInput()).astype(jnp.float32), LOW, HIGH)
-        found = []
-        for i, logits in enumerate(decoded):
-            found.append(optax.sigmoid_binary_cross_entropy(logits, pixels).mean())
-            nats = optax.softmax_cross_entropy_with_integer_labels(scores[i], wanted).mean()
-            total += image * (1 - i / len(decoded)) * found[i]
-            total += classes * (i + 1) / len(scores) * nats
-        return total, metrics | {"image": jnp.stack(found).mean()}
+        return costs(model.outputs(batch[0], key=moment.key), batch, image, classes)
 
     return loss
+
+
+def costs(
+    outputs: Outputs, batch: tuple[Array, Array], image: float = 3.0, classes: float = 0.7
+) -> Costs:
+    """`supervised` of what a model gave for a batch."""
+    images, wanted = batch
+    scores, decoded = outputs
+    total, metrics = labelled(lambda _: scores[-1], batch)
+    metrics = {"classes": total, **metrics}
+    if not decoded:
+        return total, metrics
+    pixels = jnp.clip(as_values(images, ImageInput()).astype(jnp.float32), LOW, HIGH)
+    found = []
+    for i, logits in enumerate(decoded):
+        found.append(optax.sigmoid_binary_cross_entropy(logits, pixels).mean())
+        nats = optax.softmax_cross_entropy_with_integer_labels(scores[i], wanted).mean()
+        total += image * (1 - i / len(decoded)) * found[i]
+        total += classes * (i + 1) / len(scores) * nats
+    return total, metrics | {"image": jnp.stack(found).mean()}
 
 
 def saving(model: RevCol, every: int, *, remat: str | None = None) -> RevCol:
@@ -111,10 +120,17 @@ def gradient_error(
       |g - plain| / |plain|, norms over all parameters, in float64.
     """
     both = [gradient(*tree.trained(each), batch, loss) for each in (model, saving(model, 0))]
-    found = [jax.device_get(jax.tree.leaves(each)) for each in both]
-    squares = [
-        (((a.astype(float) - b.astype(float)) ** 2).sum(), (b.astype(float) ** 2).sum())
-        for a, b in zip(*found, strict=True)
-    ]
-    far, whole = map(sum, zip(*squares, strict=True))
-    return float((far / whole) ** 0.5)
+    ours, plain = (
+        np.concatenate([np.ravel(leaf).astype(float) for leaf in jax.tree.leaves(each)])
+        for each in both
+    )
+    return float(np.linalg.norm(ours - plain) / np.linalg.norm(plain))
+
+
+def with_alphas(model: RevCol, value: float) -> RevCol:
+    """The same model with all scales of columns at one value."""
+
+    def filled(node: Any) -> Any:
+        return node.replace(jnp.full_like(node.get_value(), value))
+
+    return tree.map_at(model, tree.at("layers**.alphas[*]"), filled)

@@ -17,15 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ffnlab import tree
 from ffnlab.bench import columns as bench
 from ffnlab.data import ArrayBatches
 from ffnlab.learning import backprop
+from ffnlab.learning.optimizers.trust import matrices
 from ffnlab.models import RevCol, RevColConfig, account, keep_invertible, revcol_of, stack
 from ffnlab.rule import Rule
 from ffnlab.storage.files import StrPath
 from ffnlab.structure import gradient_error, supervised
-from ffnlab.structure.revcol import saving
+from ffnlab.structure.revcol import saving, with_alphas
 from ffnlab.studies import STUDIES, tuning
 from ffnlab.studies.classify import at_rate, grouped_bars, paced
 from ffnlab.studies.digit_images import DIGITS, digit_images
@@ -122,8 +122,7 @@ def network(columns: int, is_supervised: bool, seed: int) -> RevCol:
 def rule_of(steps: int) -> Rule:
     """AdamW at a rate of 1 times a schedule; the end of the chain holds alphas."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, max(steps // 10, 1), steps)
-    decayed = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 2, params)  # noqa: E731
-    adamw = paced(optax.adamw(schedule, weight_decay=0.05, mask=decayed))
+    adamw = paced(optax.adamw(schedule, weight_decay=0.05, mask=matrices))
     return backprop(supervised(), optax.chain(adamw, keep_invertible()), informed=True)
 
 
@@ -153,11 +152,7 @@ def rounding_errors(data: Splits, sizes: Sizes) -> Errors:
     for seed in sizes.seeds:
         drawn = stack(RevCol(config, key=jax.random.key(seed)))
         for alpha in sizes.alphas:
-            model = tree.map_at(
-                drawn,
-                tree.at("**.alphas[*]"),
-                lambda p, alpha=alpha: p.replace(jnp.full_like(p.get_value(), alpha)),
-            )
+            model = with_alphas(drawn, alpha)
             for n in sizes.rebuilt:
                 error = gradient_error(saving(model, n), batch)
                 found.setdefault((alpha, n), []).append(error)

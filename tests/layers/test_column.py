@@ -16,22 +16,23 @@ from ffnlab.layers.reversible import reversible
 from ffnlab.layers.stacking import run_stack, stack_modules, unstack_modules
 
 SPEC = ColumnSpec((6, 7, 8), (1, 2, 1), gamma=0.7, drop=0.3)
+FLAT = ColumnSpec((5, 6), (1, 1), gamma=0.7, drop=0.3)
 COLUMNS = 5
 
 
-def grids(seed, dtype=jnp.float32):
-    """x, and features of three levels of 8 x 4, 4 x 2 and 2 x 1 places."""
-    keys = jax.random.split(jax.random.key(seed), 4)
+def grids(seed, dtype=jnp.float32, spec=SPEC):
+    """x, and features of levels of 8 x 4, 4 x 2 and 2 x 1 places."""
+    keys = jax.random.split(jax.random.key(seed), 1 + len(spec.widths))
     x, *c = (
         jax.random.normal(key, (2, 8 // n, 4 // n, d), dtype)
-        for key, n, d in zip(keys, (1, 1, 2, 4), (SPEC.widths[0], *SPEC.widths), strict=True)
+        for key, n, d in zip(keys, (1, 1, 2, 4), (spec.widths[0], *spec.widths), strict=False)
     )
     return x, tuple(c)
 
 
 @functools.cache
-def columns(dtype=jnp.float32):
-    make = jax.jit(jax.vmap(lambda key: Column(SPEC, key=key, dtype=dtype)))
+def columns(dtype=jnp.float32, spec=SPEC):
+    make = jax.jit(jax.vmap(lambda key: Column(spec, key=key, dtype=dtype)))
     return unstack_modules(make(jax.random.split(jax.random.key(9), COLUMNS)), COLUMNS)
 
 
@@ -111,8 +112,8 @@ def gradients(stacked, x, c, keys, every):
 def test_a_scan_of_columns_has_autodiffs_gradients_in_float64():
     """Whatever is kept, blocks skipped alike; of 2 the first group is smaller."""
     with jax.enable_x64(True):
-        stacked = stack_modules(columns(jnp.float64))
-        x, c = grids(4, jnp.float64)
+        stacked = stack_modules(columns(jnp.float64, FLAT))
+        x, c = grids(4, jnp.float64, FLAT)
         keys = jax.random.split(jax.random.key(5), COLUMNS)
         want = gradients(stacked, x, c, keys, 0)
         for every in (2, COLUMNS + 3):
@@ -123,9 +124,9 @@ def test_a_scan_of_columns_has_autodiffs_gradients_in_float64():
 
 def test_eight_columns_are_undone_in_float64():
     with jax.enable_x64(True):
-        x, c = grids(7, jnp.float64)
+        x, c = grids(7, jnp.float64, FLAT)
         run = jax.jit(lambda column, x, c: column(x, c))
-        new, made = c, (columns(jnp.float64) * 2)[:8]
+        new, made = c, (columns(jnp.float64, FLAT) * 2)[:8]
         for column in made:
             new = run(column, x, new)
         undo = jax.jit(lambda column, x, new: column.undo(x, new, new).c)
