@@ -62,7 +62,19 @@ class Settings:
             raise ConfigError(f"columns={list(self.columns)} must rise")
         if "plain" not in self.forms or not set(self.forms) <= set(FORMS):
             raise ConfigError(f"forms={list(self.forms)}: some of {FORMS}, 'plain' among them")
-        config_of(self, self.columns[-1])
+        self.config(self.columns[-1])
+
+    def config(self, columns: int) -> RevColConfig:
+        """Of so many columns."""
+        return RevColConfig(
+            (self.side, self.side),
+            self.widths,
+            self.blocks,
+            columns,
+            CLASSES,
+            channels=1,
+            alpha=1.0,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,14 +132,6 @@ def compare(settings: Settings = Settings(), *, progress: bool = False) -> Compa
     return Comparison(temporary, seconds, found, about)
 
 
-def config_of(settings: Settings, columns: int) -> RevColConfig:
-    """Of so many columns."""
-    s = settings
-    return RevColConfig(
-        (s.side, s.side), s.widths, s.blocks, columns, CLASSES, channels=1, alpha=1.0
-    )
-
-
 def of_form(model: RevCol, form: str) -> RevCol:
     """The model that keeps what a form says."""
     kept = {"local": 1, "rebuilt": model.config.columns}.get(form, 0)
@@ -141,7 +145,7 @@ def gradient(model: RevCol, batch: PyTree) -> PyTree:
 
 def compiled(settings: Settings, columns: int, form: str) -> tuple[Any, Callable[[Array], tuple]]:
     """The gradient's program, and what makes its arguments of a key."""
-    s, config = settings, config_of(settings, columns)
+    s, config = settings, settings.config(columns)
 
     def make(key: Array) -> tuple[RevCol, tuple[Array, Array]]:
         images = jax.random.uniform(key, (s.images, s.side, s.side, 1))

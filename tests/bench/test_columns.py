@@ -31,7 +31,7 @@ def test_figures_are_what_is_kept():
 
 
 def test_forms_keep_what_they_say():
-    model = columns.RevCol(columns.config_of(SMALL, 3), key=columns.jax.random.key(0))
+    model = columns.RevCol(SMALL.config(3), key=columns.jax.random.key(0))
     kept = {form: columns.of_form(model, form) for form in columns.FORMS}
     saved = {form: (each.config.save_every, each.remat) for form, each in kept.items()}
     assert saved == {

@@ -29,7 +29,7 @@ VIT |= {"width": 8, "hidden": 16, "layers": 2, "heads": 2}
 RESNET = {"kind": "resnet", "image": [8, 8], "channels": 1, "classes": 10}
 RESNET |= {"blocks": [1, 1], "widths": [4, 8]}
 REVCOL = {"kind": "revcol", "image": [8, 8], "channels": 1, "classes": 10, "patch": 2}
-REVCOL |= {"widths": [3, 4], "blocks": [1, 1], "columns": 3}
+REVCOL |= {"widths": [4, 6], "blocks": [1, 1], "columns": 3}
 MODELS = {"vit": VIT, "resnet": RESNET, "revcol": REVCOL}
 
 

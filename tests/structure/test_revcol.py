@@ -71,8 +71,8 @@ def test_the_error_of_gradients_is_that_of_rebuilding():
 
 
 def test_what_is_refused():
-    with pytest.raises(ConfigError, match="image=-1 must be 0 or more"):
-        supervised(image=-1)
+    with pytest.raises(ConfigError, match="image=-1.0 must be 0 or more"):
+        supervised(image=-1.0)
     with pytest.raises(ConfigError, match="classes=nan must be 0 or more"):
         supervised(classes=float("nan"))
     with pytest.raises(ConfigError, match="model is a Decoder; a RevCol is accepted"):
