@@ -131,6 +131,7 @@ def on_graph(make: Callable) -> Callable[[], None]:
 INPUT = input_of((2, 5, 16))
 IDS = jnp.array([[0, 1, 2, 1], [63, 4, 4, 0]])
 FFN = {"activation": "gelu_tanh", "bias": True}
+COLUMN = layers.ColumnSpec((8, 6), (1, 1), gamma=0.5)
 CHOICE = jnp.array([[0, 1, 2, 1, 0], [1, 1, 0, 0, 2]])
 
 
@@ -160,6 +161,12 @@ LAYERS: dict[str, Callable[[], None]] = {
         lambda k: layers.ByChoice([layers.FFN(16, 8, key=k), layers.GatedFFN(16, 4, key=k)]),
         call=lambda m, x: m(x, layers.Context({}, {}), layers.LayerInputs(choice=CHOICE))[0],
     ),
+    "Column": checked(
+        lambda k: layers.Column(COLUMN, key=k),
+        input_of((2, 4, 4, 8)),
+        call=lambda m, x: m(x, (x, x[:, ::2, ::2, :6]))[-1].astype(x.dtype),
+    ),
+    "ConvNeXt": checked(lambda k: layers.ConvNeXt(16, 8, key=k, gamma=0.5), INPUT[:, :, None]),
     "Conv": checked(lambda k: layers.Conv(16, 8, key=k), INPUT[:, :, None]),
     "Conv-1d": checked(lambda k: layers.Conv(16, 8, key=k, size=(3,), groups=8, bias=True)),
     "ConvNorm": checked(lambda k: layers.ConvNorm(16, 8, key=k, groups=4), INPUT[:, :, None]),
@@ -211,6 +218,9 @@ LAYERS: dict[str, Callable[[], None]] = {
         lambda k: layers.JoinedGatedFFN(linear(k, 16, 16), linear(k, 8, 16), activation="silu")
     ),
     "LayerNorm": checked(lambda k: layers.LayerNorm(16)),
+    "Level": checked(
+        lambda k: layers.Level(COLUMN, 1, key=k), input_of((2, 4, 4, 8)), call=lambda m, x: m(x)
+    ),
     "Linear": checked(lambda k: linear(k, 16, 8)),
     "MLP": checked(lambda k: layers.MLP((16, 12, 8), key=k)),
     "Modalities": checked(

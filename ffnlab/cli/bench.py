@@ -5,6 +5,7 @@ from typing import Literal
 
 __all__ = [
     "bottleneck",
+    "columns",
     "folding",
     "graphs",
     "kernels",
@@ -40,12 +41,13 @@ def model(
     Other benches: `ffnlab bench sparse` (skipping inactive channels of a large FFN), `ffnlab bench
     loading` (memory while a checkpoint is loaded), `ffnlab bench routing` (a mixture of experts
     beside a dense layer), `ffnlab bench bottleneck` (a block of images by its spatial step),
-    `ffnlab bench folding` (an FFN with idle channels, folded), `ffnlab bench structured`
-    (FFNs of thin products and of blocks, beside dense ones), `ffnlab bench train` (training steps,
-    beside torch), `ffnlab bench learning` (steps of an LSTM and of a small network, beside
-    torch), `ffnlab bench graphs` (sparse products and a layer, beside torch and PyTorch Geometric),
-    `ffnlab bench loop` (what the training loop adds), and `ffnlab bench kernels` (those for GPUs,
-    beside XLA). `ffnlab bench model DIR` is this one in full.
+    `ffnlab bench folding` (an FFN with idle channels, folded), `ffnlab bench columns` (memory and
+    time of reversible columns), `ffnlab bench structured` (FFNs of thin products and of blocks,
+    beside dense ones), `ffnlab bench train` (training steps, beside torch), `ffnlab bench learning`
+    (steps of an LSTM and of a small network, beside torch), `ffnlab bench graphs` (sparse products
+    and a layer, beside torch and PyTorch Geometric), `ffnlab bench loop` (what the training loop
+    adds), and `ffnlab bench kernels` (those for GPUs, beside XLA). `ffnlab bench model DIR` is this
+    one in full.
 
     Args:
       directory: a model directory; without one, the model that comes with ffnlab (with qwix,
@@ -209,6 +211,23 @@ def structured(*, width: int = 768, tokens: int = 1024, turns: int = 15) -> None
     from ffnlab.cli.show import show
 
     show(compare(Settings(width, tokens, turns=turns), progress=True))
+
+
+def columns(
+    *, columns: tuple[int, ...] = (4, 8, 16, 32), images: int = 8, side: int = 32, turns: int = 9
+) -> None:
+    """Measures memory and steps of reversible columns: plain, checkpointed, rebuilt.
+
+    Args:
+      columns: numbers of them, rising; steps of the most are timed.
+      images: of a step.
+      side: pixels of an image, along a side.
+      turns: times that every form runs; 0 for memory alone.
+    """
+    from ffnlab.bench.columns import Settings, compare
+    from ffnlab.cli.show import show
+
+    show(compare(Settings(columns, images, side, turns=turns), progress=True))
 
 
 def graphs(*, width: int = 64, inputs: int = 128, turns: int = 15) -> None:

@@ -58,6 +58,7 @@ LOSSES: Methods = Methods(
             "routed": "ffnlab.losses:routed",
             "self_guided": "ffnlab.structure.structured_ffn:self_guided",
             "specialized": "ffnlab.routing.lora_mixer:specialized",
+            "supervised": "ffnlab.structure.revcol:supervised",
         }
     ),
     given=frozenset({"loss"}),

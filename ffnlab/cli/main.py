@@ -56,6 +56,9 @@ BENCHES = {
     "bottleneck": Command(
         "ffnlab.cli.bench:bottleneck", "a residual block of images, by its spatial step"
     ),
+    "columns": Command(
+        "ffnlab.cli.bench:columns", "reversible columns, by what is kept for the backward pass"
+    ),
     "folding": Command("ffnlab.cli.bench:folding", "an FFN with idle channels, folded"),
     "structured": Command("ffnlab.cli.bench:structured", "FFNs of thin products and of blocks"),
     "routing": Command("ffnlab.cli.bench:routing", "a mixture of experts, beside a dense layer"),

@@ -13,7 +13,7 @@ __all__ = ["probe"]
 
 OPTIONS = {"tokens": ("text",), "graphs": ("graph",)}  # what shows it, by what a model reads
 # Kinds of which the data that is shown says the loss.
-STEPS = ("decoder", "mlp", "convnet", "vit", "resnet", "graph")
+STEPS = ("decoder", "mlp", "convnet", "vit", "resnet", "revcol", "graph")
 
 
 def probe(

@@ -40,7 +40,7 @@ OWN: Mapping[str, Own] = MappingProxyType(
     {
         "backprop": Own(
             "ffnlab.learning.backprop:backprop",
-            ("decoder", "encoder", "vit", "resnet", "uvit", "mlp", "convnet", "graph"),
+            ("decoder", "encoder", "vit", "resnet", "uvit", "revcol", "mlp", "convnet", "graph"),
         ),
         "counter_current": Own(
             "ffnlab.cli.rules:by_counter_current", ("mlp", "convnet", "autoencoder")

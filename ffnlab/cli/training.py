@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
@@ -264,7 +265,8 @@ def rule_of(settings: TrainConfig) -> Rule:
     if "optimizer" in takes:
         key = jax.random.key(run.seed)
         made = make_optimizer(settings.optimizer, run.steps, settings.extension, key=key)
-        options["optimizer"] = made
+        last = KINDS[settings.kind].projection
+        options["optimizer"] = made if last is None else optax.chain(made, last())
     if "loss" in takes:
         loss = loss_of(settings)
         if is_informed(loss):

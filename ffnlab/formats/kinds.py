@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from ffnlab.errors import ConfigError, FormatError, first_line
 from ffnlab.formats.directory import CONFIG_FILE, NATIVE_FILE, SIDECAR_FILE
@@ -37,10 +38,13 @@ from ffnlab.models import (
     NoPropNet,
     ResNet,
     ResNetConfig,
+    RevCol,
+    RevColConfig,
     UViT,
     UViTConfig,
     ViT,
     ViTConfig,
+    keep_invertible,
 )
 
 __all__ = ["KINDS", "Config", "Kind", "check_kind", "check_runs", "kind_of"]
@@ -71,6 +75,8 @@ class Kind:
       families: values of `model_type` in Hugging Face directories that hold this kind.
       files: names beside the tensors, in the order in which formats are tried.
       call: (model, input) -> output.
+      projection: () -> the end of an optimizer's chain that keeps parameters where the model is
+        defined; None where it is everywhere.
     """
 
     config: type
@@ -82,6 +88,7 @@ class Kind:
     families: tuple[str, ...] = ()
     files: tuple[str, ...] = (NATIVE_FILE,)
     call: Callable[[Any, Any], Any] = lambda model, x: model(x)
+    projection: Callable[[], optax.GradientTransformation] | None = None
 
 
 def tokens(model: Any) -> jax.ShapeDtypeStruct:
@@ -110,7 +117,7 @@ def image(model: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, side, side, model.sizes[0]), jnp.float32)
 
 
-def whole_image(model: ViT | ResNet | UViT) -> jax.ShapeDtypeStruct:
+def whole_image(model: ViT | ResNet | UViT | RevCol) -> jax.ShapeDtypeStruct:
     """One image of the size that the configuration says."""
     return jax.ShapeDtypeStruct((1, *model.config.image, model.config.channels), jnp.float32)
 
@@ -178,6 +185,15 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         ),
         "resnet": Kind(ResNetConfig, ResNet, ResNet, "images", whole_image, lambda c: c.classes),
         "uvit": Kind(UViTConfig, UViT, UViT, "images", whole_image, call=find_noise),
+        "revcol": Kind(
+            RevColConfig,
+            RevCol,
+            RevCol,
+            "images",
+            whole_image,
+            lambda c: c.classes,
+            projection=keep_invertible,
+        ),
         "mlp": Kind(MLPConfig, MLP, MLPConfig.make, "rows", row, lambda c: c.sizes[-1]),
         "convnet": Kind(
             ConvNetConfig, ConvNet, ConvNetConfig.make, "images", image, lambda c: c.classes

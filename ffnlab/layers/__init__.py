@@ -10,9 +10,11 @@ from ffnlab.layers.attention.attention import Attention, AttentionSpec
 from ffnlab.layers.attention.rope import Rope
 from ffnlab.layers.batch_norm import BatchNorm, FixedAffine, Moments, measured
 from ffnlab.layers.block import Block, Join
+from ffnlab.layers.column import Column, ColumnSpec, Level
 from ffnlab.layers.context import Context, LayerInputs, LayerOutputs, Memory, TokenFacts
 from ffnlab.layers.conv import Conv
-from ffnlab.layers.dropout import dropout
+from ffnlab.layers.convnext import ConvNeXt
+from ffnlab.layers.dropout import drop_path, dropout
 from ffnlab.layers.eff_layer import EffLayer
 from ffnlab.layers.feed_forward.choice import ByChoice
 from ffnlab.layers.feed_forward.ffn import FFN, GatedFFN, JoinedGatedFFN, SparseGatedFFN
@@ -55,8 +57,11 @@ __all__ = [
     "Block",
     "Blocks",
     "ByChoice",
+    "Column",
+    "ColumnSpec",
     "Context",
     "Conv",
+    "ConvNeXt",
     "ConvNorm",
     "EffLayer",
     "Embedding",
@@ -81,6 +86,7 @@ __all__ = [
     "LayerInputs",
     "LayerNorm",
     "LayerOutputs",
+    "Level",
     "Linear",
     "Memory",
     "MoE",
@@ -103,6 +109,7 @@ __all__ = [
     "Statistic",
     "TokenFacts",
     "avg_pool",
+    "drop_path",
     "dropout",
     "fold",
     "global_avg_pool",

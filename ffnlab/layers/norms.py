@@ -1,4 +1,4 @@
-"""Normalization of each example by itself, in float32 whatever the input's dtype.
+"""Normalization of each example by itself, in float32 whatever the input's dtype, or float64.
 
 `BatchNorm`, which normalizes over examples, has a file of its own.
 """
@@ -99,10 +99,10 @@ class Scaled(nnx.Module):
         self.eps = eps
 
     def scaled(self, y: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        """y * scale + bias, of float32."""
+        """y * scale + bias, in the dtype of y, float32 or float64."""
         if self.scale is not None:
-            y = y * self.scale.get_value().astype(jnp.float32)
-        return y if self.bias is None else y + self.bias.get_value().astype(jnp.float32)
+            y = y * self.scale.get_value().astype(y.dtype)
+        return y if self.bias is None else y + self.bias.get_value().astype(y.dtype)
 
 
 class LayerNorm(Scaled):
@@ -164,11 +164,11 @@ class InstanceNorm(Scaled):
 
 
 def standardized(x: Float[Array, "..."], axes: Sequence[int], eps: float) -> Float[Array, "..."]:
-    """(x - mean) / sqrt(variance + eps) over some axes, in float32.
+    """(x - mean) / sqrt(variance + eps) over some axes, in float32, or float64 of such an x.
 
     Of centred values: the mean of squares less the squared mean loses all digits where a mean is
     large.
     """
-    x32 = x.astype(jnp.float32)
-    centred = x32 - jnp.mean(x32, axis=axes, keepdims=True)
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    centred = wide - jnp.mean(wide, axis=axes, keepdims=True)
     return centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=axes, keepdims=True) + eps)

@@ -23,6 +23,7 @@ from ffnlab.models.decoder import Cache, Decoder
 from ffnlab.models.encoder import Encoder, MaskedTransform, sentence_vectors
 from ffnlab.models.encoder_config import EncoderConfig
 from ffnlab.models.graph_network import GraphNetwork, GraphNetworkConfig, Repeated
+from ffnlab.models.image_decoder import ImageDecoder
 from ffnlab.models.mlp import MLPConfig
 from ffnlab.models.noise import LearnedSchedule
 from ffnlab.models.noprop_net import Denoiser, NoPropConfig, NoPropNet
@@ -30,6 +31,8 @@ from ffnlab.models.norms import population_norms
 from ffnlab.models.remat import remat
 from ffnlab.models.remove import remove, removed
 from ffnlab.models.resnet import ResNet, ResNetConfig, resnet50
+from ffnlab.models.revcol import RevCol, keep_invertible, revcol_of
+from ffnlab.models.revcol_config import RevColConfig
 from ffnlab.models.stack import Shared, Stacked, stack, unstack
 from ffnlab.models.uvit import UViT, UViTConfig
 from ffnlab.models.vit import ViT, resized
@@ -69,6 +72,7 @@ __all__ = [
     "EncoderConfig",
     "GraphNetwork",
     "GraphNetworkConfig",
+    "ImageDecoder",
     "ImageInput",
     "LearnedSchedule",
     "MLPConfig",
@@ -78,18 +82,22 @@ __all__ = [
     "Repeated",
     "ResNet",
     "ResNetConfig",
+    "RevCol",
+    "RevColConfig",
     "Shared",
     "Stacked",
     "UViT",
     "UViTConfig",
     "ViT",
     "ViTConfig",
+    "keep_invertible",
     "population_norms",
     "remat",
     "remove",
     "removed",
     "resized",
     "resnet50",
+    "revcol_of",
     "sentence_vectors",
     "stack",
     "unstack",

@@ -19,6 +19,8 @@ __all__ = [
     "Stacked",
     "check_layered",
     "in_list",
+    "in_order",
+    "kind_of",
     "layers_of",
     "period_of",
     "stack",
@@ -112,7 +114,7 @@ def stack(model: M) -> M:
     n = len(layers)
     if not n:
         raise ConfigError("model.layers is empty: there is nothing to stack")
-    kinds = [_kind(layer) for layer in layers]
+    kinds = [kind_of(layer) for layer in layers]
     width = next(p for p in range(1, n + 1) if n % p == 0 and kinds[p:] == kinds[: n - p])
     period = [stack_modules(layers[i::width]) for i in range(width)]
     return _with_layers(model, Stacked(period, n // width))
@@ -128,9 +130,15 @@ def unstack(model: M) -> M:
     layers = model.layers
     if not isinstance(layers, Stacked):
         return jax.tree.map(lambda leaf: leaf, model)
+    return _with_layers(model, nnx.List(in_order(layers)))
+
+
+def in_order(layers: Sequence[nnx.Module] | Stacked) -> list[nnx.Module]:
+    """Every layer by itself."""
+    if not isinstance(layers, Stacked):
+        return list(layers)
     columns = [unstack_modules(module, layers.repeats) for module in layers.period]
-    rows = zip(*columns, strict=True)
-    return _with_layers(model, nnx.List([module for row in rows for module in row]))
+    return [module for row in zip(*columns, strict=True) for module in row]
 
 
 def in_list(model: M, change: Callable[[M], M]) -> M:
@@ -145,7 +153,8 @@ def in_list(model: M, change: Callable[[M], M]) -> M:
     return stack(change(unstack(model)))
 
 
-def _kind(layer: nnx.Module) -> tuple:
+def kind_of(layer: nnx.Module) -> tuple:
+    """Structure, shapes and dtypes: what layers that are to be stacked have in common."""
     leaves, treedef = jax.tree.flatten(layer)
     return treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 

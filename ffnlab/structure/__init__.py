@@ -8,6 +8,7 @@ from ffnlab.structure.learngene_sws import even_source, expand, share
 from ffnlab.structure.macaron import macaron
 from ffnlab.structure.pflayer import pflayer
 from ffnlab.structure.repavit import idle_ratios, repa, repa_fold
+from ffnlab.structure.revcol import gradient_error, supervised
 from ffnlab.structure.scalelong import scalelong
 from ffnlab.structure.snnk import bundle, bundled, snnk, snnk_adapter
 from ffnlab.structure.structured_ffn import (
@@ -25,6 +26,7 @@ __all__ = [
     "bundled",
     "even_source",
     "expand",
+    "gradient_error",
     "guided",
     "idle_ratios",
     "macaron",
@@ -40,5 +42,6 @@ __all__ = [
     "snnk",
     "snnk_adapter",
     "structured",
+    "supervised",
     "unguided",
 ]

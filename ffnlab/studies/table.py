@@ -218,6 +218,13 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
                 ),
             ),
             Study(
+                "revcol",
+                "RevCol",
+                "structure",
+                "columns that are undone: training memory does not grow with their number",
+                arxiv("2212.11696", 2022, "Reversible Column Networks"),
+            ),
+            Study(
                 "repavit",
                 "RePaViT",
                 "structure",

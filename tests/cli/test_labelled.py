@@ -129,7 +129,8 @@ def test_a_run_on_a_mesh(tmp_path):
     [
         (
             {"model": {"kind": "unet"}},
-            "model.kind='unet' is not one of 'decoder', 'encoder', 'audio', 'vit', 'resnet'",
+            "model.kind='unet' is not one of 'decoder', 'encoder', 'audio', 'vit', 'resnet', "
+            "'uvit', 'revcol', 'mlp'",
         ),
         ({"model": {"kind": 3}}, "model.kind=3 is not one of"),
         (

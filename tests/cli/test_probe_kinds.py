@@ -35,6 +35,7 @@ CONFIGS = {
     "vit": models.ViTConfig((8, 8), 4, 8, 8, 1, 2, channels=1, classes=10, pool="mean"),
     "resnet": models.ResNetConfig((1, 1), (2, 3), 10, channels=1, image=(8, 8)),
     "uvit": models.UViTConfig((8, 8), 4, 8, 8, 2, 2, channels=1),
+    "revcol": models.RevColConfig((8, 8), (3, 4), (1, 1), 3, 10, channels=1, patch=2),
     "mlp": models.MLPConfig((64, 5, 10)),
     "convnet": models.ConvNetConfig((1, 2, 3, 4), 10),
     "autoencoder": models.AutoencoderConfig((1, 3)),
@@ -79,7 +80,7 @@ def test_the_model_alone_is_looked_at_whatever_it_reads(saved, tmp_path, kind):
     assert found == as_read(weight_norms()(models.load(saved / kind)))
 
 
-@pytest.mark.parametrize("kind", ["mlp", "convnet", "vit", "resnet"])
+@pytest.mark.parametrize("kind", ["mlp", "convnet", "vit", "resnet", "revcol"])
 def test_a_classifier_is_shown_pairs_evenly_spaced(saved, tmp_path, kind):
     options = ["--images", "digits", "--samples", "26", "--batch", "6"]
     found = probed(saved, tmp_path, "gradient_alignment", kind, *options)
@@ -199,7 +200,7 @@ def test_what_a_model_does_not_read_is_said_and_nothing_written(
 @pytest.mark.parametrize("kind", ["encoder", "autoencoder", "noprop"])
 def test_a_probe_of_steps_needs_a_model_that_backpropagation_trains(saved, kind, capsys):
     assert main(["probe", "gradient_alignment", str(saved / kind), *IMAGES]) == 2
-    accepted = "'decoder', 'mlp', 'convnet', 'vit', 'resnet', 'graph'"
+    accepted = "'decoder', 'mlp', 'convnet', 'vit', 'resnet', 'revcol', 'graph'"
     assert f"{accepted}, not '{kind}'" in capsys.readouterr().err
 
 

@@ -105,6 +105,16 @@ MODELS = {
         models.ResNetConfig((1, 1), (2, 3), 3, block="bottleneck", op="hybrid"),
         key=jax.random.key(0),
     ),
+    "revcol": lambda: models.RevCol(
+        models.RevColConfig((8, 8), (3, 5), (1, 1), 4, 3, patch=2, supervision=True),
+        key=jax.random.key(0),
+    ),
+    "revcol-stacked": lambda: models.stack(
+        models.RevCol(
+            models.RevColConfig((8, 8), (3, 5), (1, 1), 3, 3, patch=2, tolerance=float("inf")),
+            key=jax.random.key(0),
+        )
+    ),
     "vit-stages": lambda: models.ViT(
         models.ViTConfig((8, 8), 4, 8, 8, 2, 2, stride=2, pool="mean", stages=(1, 1)),
         key=jax.random.key(0),

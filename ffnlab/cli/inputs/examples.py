@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 # Kinds of model that `compress` scores by their classes.
-CLASSIFIERS = ("mlp", "convnet", "vit", "resnet")
+CLASSIFIERS = ("mlp", "convnet", "vit", "resnet", "revcol")
 
 
 class Examples(NamedTuple):
