@@ -191,7 +191,8 @@ def bundled(
         found: dict[str, Array] = {}
 
         def measured(flat: Any) -> Any:
-            for path, ffn in tree.select(flat, ffns(where)).items():
+            chosen: dict[str, Any] = tree.select(flat, ffns(where))
+            for path, ffn in chosen.items():
                 size = draw.count + 1 + ffn.down.weight.shape[1]
                 found[path] = jnp.zeros((size, size))
             return flat
@@ -201,23 +202,18 @@ def bundled(
 
     @jax.jit
     def observed(stats: Triangles, model: Any, args: Any, options: Any) -> Triangles:
-        flat: list[Triangles] = []
+        new: dict[str, Array] = {}
 
-        def seen(model: Any) -> Any:
-            chosen = tree.where(lambda path, _: path in stats)
-            _, calls = tree.capture(model, chosen, *args, **options)
-            flat.append(
-                {
-                    path: grown(
-                        stats[path], draw(path, ffn), *calls[path].input, calls[path].output
-                    )
-                    for path, ffn in tree.select(model, chosen).items()
-                }
-            )
-            return model
+        def seen(flat: Any) -> Any:
+            there = tree.where(lambda path, _: path in stats)
+            calls: Any = tree.capture(flat, there, *args, **options)[1]
+            for path, ffn in tree.select(flat, there).items():
+                call = calls[path]
+                new[path] = grown(stats[path], draw(path, ffn), call.input[0], call.output)
+            return flat
 
         in_list(model, seen)
-        return flat[0]
+        return new
 
     def observe(stats: Triangles, model: Any, batch: object) -> Triangles:
         taken = given(batch, model)
@@ -268,9 +264,7 @@ def least_squares(
     return found[:features], found[features]
 
 
-def solved(
-    ffn: FFN | GatedFFN, phi: Features, triangle: Float[Array, "k k"], ridge: float
-) -> KernelFFN:
+def solved(ffn: Any, phi: Features, triangle: Float[Array, "k k"], ridge: float) -> KernelFFN:
     """The FFN that the closed form makes of what was seen of another."""
     w, b = least_squares(triangle, phi.count, ridge)
     dtype = ffn.down.weight.dtype
@@ -304,7 +298,7 @@ class Draw:
         """Features of an input."""
         return self.features if self.kind == "relu" else 2 * self.features
 
-    def __call__(self, path: str, ffn: FFN | GatedFFN) -> Features:
+    def __call__(self, path: str, ffn: Any) -> Features:
         return self.of_width(path, ffn.up.weight.shape[0])
 
     def of_width(self, path: str, width: int) -> Features:
@@ -346,7 +340,7 @@ def not_dense(found: Mapping[str, Any]) -> list[str]:
     return [f"{odd[:3]} have weights that are not plain matrices"] if odd else []
 
 
-def kernel_ffn(ffn: FFN | GatedFFN, phi: Features) -> KernelFFN:
+def kernel_ffn(ffn: Any, phi: Features) -> KernelFFN:
     """The FFN whose first map and nonlinearity are features, initialised from that map."""
     is_gated = isinstance(ffn, GatedFFN)
     first = ffn.gate if is_gated else ffn.up
@@ -355,9 +349,8 @@ def kernel_ffn(ffn: FFN | GatedFFN, phi: Features) -> KernelFFN:
     return KernelFFN(phi, ffn.down, psi=linear, up=ffn.up if is_gated else None)
 
 
-def merged(ffn: KernelFFN) -> KernelFFN:
+def merged(ffn: Any) -> KernelFFN:
     """The same function with one matrix in place of two."""
-    assert ffn.psi is not None
     product = ffn.psi.weight.dense().astype(jnp.float32) @ ffn.down.weight.dense()
     weight = Dense(product.astype(ffn.down.weight.dtype))
     bias = ffn.down.bias
