@@ -165,7 +165,7 @@ def routed(
         loss + balance * load_balance + z * z_loss        (`ffnlab.layers.balance`)
 
     Args:
-      loss: of a model's call; its metrics gain "balance", "z" and how many tokens are "unrouted".
+      loss: of a model's call; its metrics gain "balance", "z" and the share of tokens "unrouted".
       balance: weight of the load balance, which is 1 where experts are used alike, >= 0.
       z: weight of the mean squared log-norm of the router's logits, >= 0.
       choices, per_sequence: see `ffnlab.layers.balance.load_balance`.

@@ -22,6 +22,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from ffnlab import transform, tree
+from ffnlab.cli.inputs.data_kinds import ImagesConfig
 from ffnlab.errors import ConfigError
 from ffnlab.formats import load
 from ffnlab.formats.embedded import embedded, shipped
@@ -37,6 +38,7 @@ __all__ = [
     "LOSSES",
     "changed",
     "check_changes",
+    "check_loss",
     "is_informed",
     "loss_named",
     "selected",
@@ -76,6 +78,25 @@ def check_changes(tables: Sequence[Mapping[str, object]]) -> None:
         if not isinstance(name, str):
             raise ConfigError(f"[[transform]] {i + 1} has no name; {', '.join(METHODS.names())} …")
         METHODS.check(name)
+
+
+def check_loss(loss: str, data: object) -> None:
+    """Checks that a loss that is named is of a run's data.
+
+    Raises:
+      ConfigError: images augmented where there are none with classes, a teacher beside another
+        loss, or a loss without its teacher.
+    """
+    teacher = getattr(data, "teacher", "")
+    if loss == "augmented" and not isinstance(data, ImagesConfig):
+        raise ConfigError("loss='augmented' is of images with classes: [data] of kind 'images'")
+    if teacher and loss not in ("", "distilled"):
+        raise ConfigError(
+            f"teacher={teacher!r} says what it sees in the images as they are, which loss={loss!r} "
+            "does not take; leave one of them out"
+        )
+    if loss == "distilled" and not teacher:
+        raise ConfigError("loss='distilled' is of a teacher: set one in [data], kind 'images'")
 
 
 def changed(model: Any, tables: Sequence[Mapping[str, object]]) -> Any:

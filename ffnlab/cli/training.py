@@ -17,6 +17,7 @@ from ffnlab.cli.changes import (
     LOSSES,
     changed,
     check_changes,
+    check_loss,
     is_informed,
     loss_named,
     selected,
@@ -82,7 +83,8 @@ class RunConfig:
       on_bad: a step that is not finite ends the run ("stop") or is left out ("skip").
       patience: evaluations in a row without a new lowest figure after which the run stops; 0 for
         never.
-      balance: weight of the load-balance loss of a model of mixtures (`ffnlab.losses.routed`).
+      balance: weight of the load-balance loss of a model of mixtures (`ffnlab.losses.routed`),
+        where no loss is named.
     """
 
     steps: int
@@ -174,7 +176,7 @@ class TrainConfig:
             )
         if isinstance(self.data, SpeechConfig):
             check_speech(self.data, self.model)
-        self.check_teacher()
+        check_loss(self.loss, self.data)
         reads_text = isinstance(self.data, DataConfig)
         if self.extension.steps and not reads_text:
             raise ConfigError("[extension] makes rows of text longer; other data has none")
@@ -188,21 +190,16 @@ class TrainConfig:
                         f"cut, and its layers run one by one; leave {name} out"
                     )
 
-    def check_teacher(self) -> None:
-        """Raises ConfigError for a teacher beside another loss, or a loss without its teacher."""
-        teacher = getattr(self.data, "teacher", "")
-        if teacher and self.loss not in ("", "distilled"):
-            raise ConfigError(
-                f"teacher={teacher!r} says what it sees in the images as they are, which "
-                f"loss={self.loss!r} does not take; leave one of them out"
-            )
-        if self.loss == "distilled" and not teacher:
-            raise ConfigError("loss='distilled' is of a teacher: set one in [data], kind 'images'")
-
     @property
     def reading(self) -> Reading:
         """What the model reads."""
         return reading_of(self.model, self.data)
+
+    @property
+    def has_mixture(self) -> bool:
+        """Whether the model is made with mixtures of experts, or becomes one with some."""
+        made = any(table.get("name") == "upcycle" for table in self.transform)
+        return made or getattr(self.model, "mixture", None) is not None
 
     @property
     def kind(self) -> str:
@@ -290,13 +287,18 @@ def rule_of(settings: TrainConfig) -> Rule:
 
 
 def loss_of(settings: TrainConfig) -> Callable:
-    """What a rule minimizes that takes a loss: that of the data, or the one that is named."""
-    of_data = settings.reading.loss(settings.data)
-    if getattr(settings.model, "mixture", None) is not None:
+    """What a rule minimizes that takes a loss: that of the data, or the one that is named.
+
+    The balance of mixtures is added to the former; the latter says by itself what it adds.
+    """
+    of_data, hears = settings.reading.loss(settings.data), isinstance(settings.data, SpeechConfig)
+    if settings.loss:
+        if hears and "loss" not in LOSSES.takes(settings.loss):
+            raise ConfigError(f"loss={settings.loss!r} is of rows of text; speech has none")
+        of_data = loss_named(settings.loss, settings.loss_options, of_data)
+    elif settings.has_mixture:
         of_data = routed(of_data, balance=settings.run.balance)
-    if not settings.loss:
-        return of_data
-    return loss_named(settings.loss, settings.loss_options, of_data)
+    return pal.heard(of_data) if hears else of_data
 
 
 def by_names(rule: Rule) -> Rule:

@@ -33,7 +33,8 @@ def load_balance(
     """e * sum_i f_i p_i: 1 where tokens are spread evenly, e where all go to one expert.
 
     f_i is the share of choices that ask for expert i, dropped ones too and without a gradient; p_i
-    is the mean score (Switch, arXiv 2101.03961, eq. 4-6).
+    is the mean of a token's scores over their sum (Switch, arXiv 2101.03961, eq. 4-6; DeepSeek-V3,
+    arXiv 2412.19437, eq. 17-20, where scores are sigmoids).
 
     Args:
       routing: of the tokens.
@@ -54,7 +55,7 @@ def load_balance(
     f = jax.lax.stop_gradient(asked.sum(axes))
     f = f / _at_least_one(f.sum(-1, keepdims=True))
     tokens = _routed(routing)[..., None].sum(axes)
-    p = routing.scores.sum(axes) / _at_least_one(tokens)
+    p = _shares(routing).sum(axes) / _at_least_one(tokens)
     each = routing.experts * jnp.sum(f * p, axis=-1)
     return jnp.sum(each) / _at_least_one(jnp.sum(tokens > 0))
 
@@ -65,8 +66,11 @@ def z_loss(routing: Routing) -> Float[Array, ""]:
 
 
 def entropy(routing: Routing) -> Float[Array, ""]:
-    """Mean over tokens and layers of -sum_i p_i log p_i, nats: log e where all are alike."""
-    p = routing.scores
+    """Mean over tokens and layers of -sum_i p_i log p_i, nats: log e where all are alike.
+
+    p_i are a token's scores over their sum.
+    """
+    p = _shares(routing)
     logs = jnp.log(jnp.where(p > 0, p, 1.0))  # p log p is 0 at 0, with a finite gradient
     return _mean(-jnp.sum(p * logs, axis=-1), _routed(routing))
 
@@ -129,7 +133,7 @@ def counts(routing: Routing, *, dropped: bool = False) -> Int[Array, "*n e"]:
 
 
 def unrouted(routing: Routing) -> Int[Array, ""]:
-    """How many tokens chose nothing: their scores held a NaN, or no expert has their number."""
+    """How many tokens have no expert: their scores held a NaN, or no expert has their number."""
     return jnp.sum(routing.valid & ~_routed(routing), dtype=jnp.int32)
 
 
@@ -142,14 +146,15 @@ def upkeep(
       routings: one or more, as they are reported.
       choices, per_sequence: see `load_balance`.
     Returns:
-      {"balance": mean load balance, "z": mean z-loss, "unrouted": tokens that chose nothing}.
+      {"balance": mean load balance, "z": mean z-loss, "unrouted": share of tokens that chose
+      nothing}.
     Raises:
       ConfigError: there is none.
     """
     if not routings:
         raise ConfigError("model reports no routing; one with mixtures of experts is accepted")
     even = [load_balance(r, choices=choices, per_sequence=per_sequence) for r in routings]
-    lost = jnp.sum(jnp.stack([unrouted(r) for r in routings])).astype(jnp.float32)
+    lost = jnp.mean(jnp.stack([unrouted(r) / _at_least_one(r.valid.sum()) for r in routings]))
     large = jnp.mean(jnp.stack([z_loss(r) for r in routings]))
     return {"balance": jnp.mean(jnp.stack(even)), "z": large, "unrouted": lost}
 
@@ -157,6 +162,12 @@ def upkeep(
 def _routed(routing: Routing) -> Array:
     """[*b] which tokens chose something, whether it was kept or dropped."""
     return routing.valid & jnp.any(routing.chosen < routing.experts, axis=-1)
+
+
+def _shares(routing: Routing) -> Array:
+    """[*b e] scores that add up to 1; 0 where a token chose nothing."""
+    total = routing.scores.sum(-1, keepdims=True)
+    return routing.scores / jnp.where(total > 0, total, 1.0)
 
 
 def _at_least_one(n: Array) -> Array:

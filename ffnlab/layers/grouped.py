@@ -76,7 +76,7 @@ def back(y: Float[Array, "m d"], groups: Groups) -> Float[Array, "m d"]:
 # a sum into rows, several times as slow.
 @jax.custom_vjp
 def _take(x: Array, order: Array, inverse: Array) -> Array:
-    return x[order // (len(order) // len(x))]
+    return x[order // (len(order) // len(x))] if len(x) else x
 
 
 def _take_backward(residuals: tuple, dy: Array) -> tuple:

@@ -94,6 +94,10 @@ class Modalities(nnx.Module):
         """
         modality = facts.modality
         if modality is not None:
+            if tokens is not None and modality.shape != tokens.shape:
+                raise ConfigError(
+                    f"modality {modality.shape} of tokens {tokens.shape}; one for each is accepted"
+                )
             check_modalities(modality, self.count)
         elif tokens is not None:
             modality = self(tokens)

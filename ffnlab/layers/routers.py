@@ -130,7 +130,8 @@ def _top_k(
         top = top / jnp.maximum(jnp.sum(top, axis=-1, keepdims=True), TINY)
     log_norm = jnp.where(routed, jax.nn.logsumexp(logits, axis=-1), 0.0)
     scores = jnp.where(routed[..., None], scores, 0.0)
-    return _routing(chosen, top, scores, routed[..., None], valid, log_norm)
+    kept = routed[..., None] & jnp.isfinite(jnp.take_along_axis(logits, chosen, axis=-1))
+    return _routing(chosen, top, scores, kept, valid, log_norm)
 
 
 def _routing(

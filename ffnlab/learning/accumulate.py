@@ -4,7 +4,7 @@
 
 n_i is what part i counts, `metrics["count"]` of its loss (predicted tokens, where rows hold unequal
 numbers of them), or its share of the rows where a loss says nothing: the gradient, the loss and the
-metrics are those of the whole batch.
+metrics are those of the whole batch, of a loss that is a mean over rows.
 
 Statistics that a loss returns are averaged by the same n_i, equally where nothing counts. Each part
 is normalized by its own moments, as its activations are gone when the next is computed; what is

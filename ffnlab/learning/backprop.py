@@ -94,8 +94,10 @@ def backprop(
       informed: whether the loss is (model, batch, moment), `moment` the step and a key of its own
         (`ffnlab.losses.Moment`); part i of a batch draws by `fold_in(moment.key, i)`.
       microbatches: equal parts of a batch that are computed one after the other, each with the
-        activations of a part alone; the step is that of the whole batch. Statistics are averaged
-        over the parts, by what each counts, and written once (`ffnlab.learning.accumulate`).
+        activations of a part alone. The step is that of the whole batch where the loss is a mean
+        over rows; a term that multiplies means, as the balance of `ffnlab.losses.routed` does, is
+        that of each part. Statistics are averaged over the parts, by what each counts, and written
+        once (`ffnlab.learning.accumulate`).
     Returns:
       a Rule; its state is `BackpropState`, its metrics are "loss", those of the loss, and
       "gradient_norm". `step` donates its state.

@@ -22,8 +22,9 @@ from jaxtyping import Array, Float, Int
 
 from ffnlab import tree
 from ffnlab.errors import ConfigError, at_least, check_seed, is_known
-from ffnlab.layers import FFN, ByChoice, GatedFFN, LayerInputs, LayerOutputs, Linear
+from ffnlab.layers import ByChoice, LayerInputs, LayerOutputs, Linear, MoE
 from ffnlab.layers.balance import budget_loss
+from ffnlab.layers.feed_forward.ffn import is_plain
 from ffnlab.losses import InformedLoss, Moment, PackedRows, next_token, packed_next_token
 from ffnlab.models import Decoder
 from ffnlab.models.rewriting import key_of, rewriting
@@ -75,8 +76,9 @@ def duo(
         if choices_of(model):
             return [f"{list(choices_of(model))[:3]} have a choice already"]
         found = tree.select(model, where)
-        odd = [path for path, node in found.items() if not isinstance(node, FFN | GatedFFN)]
-        return [f"{odd[:3]} are no FFN or GatedFFN, which are accepted"] if odd else []
+        odd = [path for path, node in found.items() if not is_plain(node)]
+        said = "are no FFN or GatedFFN of linear maps, which are accepted"
+        return [f"{odd[:3]} {said}"] if odd else []
 
     def beside(path: str, big: Any, layers: int) -> ByChoice:
         width, hidden = big.up.weight.shape
@@ -141,7 +143,7 @@ def random_choices(probabilities: Sequence[float] | None = None) -> InformedLoss
         each choice of the model.
     """
     given = None if probabilities is None else tuple(probabilities)
-    if given is not None and (min(given) < 0 or abs(sum(given) - 1) > 1e-6):
+    if given is not None and not (given and min(given) >= 0 and abs(sum(given) - 1) <= 1e-6):
         raise ConfigError(f"probabilities={given}: numbers in [0, 1] with sum 1 are accepted")
 
     def loss(model: Decoder, batch: Any, moment: Moment) -> tuple[Float[Array, ""], Metrics]:
@@ -195,6 +197,9 @@ def budgeted(
         bare = [path for path, layer in choices_of(model).items() if layer.router is None]
         if bare or not choices_of(model):
             raise ConfigError(f"{bare[:3] or 'the model'}: no router; `with_routers` adds them")
+        others = [path for path, node in tree.walk(model) if isinstance(node, MoE)]
+        if others:
+            raise ConfigError(f"{others[:3]} are mixtures, which have no big branch to budget")
         soft = first * (last / first) ** jnp.minimum(moment.step / steps, 1.0)
         nats, metrics, outputs = predict(softened(model, soft), batch, LayerInputs())
         (routing,) = outputs.reports.values()

@@ -44,7 +44,7 @@ __all__ = [
     "specialized",
 ]
 
-MIXERS = tree.at("**.router**")
+MIXERS = tree.at("**.router**")  # those of other layers too, where a model has some
 EXPERTS = tree.at("**.lora_a") | tree.at("**.lora_b")
 
 in_attention = tree.at("layers**.attn.*") & tree.of_type(Linear)
@@ -199,17 +199,23 @@ def specialized(
         model = unstack(model) if isinstance(getattr(model, "layers", None), Stacked) else model
         logits: list[Array] = []
 
+        given: list[Array] = []
+        routers = of_mixers(model)
+
         def call(*args: Any, **options: Any) -> Any:
             output, seen = tree.capture(model, routers, *args, **options)
             found: list[Any] = list(seen.values())
             logits.extend(one.output for one in found)
+            if options.get("valid") is not None:
+                given.append(options["valid"])
             return output
 
         nats, metrics = loss(call, batch)[:2]
         shared = jnp.stack([x.astype(jnp.float32) for x in logits])
-        valid = None
+        valid = given[0] if given else None
         if isinstance(batch, PackedRows):
-            valid = jnp.broadcast_to(batch.segments[:, :-1] > 0, shared.shape[:-1])
+            valid = batch.segments[:, :-1] > 0
+        valid = None if valid is None else jnp.broadcast_to(valid, shared.shape[:-1])
         routing = softmax_top_k(shared, 1, valid=valid)
         cost = specialization(routing, balance=balance, certainty=certainty)
         tokens = jnp.maximum(routing.valid.sum(), 1)
@@ -237,6 +243,9 @@ def by_task(loss: Loss = next_token) -> Loss:
         if not isinstance(batch, tuple) or len(batch) != 2 or jnp.ndim(batch[1]) != 1:
             raise ConfigError("a batch of (rows, task of each row) is accepted")
         rows, task = batch
+        count = len(jax.tree.leaves(rows)[0])
+        if jnp.shape(task) != (count,):
+            raise ConfigError(f"task {jnp.shape(task)}: one for each of {count} rows is accepted")
 
         def hard(layer: Any) -> RoutedLinear:
             return layer.told(jnp.asarray(task))
@@ -303,4 +312,12 @@ def linear(where: Predicate) -> Selector:
     return Selector(name, lambda path, node: isinstance(node, Linear) and where(path, node))
 
 
-routers = tree.where(lambda path, node: isinstance(node, Linear) and path.endswith(".router"))
+def of_mixers(model: Any) -> Selector:
+    """The routers of all `RoutedLinear`, and not those of other layers.
+
+    Raises:
+      SelectionError: there is none.
+    """
+    layers = tree.select(model, tree.of_type(RoutedLinear))
+    paths = {f"{path}.router" for path in layers}
+    return tree.where(lambda path, _: path in paths)

@@ -107,6 +107,8 @@ def pattern_losses(
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     b, t = inputs.shape
     angles = trunk.angles(model.layers, jnp.arange(t)[None])
+    if model.modalities is not None:
+        raise ConfigError("the model has copies by modality; the oracle tries choices of one copy")
     context = Context(angles, dict.fromkeys(spec.window for spec in trunk.specs(model.layers)))
     blocks, count = model.blocks(), choice_count(model)
     cut = halfway(blocks)

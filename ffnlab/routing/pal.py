@@ -24,6 +24,7 @@ layers that hear are those from `start` on.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple, cast
 
 import jax
@@ -34,7 +35,15 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ffnlab import tree
 from ffnlab.errors import ConfigError
-from ffnlab.layers import MLP, Attention, Block, Context
+from ffnlab.layers import (
+    MLP,
+    Attention,
+    Block,
+    Context,
+    GroupedLinear,
+    GroupedNorm,
+    TokenFacts,
+)
 from ffnlab.layers.attention.rope import tables
 from ffnlab.losses import InformedLoss, Loss
 from ffnlab.models import AudioInput, Decoder, trunk
@@ -100,7 +109,7 @@ def connect(audio: AudioInput, *, seed: int = 0) -> Transform:
         if model.config.audio is not None:
             return [f"the model has connectors already, {model.config.audio}"]
         dataclasses.replace(model.config, audio=audio)  # refuses what only the config can
-        return []
+        return untied(model, audio)
 
     def change(model: Decoder) -> Decoder:
         new, dtype = tree.copy(model), model.embed.weight.dtype
@@ -132,6 +141,8 @@ def hear(model: Decoder, sounds: Sounds) -> Decoder:
     if audio is None or model.connectors is None:
         raise ConfigError("the model has no connectors; pal.connect(AudioInput(...)) gives it some")
     check_sounds(audio, sounds)
+    if odd := untied(model, audio):
+        raise ConfigError(odd[0])
     if any(getattr(node, "beside", None) is not None for _, node in tree.walk(model)):
         raise ConfigError("the model hears already; give `hear` the model that it was made of")
     dtype = model.compute_dtype
@@ -160,6 +171,24 @@ def hear(model: Decoder, sounds: Sounds) -> Decoder:
     return in_list(model, change)
 
 
+def untied(model: Decoder, audio: AudioInput) -> list[str]:
+    """What of a model has copies by modality that rows of sound would have to choose from.
+
+    Rows that are attended meet norms and attention alone.
+    """
+    if model.modalities is None:
+        return []
+    attended = set(audio.ways) == {"attended"}
+    met = [
+        path
+        for path, node in tree.walk(model.layers)
+        if isinstance(node, GroupedNorm | GroupedLinear)
+        and (not attended or isinstance(node, GroupedNorm) or ".attn." in f".{path}.")
+    ]
+    said = f"{met[:3]} have a copy for each modality of text, and rows of sound have none"
+    return [said] if met else []
+
+
 def heard(loss: Loss | InformedLoss) -> Loss | InformedLoss:
     """A loss of a model that hears: batches are pairs (Sounds, what the loss takes).
 
@@ -167,6 +196,7 @@ def heard(loss: Loss | InformedLoss) -> Loss | InformedLoss:
       loss: see `ffnlab.losses`, informed or not.
     """
 
+    @functools.wraps(loss)  # type: ignore[bad-argument-type]  # it says whether it is informed
     def of_heard(model: Decoder, batch: tuple[Sounds, PyTree], *moment: PyTree) -> tuple:
         sounds, rest = batch
         return loss(hear(model, sounds), rest, *moment)
@@ -235,7 +265,8 @@ def listening(
     if not slots:  # it was removed: rows of a stream pass the FFN as text does
         if stream is None:
             return tree.copy(block), None
-        return tree.copy(block), stream._replace(h=block(stream.h, Context({}, {}))[0])
+        context = Context({}, {}, tokens=TokenFacts(valid=stream.valid))
+        return tree.copy(block), stream._replace(h=block(stream.h, context)[0])
     name, caches = block.slots[slots[0]], []
     if attended is not None:
         caches.append((attended_keys(block, slots[0], attended), attended.valid))
@@ -267,7 +298,10 @@ def streamed(block: Block, attention: Attention, stream: Rows) -> tuple[Array, k
     order = jnp.arange(n)
     mask = (stream.valid[:, None] & (order[:, None] >= order))[:, None]
     context = Context(
-        trunk.angles([block], stream.positions), {spec.window: mask}, index=jnp.int32(0)
+        trunk.angles([block], stream.positions),
+        {spec.window: mask},
+        index=jnp.int32(0),
+        tokens=TokenFacts(valid=stream.valid),
     )
     empty = kv.empty(spec.kv_format, b, n, spec.kv_heads, spec.head_dim, stream.h.dtype)
     h, cache, _ = block(stream.h, context, cache=empty)

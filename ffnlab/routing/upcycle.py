@@ -13,6 +13,7 @@ import jax
 from ffnlab import tree
 from ffnlab.errors import ConfigError
 from ffnlab.layers import FFN, GatedFFN, Linear, MoE, MoESpec
+from ffnlab.layers.feed_forward.ffn import is_plain
 from ffnlab.layers.modality import grouped
 from ffnlab.models import Decoder
 from ffnlab.models.stack import in_list
@@ -20,7 +21,6 @@ from ffnlab.transform import Transform
 
 __all__ = ["upcycle"]
 
-DENSE = tree.of_type(FFN, GatedFFN)
 # What the files of a family's mixtures are called; other families have none.
 MIXTURES = {"llama": "mixtral", "mistral": "mixtral", "qwen3": "qwen3_moe"}
 
@@ -76,6 +76,11 @@ def upcycle(
         own = dataclasses.replace(
             spec, hidden=ffn.up.weight.shape[1], gated=isinstance(ffn, GatedFFN)
         )
+        if model.config.mixture not in (None, own):
+            raise ConfigError(
+                f"the model has mixtures {model.config.mixture}; a model has one kind of them, "
+                f"{own} is another"
+            )
         keys = jax.random.split(jax.random.key(seed), model.config.layers)
         new = {path: mixture(ffns[path], own, keys[i]) for path, i in places.items()}
         model = tree.replace(model, new)
@@ -99,13 +104,13 @@ def found(model: Decoder, layers: tuple[int, ...] | None) -> dict[str, int]:
     dense = {
         f"layers[{i}].ffn": i
         for i, block in enumerate(model.blocks())
-        if DENSE("", getattr(block, "ffn", None))
+        if is_plain(getattr(block, "ffn", None))
     }
     wanted = tuple(dense.values()) if layers is None else layers
     lacking = sorted(set(wanted) - set(dense.values()))
     if lacking or not wanted:
         raise ConfigError(
-            f"layers={layers}: layers {lacking} have no dense FFN to copy; "
+            f"layers={layers}: layers {lacking} have no FFN of linear maps to copy; "
             f"those that have are {list(dense.values())}"
         )
     return {path: i for path, i in dense.items() if i in wanted}

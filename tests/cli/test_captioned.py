@@ -111,9 +111,15 @@ def test_folders_give_their_own_names(tmp_path):
             value = np.full((5, 4), 200 if name == "cat" else 20, np.uint8)
             pil.fromarray(value + i).save(tmp_path / "images" / name / f"{i}.png")
     place = str(tmp_path / "images")
+    with pytest.raises(ConfigError, match="1 are held out"):
+        load_captioned(CaptionedConfig(place, size=(2, 2)))
+    for i in range(6, 12):
+        for name, value in (("cat", 200), ("horse", 20)):
+            image = pil.fromarray(np.full((5, 4), value, np.uint8))
+            image.save(tmp_path / "images" / name / f"{i}.png")
     data = load_captioned(CaptionedConfig(place, size=(2, 2), batch=3))
-    assert data.names == ["cat", "horse"] and data.held_out.tokens.shape == (1, 24)
-    assert len(data.train.y) == 11 and data.train.x.shape == (11, 4)
+    assert data.names == ["cat", "horse"] and data.held_out.tokens.shape == (2, 24)
+    assert len(data.train.y) == 22 and data.train.x.shape == (22, 4)
     levels = {int(row[9]) - 28 for row in data.batches(settings())(0).tokens}
     assert levels <= {1, 2, 13}, "of values 20 to 25 and 200 to 205, in sixteenths of 255"
     (tmp_path / "images" / "cat").rename(tmp_path / "images" / "Cat 2")
@@ -145,6 +151,10 @@ def test_what_is_refused(tmp_path):
         run(settings(data={"size": [9, 8]}), tmp_path / "run")
     with pytest.raises(ConfigError, match="batch"):
         settings(data={"batch": 0})
+    one = RUN | {"steps": 1}
+    with pytest.raises(ConfigError, match="loss='augmented' is of images"):
+        table = {"model": MODEL, "data": {"kind": "captioned"}, "run": one}
+        from_table(table | {"loss": "augmented"}, TrainConfig)
     with pytest.raises(ConfigError, match="extension"):
         table = {"model": MODEL, "data": {"kind": "captioned"}, "run": {"steps": 1}}
         from_table(table | {"extension": {"steps": 1}}, TrainConfig)

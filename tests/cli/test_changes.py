@@ -10,7 +10,7 @@ import pytest
 from ffnlab import models, tree
 from ffnlab.cli.main import main
 from ffnlab.cli.train import run
-from ffnlab.cli.training import fresh, read_training
+from ffnlab.cli.training import fresh, read_training, rule_of
 from ffnlab.errors import ConfigError, FormatError
 from ffnlab.formats import load
 from ffnlab.layers import ByChoice, Guided
@@ -54,6 +54,28 @@ def write(tmp_path):
         return file
 
     return written
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        ("", {"balance", "z", "unrouted"}),
+        ('loss = "routed"\nloss_options = { z = 1e-3 }\n', {"balance", "z", "unrouted"}),
+        ('loss = "specialized"\n', {"entropy", "share"}),
+    ],
+)
+def test_mixtures_that_a_transform_makes_are_balanced(write, loss, told):
+    """The loss of the data is, and a named one says what it adds; both can be traced."""
+    tables = '[[transform]]\nname = "upcycle"\nexperts = 2\n'
+    if "specialized" in loss:
+        tables += '[[transform]]\nname = "lora_experts"\nexperts = 2\nrank = 2\n'
+    settings = read_training(write(loss + tables))
+    model, rule = fresh(settings, jax.random.key(0)), rule_of(settings)
+    batch = jax.random.randint(jax.random.key(1), (2, 9), 0, 256)
+    state = jax.eval_shape(rule.init, model, jax.random.key(0))
+    _, metrics = jax.eval_shape(rule.step, state, batch)
+    assert told <= metrics.keys() and "bits" in metrics
+    assert ("balance" in metrics) == ("balance" in told)
 
 
 def test_a_duo_is_trained_by_its_own_loss_and_written_whole(write, tmp_path):

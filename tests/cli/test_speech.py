@@ -10,7 +10,7 @@ import pytest
 from ffnlab import formats, models
 from ffnlab.cli.inputs.speech import load_speech
 from ffnlab.cli.main import main
-from ffnlab.cli.training import TrainConfig, abstract_batch, rule_of
+from ffnlab.cli.training import TrainConfig, abstract_batch, fresh, rule_of
 from ffnlab.errors import ConfigError
 from ffnlab.models import AudioEncoder, AudioEncoderConfig
 from ffnlab.parallel import parse_mesh, read_config
@@ -88,6 +88,24 @@ def test_trained_resumed_written_and_planned(folder, capsys):
     wanted = jax.tree.map(np.shape, data.batches(settings)(0))
     found = abstract_batch(settings, parse_mesh("dp=1"), 4, 0)
     assert jax.tree.map(lambda x: x.shape, found) == wanted
+
+
+@pytest.mark.parametrize("loss", ["", 'loss = "routed"\n', 'loss = "specialized"\n'])
+def test_a_mixture_hears(folder, loss):
+    """What mixtures and routed updates add is of the model that hears."""
+    made = '[[transform]]\nname = "upcycle"\nexperts = 2\n'
+    made += '[[transform]]\nname = "lora_experts"\nexperts = 2\nrank = 2\n'
+    (folder / "run.toml").write_text(loss + FILE + made)
+    settings = read_config(folder / "run.toml", TrainConfig)
+    rule, mesh = rule_of(settings), parse_mesh("dp=1")
+    model = jax.eval_shape(lambda key: fresh(settings, key), jax.random.key(0))
+    state = jax.eval_shape(rule.init, model, jax.random.key(0))
+    batch = abstract_batch(settings, mesh, 4, 0)
+    _, metrics = jax.eval_shape(rule.step, state, batch)
+    assert ("share" if "specialized" in loss else "balance") in metrics
+    (folder / "run.toml").write_text('loss = "random_choices"\n' + FILE)
+    with pytest.raises(ConfigError, match="is of rows of text; speech has none"):
+        rule_of(read_config(folder / "run.toml", TrainConfig))
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,7 @@ def test_nan_is_counted_and_padding_is_not():
     logits = input_of((2, 4, 3)).at[0, 1, 2].set(jnp.nan).at[0, 2, 0].set(jnp.nan)
     found = routers.softmax_top_k(logits, 2, valid=VALID)  # the second of them is padding
     assert balance.unrouted(found) == 1
+    assert balance.upkeep([found])["unrouted"] == 1 / int(found.valid.sum())
     for loss in (balance.load_balance, balance.z_loss, balance.entropy):
         assert jnp.isfinite(loss(found))
 
@@ -130,3 +131,18 @@ def test_a_batch_of_padding_has_no_loss():
     assert balance.budget_loss(found, jnp.ones(3), 0.5) == 0
     with pytest.raises(ConfigError, match="choices=3: 1..2 are accepted"):
         balance.load_balance(found, choices=3)
+
+
+def test_affinities_of_sigmoids_are_balanced_by_their_shares():
+    """1 where all are alike, e where all go to one, and the same for all logits shifted up."""
+    alike = routers.sigmoid_top_k(jnp.zeros((8, 4)), 1)
+    np.testing.assert_allclose(balance.load_balance(alike), 1.0, rtol=1e-6)
+    one = jnp.where(jnp.arange(4) == 0, -4.0, -40.0) * jnp.ones((8, 1))
+    np.testing.assert_allclose(balance.load_balance(routers.sigmoid_top_k(one, 1)), 4, rtol=1e-5)
+    np.testing.assert_allclose(balance.entropy(alike), np.log(4), rtol=1e-6)
+
+
+def test_an_expert_that_is_excluded_is_no_choice():
+    found = routers.softmax_top_k(jnp.array([[0.0, -jnp.inf, -jnp.inf]]), 2)
+    assert found.kept.tolist() == [[True, False]] and found.chosen.tolist() == [[0, 3]]
+    np.testing.assert_array_equal(balance.counts(found), [1, 0, 0])

@@ -11,8 +11,10 @@ import pytest
 
 from ffnlab import models, transform, tree
 from ffnlab.cli.inputs.reading import by_name
+from ffnlab.errors import ConfigError, SelectionError
+from ffnlab.layers import MoE
 from ffnlab.learning import backprop
-from ffnlab.losses import next_token, routed, span
+from ffnlab.losses import Moment, masked, next_token, routed, span
 from ffnlab.models import AudioInput, adapters
 from ffnlab.parallel import parse_mesh, train
 from ffnlab.pruning import finercut
@@ -20,6 +22,7 @@ from ffnlab.quantization import fireq, nearest
 from ffnlab.routing import (
     Sounds,
     budgeted,
+    by_task,
     duo,
     lora_experts,
     mixed,
@@ -81,6 +84,57 @@ def test_routers_are_left_as_they_are(name):
     assert before.keys() == after.keys() and before
     for path, router in before.items():
         assert equal(after[path], router), path
+
+
+def test_systems_are_not_put_on_what_they_do_not_take():
+    """What has been rewritten before is refused by name, and never misread."""
+    first = upcycle(experts=2, k=1, layers=(0,), normalize=False)
+    mixed_once, _ = transform.apply(first, tiny())
+    with pytest.raises(ConfigError, match="a model has one kind of them"):
+        transform.apply(upcycle(experts=2, k=1, layers=(1, 2)), mixed_once)
+    again, _ = transform.apply(upcycle(experts=2, k=1, layers=(1, 2), normalize=False), mixed_once)
+    assert all(isinstance(block.ffn, MoE) for block in again.layers)
+    updates = lora_experts(experts=2, rank=2, where=tree.at("layers**.ffn.*"))
+    inside, _ = transform.apply(updates, tiny())
+    with pytest.raises(ConfigError, match="no FFN of linear maps"):
+        transform.apply(upcycle(experts=2), inside)
+    with pytest.raises(ConfigError, match="of linear maps, which are accepted"):
+        transform.apply(duo(ratio=8), inside)
+    apart, _ = transform.apply(untie(starts=(32,)), tiny())
+    for way in ("prepended", "attended"):
+        with pytest.raises(ConfigError, match="rows of sound have none"):
+            transform.apply(pal.connect(AudioInput((3,), (way,))), apart)
+    few, _ = transform.apply(untie(starts=(32,), parts=("ffn",)), tiny())
+    transform.apply(pal.connect(AudioInput((3,), ("attended",))), few)
+    others = tree.at("layers[1].ffn") | tree.at("layers[2].ffn")
+    chosen, _ = transform.apply(duo(ratio=8, where=others), mixed_once)
+    chosen, _ = transform.apply(with_routers(), chosen)
+    with pytest.raises(ConfigError, match="mixtures, which have no big branch"):
+        budgeted(0.5)(chosen, jnp.asarray(texts(0)), Moment(jnp.int32(0), jax.random.key(0)))
+
+
+def test_a_loss_of_mixers_looks_at_their_routers_alone():
+    """Beside a mixture it is what it is without its router, and padding has no part in it."""
+    model, _ = transform.apply(upcycle(experts=4, k=2, layers=(0,)), tiny())
+    with pytest.raises(SelectionError):
+        specialized()(model, jnp.asarray(texts(0)))
+    both, _ = transform.apply(lora_experts(experts=2, rank=2), model)
+    nats, metrics = specialized(balance=1.0)(both, jnp.asarray(texts(0)))
+    assert np.isfinite(nats) and metrics["entropy"] <= np.log(2) + 1e-6
+    encoder, _ = transform.apply(lora_experts(experts=2, rank=2), tiny_encoder())
+    tokens = texts(0)[:, :8]
+    loss = specialized(by_name(masked), balance=1.0)
+
+    def told(more):
+        filled = jnp.pad(tokens, ((0, 0), (0, more)))
+        valid = jnp.arange(filled.shape[1]) < 8
+        given = {"tokens": filled, "valid": jnp.broadcast_to(valid, filled.shape)}
+        return loss(encoder, (given, jnp.pad(tokens, ((0, 0), (0, more)), constant_values=-1)))[1]
+
+    for name in ("entropy", "share"):
+        np.testing.assert_allclose(told(8)[name], told(0)[name], rtol=1e-5)
+    with pytest.raises(ConfigError, match=r"task \(1,\): one for each of 4 rows"):
+        by_task()(made("lora-mixer, fresh"), (jnp.asarray(texts(0)), np.zeros(1, int)))
 
 
 HEADS = {

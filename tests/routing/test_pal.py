@@ -21,7 +21,7 @@ from ffnlab.parallel import make_step, parse_mesh, shard
 from ffnlab.parallel.sharding import place_batch
 from ffnlab.pruning import finercut
 from ffnlab.quantization import fireq
-from ffnlab.routing import pal
+from ffnlab.routing import pal, upcycle
 from ffnlab.routing.pal import Sounds
 from ffnlab.testing import equal, tiny, tiny_encoder
 
@@ -155,6 +155,23 @@ def test_the_order_of_attended_rows_without_places_counts_for_nothing(order):
     assert (
         difference(logits_of(model, turned, TOKENS), logits_of(model, SOUNDS, TOKENS)) < TOLERANCE
     )
+
+
+def test_padding_of_a_sound_is_not_routed():
+    """Where experts have little room, padding before the sound takes none of it."""
+    model, _ = transform.apply(upcycle(experts=2, k=1, capacity=1.0), tiny())
+    design = AudioInput((3,), ("prepended",), indexed=False)
+    model, _ = transform.apply(pal.connect(design), model)
+    sound = jax.random.normal(jax.random.key(0), (1, 4, 3))
+    padding = jnp.zeros((1, 4, 3))
+    tokens = jax.random.randint(jax.random.key(1), (1, 6), 0, 64)
+    after, before = (jnp.concatenate(parts, 1) for parts in ((sound, padding), (padding, sound)))
+    is_sound = jnp.arange(8)[None] < 4
+    found = [
+        logits_of(model, Sounds((features,), (mask,)), tokens)
+        for features, mask in ((after, is_sound), (before, ~is_sound))
+    ]
+    np.testing.assert_allclose(found[0], found[1], atol=1e-4)
 
 
 def test_rows_of_a_batch_hear_their_own_sound_or_one_for_all():

@@ -12,6 +12,7 @@ from ffnlab.cli.inputs.reading import classes_named
 from ffnlab.cli.training import TrainConfig
 from ffnlab.data import CaptionedDigits, Labelled, Packed, captioned
 from ffnlab.data.interleaved import answered
+from ffnlab.errors import ConfigError
 from ffnlab.losses import packed_next_token
 
 __all__ = ["CaptionedData", "load_captioned"]
@@ -92,5 +93,10 @@ def load_captioned(data: CaptionedConfig) -> CaptionedData:
         parts = [read(train, chosen, reader) for chosen in split(len(train))]
     else:
         parts = [read(part, np.arange(len(part)), reader) for part in (train, held_out)]
+    if len(parts[1].y) < 2:
+        raise ConfigError(
+            f"images={data.images!r}: {len(parts[1].y)} are held out, of which every other one is "
+            "named; two are needed (one in ten is held out)"
+        )
     told = np.arange(len(parts[1].y)) % 2 == 0
     return CaptionedData(parts[0], captioned(parts[1], told, names), names, identity)

@@ -277,8 +277,8 @@ READINGS: Mapping[str, Reading] = MappingProxyType(
         "graphs": Reading((GraphConfig,), "a graph", lambda data: by_name(masked), whole_graph),
     }
 )
-# … of decoders that hear …
-SPEECH = Reading((SpeechConfig,), "speech", lambda data: pal.heard(masked), speech)
+# … of decoders that hear, the loss being of a model that does (`ffnlab.routing.pal.heard`) …
+SPEECH = Reading((SpeechConfig,), "speech", lambda data: masked, speech)
 # … or read images between captions …
 CAPTIONED = Reading(
     (CaptionedConfig,), "text or captioned images", lambda data: packed_next_token, between_captions

@@ -92,6 +92,14 @@ class GatedFFN(nnx.Module):
         return JoinedGatedFFN(gate, new.down, activation=new.activation)
 
 
+def is_plain(ffn: object) -> bool:
+    """Whether this is an FFN or a gated one, and nothing stands for one of its linear maps."""
+    if not isinstance(ffn, FFN | GatedFFN):
+        return False
+    maps = (ffn.up, ffn.down, ffn.gate) if isinstance(ffn, GatedFFN) else (ffn.up, ffn.down)
+    return all(isinstance(each, Linear) for each in maps)
+
+
 class JoinedGatedFFN(nnx.Module):
     """A gated FFN whose gate and up are one map, [gate | up]: what `prepare` makes of a `GatedFFN`
     for a GPU.
