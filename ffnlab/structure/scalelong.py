@@ -57,7 +57,7 @@ def scalelong(
     def change(model: UViT) -> UViT:
         new = tree.copy(model)
         new.config = dataclasses.replace(model.config, scaling=method, kappa=kappa)
-        new.scaling = make_scaling(new.config, jax.random.key(seed), model.norm.scale[...].dtype)
+        new.scaling = make_scaling(new.config, jax.random.key(seed), model.patches.weight.dtype)
         return new
 
     return rewriting("scalelong", problems, change)
