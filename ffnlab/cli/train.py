@@ -207,11 +207,11 @@ def load_data(settings: TrainConfig) -> RunData:
     if isinstance(data, GraphConfig):
         return node_data(data, model)
     if isinstance(model, EncoderConfig):
+        whole = jax.eval_shape(functools.partial(fresh, settings), jax.random.key(0)).config
         if isinstance(data, TextsConfig):
-            whole = jax.eval_shape(functools.partial(fresh, settings), jax.random.key(0))
-            return load_texts(data, whole.config)
+            return load_texts(data, whole)
         if isinstance(data, QuestionsConfig):
-            return load_questions(data, model)
+            return load_questions(data, whole)
         return load_hidden(settings.text, model)
     if isinstance(data, DataConfig):
         return load_corpus(data, model.vocab)  # type: ignore[attr-defined]

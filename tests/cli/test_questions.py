@@ -113,13 +113,13 @@ def test_data_that_does_not_fit(questions, change, message):
     options = {"questions": questions, "length": 24, "stride": 6} | change
     data = QuestionsConfig(**options)
     with pytest.raises(ValueError, match=message):
-        load_questions(data, EncoderConfig(**SIZES, max_positions=32))
+        load_questions(data, EncoderConfig(**SIZES, max_positions=32, head="span"))
 
 
 def test_few_articles_and_damaged_files(tmp_path, questions):
     data = QuestionsConfig(questions=questions, length=24, stride=6)
     small = dataclasses.replace
-    config = EncoderConfig(**SIZES, max_positions=32)
+    config = EncoderConfig(**SIZES, max_positions=32, head="span")
     text = (tmp_path / "questions.json").read_text()
     few = json.loads(text)
     few["data"] = few["data"][:3]
@@ -134,3 +134,8 @@ def test_few_articles_and_damaged_files(tmp_path, questions):
     with pytest.raises(ConfigError, match="length=0"):
         QuestionsConfig(length=0)
     assert np.all(found.train.end >= found.train.start)
+
+
+def test_an_encoder_without_a_head_of_spans_is_refused(tmp_path, questions):
+    with pytest.raises(ConfigError, match="head='masked': questions are for .* 'top2_head'"):
+        run(settings(questions, ENCODER | {"head": "masked"}), tmp_path / "run")

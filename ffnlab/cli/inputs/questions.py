@@ -87,9 +87,15 @@ def load_questions(data: QuestionsConfig, model: EncoderConfig) -> QuestionsData
     """Reads the questions of a run.
 
     Raises:
-      ConfigError: windows longer than the model, ids that it does not have, too few articles.
+      ConfigError: a model without a head of spans, windows longer than the model, ids that it does
+        not have, too few articles.
       FFNLabError: questions or tokenizer cannot be read.
     """
+    if model.head != "span":
+        raise ConfigError(
+            f"head={model.head!r}: questions are for an encoder with head='span', or one that a "
+            "transform gives a head of spans, 'top2_head' or 'switch_head'"
+        )
     if data.length > model.max_positions:
         raise ConfigError(
             f"length={data.length} is more than max_positions={model.max_positions} of the model"
