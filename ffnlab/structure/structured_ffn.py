@@ -331,7 +331,7 @@ def self_guided(
     Raises:
       ConfigError: as `share_of_guide`; from the loss, a model without guides.
     Source:
-      section 3.3 of arXiv 2406.16450; `reduce` is its code's `reduce_flop`.
+      self-guided training of arXiv 2406.16450; `reduce` is its code's `reduce_flop`.
     """
     share_of_guide(0, steps=steps, schedule=schedule)  # checks
 

@@ -202,7 +202,7 @@ def guide_claims(found: Found) -> list[Claim]:
             claim_of(
                 found,
                 f"a guide lowers the loss of {name} FFNs at equal steps",
-                "self-guided training closes most of the gap of 32 % FFNs (its figure 4)",
+                "32 % FFNs, 1.3 B: guided about 0.4 perplexity behind dense, at equal FLOPs",
                 float(gains.mean()) > 0,
                 "mean gain over seeds above 0; the guided run costs more a step",
                 plain,
