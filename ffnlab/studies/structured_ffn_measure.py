@@ -101,10 +101,10 @@ FULL = Sizes(3, (2e-3, 4e-3, 8e-3, 1.6e-2), 700, 200, 256, tuple(WAYS))
 QUICK = Sizes(
     1,
     (8e-3,),
-    240,
+    160,
     60,
     64,
-    ("dense", "low_rank 63", "low_rank 32", "low_rank 32, guided"),
+    ("dense", "low_rank 32", "low_rank 32, guided"),
 )
 
 
