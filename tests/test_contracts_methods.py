@@ -24,7 +24,7 @@ from tests.contracts_methods import PROBES, RULES, TRANSFORMS
 from tests.test_packaging import METHODS
 
 # Methods, and the models that rewrite themselves (adapters).
-HELPERS = {"headed", "rewriting"}  # what methods make their transforms with
+HELPERS = {"from_state", "headed", "rewriting"}  # what methods make theirs with, or go on with
 SEARCHED = sorted((METHODS & set(ffnlab.__all__)) | {"models"})
 
 

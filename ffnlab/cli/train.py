@@ -43,7 +43,7 @@ from ffnlab.cli.training import (
 )
 from ffnlab.errors import ConfigError, FormatError, at_least
 from ffnlab.formats import KINDS, load, save
-from ffnlab.formats.opening import format_for
+from ffnlab.formats.opening import format_for, is_factored
 from ffnlab.learning import OPTIMIZERS
 from ffnlab.models import EncoderConfig
 from ffnlab.models.account import parameters
@@ -290,7 +290,8 @@ def written(
 def save_as_can_be(model: nnx.Module, folder: Path, settings: TrainConfig) -> None:
     """Writes a model as other tools read it, or in the native format where they cannot."""
     dtype = settings.run.dtype
-    if format_for(KINDS[settings.kind].model, settings.model) == "dense":
+    usual = format_for(KINDS[settings.kind].model, settings.model)
+    if usual == "dense" and not is_factored(model):
         try:
             save(model, folder, dtype=dtype)
             return

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import jax
 
+from ffnlab import tree
 from ffnlab.errors import ConfigError, FormatError
 from ffnlab.formats.directory import CONFIG_FILE
 from ffnlab.formats.huggingface import load as huggingface_load
@@ -18,8 +19,18 @@ from ffnlab.formats.native import read, write
 from ffnlab.formats.stream import Placement
 from ffnlab.formats.untrusted import inside, read_json
 from ffnlab.storage.files import StrPath
+from ffnlab.weights import FACTORED
 
-__all__ = ["config_of", "for_others", "format_for", "format_of", "kind_at", "load", "save"]
+__all__ = [
+    "config_of",
+    "for_others",
+    "format_for",
+    "format_of",
+    "is_factored",
+    "kind_at",
+    "load",
+    "save",
+]
 
 Format = Literal["dense", "compressed-tensors", "ffnlab"]
 FORMATS = (*huggingface_save.FORMATS, "ffnlab")
@@ -154,7 +165,8 @@ def format_of(model: Any) -> Format:
     """The format that says most of a model as it is to most tools.
 
     Packed where something of it can be, else dense; the native one where no Hugging Face family can
-    say it: a sublayer was replaced by one that no family has.
+    say it: a sublayer was replaced by one that no family has, or a matrix by factors of it, which
+    would be multiplied out.
 
     >>> from ffnlab.layers import MLP
     >>> format_of(MLP((2, 3), key=jax.random.key(0)))
@@ -162,10 +174,17 @@ def format_of(model: Any) -> Format:
     """
     if format_for(type(model), getattr(model, "config", None)) == "ffnlab":
         return "ffnlab"
+    if is_factored(model):
+        return "ffnlab"
     try:
         return "compressed-tensors" if huggingface_save.is_packable(model) else "dense"
     except (ConfigError, FormatError):
         return "ffnlab"
+
+
+def is_factored(model: Any) -> bool:
+    """Whether a matrix of a model is kept as factors, which a dense format multiplies out."""
+    return any(isinstance(node, FACTORED) for _, node in tree.walk(model))
 
 
 def kind_at(directory: StrPath) -> str | None:

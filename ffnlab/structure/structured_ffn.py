@@ -268,9 +268,7 @@ def unguided(*, force: bool = False) -> Transform[Any, tuple[()]]:
             return ["the model has no guides"]
         shares = {path: node.alpha.get_value() for path, node in found.items()}
         left = [path for path, share in shares.items() if not force and is_left(share)]
-        return [
-            f"{path}: its guide has a share of the output; force=True drops it" for path in left
-        ]
+        return [f"{path}: its guide has a share; force=True drops it" for path in left]
 
     def change(model: Any) -> Any:
         return tree.replace(model, {path: node.linear for path, node in guides_of(model).items()})
@@ -333,7 +331,7 @@ def self_guided(
     Raises:
       ConfigError: as `share_of_guide`; from the loss, a model without guides.
     Source:
-      section 3.3 of arXiv 2406.16450; `reduce` is its code's `reduce_flop`.
+      self-guided training of arXiv 2406.16450; `reduce` is its code's `reduce_flop`.
     """
     share_of_guide(0, steps=steps, schedule=schedule)  # checks
 

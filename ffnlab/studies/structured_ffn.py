@@ -10,6 +10,7 @@ figures are of held-out modules, which choose nothing.
 import dataclasses
 import time
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 
@@ -47,8 +48,9 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
     sizes = QUICK if quick else FULL
     same = exact(max(350, sizes.steps // 2), seed)
     found = compared(sizes, seed)
-    rows = (1, 8, 64) if quick else (1, 2, 4, 8, 16, 32, 64)
-    settings = bench.Settings(width=512 if quick else 1536, tokens=512, rows=rows, turns=7)
+    settings = bench.Settings(width=1536, tokens=512, turns=7)
+    if quick:
+        settings = bench.Settings(width=256, tokens=512, rows=(1, 8, 64), turns=3)
     speed = bench.compare(settings)
     return Result(
         slug="structured-ffn",
@@ -152,16 +154,16 @@ def claim_of(
 
 def size_claims(found: Found) -> list[Claim]:
     """What fewer parameters cost."""
-    ways = ("dense", "low_rank 63", "low_rank 32")
-    dense, more, less = (mean(found, way) for way in ways)
+    ways = [way for way in ("dense", "low_rank 63", "low_rank 32") if way in found]
+    means = [mean(found, way) for way in ways]
     shares = ", ".join(f"{100 * found[way].share:.1f} %" for way in ways[1:])
     return [
         claim_of(
             found,
-            "at equal steps the loss rises as low-rank FFNs shrink: dense, 63 %, 32 %",
-            "Transformer-xl: 12.46, 12.86, 13.55 perplexity",
-            dense < more < less,
-            "means over seeds in this order",
+            "at equal steps the loss rises as low-rank FFNs shrink",
+            "Transformer-xl: 12.46, 12.86 at 63 %, 13.55 at 32 % perplexity",
+            all(more < less for more, less in pairwise(means)),
+            "means over seeds rise in this order",
             *ways,
             ours=f"{shares} of the FFNs' parameters beyond the first layer",
         )
@@ -202,7 +204,7 @@ def guide_claims(found: Found) -> list[Claim]:
             claim_of(
                 found,
                 f"a guide lowers the loss of {name} FFNs at equal steps",
-                "self-guided training closes most of the gap of 32 % FFNs (its figure 4)",
+                "32 % FFNs, 1.3 B: guided about 0.4 perplexity behind dense, at equal FLOPs",
                 float(gains.mean()) > 0,
                 "mean gain over seeds above 0; the guided run costs more a step",
                 plain,
@@ -216,11 +218,10 @@ def guide_claims(found: Found) -> list[Claim]:
 
 def equal_claims(found: Found) -> list[Claim]:
     """At the dense run's FLOPs: more steps, with and without a guide."""
-    way, plain, start = (
-        "low_rank 32, guided, equal FLOPs",
-        "low_rank 32, equal FLOPs",
-        "low_rank 32",
-    )
+    start = "low_rank 32"
+    way, plain = f"{start}, guided, equal FLOPs", f"{start}, equal FLOPs"
+    if way not in found:
+        return []
     dense = mean(found, "dense")
     gaps = [mean(found, name) - dense for name in (start, way)]
     work = found[way].flops / found["dense"].flops

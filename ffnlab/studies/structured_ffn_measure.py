@@ -15,7 +15,7 @@ from ffnlab.data.text.stdlib_text import validation_split
 from ffnlab.learning import backprop, from_state, members, rewritten
 from ffnlab.losses import Moment, next_token
 from ffnlab.models import Decoder, DecoderConfig
-from ffnlab.models.account import flops_per_token, parameters
+from ffnlab.models.account import flops_per_token
 from ffnlab.parallel import LoopOptions, train
 from ffnlab.rule import Rule
 from ffnlab.structure.structured_ffn import (
@@ -29,7 +29,7 @@ from ffnlab.structure.structured_ffn import (
     structured,
     unguided,
 )
-from ffnlab.weights import Dense, Weight
+from ffnlab.weights import Dense, Weight, cost
 
 __all__ = ["CONFIG", "FULL", "QUICK", "WAYS", "Exact", "Run", "Sizes", "Way", "compared", "exact"]
 
@@ -101,10 +101,10 @@ FULL = Sizes(3, (2e-3, 4e-3, 8e-3, 1.6e-2), 700, 200, 256, tuple(WAYS))
 QUICK = Sizes(
     1,
     (8e-3,),
-    240,
+    160,
     60,
     64,
-    ("dense", "low_rank 63", "low_rank 32", "low_rank 32, guided"),
+    ("dense", "low_rank 32", "low_rank 32, guided"),
 )
 
 
@@ -221,7 +221,7 @@ def run_of(way: Way, sizes: Sizes, text: Texts, seed: int) -> Run:
 def share_of(way: Way) -> float:
     """Parameters of the FFNs beyond the first layer over those of dense ones, biases left out."""
     ffns: list[Any] = [abstract(each).blocks()[1].ffn for each in (way, Way())]
-    sizes = [sum(parameters(m) - m.bias.size for m in (ffn.up, ffn.down)) for ffn in ffns]
+    sizes = [sum(cost.parameters(m.weight) for m in (ffn.up, ffn.down)) for ffn in ffns]
     return sizes[0] / sizes[1]
 
 

@@ -29,7 +29,11 @@ from ffnlab.weights.masked import Masked, SparseInput
 from ffnlab.weights.merged import Merged
 from ffnlab.weights.packed_int4 import PackedInt4
 
+# What a file of dense matrices would multiply out.
+FACTORED: tuple[type[Weight], ...] = (LowRank, BlockDiagonal, BlockDense, BlockShuffle, Merged)
+
 __all__ = [
+    "FACTORED",
     "AxisNames",
     "BlockDense",
     "BlockDiagonal",

@@ -4,7 +4,7 @@
     BlockDense     w = diag(blocks) b                  rank R, of B blocks
     BlockShuffle   w = diag(first) shuffle diag(second) shuffle'       (Monarch, arXiv 2204.00595)
 
-The last two are the structured FFNs of arXiv 2406.16450, section 3. Symbols: N inputs, M outputs, B
+The last two are of the structured FFNs of arXiv 2406.16450. Symbols: N inputs, M outputs, B
 blocks, R rank.
 
 A transpose keeps the arrays and says by a static field that they are read the other way. An array

@@ -1,7 +1,7 @@
 """A factorized matrix with its product beside it: which of them is used, the number of rows says.
 
 Few rows are bound by latency or by memory, where one product may be faster than two; many by
-arithmetic, where the factors have less of it (arXiv 2406.16450, appendix on decoding).
+arithmetic, where the factors have less of it (pre-merging in arXiv 2406.16450).
 """
 
 import dataclasses

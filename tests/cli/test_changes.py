@@ -103,6 +103,9 @@ def test_structured_ffns_are_trained_from_scratch_with_guides_that_are_dropped(w
         '[[transform]]\nname = "structured"\nform = "block_shuffle"\nstart = "spectral"\n'
         '[[transform]]\nname = "guided"\n'
     )
+    only = tables[: tables.rindex("[[transform]]")].replace("[loss_options]\nsteps = 2\n", "")
+    run(read_training(write("", only, steps=1)), tmp_path / "alone")
+    assert isinstance(load(tmp_path / "alone" / "model").layers[1].ffn.up.weight, BlockShuffle)
     run(read_training(write(head, tables, steps=3)), tmp_path / "out")
     guides = tree.select(load(tmp_path / "out" / "model"), tree.of_type(Guided))
     assert len(guides) == 3 and all(float(g.alpha[...]) == 0 for g in guides.values())
