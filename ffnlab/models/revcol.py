@@ -11,6 +11,7 @@ reads x alone. Maps are drawn as the library's layers draw theirs, not from a no
 projection of alphas is the end of an optimizer (`keep_invertible`), not part of the forward pass.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from ffnlab import tree
 from ffnlab.errors import ConfigError
 from ffnlab.layers import Column, Conv, LayerNorm, Linear, global_avg_pool
 from ffnlab.layers.logical import constrain
@@ -30,11 +32,11 @@ from ffnlab.layers.reversible import reversible
 from ffnlab.layers.stacking import rematerialized, run_stack, stack_modules
 from ffnlab.models import stack
 from ffnlab.models.image_decoder import ImageDecoder
-from ffnlab.models.revcol_config import LEAST, RevColConfig, check_depth, check_image
+from ffnlab.models.revcol_config import LEAST, PARTS, RevColConfig, check_depth, check_image
 from ffnlab.models.trunk import compute_dtype
 from ffnlab.models.vit_config import as_values
 
-__all__ = ["Outputs", "RevCol", "keep_invertible", "revcol_of"]
+__all__ = ["Outputs", "RevCol", "abstract", "keep_invertible", "revcol_of"]
 
 EPS = 1e-6
 SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, float]] = {
@@ -219,6 +221,16 @@ def alike(
             end += 1
         yield stack_modules(each[start:end]), slice(start, end)
         start = end
+
+
+def abstract(config: RevColConfig) -> RevCol:
+    """A model without arrays, float32: few columns are traced, however many it has."""
+    few = dataclasses.replace(config, columns=min(config.columns, PARTS))
+    model = jax.eval_shape(lambda key: RevCol(few, key=key), jax.random.key(0))
+    if config.columns > 1:
+        model.layers = nnx.List([tree.copy(model.layers[0]) for _ in range(config.columns - 1)])
+    model.config = config
+    return model
 
 
 def keep_invertible(least: float = LEAST) -> optax.GradientTransformation:
