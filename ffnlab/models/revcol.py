@@ -11,7 +11,6 @@ reads x alone. Maps are drawn as the library's layers draw theirs, not from a no
 projection of alphas is the end of an optimizer (`keep_invertible`), not part of the forward pass.
 """
 
-import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -24,7 +23,6 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from ffnlab import tree
 from ffnlab.errors import ConfigError
 from ffnlab.layers import Column, Conv, LayerNorm, Linear, global_avg_pool
 from ffnlab.layers.logical import constrain
@@ -32,11 +30,11 @@ from ffnlab.layers.reversible import reversible
 from ffnlab.layers.stacking import rematerialized, run_stack, stack_modules
 from ffnlab.models import stack
 from ffnlab.models.image_decoder import ImageDecoder
-from ffnlab.models.revcol_config import LEAST, PARTS, RevColConfig, check_depth, check_image
+from ffnlab.models.revcol_config import LEAST, RevColConfig, check_depth, check_image
 from ffnlab.models.trunk import compute_dtype
 from ffnlab.models.vit_config import as_values
 
-__all__ = ["Outputs", "RevCol", "abstract", "keep_invertible", "revcol_of"]
+__all__ = ["Outputs", "RevCol", "keep_invertible", "revcol_of"]
 
 EPS = 1e-6
 SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, float]] = {
@@ -88,7 +86,7 @@ class RevCol(nnx.Module):
         self.stem_norm = LayerNorm(widths[0], eps=EPS, dtype=dtype)
         self.first = Column(spec, first=True, key=first, dtype=dtype)
         self.layers: Sequence[nnx.Module] | stack.Stacked = nnx.List(
-            [Column(spec, key=k, dtype=dtype) for k in jax.random.split(key, config.columns - 1)]
+            columns(config, key=key, dtype=dtype)
         )
         count, out = len(config.ends), widths[-1]
         self.norms = nnx.List([LayerNorm(out, eps=EPS, dtype=dtype) for _ in range(count)])
@@ -204,6 +202,16 @@ class RevCol(nnx.Module):
         return compute_dtype(self.stem.weight.dtype)
 
 
+def columns(config: RevColConfig, *, key: Array, dtype: DTypeLike) -> list[Column]:
+    """All columns but the first, drawn as one: tracing and compiling take as long as of one."""
+    n = config.columns - 1
+    if not n:
+        return []
+    make = lambda key: Column(config.column, key=key, dtype=dtype)  # noqa: E731
+    drawn = jax.vmap(make)(jax.random.split(key, n))
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], drawn) for i in range(n)]
+
+
 def alike(
     layers: Sequence[nnx.Module] | stack.Stacked, start: int, stop: int
 ) -> Iterator[tuple[PyTree, slice]]:
@@ -221,16 +229,6 @@ def alike(
             end += 1
         yield stack_modules(each[start:end]), slice(start, end)
         start = end
-
-
-def abstract(config: RevColConfig) -> RevCol:
-    """A model without arrays, float32: few columns are traced, however many it has."""
-    few = dataclasses.replace(config, columns=min(config.columns, PARTS))
-    model = jax.eval_shape(lambda key: RevCol(few, key=key), jax.random.key(0))
-    if config.columns > 1:
-        model.layers = nnx.List([tree.copy(model.layers[0]) for _ in range(config.columns - 1)])
-    model.config = config
-    return model
 
 
 def keep_invertible(least: float = LEAST) -> optax.GradientTransformation:
