@@ -98,6 +98,14 @@ class Comparison:
         each = self.temporary[form]
         return each[max(each)] / each[min(each)]
 
+    def rows(self) -> list[dict[str, object]]:
+        """Bytes by form and number of columns, for a study's table."""
+        return [
+            {"kept": form, "columns": n, "MiB": nbytes / 2**20}
+            for form, each in self.temporary.items()
+            for n, nbytes in each.items()
+        ]
+
     def __rich__(self) -> Table:
         counts = list(self.temporary["plain"])
         names = ("kept", *(f"MiB of {n}" for n in counts), "growth", "step ms", "/ plain")
