@@ -42,7 +42,8 @@ class RevColConfig:
         backward pass; 1 as the authors have it, `columns` for all. 0 is plain autodiff.
       tolerance: relative error of gradients that rebuilding may bring a drawn float32 model
         (`rounding`).
-      preprocess: from image files to values.
+      preprocess: from image files to values. Where features are rebuilt, a mean keeps flat parts of
+        an image from being zeros, whose norms make features of rounding.
     """
 
     image: tuple[int, ...]
@@ -145,7 +146,9 @@ def rounding(columns: int, alpha: float, dtype: DTypeLike = jnp.float32) -> floa
         8 eps max(1, 1 / |alpha|)^(1.25 columns)
 
     of their norm, an estimate: undoing a column divides what rounding changed by alpha, and its
-    levels, which read each other, change it further.
+    levels, which read each other, change it further. Images are taken to have no zeros: where a
+    norm is given next to nothing it makes features of what rounding left, and no estimate holds
+    (`ffnlab.structure.gradient_error` measures).
 
     Args:
       columns: rebuilt one after the other.

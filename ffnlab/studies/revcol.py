@@ -21,7 +21,15 @@ from ffnlab.bench import columns as bench
 from ffnlab.data import ArrayBatches
 from ffnlab.learning import backprop
 from ffnlab.learning.optimizers.trust import matrices
-from ffnlab.models import RevCol, RevColConfig, account, keep_invertible, revcol_of, stack
+from ffnlab.models import (
+    ImageInput,
+    RevCol,
+    RevColConfig,
+    account,
+    keep_invertible,
+    revcol_of,
+    stack,
+)
 from ffnlab.rule import Rule
 from ffnlab.storage.files import StrPath
 from ffnlab.structure import gradient_error, supervised
@@ -34,7 +42,9 @@ from ffnlab.studies.tuning import Found, Side, Splits
 
 __all__ = ["Sizes", "run"]
 
-NETWORK = RevColConfig((8, 8), (12, 24), (1, 1), 4, 10, channels=1, patch=1)
+# Black is no zero to the network: norms of nothing would make features of rounding.
+PIXELS = ImageInput((0.3,), (0.35,))
+NETWORK = RevColConfig((8, 8), (12, 24), (1, 1), 4, 10, channels=1, patch=1, preprocess=PIXELS)
 # Of the official code: without the heads and decoders of supervision.
 OFFICIAL = {"tiny": 30_456_168, "small": 60_568_424, "base": 138_616_408}
 ALONE, SUPERVISED, MORE = "4 columns", "4 columns, supervised", "8 columns"
