@@ -187,7 +187,7 @@ def draw(figure: Any, found: Comparison) -> None:
     for form, each in found.temporary.items():
         left.plot(list(each), [n / 2**20 for n in each.values()], "o-", label=form)
     left.set_xscale("log", base=2)
-    left.set_yscale("log")
+    left.set_ylim(bottom=0)
     left.set_xticks(list(each), [str(n) for n in each])
     left.set_xlabel("columns")
     left.set_ylabel("MiB beside arguments and results")
