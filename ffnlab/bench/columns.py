@@ -98,6 +98,14 @@ class Comparison:
         each = self.temporary[form]
         return each[max(each)] / each[min(each)]
 
+    def rows(self) -> list[dict[str, object]]:
+        """Bytes by form and number of columns, for a study's table."""
+        return [
+            {"kept": form, "columns": n, "MiB": nbytes / 2**20}
+            for form, each in self.temporary.items()
+            for n, nbytes in each.items()
+        ]
+
     def __rich__(self) -> Table:
         counts = list(self.temporary["plain"])
         names = ("kept", *(f"MiB of {n}" for n in counts), "growth", "step ms", "/ plain")
@@ -117,14 +125,14 @@ def compare(settings: Settings = Settings(), *, progress: bool = False) -> Compa
       settings: sizes and turns.
       progress: show a bar.
     """
-    s, temporary, calls = settings, {}, {}
+    s, temporary, programs = settings, {}, {}
     for form in track(s.forms, "bench", enabled=progress):
         made = {n: compiled(s, n, form) for n in s.columns}
         temporary[form] = {
-            n: program.memory_analysis().temp_size_in_bytes for n, (program, _) in made.items()
+            n: program.memory_analysis().temp_size_in_bytes for n, program in made.items()
         }
-        calls[form] = made[s.columns[-1]]
-    seconds, found = times(calls, s.turns) if s.turns else ({}, {})
+        programs[form] = made[s.columns[-1]]
+    seconds, found = times(s, programs) if s.turns else ({}, {})
     about = (
         f"float32, jax {jax.__version__}, {jax.devices()[0].platform}; {s.images} images of "
         f"{s.side} x {s.side}, {list(s.widths)} channels"
@@ -143,29 +151,31 @@ def gradient(model: RevCol, batch: PyTree) -> PyTree:
     return jax.grad(lambda model: labelled(model, batch)[0])(model)
 
 
-def compiled(settings: Settings, columns: int, form: str) -> tuple[Any, Callable[[Array], tuple]]:
-    """The gradient's program, and what makes its arguments of a key."""
-    s, config = settings, settings.config(columns)
+def drawn(settings: Settings, columns: int) -> tuple[RevCol, tuple[Array, Array]]:
+    """A model and a batch for it."""
+    s, key = settings, jax.random.key(0)
+    images = jax.random.uniform(key, (s.images, s.side, s.side, 1))
+    model = stack(RevCol(s.config(columns), key=key))
+    return model, (images, jnp.arange(s.images) % CLASSES)
 
-    def make(key: Array) -> tuple[RevCol, tuple[Array, Array]]:
-        images = jax.random.uniform(key, (s.images, s.side, s.side, 1))
-        model = of_form(stack(RevCol(config, key=key)), form)
-        return model, (images, jnp.arange(s.images) % CLASSES)
 
-    shapes = jax.eval_shape(make, jax.random.key(0))
-    return jax.jit(gradient).lower(*shapes).compile(), make
+def compiled(settings: Settings, columns: int, form: str) -> Any:
+    """The gradient's program; nothing is drawn for it."""
+    model, batch = jax.eval_shape(lambda: drawn(settings, columns))
+    return jax.jit(gradient).lower(of_form(model, form), batch).compile()
 
 
 def times(
-    calls: Mapping[str, tuple[Any, Callable]], turns: int
+    settings: Settings, programs: Mapping[str, Any]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """(median seconds, median ratio to "plain") of programs, in turns."""
+    """(median seconds, median ratio to "plain") of programs of the most columns, in turns."""
+    model, batch = drawn(settings, settings.columns[-1])
     ready: dict[str, Callable[[], Any]] = {}
-    for form, (program, make) in calls.items():
-        given = jax.jit(make)(jax.random.key(0))
-        ready[form] = lambda program=program, given=given: program(*given)
+    for form, program in programs.items():
+        given = of_form(model, form)
+        ready[form] = lambda program=program, given=given: program(given, batch)
         jax.block_until_ready(ready[form]())
-    found = [{form: timed(call) for form, call in ready.items()} for _ in range(turns)]
+    found = [{form: timed(call) for form, call in ready.items()} for _ in range(settings.turns)]
     medians = {form: statistics.median(turn[form] for turn in found) for form in ready}
     over = {form: statistics.median(turn[form] / turn["plain"] for turn in found) for form in ready}
     return medians, over
@@ -177,7 +187,7 @@ def draw(figure: Any, found: Comparison) -> None:
     for form, each in found.temporary.items():
         left.plot(list(each), [n / 2**20 for n in each.values()], "o-", label=form)
     left.set_xscale("log", base=2)
-    left.set_yscale("log")
+    left.set_ylim(bottom=0)
     left.set_xticks(list(each), [str(n) for n in each])
     left.set_xlabel("columns")
     left.set_ylabel("MiB beside arguments and results")

@@ -86,7 +86,7 @@ class RevCol(nnx.Module):
         self.stem_norm = LayerNorm(widths[0], eps=EPS, dtype=dtype)
         self.first = Column(spec, first=True, key=first, dtype=dtype)
         self.layers: Sequence[nnx.Module] | stack.Stacked = nnx.List(
-            [Column(spec, key=k, dtype=dtype) for k in jax.random.split(key, config.columns - 1)]
+            columns(config, key=key, dtype=dtype)
         )
         count, out = len(config.ends), widths[-1]
         self.norms = nnx.List([LayerNorm(out, eps=EPS, dtype=dtype) for _ in range(count)])
@@ -200,6 +200,16 @@ class RevCol(nnx.Module):
     def compute_dtype(self) -> jnp.dtype:
         """Dtype of activations within a level, see `trunk.compute_dtype`."""
         return compute_dtype(self.stem.weight.dtype)
+
+
+def columns(config: RevColConfig, *, key: Array, dtype: DTypeLike) -> list[Column]:
+    """All columns but the first, drawn as one: tracing and compiling take as long as of one."""
+    n = config.columns - 1
+    if not n:
+        return []
+    make = lambda key: Column(config.column, key=key, dtype=dtype)  # noqa: E731
+    drawn = jax.vmap(make)(jax.random.split(key, n))
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], drawn) for i in range(n)]
 
 
 def alike(

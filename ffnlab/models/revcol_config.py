@@ -15,7 +15,7 @@ DECODERS = ("deep", "flat")
 PARTS = 4  # columns are supervised after each quarter of them
 LEAST = 1e-3  # of |alpha|, by which rebuilding divides
 # Of `rounding`: above what drawn models of up to 16 columns gave, scales of .1 to 1.
-FACTOR, EXPONENT = 8.0, 1.25
+FACTOR, EXPONENT = 16.0, 1.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,8 @@ class RevColConfig:
         backward pass; 1 as the authors have it, `columns` for all. 0 is plain autodiff.
       tolerance: relative error of gradients that rebuilding may bring a drawn float32 model
         (`rounding`).
-      preprocess: from image files to values.
+      preprocess: from image files to values. Where features are rebuilt, a mean keeps flat parts of
+        an image from being zeros, whose norms make features of rounding.
     """
 
     image: tuple[int, ...]
@@ -142,10 +143,12 @@ def rebuilt_columns(config: RevColConfig) -> int:
 def rounding(columns: int, alpha: float, dtype: DTypeLike = jnp.float32) -> float:
     """What rounding does to gradients where so many columns are rebuilt in a drawn model.
 
-        8 eps max(1, 1 / |alpha|)^(1.25 columns)
+        16 eps max(1, 1 / |alpha|)^(1.25 columns)
 
     of their norm, an estimate: undoing a column divides what rounding changed by alpha, and its
-    levels, which read each other, change it further.
+    levels, which read each other, change it further. Images are taken to have no zeros: where a
+    norm is given next to nothing it makes features of what rounding left, and no estimate holds
+    (`ffnlab.structure.gradient_error` measures).
 
     Args:
       columns: rebuilt one after the other.

@@ -14,7 +14,7 @@ from ffnlab.data import Labelled, as_images, digits
 from ffnlab.errors import ConfigError
 from ffnlab.learning import backprop
 from ffnlab.losses import Moment, labelled
-from ffnlab.models import RevCol, RevColConfig, keep_invertible
+from ffnlab.models import ImageInput, RevCol, RevColConfig, keep_invertible
 from ffnlab.structure import gradient_error, supervised
 from ffnlab.structure.revcol import saving
 from ffnlab.testing import tiny
@@ -68,6 +68,20 @@ def test_the_error_of_gradients_is_that_of_rebuilding():
     assert 0 < found < 1e-4
     assert gradient_error(saving(deep, 0), BATCH) == 0
     assert saving(deep, 0, remat="nothing").remat == "nothing" and deep.config.save_every == 4
+
+
+def test_norms_of_zeros_make_features_of_rounding():
+    """Black backgrounds are rebuilt where a mean is taken off them, and only there."""
+    images = jnp.where(jnp.arange(8)[None, :, None, None] < 4, 0.0, 1.0) * jax.random.uniform(
+        jax.random.key(0), (3, 8, 8, 1)
+    )
+    config = dataclasses.replace(SMALL, columns=5, save_every=4, patch=1)
+    found = {}
+    for mean in ((), (0.3,)):
+        how = ImageInput(mean, (0.35,) * len(mean))
+        made = RevCol(dataclasses.replace(config, preprocess=how), key=jax.random.key(0))
+        found[mean] = gradient_error(models.stack(made), (images, BATCH[1]))
+    assert found[()] > 1e-3 and found[0.3,] < 1e-4
 
 
 def test_what_is_refused():
