@@ -45,7 +45,7 @@ def test_errors_are_judged_by_the_worst_seed():
     assert len(figure.axes[0].lines) == 3
 
 
-def test_curves_are_judged_at_every_step():
+def test_curves_are_judged_at_every_moment():
     plain = [3.0, 2.0, 1.0]
     assert study.alike_claim({"plain": plain, "rebuilt": [3.0, 2.0005, 1.0]}).holds
     assert not study.alike_claim({"plain": plain, "rebuilt": [3.0, 2.002, 1.0]}).holds
