@@ -80,8 +80,7 @@ class Unsettled(Protocol):
         @dataclasses.dataclass(frozen=True)
         class Variance:
             mean: Array; square: Array        # of x and of x^2
-            def settle(self, parts):
-                return self.square - self.mean**2
+            def settle(self, parts): return self.square - self.mean**2
     """
 
     def settle(self, parts: int) -> Array:
@@ -199,11 +198,9 @@ def labelled(
       batch: inputs (an array [b, …], or a tree of them) and their classes [b]
         (`ffnlab.data.Labelled`), or rows [b, classes] of the share of each class.
     Returns:
-      (nats per input [], {"accuracy": fraction whose class, or the one with the largest share, has
-      the largest logit []}).
+      (nats per input [], {"accuracy": fraction whose (largest) class has the largest logit []}).
     """
-    inputs, classes = batch
-    logits = model(inputs).astype(jnp.float32)
+    logits, classes = model(batch[0]).astype(jnp.float32), batch[1]
     if jnp.ndim(classes) == 2:
         each = optax.softmax_cross_entropy(logits, jnp.asarray(classes, jnp.float32))
         classes = jnp.argmax(classes, -1)
@@ -215,12 +212,12 @@ def labelled(
 def measuring(loss: Loss) -> Loss:
     """A loss whose model's batch norms use and move by the moments of the batch.
 
-    Its third item are their running statistics (`ffnlab.layers.measured`); of a model without batch
-    norms it is the loss itself. The loss calls its model once.
+    Its third item are their statistics (`ffnlab.layers.measured`), where a model has some. The loss
+    calls its model once.
 
     >>> from ffnlab.layers import ConvNorm
-    >>> loss = measuring(lambda model, x: ((model(x) ** 2).mean(), {}))
-    >>> sorted(loss(ConvNorm(2, 3, key=jax.random.key(0)), jnp.ones((1, 4, 4, 2)))[2])
+    >>> loss, net = measuring(lambda m, x: (m(x).mean(), {})), ConvNorm(2, 3, key=jax.random.key(0))
+    >>> sorted(loss(net, jnp.ones((1, 4, 4, 2)))[2])
     ['norm.mean', 'norm.variance']
     """
 
@@ -277,11 +274,10 @@ def masked(
     Args:
       model: inputs -> logits [b, t, v].
       batch: inputs, and at each masked place the token that stood there, else a negative number
-        (-1, or the -100 of other libraries) [b, t]. Likewise of any other shape: the classes of
-        some nodes of a graph, [n] of logits [n, c].
+        [b, t]. Likewise of any other shape: classes of some nodes, [n] of logits [n, c].
     Returns:
-      (nats per masked token [], {"bits": bits per masked token [], "accuracy": fraction of them
-      with the largest logit [], "count": masked tokens []}); 0 where none is.
+      (nats per masked token [], {"bits": likewise, "accuracy": fraction of them with the largest
+      logit [], "count": masked tokens []}); 0 where none is.
     """
     inputs, targets = batch
     logits = model(inputs).astype(jnp.float32)
@@ -372,9 +368,8 @@ def distilled(
 
         (1 - weight) * cross-entropy(classes) + weight * distillation(logits)
 
-    The teacher's logits are part of the batch, as arrays that a step is given and not as constants
-    of its program, and may be computed once for many runs. A model that is its own teacher takes
-    `distillation` by itself. Batch norms of the student are `measuring`.
+    The teacher's logits are part of the batch and may be computed once for many runs. A model that
+    is its own teacher takes `distillation`. Batch norms of the student are `measuring`.
 
     Args:
       temperature, reduction: see `distillation`.

@@ -153,7 +153,7 @@ TRANSFORMS: dict[str, TransformCase] = {
     ),
     "share": TransformCase(lambda: structure.share(repeats=(2, 1))),
     "snnk": TransformCase(lambda: structure.snnk(features=6)),
-    "snnk-adapter": TransformCase(lambda: structure.snnk_adapter(features=3)),
+    "snnk_adapter": TransformCase(lambda: structure.snnk_adapter(features=3)),
     "snnk-cos": TransformCase(lambda: structure.snnk(kind="cos", length=1.0), tiny_encoder),
     "structured": TransformCase(lambda: structure.structured(rank=4)),
     "structured-blocks": TransformCase(

@@ -110,7 +110,7 @@ def found(model: Decoder, layers: tuple[int, ...] | None) -> dict[str, int]:
     lacking = sorted(set(wanted) - set(dense.values()))
     if lacking or not wanted:
         raise ConfigError(
-            f"layers={layers}: layers {lacking} have no FFN of linear maps to copy; "
+            f"layers={layers}: layers {lacking} have no dense FFN to copy; "
             f"those that have are {list(dense.values())}"
         )
     return {path: i for path, i in dense.items() if i in wanted}

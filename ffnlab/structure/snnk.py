@@ -104,7 +104,12 @@ def snnk_adapter(
     Psi is drawn from N(0, 0.02^2). `models.adapters.TRAINS["adapter"]` selects what learns: v and
     Psi, (m + 1) d numbers for m features and a width of d.
 
-    Args: as `snnk`; the floor of "relu" is 0.
+    Args:
+      features: projections (m), >= 1; "cos" and its like make two features of each.
+      kind: of features, as `snnk` has them; the floor of "relu" is 0.
+      length: to which inputs are scaled before; needed for all but "relu".
+      orthogonal: whether projections are, in blocks of the width.
+      seed: of the draws, each by its path.
     Returns:
       a transform that observes nothing; the layers are slots "attn_adapter" and "ffn_adapter".
     Raises:

@@ -214,7 +214,7 @@ def test_plans(tmp_path, nodes, model, data):
     ("model", "data", "more", "message"),
     [
         (CLASSES, {}, {}, "a model of kind 'encoder' reads texts with classes: set kind in"),
-        (ENCODER | {"head": "masked"}, {"kind": "texts"}, {}, "reads text: set kind in"),
+        (ENCODER | {"head": "masked"}, {"kind": "images"}, {}, "reads text: set kind in"),
         (ENCODER, {}, {}, "head=None has no kind of .data. to be trained on; 'masked' and 'cl"),
         (ENCODER | {"head": "span"}, {}, {}, "reads questions: set kind in"),
         (ENCODER | {"head": "masked"}, {"packed": True}, {}, "packed: a encoder has no rows"),

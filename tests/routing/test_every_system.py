@@ -96,7 +96,7 @@ def test_systems_are_not_put_on_what_they_do_not_take():
     assert all(isinstance(block.ffn, MoE) for block in again.layers)
     updates = lora_experts(experts=2, rank=2, where=tree.at("layers**.ffn.*"))
     inside, _ = transform.apply(updates, tiny())
-    with pytest.raises(ConfigError, match="no FFN of linear maps"):
+    with pytest.raises(ConfigError, match="no dense FFN to copy"):
         transform.apply(upcycle(experts=2), inside)
     with pytest.raises(ConfigError, match="of linear maps, which are accepted"):
         transform.apply(duo(ratio=8), inside)

@@ -20,7 +20,7 @@ GOOD = Comparison(
 ERRORS = {
     (0.5, 4): [2e-6, 3e-6],
     (0.5, 16): [1e-2, 2e-2],
-    (1.0, 4): [0, 0],
+    (1.0, 4): [0.0, 0.0],
     (1.0, 16): [1e-6, 2e-6],
 }
 
@@ -38,7 +38,7 @@ def test_memory_and_time_are_of_the_bench():
 def test_errors_are_judged_by_the_worst_seed():
     assert study.exact_claim(ERRORS).holds and study.spoiled_claim(ERRORS).holds
     assert not study.exact_claim(ERRORS | {(0.5, 4): [2e-6, 2e-4]}).holds
-    assert not study.exact_claim(ERRORS | {(1.0, 16): [2e-4, 0]}).holds
+    assert not study.exact_claim(ERRORS | {(1.0, 16): [2e-4, 0.0]}).holds
     assert not study.spoiled_claim(ERRORS | {(0.5, 16): [1e-5, 1e-2]}).holds
     figure = Figure()
     study.lines(figure, ERRORS)
