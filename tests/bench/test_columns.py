@@ -10,6 +10,7 @@ from ffnlab.report import printed
 SMALL = columns.Settings((2, 3), 1, 8, (2, 3), turns=1, forms=("plain", "rebuilt"))
 
 
+@pytest.mark.slow  # compiles four programs of many convolutions
 def test_every_form_and_number_has_memory_and_the_last_is_timed():
     found = columns.compare(SMALL)
     assert {form: set(each) for form, each in found.temporary.items()} == {

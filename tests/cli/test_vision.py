@@ -223,6 +223,7 @@ def test_alphas_of_columns_are_held_by_the_optimizer_of_a_training_file():
     assert max(a.max() for a in alphas) > 0.6, "and it was a large step"
 
 
+COLUMNS = pytest.param("revcol", marks=pytest.mark.slow)  # many convolutions to compile
 RECIPES = {
     "vit": """
 [[stage]]
@@ -246,7 +247,7 @@ group = 4
 }
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", [k for k in MODELS if k != "revcol"] + [COLUMNS])
 def test_compressed_shown_and_planned(kind, tmp_path, capsys):
     model = fresh(settings(MODELS[kind]), jax.random.key(0))
     models.save(model, tmp_path / "m", format="ffnlab")

@@ -26,8 +26,18 @@ PAGE = f"# A title\n\n{tables.BEGIN}\noutdated\n{tables.END}\n\nThe rest.\n"
 # What the repository holds.
 
 
+# Studies whose full run is still to come; one that has come is taken out.
+TO_COME = ("revcol", "structured-ffn")
+RECORDED = [
+    pytest.param(slug, marks=pytest.mark.xfail(strict=True, reason="its full run is to come"))
+    if slug in TO_COME
+    else slug
+    for slug in STUDIES
+]
+
+
 @IN_REPOSITORY
-@pytest.mark.parametrize("slug", STUDIES)
+@pytest.mark.parametrize("slug", RECORDED)
 def test_every_study_has_a_result_of_both_forms(slug):
     for quick in (False, True):
         found = read(ROOT / pages.FOLDER, slug, quick=quick)
