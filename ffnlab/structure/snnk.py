@@ -14,6 +14,7 @@ from an orthogonal triangle of features and targets, not from their products, wh
 the square.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +39,10 @@ __all__ = ["bundle", "bundled", "snnk", "snnk_adapter"]
 
 FFNS = tree.of_type(FFN) | tree.of_type(GatedFFN)
 Triangles = Mapping[str, Float[Array, "k k"]]
+AXES = ("features", "embed")
+PAIRS = tree.where(
+    lambda _, node: isinstance(node, KernelFFN) and node.psi is not None and node.up is None
+)
 
 
 def snnk(
@@ -75,7 +80,6 @@ def snnk(
     >>> snnk(features=8).name
     'snnk'
     """
-    check_features(features, kind, length)
     draw = Draw(features, kind, floor, length, orthogonal, seed)
 
     def problems(model: Any) -> list[str]:
@@ -115,7 +119,6 @@ def snnk_adapter(
     Raises:
       ConfigError: an option out of range, or a model that has adapters.
     """
-    check_features(features, kind, length)
     draw = Draw(features, kind, 0.0, length, orthogonal, seed)
 
     def problems(model: Any) -> list[str]:
@@ -186,7 +189,6 @@ def bundled(
       SelectionError: of a model, no FFN is selected.
       NumericalError: at the end, activations that were not finite.
     """
-    check_features(features, kind, length)
     if not ridge >= 0:
         raise ConfigError(f"ridge={ridge} must be at least 0")
     draw = Draw(features, kind, floor, length, orthogonal, seed)
@@ -277,26 +279,27 @@ def solved(ffn: Any, phi: Features, triangle: Float[Array, "k k"], ridge: float)
     return KernelFFN(phi, Linear.of(Dense(jnp.asarray(w, dtype)), jnp.asarray(b, dtype), axes=axes))
 
 
-AXES = ("features", "embed")
-PAIRS = tree.where(
-    lambda _, node: isinstance(node, KernelFFN) and node.psi is not None and node.up is None
-)
-
-
+@dataclasses.dataclass(frozen=True)
 class Draw:
-    """How features are drawn for a place."""
+    """How features are drawn for a place; the options are checked."""
 
-    def __init__(
-        self,
-        features: int,
-        kind: str,
-        floor: float,
-        length: float | None,
-        orthogonal: bool,
-        seed: int,
-    ):
-        self.features, self.kind, self.floor = features, kind, floor
-        self.length, self.orthogonal, self.seed = length, orthogonal, seed
+    features: int
+    kind: str
+    floor: float
+    length: float | None
+    orthogonal: bool
+    seed: int
+
+    def __post_init__(self) -> None:
+        check_count("features", self.features)
+        if self.kind not in ("relu", *SPECTRA):
+            raise ConfigError(f"kind={self.kind!r} is not one of {['relu', *SPECTRA]}")
+        if self.length is not None and not self.length > 0:
+            raise ConfigError(f"length={self.length} must be above 0")
+        if self.kind != "relu" and self.length is None:
+            raise ConfigError(
+                f"kind={self.kind!r} needs a length: features grow with exp(|x|^2 / 2)"
+            )
 
     @property
     def count(self) -> int:
@@ -314,17 +317,6 @@ class Draw:
             return ReluFeatures(g, floor=self.floor, length=self.length)
         frequencies = SPECTRA[self.kind].draw(frequency, self.features)
         return FourierFeatures(g, frequencies, function=self.kind, length=self.length)
-
-
-def check_features(features: int, kind: str, length: float | None) -> None:
-    """Raises ConfigError for options that no features have."""
-    check_count("features", features)
-    if kind not in ("relu", *SPECTRA):
-        raise ConfigError(f"kind={kind!r} is not one of {['relu', *SPECTRA]}")
-    if length is not None and not length > 0:
-        raise ConfigError(f"length={length} must be above 0")
-    if kind != "relu" and length is None:
-        raise ConfigError(f"kind={kind!r} needs a length: features grow with exp(|x|^2 / 2)")
 
 
 def ffns(where: Predicate) -> tree.Selector:

@@ -80,7 +80,7 @@ class Sizes(NamedTuple):
 def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Result:
     """The study; arguments as for `ffnlab.studies.run.run_study`."""
     begin = time.perf_counter()
-    sizes = Sizes((seed, seed + 1, seed + 2), (3e-3, 1e-2, 3e-2, 1e-1), 300, bench.Settings())
+    sizes = Sizes((seed, seed + 1, seed + 2), (3e-3, 1e-2, 3e-2, 1e-1, 3e-1), 300, bench.Settings())
     if quick:
         few = bench.Settings(columns=(4, 32), turns=3, forms=("plain", "rebuilt"))
         sizes = Sizes((seed,), (), 0, few, (4, 16), (1.0, 0.5))

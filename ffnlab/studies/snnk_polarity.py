@@ -28,7 +28,7 @@ KERNEL, NETWORK, NOTHING = "features", "networks", "head alone"
 FEATURES, BOTTLENECK = 8, 24  # 9 and 49 numbers for each channel of an adapter
 TRAIN, VALIDATION, TEST, LENGTH = 1600, 400, 800, 32
 BATCH, STEPS = 8, 120
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
 
 def is_there() -> bool:

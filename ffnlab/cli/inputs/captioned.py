@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ffnlab.cli.inputs.data_kinds import CaptionedConfig, ImagesConfig
-from ffnlab.cli.inputs.labelled import Reader, images, read, split
+from ffnlab.cli.inputs.labelled import Reader, both_parts, images
 from ffnlab.cli.inputs.reading import classes_named
 from ffnlab.cli.training import TrainConfig
 from ffnlab.data import CaptionedDigits, Labelled, Packed, captioned
@@ -86,13 +86,7 @@ def load_captioned(data: CaptionedConfig) -> CaptionedData:
     whole = ImagesConfig(data.images, data.held_out, data.size, batch=data.batch)
     train, held_out, identity, scale = images(whole)
     reader = Reader(whole.shape, (int(np.prod(data.size)),), len(names), scale)
-    if isinstance(train, Labelled):
-        assert isinstance(held_out, Labelled)
-        parts = [reader.all(part) for part in (train, held_out)]
-    elif held_out is None:
-        parts = [read(train, chosen, reader) for chosen in split(len(train))]
-    else:
-        parts = [read(part, np.arange(len(part)), reader) for part in (train, held_out)]
+    parts = both_parts(train, held_out, reader)
     if len(parts[1].y) < 2:
         raise ConfigError(
             f"images={data.images!r}: {len(parts[1].y)} are held out, of which every other one is "

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ffnlab.cli.inputs.data_kinds import ImagesConfig, RecordsConfig, TextsConfig
-from ffnlab.cli.inputs.labelled import Reader, images, read, records, split
+from ffnlab.cli.inputs.labelled import Reader, both_parts, images, records
 from ffnlab.cli.inputs.texts import encoded, parts_of
 from ffnlab.compress import EncoderTask, LabelledTask, Text
 from ffnlab.data import Labelled
@@ -82,13 +82,7 @@ def examples(model: Any, name: str, *, are_records: bool, size: tuple[int, ...] 
         data = ImagesConfig(name, size=stored[:2], colour=stored[2] == 3)
         train, held_out, identity, scale = images(data, getattr(model, "config", None))
     reader = Reader(stored, shape, classes_of(model), scale)
-    if isinstance(train, Labelled):
-        assert isinstance(held_out, Labelled)
-        parts = [reader.all(part) for part in (train, held_out)]
-    elif held_out is None:
-        parts = [read(train, chosen, reader) for chosen in split(len(train))]
-    else:
-        parts = [read(part, np.arange(len(part)), reader) for part in (train, held_out)]
+    parts = both_parts(train, held_out, reader)
     return Examples(parts[0], parts[1], "row" if len(shape) == 1 else "image", identity)
 
 

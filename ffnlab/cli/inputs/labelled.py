@@ -28,7 +28,7 @@ from ffnlab.formats.safetensors import open_file
 from ffnlab.models import ImageInput
 from ffnlab.parallel import held_out_accuracy, held_out_error, held_out_noise
 
-__all__ = ["LabelledData", "Reader", "images", "load_labelled", "read", "records", "split"]
+__all__ = ["LabelledData", "Reader", "both_parts", "images", "load_labelled", "records", "split"]
 
 HELD_OUT_SHARE = 10  # without held-out data of its own, one record in so many is held out
 PART = 256  # records of a source that are held in memory at once while it is scored
@@ -196,6 +196,26 @@ class Reader:
         """One record."""
         x, y = self.all(Labelled(np.asarray(record[inputs])[None], np.asarray(record[label])[None]))
         return Labelled(x[0], y[0])
+
+
+def both_parts(
+    train: Labelled | Source, held_out: Labelled | Source | None, reader: Reader
+) -> tuple[Labelled, Labelled]:
+    """What `images` or `records` found, as arrays of what the model takes.
+
+    Args:
+      train: what to train on.
+      held_out: what to score on, arrays where `train` is; None: a share of `train`.
+    """
+    if isinstance(train, Labelled):
+        assert isinstance(held_out, Labelled)
+        return reader.all(train), reader.all(held_out)
+    if held_out is None:
+        mine, theirs = split(len(train))
+        return read(train, mine, reader), read(train, theirs, reader)
+    assert not isinstance(held_out, Labelled)
+    mine, theirs = np.arange(len(train)), np.arange(len(held_out))
+    return read(train, mine, reader), read(held_out, theirs, reader)
 
 
 def read(source: Source, chosen: np.ndarray, reader: Reader) -> Labelled:
