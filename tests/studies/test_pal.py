@@ -100,15 +100,18 @@ def test_claims_about_facts_are_decided_by_all_figures():
 
 
 def speech(*changes):
+    return [claim.holds for claim in study.speech_claims(speakers(*changes))]
+
+
+def speakers(*changes):
     scores = [[0.8, 0.82], [0.79, 0.81], [0.5, 0.6], [0.85, 0.9], [0.9, 0.95]]
     for i, values in changes:
         scores[i] = values
     products = (20, 10, 10, 11, 11)
-    found = {
+    return {
         name: reached(*s, step=study.SPEECH_STEPS, early=s, products=p)
         for name, s, p in zip(study.SPEECH, scores, products, strict=True)
     }
-    return [claim.holds for claim in study.speech_claims(found)]
 
 
 def test_claims_about_speech_are_decided_by_all_figures():
@@ -116,6 +119,12 @@ def test_claims_about_speech_are_decided_by_all_figures():
     assert speech((1, [0.79, 0.79])) == [False, True, True]
     assert speech((3, [0.85, 0.8])) == [True, False, True]
     assert speech((4, [0.9, 0.89])) == [True, True, False]
+
+
+def test_an_encoder_that_only_guesses_is_named():
+    said = "only guesses"
+    assert said in study.speech_claims(speakers((2, [0.1, 0.3])))[1].evidence
+    assert said not in study.speech_claims(speakers((2, [0.1, 0.32])))[1].evidence
 
 
 def test_what_holds_of_any_weights():
