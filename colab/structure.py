@@ -16,8 +16,9 @@
 #
 # A vision transformer is trained on digits with FFNs of which most channels idle, and folded into a
 # smaller network that computes the same (RePaViT, [2505.21847](https://arxiv.org/abs/2505.21847)).
-# Then its weights are quantized, and you see what size, time and accuracy became. At the end a
-# network of any depth is made from one that was trained once.
+# Then its weights are quantized, and you see what size, time and accuracy became. The matrices of
+# FFNs become products of thin ones, and a network of any depth is made from one that was trained
+# once. At the end a network with long skips draws digits.
 
 # %%
 source = "ffnlab"  # @param {type: "string"}
@@ -55,9 +56,10 @@ import optax
 from ffnlab import models, parallel, quantization, transform
 from ffnlab.data import ArrayBatches, digits
 from ffnlab.learning import backprop
-from ffnlab.losses import labelled, measuring
+from ffnlab.losses import denoising, labelled, measuring
 from ffnlab.models import account
-from ffnlab.structure import expand, repa, repa_fold, share
+from ffnlab.models.sample_diffusion import multistep
+from ffnlab.structure import expand, paper_options, repa, repa_fold, scalelong, share, structured
 
 FAST = bool(os.environ.get("FFNLAB_FAST"))  # a quick pass over the notebook, for tests
 print("jax", jax.__version__, "on", jax.devices()[0])
@@ -136,7 +138,13 @@ packed, _ = transform.apply(quantization.nearest(format="int8", group=None), mod
 # Times are of 360 images at once, the four in turns, so that what else the machine does falls on
 # all of them. On a processor without products of small integers INT8 saves space, not time.
 
+
 # %%
+def score(model):
+    """The share of held-out digits that a model names."""
+    return float((run(model, test.x).argmax(-1) == test.y).mean())
+
+
 networks = {"trained plainly": vit, "idle": idle, "folded": folded, "folded, INT8": packed}
 times = {name: [] for name in networks}
 for _ in range(3 if FAST else 20):
@@ -145,7 +153,7 @@ for _ in range(3 if FAST else 20):
         run(model, test.x).block_until_ready()
         times[name].append(time.perf_counter() - start)
 found = {
-    "accuracy": [float((run(m, test.x).argmax(-1) == test.y).mean()) for m in networks.values()],
+    "accuracy": [score(model) for model in networks.values()],
     "kilobytes": [account.nbytes(model) / 1000 for model in networks.values()],
     "milliseconds": [1000 * statistics.median(each[1:]) for each in times.values()],
 }
@@ -161,6 +169,22 @@ plt.tight_layout()
 plt.show()
 
 # %% [markdown]
+# ## Thin products
+# A matrix of an FFN may be a product of two thin ones (structured FFNs,
+# [2406.16450](https://arxiv.org/abs/2406.16450)). `structured` puts the nearest product in place of
+# each trained matrix beyond the first layer, with 63 or 32 % of its numbers as in the paper. The
+# thinner ones are then trained on, for as many steps again.
+
+# %%
+thin = {"dense": vit}
+for percent in (63, 32):
+    options = paper_options("low_rank", config.width, percent)
+    thin[f"{percent} %"], _ = transform.apply(structured(**options), vit)
+thin["32 %, trained on"] = learn(thin["32 %"])
+for name, model in thin.items():
+    print(f"{name}: {account.parameters(model):,} parameters, accuracy {score(model):.3f}")
+
+# %% [markdown]
 # ## One network, many depths
 # Learngene (SWS) trains a network whose layers share the weights of a few stages; one of any depth
 # begins with copies of them ([2404.16897](https://arxiv.org/abs/2404.16897)). Here two stages of
@@ -171,10 +195,36 @@ stages, _ = transform.apply(share(repeats=(2, 2)), models.ViT(config, key=jax.ra
 stages = learn(stages)
 depths = (2, 4, 6, 8)
 begun = [transform.apply(expand(layers=depth), stages)[0] for depth in depths]
-scores = [float((run(model, test.x).argmax(-1) == test.y).mean()) for model in begun]
 plt.figure(figsize=(4, 2.6))
-plt.plot(depths, scores, "o-")
+plt.plot(depths, [score(model) for model in begun], "o-")
 plt.xlabel("layers")
 plt.ylabel("accuracy before training on")
 plt.ylim(0, 1)
+plt.show()
+
+# %% [markdown]
+# ## Long skips, and digits that nobody wrote
+# A U-ViT finds the noise in images: what the first half of its blocks makes is given to the second
+# half, the last first. ScaleLong ([2310.13545](https://arxiv.org/abs/2310.13545)) gives the inner
+# skips less by powers of kappa, which keeps gradients of deep networks even. Images are drawn by
+# taking a little of the noise away, many times.
+
+# %%
+width, steps = (16, 20) if FAST else (48, 1000)  # about a minute on two cores
+config = models.UViTConfig((8, 8), 2, width, 4 * width, depth=4, heads=4, channels=1)
+uvit = models.stack(models.UViT(config, key=jax.random.key(3)))
+uvit, _ = transform.apply(scalelong(kappa=0.7), uvit)
+print("factors of the skips, innermost first:", uvit.scaling.factors(2))
+rule = backprop(denoising, optax.adamw(optax.cosine_decay_schedule(1e-2, steps)), informed=True)
+outcome = parallel.train(
+    rule, uvit, ArrayBatches(train.x, 64), steps, key=jax.random.key(4), together=10
+)
+
+# %%
+shape, solver = (40, 8, 8, 1), 5 if FAST else 50
+images = multistep(rule.model(outcome.state), jax.random.key(5), shape=shape, steps=solver)
+fig, axes = plt.subplots(4, 10, figsize=(8, 3.4))
+for axis, image in zip(axes.flat, images, strict=True):
+    axis.imshow(image[..., 0], cmap="gray_r", vmin=0, vmax=1)
+    axis.set(xticks=[], yticks=[])
 plt.show()

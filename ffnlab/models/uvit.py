@@ -12,7 +12,8 @@ What differs from the authors' code: maps of blocks are drawn as the library's o
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -39,14 +40,16 @@ from ffnlab.layers import (
 )
 from ffnlab.layers.activations import check_activation
 from ffnlab.layers.logical import constrain
-from ffnlab.layers.stacking import unstack_modules
+from ffnlab.layers.stacking import run_stack, stack_modules
 from ffnlab.models import trunk
-from ffnlab.models.stack import Stacked, period_of
+from ffnlab.models.stack import Stacked, in_order, kind_of, period_of
 from ffnlab.models.vit import drawn
 from ffnlab.weights import Dense
 
 __all__ = ["UViT", "UViTConfig", "sinusoids"]
 
+T = TypeVar("T")
+Through = Callable[[Block, Array, LayerInputs], tuple[Array, LayerOutputs]]
 PERIOD = 1e4  # longest period of the features of time, over 2 pi
 
 
@@ -196,7 +199,8 @@ class UViT(nnx.Module):
     ) -> tuple[Float[Array, "b t d"], LayerOutputs]:
         """The hidden states that the head reads, and what the layers report.
 
-        Blocks run one by one, in a stack too.
+        Blocks that are stacked run in two loops, which compile as quickly at any depth; others one
+        by one.
 
         Args:
           images: noised, of the size of the config.
@@ -207,28 +211,73 @@ class UViT(nnx.Module):
         Returns:
           (h [b, t, d], outputs with a leading axis of layers); tokens first, then patches.
         Raises:
-          ConfigError: images of another size, labels of a model without, or none of one with.
+          ConfigError: images of another size, labels of a model without, none of one with, or
+            inputs of another number of layers.
         """
         h, given = self._start(images, times, labels), LayerInputs() if inputs is None else inputs
-        context = Context({}, {spec.window: None for spec in trunk.specs(self.layers)})
-        blocks, n = self._every_block(), self.config.depth // 2
+        layers = self.layers
+        repeats = layers.repeats if isinstance(layers, Stacked) else 1
+        trunk.check_inputs(given, period_of(layers), repeats)
+        context = Context({}, {spec.window: None for spec in trunk.specs(layers)})
+
+        def through(block: Block, h: Array, own: LayerInputs) -> tuple[Array, LayerOutputs]:
+            options = {"inputs": own, "remat": self.remat, "branches": branches}
+            h, _, outputs = trunk.run([block], h, context, **options)
+            return h, outputs
+
+        h, outputs = (self._scanned if self._is_even() else self._in_turn)(h, given, through)
+        return self.norm(h), outputs
+
+    def _is_even(self) -> bool:
+        """Whether all blocks are stacked as one, and all fusions could be."""
+        is_one = isinstance(self.layers, Stacked) and len(self.layers.period) == 1
+        return is_one and all(kind_of(f) == kind_of(self.fusions[0]) for f in self.fusions)
+
+    def _in_turn(
+        self, h: Float[Array, "b t d"], given: LayerInputs, through: Through
+    ) -> tuple[Float[Array, "b t d"], LayerOutputs]:
+        """The stream behind the last block, and what blocks report; every block by itself."""
+        blocks, n = in_order(self.layers), self.config.depth // 2
         found: list[LayerOutputs] = []
 
-        def through(h: Array, i: int) -> Array:
-            own = jax.tree.map(lambda leaf: leaf[i : i + 1], given)
-            options = {"inputs": own, "remat": self.remat, "branches": branches}
-            h, _, outputs = trunk.run([blocks[i]], h, context, **options)
+        def block(i: int, h: Array) -> Array:
+            h, outputs = through(blocks[i], h, rows(given, i, i + 1))
             found.append(outputs)
             return h
 
         skips = []
         for i in range(n):
-            h = through(h, i)
+            h = block(i, h)
             skips.append(h)
-        h = through(h, n)
+        h = block(n, h)
         for j, skip in enumerate(self.scaling(skips[::-1])):
-            h = through(self.fusions[j](jnp.concatenate([h, skip], axis=-1)), n + 1 + j)
-        return self.norm(h), trunk.gathered(found)
+            h = block(n + 1 + j, self.fusions[j](jnp.concatenate([h, skip], axis=-1)))
+        return h, trunk.gathered(found)
+
+    def _scanned(
+        self, h: Float[Array, "b t d"], given: LayerInputs, through: Through
+    ) -> tuple[Float[Array, "b t d"], LayerOutputs]:
+        """As `_in_turn`, either half of the blocks as a loop."""
+
+        def first(block: Block, h: Array, own: LayerInputs) -> tuple[Array, tuple]:
+            h, outputs = through(block, h, jax.tree.map(lambda leaf: leaf[None], own))
+            return h, (h, jax.tree.map(lambda leaf: leaf[0], outputs))
+
+        def second(modules: tuple, h: Array, xs: tuple) -> tuple[Array, LayerOutputs]:
+            (block, fusion), (skip, own) = modules, xs
+            h, (_, outputs) = first(block, fusion(jnp.concatenate([h, skip], axis=-1)), own)
+            return h, outputs
+
+        n, whole = self.config.depth // 2, (self.layers.period[0], given)
+        (down, own), (middle, own_middle), (up, own_up) = (
+            rows(whole, *ends) for ends in ((0, n), (n, n + 1), (n + 1, 2 * n + 1))
+        )
+        h, (skips, a) = run_stack(down, h, first, xs=own)
+        h, (_, b) = run_stack(middle, h, first, xs=own_middle)
+        skips = jnp.stack(self.scaling(list(skips[::-1])))
+        fusions = stack_modules(list(self.fusions))
+        h, c = run_stack((up, fusions), h, second, xs=(skips, own_up))
+        return h, jax.tree.map(lambda *parts: jnp.concatenate(parts), a, b, c)
 
     def output(self, h: Float[Array, "b t d"]) -> Float[Array, "b h w c"]:
         """The image that hidden states say, float32."""
@@ -246,12 +295,6 @@ class UViT(nnx.Module):
     def blocks(self) -> list[Block]:
         """The blocks in order; of a stacked model, those of one period."""
         return period_of(self.layers)
-
-    def _every_block(self) -> list[nnx.Module]:
-        if not isinstance(self.layers, Stacked):
-            return list(self.layers)
-        columns = [unstack_modules(module, self.layers.repeats) for module in self.layers.period]
-        return [block for row in zip(*columns, strict=True) for block in row]
 
     def _start(self, images: Array, times: Array | None, labels: Array | None) -> Array:
         """The beginning of the residual stream, in the compute dtype."""
@@ -272,6 +315,11 @@ class UViT(nnx.Module):
         h = jnp.concatenate([*(token[:, None] for token in first), h], axis=1)
         h = h + self.positions.get_value().dense().astype(dtype)
         return constrain(h, ("batch", "length", "embed"))
+
+
+def rows(tree: T, start: int, stop: int) -> T:
+    """Some rows of all leaves."""
+    return jax.tree.map(lambda leaf: leaf[start:stop], tree)
 
 
 def sinusoids(times: Float[Array, "b"], width: int) -> Float[Array, "b d"]:

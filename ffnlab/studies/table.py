@@ -269,6 +269,19 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
                 ),
             ),
             Study(
+                "scalelong",
+                "ScaleLong",
+                "structure",
+                "long skips of a U-shaped network, scaled by falling powers or by small gates: a "
+                "U-ViT that draws digits",
+                arxiv(
+                    "2310.13545",
+                    2023,
+                    "ScaleLong: Towards More Stable Training of Diffusion Model via Scaling "
+                    "Network Long Skip Connection",
+                ),
+            ),
+            Study(
                 "learning-rules",
                 "Learning rules",
                 "learning",

@@ -14,7 +14,7 @@ from ffnlab.cli.train import run as train_run
 from ffnlab.cli.training import TrainConfig
 from ffnlab.errors import ConfigError
 from ffnlab.formats import load
-from ffnlab.layers import SkipGate, scale_skips
+from ffnlab.layers import LayerInputs, Linear, SkipGate, scale_skips
 from ffnlab.layers.long_skips import SCALINGS
 from ffnlab.learning import backprop
 from ffnlab.models import UViT, UViTConfig
@@ -23,6 +23,7 @@ from ffnlab.models.sample_diffusion import euler_maruyama, multistep
 from ffnlab.parallel import from_table
 from ffnlab.pruning import finercut
 from ffnlab.quantization import nearest
+from ffnlab.structure import structured
 from ffnlab.testing import equal
 from ffnlab.weights import Dense
 from tests import hashed
@@ -185,6 +186,45 @@ def test_skips_are_stored_unscaled_and_used_last_first():
     cut.fusions[0] = cut.fusions[0].replace(Dense(w.at[d:].set(0)))
     np.testing.assert_allclose(out, cut(IMAGES, TIMES), atol=TOLERANCE)
     assert len(seen[0]) == 2
+
+
+@pytest.mark.parametrize("scaling", ["constant", "apart"])
+def test_stacked_blocks_are_two_loops_of_the_same_function(scaling):
+    model = uvit(scaling)
+    stacked = models.stack(model)
+    gates = jnp.linspace(0.5, 1.5, 2 * len(model.layers)).reshape(-1, 2)
+    every = jax.jit(lambda m: m.run(IMAGES, TIMES, inputs=LayerInputs(gates), branches=True))
+    (h, outputs), (want, wanted) = every(stacked), every(model)
+    np.testing.assert_allclose(h, want, atol=TOLERANCE)
+    assert jax.tree.structure(outputs) == jax.tree.structure(wanted)
+    for ours, theirs in zip(jax.tree.leaves(outputs), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
+
+
+def products(depth):
+    """How many products a traced stack of blocks has, of a network whose loops count once."""
+    config = dataclasses.replace(CONFIG, depth=depth)
+    model = jax.eval_shape(lambda key: models.stack(UViT(config, key=key)), jax.random.key(0))
+    return str(jax.make_jaxpr(lambda m: m(IMAGES, TIMES))(model)).count("dot_general[")
+
+
+def test_a_stack_is_compiled_once_for_all_blocks():
+    assert products(8) == products(4) < 60
+
+
+def test_blocks_that_differ_run_in_turn_in_a_stack():
+    model = uvit()
+    small, _ = transform.apply(structured(rank=2), model)
+    stacked = models.stack(small)
+    assert len(stacked.layers.period) == len(model.layers)
+    np.testing.assert_allclose(
+        run(stacked, IMAGES, TIMES), run(small, IMAGES, TIMES), atol=TOLERANCE
+    )
+    mixed = models.stack(model)
+    mixed.fusions[1] = Linear(16, 8, key=jax.random.key(0), axes=("embed", "embed"))
+    assert run(mixed, IMAGES, TIMES).shape == IMAGES.shape
+    with pytest.raises(ConfigError, match="the model has 5 layers"):
+        model(IMAGES, TIMES, inputs=LayerInputs(jnp.ones((6, 2))))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -10,11 +10,24 @@ import numpy as np
 import pytest
 
 from ffnlab import models, transform, tree
-from ffnlab.models import ResNet, ResNetConfig, ViT, ViTConfig
+from ffnlab.models import ResNet, ResNetConfig, UViT, UViTConfig, ViT, ViTConfig
 from ffnlab.models.units import removable
 from ffnlab.pruning import finercut
 from ffnlab.quantization import nearest
-from ffnlab.structure import bundle, expand, pflayer, repa, repa_fold, share, snnk, snnk_adapter
+from ffnlab.structure import (
+    bundle,
+    expand,
+    macaron,
+    pflayer,
+    premerged,
+    repa,
+    repa_fold,
+    scalelong,
+    share,
+    snnk,
+    snnk_adapter,
+    structured,
+)
 from ffnlab.testing import equal
 from ffnlab.transform import Transform, chain
 from ffnlab.weights import Int8
@@ -27,6 +40,12 @@ def vit(dtype) -> ViT:
     """A vision transformer of four layers."""
     config = ViTConfig((8, 8), 2, 8, 16, 4, 2, channels=1, classes=3, pool="mean")
     return ViT(config, key=jax.random.key(0), dtype=dtype)
+
+
+def uvit(dtype) -> UViT:
+    """A U-ViT of five blocks."""
+    config = UViTConfig((8, 8), 2, 8, 16, 4, 2, channels=1)
+    return UViT(config, key=jax.random.key(0), dtype=dtype)
 
 
 def resnet(op, dtype) -> ResNet:
@@ -62,6 +81,12 @@ SYSTEMS = {
     "snnk": System(vit, lambda: snnk(features=4), 16, 8),
     "snnk, bundled": System(vit, lambda: chain(snnk(features=4), bundle()), 12, 8),
     "snnk adapter": System(vit, snnk_adapter, 24, 16),
+    "macaron": System(vit, lambda: macaron(start="split"), 32, 12),
+    "structured, low rank": System(vit, lambda: structured(rank=4), 24, 8),
+    "structured, merged shuffles": System(
+        vit, lambda: chain(structured(form="block_shuffle"), premerged()), 24, 8
+    ),
+    "scalelong": System(uvit, lambda: scalelong(method="apart"), 30, 10),
     "max bottleneck": System(functools.partial(resnet, "max"), None, 5, 0),
     "depthwise bottleneck": System(functools.partial(resnet, "depthwise"), None, 5, 0),
 }
@@ -84,10 +109,14 @@ def test_it_is_saved_stacked_quantized_and_pruned(name, dtype, tmp_path):
     back = models.load(tmp_path / "m")
     assert equal(back, model)
     y = run(model, IMAGES)
-    assert y.shape == (3, 3) and np.isfinite(y).all() and np.abs(y).max() > 0
+    assert (
+        y.shape == ((3, 8, 8, 1) if isinstance(model, UViT) else (3, 3))
+        and np.isfinite(y).all()
+        and np.abs(y).max() > 0
+    )
     np.testing.assert_array_equal(run(back, IMAGES), y)
     near = 1e-5 if dtype == jnp.float32 else 0.03  # eight bits of a mantissa, in another order
-    if isinstance(model, ViT) and not isinstance(model.layers, models.Shared):
+    if isinstance(model, ViT | UViT) and not isinstance(model.layers, models.Shared):
         stacked = models.stack(model)
         np.testing.assert_allclose(run(stacked, IMAGES), y, atol=near)
         assert equal(models.unstack(stacked), model)
