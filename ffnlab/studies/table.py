@@ -116,6 +116,13 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
                 ),
             ),
             Study(
+                "dann",
+                "DANN",
+                "learning",
+                "a rule: features that tell classes and hide the domain, by a reversed gradient",
+                arxiv("1505.07818", 2015, "Domain-Adversarial Training of Neural Networks"),
+            ),
+            Study(
                 "lamb",
                 "LAMB",
                 "learning",

@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from ffnlab.cli.inputs.data_kinds import (
     CaptionedConfig,
     DataConfig,
+    DomainsConfig,
     GraphConfig,
     ImagesConfig,
     QuestionsConfig,
@@ -91,6 +92,9 @@ def reading_of(model: object, data: object = None) -> Reading:
         return SPEECH
     if kind == "decoder" and isinstance(data, CaptionedConfig):
         return CAPTIONED
+    has_classes = KINDS[kind or ""].classes is not None and KINDS[kind or ""].classes(model)
+    if isinstance(data, DomainsConfig) and has_classes and KINDS[kind].reads in ("rows", "images"):
+        return OF_DOMAINS
     if kind == "encoder":
         head = getattr(model, "head", None)
         if head not in OF_HEADS:
@@ -133,8 +137,10 @@ def by_name(loss: Loss) -> Loss:
 
 
 def inputs_of(batch: PyTree) -> PyTree:
-    """What of a batch the model is given."""
-    return batch[0] if isinstance(batch, tuple) else batch
+    """What of a batch the model is given; of two domains, the source."""
+    if isinstance(batch, tuple):
+        return batch[0].x if isinstance(batch[0], Labelled) else batch[0]
+    return batch
 
 
 def ints(*shape: int) -> jax.ShapeDtypeStruct:
@@ -176,6 +182,20 @@ def arrays(data: Any, model: Any, rows: int, length: int) -> PyTree:
         return Labelled(x, ints(rows))  # type: ignore
     answers = jax.ShapeDtypeStruct((rows, classes(model) or 0), np.float32)
     return Taught(x, ints(rows), answers)  # type: ignore
+
+
+def two_domains(data: DomainsConfig, model: Any, rows: int, length: int) -> PyTree:
+    """A batch of two domains: inputs with classes, and inputs alone."""
+    shape = input_shape(RecordsConfig(data.source, data.shape_of(data.source)), model)
+    one, other = (
+        jax.ShapeDtypeStruct((n, *shape), np.float32) for n in (rows, data.target_rows(rows))
+    )
+    return Labelled(one, ints(rows)), other  # type: ignore[arg-type]
+
+
+def of_source(model: Callable, batch: PyTree) -> tuple:
+    """Cross-entropy of the source's classes; the target is not looked at."""
+    return measuring(labelled)(model, batch[0])
 
 
 def whole_graph(data: Any, model: Any, rows: int, length: int) -> PyTree:
@@ -282,6 +302,10 @@ SPEECH = Reading((SpeechConfig,), "speech", lambda data: masked, speech)
 # … or read images between captions …
 CAPTIONED = Reading(
     (CaptionedConfig,), "text or captioned images", lambda data: packed_next_token, between_captions
+)
+# … of classifiers that two domains are shown …
+OF_DOMAINS = Reading(
+    (DomainsConfig,), "images, records or two domains", lambda data: of_source, two_domains
 )
 # … and of encoders by their head.
 OF_HEADS: Mapping[str, Reading] = MappingProxyType(
