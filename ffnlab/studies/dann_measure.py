@@ -120,14 +120,15 @@ class AtOnce:
 
 
 def drawn(pair: Pair, seed: int) -> Zipped:
-    """A whole source in its order, and as many rows of the target, each drawn anew."""
+    """A pass over the source in an order of its own, and as many rows of the target, each drawn."""
     source, target = pair
+    n = len(source.x)
 
     def rows(position: int) -> np.ndarray:
-        chosen = np.random.default_rng((seed, position)).integers(len(target.x), size=len(source.x))
+        chosen = np.random.default_rng((seed, position)).integers(len(target.x), size=n)
         return target.x[chosen]
 
-    return Zipped(lambda position: source, rows)
+    return Zipped(ArrayBatches(source, n, seed), rows)
 
 
 def batched(pair: Pair, rows: int, seed: int) -> Zipped:

@@ -1,13 +1,16 @@
 """The proxy A-distance: its regression beside scikit-learn's, its ends, what it refuses."""
 
+import importlib
+
 import numpy as np
 import pytest
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
-from ffnlab.analysis import domain_distance
-from ffnlab.analysis.domain_distance import PENALTIES, fitted
 from ffnlab.errors import ConfigError
+
+module = importlib.import_module("ffnlab.analysis.domain_distance")
+PENALTIES, domain_distance, fitted = module.PENALTIES, module.domain_distance, module.fitted
 
 
 @pytest.mark.parametrize("penalty", [1e-3, 1.0, 10.0])
@@ -47,7 +50,7 @@ def test_sparse_rows_give_what_dense_ones_do(monkeypatch):
     counts = random.poisson(0.05, (2, 80, 30)).astype(float)
     counts[1, :, :3] += random.poisson(0.2, (80, 3))
     found = domain_distance(*counts)
-    monkeypatch.setattr("ffnlab.analysis.domain_distance.SPARSE", 0.0)
+    monkeypatch.setattr(module, "SPARSE", 0.0)
     assert domain_distance(*counts) == pytest.approx(found, abs=1e-6)
     assert found.distance > 0
 
