@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import optax
 
-from ffnlab.cli.inputs.data_kinds import AnyData, DomainsConfig
+from ffnlab.cli.inputs.data_kinds import AnyData, DomainsConfig, PermutationConfig
 from ffnlab.errors import ConfigError
 from ffnlab.learning import (
     MapLoss,
@@ -85,6 +85,8 @@ def check_accepted(rule: str, kind: str) -> None:
 def check_domains(rule: str, options: Mapping[str, object], data: AnyData) -> None:
     """Raises ConfigError where a rule of ours is of other data than a run's, one domain or two."""
     has_two = isinstance(data, DomainsConfig)
+    if isinstance(data, PermutationConfig) and rule in OWN and rule != "backprop":
+        raise ConfigError(f"rule {rule!r} learns classes; a permutation is learned by 'backprop'")
     if has_two and rule in OWN and rule not in OF_TWO:
         accepted = " and ".join(map(repr, OF_TWO))
         raise ConfigError(f"rule {rule!r} learns from one domain; of two {accepted} do")

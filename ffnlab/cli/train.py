@@ -21,6 +21,7 @@ from ffnlab.cli.inputs.data_kinds import (
     DataConfig,
     DomainsConfig,
     GraphConfig,
+    PermutationConfig,
     QuestionsConfig,
     SpeechConfig,
     TextsConfig,
@@ -28,6 +29,7 @@ from ffnlab.cli.inputs.data_kinds import (
 from ffnlab.cli.inputs.domains import DomainsData, load_domains
 from ffnlab.cli.inputs.labelled import LabelledData, load_labelled
 from ffnlab.cli.inputs.nodes import NodeData, node_data
+from ffnlab.cli.inputs.permutation import PermutationData, load_permutation
 from ffnlab.cli.inputs.questions import QuestionsData, load_questions
 from ffnlab.cli.inputs.speech import SpeechData, load_speech
 from ffnlab.cli.inputs.texts import TextsData, load_texts
@@ -66,6 +68,7 @@ RunData = (
     | SpeechData
     | CaptionedData
     | DomainsData
+    | PermutationData
 )
 
 
@@ -212,6 +215,8 @@ def load_data(settings: TrainConfig) -> RunData:
         return node_data(data, model)
     if isinstance(data, DomainsConfig):
         return load_domains(data, model)
+    if isinstance(data, PermutationConfig):
+        return load_permutation(data)
     if isinstance(model, EncoderConfig):
         whole = jax.eval_shape(functools.partial(fresh, settings), jax.random.key(0)).config
         if isinstance(data, TextsConfig):

@@ -17,6 +17,7 @@ from ffnlab.learning.counter_current.rule import (
 )
 from ffnlab.learning.dann.rule import adversarial, dann, domain_classifier, features_of
 from ffnlab.learning.dann.shallow import ShallowState, shallow_dann
+from ffnlab.learning.exact_permutations.ensemble import exact_permutations
 from ffnlab.learning.members import members
 from ffnlab.learning.noprop.rule import NoPropOptions, NoPropState, noprop
 from ffnlab.learning.optimizers.masters import MastersState, in_float32
@@ -59,6 +60,7 @@ __all__ = [
     "counter_current",
     "dann",
     "domain_classifier",
+    "exact_permutations",
     "features_of",
     "from_state",
     "gradient_noise",

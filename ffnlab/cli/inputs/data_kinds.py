@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar
 
-from ffnlab.errors import ConfigError, at_least
+from ffnlab.errors import ConfigError, at_least, check_seed
 
 __all__ = [
     "DATA_KINDS",
@@ -15,6 +15,7 @@ __all__ = [
     "DomainsConfig",
     "GraphConfig",
     "ImagesConfig",
+    "PermutationConfig",
     "QuestionsConfig",
     "RecordsConfig",
     "SpeechConfig",
@@ -318,6 +319,31 @@ class GraphConfig:
     batch: ClassVar[int] = 1
 
 
+@dataclasses.dataclass(frozen=True)
+class PermutationConfig:
+    """Basis vectors and where a permutation sends each, all of them in a batch.
+
+    It is scored on binary inputs divided by their norms: the share of them all of whose outputs are
+    on the right side of the cut that parts an ensemble's means.
+
+    Attributes:
+      length: k, of inputs and outputs.
+      permutation: seed of the draw of the permutation.
+    """
+
+    length: int = 5
+    permutation: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(1, length=self.length)
+        check_seed(self.permutation)
+
+    @property
+    def batch(self) -> int:
+        """Rows of a batch, k."""
+        return self.length
+
+
 AnyData = (
     DataConfig
     | TextsConfig
@@ -328,6 +354,7 @@ AnyData = (
     | SpeechConfig
     | CaptionedConfig
     | DomainsConfig
+    | PermutationConfig
 )
 # What `kind` may be in [data], the one without it first.
 DATA_KINDS: Mapping[str, type] = MappingProxyType(
@@ -341,5 +368,6 @@ DATA_KINDS: Mapping[str, type] = MappingProxyType(
         "speech": SpeechConfig,
         "captioned": CaptionedConfig,
         "domains": DomainsConfig,
+        "permutation": PermutationConfig,
     }
 )

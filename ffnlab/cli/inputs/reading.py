@@ -17,6 +17,7 @@ from ffnlab.cli.inputs.data_kinds import (
     DomainsConfig,
     GraphConfig,
     ImagesConfig,
+    PermutationConfig,
     QuestionsConfig,
     RecordsConfig,
     SpeechConfig,
@@ -28,6 +29,7 @@ from ffnlab.data.interleaved import NAMES, caption_length
 from ffnlab.data.sound_rows import PER_SECOND
 from ffnlab.errors import ConfigError, first_line
 from ffnlab.formats.kinds import KINDS, Config, kind_of
+from ffnlab.learning.exact_permutations.ensemble import one_hot_squares
 from ffnlab.losses import (
     InformedLoss,
     Loss,
@@ -93,6 +95,8 @@ def reading_of(model: object, data: object = None) -> Reading:
     if kind == "decoder" and isinstance(data, CaptionedConfig):
         return CAPTIONED
     has_classes = KINDS[kind or ""].classes is not None and KINDS[kind or ""].classes(model)
+    if isinstance(data, PermutationConfig) and kind == "mlp":
+        return OF_BASIS
     if isinstance(data, DomainsConfig) and has_classes and KINDS[kind].reads in ("rows", "images"):
         return OF_DOMAINS
     if kind == "encoder":
@@ -196,6 +200,20 @@ def two_domains(data: DomainsConfig, model: Any, rows: int, length: int) -> PyTr
 def of_source(model: Callable, batch: PyTree) -> tuple:
     """Cross-entropy of the source's classes; the target is not looked at."""
     return measuring(labelled)(model, batch[0])
+
+
+def whole_basis(data: PermutationConfig, model: Any, rows: int, length: int) -> PyTree:
+    """The one batch of a permutation, abstract.
+
+    Raises:
+      ConfigError: the model has other inputs or outputs.
+    """
+    k = data.length
+    if (model.sizes[0], model.sizes[-1]) != (k, k):
+        raise ConfigError(
+            f"sizes={list(model.sizes)}: a permutation of length={k} has {k} inputs and outputs"
+        )
+    return Labelled(jax.ShapeDtypeStruct((k, k), np.float32), ints(k))  # type: ignore[arg-type]
 
 
 def whole_graph(data: Any, model: Any, rows: int, length: int) -> PyTree:
@@ -306,6 +324,13 @@ CAPTIONED = Reading(
 # … of classifiers that two domains are shown …
 OF_DOMAINS = Reading(
     (DomainsConfig,), "images, records or two domains", lambda data: of_source, two_domains
+)
+# … of networks that learn where basis vectors go …
+OF_BASIS = Reading(
+    (PermutationConfig,),
+    "images, records or a permutation",
+    lambda data: one_hot_squares,
+    whole_basis,
 )
 # … and of encoders by their head.
 OF_HEADS: Mapping[str, Reading] = MappingProxyType(

@@ -37,6 +37,7 @@ __all__ = [
     "exact_permutations",
     "kernel_of",
     "networks",
+    "ntk_sgd",
     "one_hot_squares",
     "permuted_bits",
 ]
@@ -144,6 +145,16 @@ def by_inputs() -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: jax.tree.map(scaled, updates))
 
 
+def ntk_sgd(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """Descent in the NTK parametrization, as `[optimizer]` of a training file names it.
+
+    Args:
+      rate: of a mean over k basis vectors, k^2 / (K(1) + (k - 1) K(0)) is fastest
+        (`exact_permutations`).
+    """
+    return optax.chain(by_inputs(), optax.sgd(rate))
+
+
 def exact_permutations(
     k: int,
     width: int,
@@ -172,8 +183,7 @@ def exact_permutations(
     kernel = kernel_of(parametrization, k, width)
     # Of a mean over k rows, whose kernel is that of the limit / k: descent is slower by k^2.
     rate = k * k / (kernel(1.0) + (k - 1) * kernel(0.0))
-    pieces = [by_inputs()] if parametrization == "ntk" else []
-    optimizer = optax.chain(*pieces, optax.sgd(rate))
+    optimizer = ntk_sgd(rate) if parametrization == "ntk" else optax.sgd(rate)
     rule = members(lambda: backprop(one_hot_squares, optimizer), count, chunk=chunk)
 
     def check(state: PyTree, batch: PyTree) -> None:
