@@ -28,6 +28,7 @@ from ffnlab import (
     transform,
 )
 from ffnlab.layers import MLP, BatchNorm, Linear
+from ffnlab.learning.exact_permutations import ensemble
 from ffnlab.models import adapters
 from ffnlab.models.convnet import ConvNet
 from ffnlab.probe import Probe
@@ -232,6 +233,13 @@ RULES: dict[str, RuleCase] = {
     "counter_current": classifier(learning.counter_current),
     "dann": of_two_domains(lambda: learning.dann(ramp=4)),
     "dann-source": classifier(lambda: learning.dann(strength=0.0)),
+    "exact_permutations": RuleCase(
+        lambda: learning.exact_permutations(4, 8, 3, chunk=2),
+        lambda: ensemble.networks(4, 8, 3, jax.random.key(0)),
+        lambda: [ensemble.basis([2, 0, 3, 1])] * 2,
+        lambda batch: jnp.asarray(batch[0]),
+        check=a_row_for_each_of_three,
+    ),
     "members": dataclasses.replace(
         classifier(several, lambda key: jax.vmap(PLAIN_OF)(jax.random.split(key, 3))),
         check=a_row_for_each_of_three,

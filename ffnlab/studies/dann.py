@@ -117,8 +117,7 @@ def moons_claims(on: Moons) -> list[Claim]:
                 EVERYTHING: "the objective is one of SGD on reversed gradients",
                 FEATURES: "lambda is for the features only",
             }[form],
-            f"target {spread(both.target)}, {spread(alone.target)} without; source "
-            f"{spread(both.source)}",
+            f"target {said(both.target)}, {said(alone.target)} without; source {said(both.source)}",
             bool(
                 (both.target >= 0.9).all()
                 and (both.target >= alone.target + 0.05).all()
@@ -134,7 +133,7 @@ def moons_claims(on: Moons) -> list[Claim]:
         Claim(
             "the domain's own part is near chance on moons",
             "a domain classifier cannot tell",
-            f"accuracy {spread(told)}",
+            f"accuracy {said(told)}",
             bool((told <= 0.62).all()),
             f"accuracy on all rows at most .62, for {of_forms(on)}, every seed",
             seeds=len(told) // len(on),
@@ -145,7 +144,7 @@ def moons_claims(on: Moons) -> list[Claim]:
             [getattr(alone, what) - getattr(both, what) for alone, both in parts(on).values()]
         )
         text = "; ".join(
-            f"{form}: {spread(getattr(both, what))}, {spread(getattr(alone, what))} without"
+            f"{form}: {said(getattr(both, what))}, {said(getattr(alone, what))} without"
             for form, (alone, both) in parts(on).items()
         )
         claims.append(
@@ -162,6 +161,11 @@ def moons_claims(on: Moons) -> list[Claim]:
     return claims
 
 
+def said(values: Sequence[float] | np.ndarray) -> str:
+    """One value, or a mean with its range."""
+    return spread([float(value) for value in values])
+
+
 def parts(on: Moons) -> dict[str, tuple[Carried, Carried]]:
     """(without, with lambda) by form."""
     return {form: (sides[ALONE], sides[BOTH]) for form, sides in on.items()}
@@ -174,11 +178,11 @@ def of_forms(on: Moons) -> str:
 
 def normals_claim(apart: Apart) -> Claim:
     """Whether shifted normals come nearer."""
-    right = f"accuracy on the target {spread(apart.target[1])}, {spread(apart.target[0])} without"
+    right = f"accuracy on the target {said(apart.target[1])}, {said(apart.target[0])} without"
     return Claim(
         "features of shifted normals are nearer",
         "the proxy A-distance of DANN's features is smaller",
-        f"A-distance {spread(apart.both)}, {spread(apart.alone)} without, {spread(apart.inputs)} "
+        f"A-distance {said(apart.both)}, {said(apart.alone)} without, {said(apart.inputs)} "
         f"of inputs; {right}",
         bool((apart.both <= apart.alone - 0.3).all()),
         "proxy A-distance by a fresh logistic regression at least .3 below that of the same "
@@ -212,8 +216,7 @@ def tuned_claims(found: Found, far: Distances) -> list[Claim]:
             a - b for name in names for a, b in zip(far[name][ALONE], far[name][BOTH], strict=True)
         ]
         text = "; ".join(
-            f"{name}: {spread(far[name][BOTH])}, {spread(far[name][ALONE])} without"
-            for name in names
+            f"{name}: {said(far[name][BOTH])}, {said(far[name][ALONE])} without" for name in names
         )
         claims.append(
             Claim(

@@ -222,7 +222,7 @@ def carried(
     told = np.mean([(s * z > 0).mean((1, 2)) for s, z in zip(signs, logits, strict=True)], 0)
     linear = [1 - domain_distance(*pair, seed=seed).error for pair in zip(*features, strict=True)]
     fresh = told_apart(*features, seed=seed)
-    return Carried(*right, told, np.array(linear), fresh, models)
+    return Carried(right[0], right[1], told, np.array(linear), fresh, models)
 
 
 def told_apart(source: np.ndarray, target: np.ndarray, *, seed: int) -> np.ndarray:
@@ -364,6 +364,7 @@ def distances(found: Mapping[str, Tuned], source: Labelled, target: Labelled) ->
     x = [part.x[:SCORED] for part in (source, target)]
 
     def of_state(tuned: Tuned, state: PyTree) -> float:
+        assert tuned.rule is not None
         rows = [np.asarray(features_of(tuned.rule.model(state), jnp.asarray(part))) for part in x]
         return domain_distance(*rows).distance
 

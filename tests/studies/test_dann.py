@@ -86,8 +86,8 @@ def test_settings_are_chosen_on_the_way_back(monkeypatch):
 
     monkeypatch.setattr(measure, "learned", learned)
     predict = lambda state, x: np.eye(2)[(np.asarray(x)[:, 0] > (state == "back")).astype(int)]  # noqa: E731
-    rule = Rule("a rule", None, None, predict)
-    side = measure.Side("a side", [{}], None, lambda seed: None, 2, 1)
+    rule = Rule("a rule", predict, predict, predict)
+    side = measure.Side("a side", [{}], lambda setting: rule, lambda seed: None, 2, 1)
     source, target = np.zeros((2, 1), np.float32), np.float32([[-1], [1], [2]])
     held_out = Labelled(np.float32([[0.5], [2]]), np.array([0, 0], np.int32))
     back = measure.Back(source, target, held_out, side, 0)
@@ -101,20 +101,22 @@ def test_settings_are_chosen_on_the_way_back(monkeypatch):
 
 def test_what_is_held_out_is_not_learned_from(monkeypatch):
     caught = {}
-    monkeypatch.setattr(
-        measure.tuning, "compare", lambda sides, data, seeds, score: caught.update(data=data)
-    )
+    keep = lambda sides, data, seeds, score: caught.update(data=data) or {}  # noqa: E731
+    monkeypatch.setattr(measure.tuning, "compare", keep)
     x = np.arange(20, dtype=np.float32)[:, None]
-    source, target = ((Labelled(x + s, np.zeros(20, int)), "test") for s in (0, 100))
-    measure.pairs(source, target, [None], [3])
+    test = Labelled(np.ones((1, 1), np.float32), np.zeros(1, int))
+    source, target = ((Labelled(x + s, np.zeros(20, int)), test) for s in (0, 100))
+    side = measure.Side("a side", [{}], lambda setting: None, lambda seed: None, 2, 1)
+    measure.pairs(source, target, [side], [3])
     data = caught["data"]
     (kept, unknown), back = data.train, data.validation
-    assert data.test == "test" and isinstance(unknown, np.ndarray)
+    assert data.test is test and isinstance(unknown, np.ndarray)
     assert len(kept.x) == len(unknown) == 16 and (unknown >= 100).all()
     assert sorted([*kept.x[:, 0], *back.held_out.x[:, 0]]) == list(range(20))
     assert not np.array_equal(unknown[:, 0] - 100, kept.x[:, 0])  # pairs of rows mean nothing
 
 
+@pytest.mark.slow
 def test_fresh_perceptrons_find_what_is_there():
     """Of domains alike a half, apart all; two members of one call."""
     random = np.random.default_rng(0)

@@ -65,9 +65,14 @@ def test_sizes_and_exactness_are_decided_by_all():
     assert not exact_at_all.holds and not stuck.holds
 
 
-def test_closed_forms_hold_what_they_say():
+def test_closed_forms_hold_what_they_say(monkeypatch):
+    monkeypatch.setattr(study, "SIZES", (3, 12))
+    monkeypatch.setattr(study, "GROWTH", (8, 32))
     assert study.signs_claim().holds and study.recorded_claim().holds
     assert [claim.holds for claim in study.growth_claims()] == [True, True]
+    rising = [4 * k**3 for k in study.GROWTH]
+    monkeypatch.setattr(study, "predicted", lambda k, kernel, whole=False: rising[k > 8])
+    assert [claim.holds for claim in study.growth_claims()] == [False, False]
 
 
 @pytest.mark.slow

@@ -77,10 +77,11 @@ def load_domains(data: DomainsConfig, model: Config) -> DomainsData:
     identity: dict[str, str | int] = {"source": data.source, "target": data.target}
     found = []
     for role, name in (("source", data.source), ("target", data.target)):
-        parts = tuple(map(reader.all, domain(name, data)))
+        here, there = domain(name, data)
+        parts = reader.all(here), reader.all(there)
         identity |= {f"{role}_{key}": value for key, value in sums(*parts).items()}
         found.append(parts)
-    return DomainsData(*found, identity)
+    return DomainsData(found[0], found[1], identity)
 
 
 def domain(name: str, data: DomainsConfig) -> tuple[Labelled, Labelled]:

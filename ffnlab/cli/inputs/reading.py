@@ -94,10 +94,11 @@ def reading_of(model: object, data: object = None) -> Reading:
         return SPEECH
     if kind == "decoder" and isinstance(data, CaptionedConfig):
         return CAPTIONED
-    has_classes = KINDS[kind or ""].classes is not None and KINDS[kind or ""].classes(model)
+    known = KINDS[kind or ""]
+    has_classes = known.classes is not None and known.classes(model)
     if isinstance(data, PermutationConfig) and kind == "mlp":
         return OF_BASIS
-    if isinstance(data, DomainsConfig) and has_classes and KINDS[kind].reads in ("rows", "images"):
+    if isinstance(data, DomainsConfig) and has_classes and known.reads in ("rows", "images"):
         return OF_DOMAINS
     if kind == "encoder":
         head = getattr(model, "head", None)

@@ -19,6 +19,7 @@ after the other, so that a batch norm normalizes each by its own moments, as the
 has it; the running statistics are moved by both together, where that code moves them twice.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -195,7 +196,7 @@ def adversarial(
         passes, has_norms = Passes(network), any(map(is_norm, tree.walk(network)))
         given = path, source[0], target
         found, new = measured(passes, *given) if has_norms else (passes(*given), {})
-        scores, here, there = found
+        scores, here, there = found  # type: ignore[not-iterable]
         label, metrics = loss(lambda _: scores, source)[:2]
         share = strength_at(jnp.minimum(moment.step / ramp, 1.0)) if ramp else 1.0
         weight = strength * share
@@ -284,9 +285,21 @@ def check_batch(network: PyTree, batch: PyTree, reader: str, *, needs_target: bo
     )
     if here != there:
         raise ValueError(f"target has inputs of shape {there}, the source of {here}")
-    weight = getattr(next(iter(tree.select(network, tree.at(reader)).values())), "weight", None)
-    if weight is not None and np.ndim(y) == 1:
-        check_labels(y, weight.shape[1])
+    classes = classes_of(network, reader)
+    if classes is not None and np.ndim(y) == 1:
+        check_labels(y, classes)
+
+
+def classes_of(network: PyTree, reader: str) -> int | None:
+    """How many scores what reads the features gives; None where it has no weight that says so.
+
+    The path is followed and not looked for: this is asked of every batch.
+    """
+    node = network
+    for name, index in re.findall(r"(\w+)|\[(\w+)\]", reader):
+        node = getattr(node, name, None) if name else node[int(index)]
+    weight = getattr(node, "weight", None)
+    return None if weight is None else weight.shape[1]
 
 
 def dann(

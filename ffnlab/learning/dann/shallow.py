@@ -135,7 +135,11 @@ def shallow_dann(*, rate: float | Array = 0.05, strength: float | Array = 1.0) -
         (x, y), target = domain_parts(batch)
         weights = weights_of(state)
         pace, force = (jnp.asarray(value, weights.W.dtype) for value in (rate, strength))
-        one = lambda weights, row: after_pair(weights, *row, pace, force)  # noqa: E731
+
+        def one(weights: Weights, row: tuple[Array, Array, Array]) -> tuple[Weights, dict]:
+            x, y, other = row
+            return after_pair(weights, x, y, other, pace, force)
+
         weights, metrics = jax.lax.scan(one, weights, (x, y, target))
         after = with_weights(state, weights)._replace(step=state.step + 1)
         return after, jax.tree.map(jnp.mean, metrics)
