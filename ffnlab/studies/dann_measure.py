@@ -317,9 +317,9 @@ def score(rule: Rule, state: PyTree, rows: Back | Labelled) -> float:
 
 
 @functools.cache
-def rule_of(strength: float, hidden: int) -> Rule:
-    """The rule at rate 1, compiled once for all rates and pairs; lambda rises over 100 steps."""
-    given = {"strength": strength, "ramp": 100, "domain": domain_classifier(hidden)}
+def rule_of(strength: float, hidden: int, steps: int) -> Rule:
+    """The rule at rate 1, compiled once for all rates and pairs; lambda rises over the run."""
+    given = {"strength": strength, "ramp": steps, "domain": domain_classifier(hidden)}
     return dann(paced(optax.adam(1.0)), **given)
 
 
@@ -328,12 +328,12 @@ def sides(
 ) -> list[Side]:
     """Without and with lambda, as many settings for each."""
     rates = (1e-3, 3e-3) if quick else (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-    lambdas, fewer = ((0.3,), rates) if quick else ((0.1, 1.0), rates[1:4])
+    lambdas, fewer = ((0.1,), rates) if quick else ((0.1, 0.3, 1.0), rates[2:4])
     grids = {
         ALONE: tuning.grid(strength=(0.0,), rate=rates),
         BOTH: tuning.grid(strength=lambdas, rate=fewer),
     }
-    rule = lambda s: at_rate(rule_of(s["strength"], hidden), s["rate"])  # noqa: E731
+    rule = lambda s: at_rate(rule_of(s["strength"], hidden, steps), s["rate"])  # noqa: E731
     return [Side(name, grid, rule, network, batch, steps) for name, grid in grids.items()]
 
 
@@ -391,7 +391,7 @@ def photographs(seed: int) -> tuple[Pair, Pair]:
 
 def convnet(seed: int) -> ConvNet:
     """The network of digits on photographs."""
-    return ConvNet((3, 16, 32, 64), 10, key=jax.random.key(seed))
+    return ConvNet((3, 8, 16, 32), 10, key=jax.random.key(seed))
 
 
 def reader(seed: int) -> MLP:
