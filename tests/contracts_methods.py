@@ -28,6 +28,7 @@ from ffnlab import (
     transform,
 )
 from ffnlab.layers import MLP, BatchNorm, Linear
+from ffnlab.learning.exact_permutations import ensemble
 from ffnlab.models import adapters
 from ffnlab.models.convnet import ConvNet
 from ffnlab.probe import Probe
@@ -216,9 +217,29 @@ def scheduled(key: jax.Array) -> learning.NoPropNet:
     return learning.NoPropNet(5, 4, hidden=6, key=key, **options)
 
 
+def two_domains() -> list[tuple]:
+    """Batches of a source of six labelled inputs and a target of as many, moved by one."""
+    return [((x, y), x[::-1] + 1) for x, y in labelled()]
+
+
+def of_two_domains(make: Callable[[], Rule], network: Callable = PLAIN) -> RuleCase:
+    """A rule for a source and a target."""
+    inputs = lambda batch: jnp.asarray(batch[0][0])  # noqa: E731
+    return dataclasses.replace(classifier(make, network), batches=two_domains, inputs=inputs)
+
+
 RULES: dict[str, RuleCase] = {
     "backprop": RuleCase(learning.backprop),
     "counter_current": classifier(learning.counter_current),
+    "dann": of_two_domains(lambda: learning.dann(ramp=4)),
+    "dann-source": classifier(lambda: learning.dann(strength=0.0)),
+    "exact_permutations": RuleCase(
+        lambda: learning.exact_permutations(4, 8, 3, chunk=2),
+        lambda: ensemble.networks(4, 8, 3, jax.random.key(0)),
+        lambda: [ensemble.basis([2, 0, 3, 1])] * 2,
+        lambda batch: jnp.asarray(batch[0]),
+        check=a_row_for_each_of_three,
+    ),
     "members": dataclasses.replace(
         classifier(several, lambda key: jax.vmap(PLAIN_OF)(jax.random.split(key, 3))),
         check=a_row_for_each_of_three,
@@ -229,6 +250,9 @@ RULES: dict[str, RuleCase] = {
     "noprop-continuous": classifier(
         lambda: learning.noprop(learning.NoPropOptions("continuous", 1.0, integration=3)),
         scheduled,
+    ),
+    "shallow_dann": of_two_domains(
+        learning.shallow_dann, functools.partial(MLP, (5, 8, 4), activation="sigmoid")
     ),
 }
 

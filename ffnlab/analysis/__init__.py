@@ -1,10 +1,12 @@
-"""Probes (`ffnlab.probe.Probe`): what a model is, what it costs, and what it learned.
+"""Probes (`ffnlab.probe.Probe`): what a model is, what it costs, and what it learned; and measures
+of what one gives, rows of features for instance.
 
 What rewrites a model belongs to the other methods. `PROBES` names those that the command line
 knows.
 """
 
 from ffnlab.analysis.compiled_cost import CostReport, compiled_cost
+from ffnlab.analysis.domain_distance import DomainDistance, domain_distance
 from ffnlab.analysis.gradient_alignment import AlignmentReport, AlignmentStats, gradient_alignment
 from ffnlab.analysis.table import METHODS, PROBES
 from ffnlab.analysis.weight_norms import NormReport, weight_norms
@@ -15,8 +17,10 @@ __all__ = [
     "AlignmentReport",
     "AlignmentStats",
     "CostReport",
+    "DomainDistance",
     "NormReport",
     "compiled_cost",
+    "domain_distance",
     "gradient_alignment",
     "weight_norms",
 ]

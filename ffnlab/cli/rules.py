@@ -6,14 +6,23 @@ from typing import Literal, NamedTuple
 
 import optax
 
+from ffnlab.cli.inputs.data_kinds import AnyData, DomainsConfig, PermutationConfig
 from ffnlab.errors import ConfigError
-from ffnlab.learning import MapLoss, NoPropOptions, PairLoss, counter_current, noprop
+from ffnlab.learning import (
+    MapLoss,
+    NoPropOptions,
+    PairLoss,
+    counter_current,
+    dann,
+    domain_classifier,
+    noprop,
+)
 from ffnlab.learning.counter_current.rule import mirrored
 from ffnlab.models import ConvAutoencoder, ConvMirror
 from ffnlab.outside import Methods
 from ffnlab.rule import Rule
 
-__all__ = ["RULES", "check_accepted"]
+__all__ = ["RULES", "check_accepted", "check_domains"]
 
 # What counter-current learning compares layers by, and its second network, by kind of model.
 PAIRS = {
@@ -21,6 +30,9 @@ PAIRS = {
     "convnet": (PairLoss("cosine", scale=1.0), ConvMirror),
     "autoencoder": (MapLoss(), ConvAutoencoder.mirror),
 }
+
+
+OF_TWO = ("backprop", "dann")  # what learns from two domains, the former from the source alone
 
 
 class Own(NamedTuple):
@@ -45,6 +57,7 @@ OWN: Mapping[str, Own] = MappingProxyType(
         "counter_current": Own(
             "ffnlab.cli.rules:by_counter_current", ("mlp", "convnet", "autoencoder")
         ),
+        "dann": Own("ffnlab.cli.rules:by_dann", ("vit", "resnet", "mlp", "convnet")),
         "noprop": Own("ffnlab.cli.rules:by_noprop", ("noprop",)),
     }
 )
@@ -69,6 +82,21 @@ def check_accepted(rule: str, kind: str) -> None:
         )
 
 
+def check_domains(rule: str, options: Mapping[str, object], data: AnyData) -> None:
+    """Raises ConfigError where a rule of ours is of other data than a run's, one domain or two."""
+    has_two = isinstance(data, DomainsConfig)
+    if isinstance(data, PermutationConfig) and rule in OWN and rule != "backprop":
+        raise ConfigError(f"rule {rule!r} learns classes; a permutation is learned by 'backprop'")
+    if has_two and rule in OWN and rule not in OF_TWO:
+        accepted = " and ".join(map(repr, OF_TWO))
+        raise ConfigError(f"rule {rule!r} learns from one domain; of two {accepted} do")
+    if rule == "dann" and not has_two and options.get("strength") != 0:
+        raise ConfigError(
+            "rule 'dann' learns from two domains: set kind = \"domains\" in [data], or strength = "
+            "0 in [rule_options] to learn from one"
+        )
+
+
 def by_counter_current(
     *, model_kind: str, optimizer: optax.GradientTransformation | None = None
 ) -> Rule:
@@ -80,6 +108,29 @@ def by_counter_current(
     """
     pair, mirror = PAIRS[model_kind]
     return counter_current(pair, optimizer, mirror=mirror)
+
+
+def by_dann(
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    microbatches: int = 1,
+    strength: float = 1.0,
+    ramp: int = 0,
+    scaled: Literal["features", "everything"] = "features",
+    hidden: int = 100,
+) -> Rule:
+    """Features that tell the classes of a source and do not tell it from a target.
+
+    Args:
+      optimizer: of the network and of what tells the domains.
+      microbatches: parts of a batch.
+      strength: of the reversed gradient, lambda.
+      ramp: steps over which it rises from 0; 0 for a constant one.
+      scaled: what lambda scales: what comes back to the features, or the loss of the domains too.
+      hidden: width of what tells the domains; 0 for a logistic regression.
+    """
+    parts = {"domain": domain_classifier(hidden), "microbatches": microbatches}
+    return dann(optimizer, strength=strength, ramp=ramp, scaled=scaled, **parts)
 
 
 def by_noprop(

@@ -19,13 +19,17 @@ from ffnlab.cli.inputs.corpus import Corpus, HiddenText, load_corpus, load_hidde
 from ffnlab.cli.inputs.data_kinds import (
     CaptionedConfig,
     DataConfig,
+    DomainsConfig,
     GraphConfig,
+    PermutationConfig,
     QuestionsConfig,
     SpeechConfig,
     TextsConfig,
 )
+from ffnlab.cli.inputs.domains import DomainsData, load_domains
 from ffnlab.cli.inputs.labelled import LabelledData, load_labelled
 from ffnlab.cli.inputs.nodes import NodeData, node_data
+from ffnlab.cli.inputs.permutation import PermutationData, load_permutation
 from ffnlab.cli.inputs.questions import QuestionsData, load_questions
 from ffnlab.cli.inputs.speech import SpeechData, load_speech
 from ffnlab.cli.inputs.texts import TextsData, load_texts
@@ -63,6 +67,8 @@ RunData = (
     | NodeData
     | SpeechData
     | CaptionedData
+    | DomainsData
+    | PermutationData
 )
 
 
@@ -191,8 +197,9 @@ def report(record: Mapping, out: Path) -> None:
         f1, exact = record["held_out_f1"], record["held_out_exact"]
         print(f"{folder}: F1 {f1:.4f}, exact match {exact:.4f} on held-out questions")
     elif "held_out_accuracy" in record:
-        test = f", {record['test_accuracy']:.4f} on test nodes" if "test_accuracy" in record else ""
-        print(f"{folder}: accuracy {record['held_out_accuracy']:.4f} on held-out data{test}")
+        also = {"test_accuracy": "test nodes", "target_accuracy": "the target"}
+        more = "".join(f", {record[k]:.4f} on {what}" for k, what in also.items() if k in record)
+        print(f"{folder}: accuracy {record['held_out_accuracy']:.4f} on held-out data{more}")
     else:
         print(f"{folder}: mean squared error {record['held_out_error']:.5f} on held-out data")
 
@@ -206,6 +213,10 @@ def load_data(settings: TrainConfig) -> RunData:
         return load_captioned(data)
     if isinstance(data, GraphConfig):
         return node_data(data, model)
+    if isinstance(data, DomainsConfig):
+        return load_domains(data, model)
+    if isinstance(data, PermutationConfig):
+        return load_permutation(data)
     if isinstance(model, EncoderConfig):
         whole = jax.eval_shape(functools.partial(fresh, settings), jax.random.key(0)).config
         if isinstance(data, TextsConfig):

@@ -26,7 +26,7 @@ from ffnlab.cli.changes import (
 )
 from ffnlab.cli.inputs.data_kinds import DATA_KINDS, AnyData, DataConfig, SpeechConfig
 from ffnlab.cli.inputs.reading import Reading, check_speech, inputs_of, reading_of, speech
-from ffnlab.cli.rules import RULES, check_accepted
+from ffnlab.cli.rules import RULES, check_accepted, check_domains
 from ffnlab.errors import ConfigError, at_least, check_seed
 from ffnlab.formats.kinds import KINDS, Config, kind_of
 from ffnlab.learning import (
@@ -134,8 +134,7 @@ class TrainConfig:
       data: what is read, and its batches; `kind` says what it is.
       optimizer: for rules that take one.
       extension: steps after those of `run`, with longer rows; scoring then uses their length.
-      rule: the learning rule: "backprop", "counter_current", "noprop", a name that a package
-        registers, or "module:factory".
+      rule: the learning rule: a name that --keys lists, one of a package, or "module:factory".
       rule_options: of the rule, by the names of its factory's parameters.
       start: a model directory, or a model that comes with ffnlab, to go on from; "" for a fresh
         one. `[model]` is its own and left out.
@@ -176,6 +175,7 @@ class TrainConfig:
             )
         if isinstance(self.data, SpeechConfig):
             check_speech(self.data, self.model)
+        check_domains(self.rule, self.rule_options, self.data)
         check_loss(self.loss, self.data)
         reads_text = isinstance(self.data, DataConfig)
         if self.extension.steps and not reads_text:
@@ -394,7 +394,7 @@ def work_of(settings: TrainConfig, model: nnx.Module) -> Work:
         call = called if isinstance(row, Mapping) else KINDS[settings.kind].call
         forward = 2.0 * multiply_adds(call, model, row)
     if not isinstance(data, DataConfig):
-        return Work(lambda position: data.batch, 3 * forward, "input")
+        return Work(lambda position: getattr(data, "rows", data.batch), 3 * forward, "input")
     per_token = forward if settings.kind == "decoder" else forward / data.length
     short, long = data.batch * data.length, more.batch * more.length
     return Work(lambda position: short if position < steps else long, 3 * per_token)

@@ -27,7 +27,7 @@ SIGNS = {-1: 0, 1: 1}
 def moons(
     seed: int = 0, *, count: int = 150, angle: float = 35.0, noise: float = 0.05
 ) -> tuple[Labelled, Labelled]:
-    """Two half circles that lie in each other, and the same ones turned.
+    """Two half circles of evenly spaced points that lie in each other, and the same ones turned.
 
     Args:
       seed: of the noise.
@@ -35,7 +35,8 @@ def moons(
       angle: of the turn, degrees, around the middle of the source.
       noise: standard deviation, in units of the half circles' radius.
     Returns:
-      (source, target), x [count, 2], moved to the middle of the source and twice as large.
+      (source, target), x [count, 2], moved to the middle of the source and twice as large; they
+      differ by the noise and the turn.
     Raises:
       ConfigError: fewer than two points, or negative noise.
     Source: as in the experiments of DANN (arXiv 1505.07818, section 5.1.1).
@@ -45,7 +46,7 @@ def moons(
         raise ConfigError(f"noise={noise} must be at least 0")
     random = np.random.default_rng(seed)
     y = np.arange(count) % 2
-    t = math.pi * random.random((2, count))
+    t = math.pi * (np.arange(count) // 2) / np.maximum(np.bincount(y)[y] - 1, 1)
     upper = np.stack([np.cos(t), np.sin(t)], -1)
     lower = np.stack([1 - np.cos(t), 0.5 - np.sin(t)], -1)
     x = np.where(y[:, None] == 1, lower, upper) + noise * random.normal(size=(2, count, 2))

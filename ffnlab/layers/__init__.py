@@ -23,6 +23,7 @@ from ffnlab.layers.feed_forward.kernel import KernelAdapter, KernelFFN
 from ffnlab.layers.feed_forward.mlp import MLP
 from ffnlab.layers.feed_forward.moe import GroupedFFN, MoE, MoESpec
 from ffnlab.layers.folding import fold
+from ffnlab.layers.gradient_reversal import reverse_gradient
 from ffnlab.layers.graph_conv import GAT, GCN, GraphSAGE
 from ffnlab.layers.grouped import GroupedLinear, GroupedNorm, Groups
 from ffnlab.layers.guided import Guided
@@ -116,6 +117,7 @@ __all__ = [
     "global_max_pool",
     "max_pool",
     "measured",
+    "reverse_gradient",
     "scale_skips",
     "shifted_max_pool",
 ]

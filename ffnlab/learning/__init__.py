@@ -15,6 +15,9 @@ from ffnlab.learning.counter_current.rule import (
     PairLoss,
     counter_current,
 )
+from ffnlab.learning.dann.rule import adversarial, dann, domain_classifier, features_of
+from ffnlab.learning.dann.shallow import ShallowState, shallow_dann
+from ffnlab.learning.exact_permutations.ensemble import exact_permutations
 from ffnlab.learning.members import members
 from ffnlab.learning.noprop.rule import NoPropOptions, NoPropState, noprop
 from ffnlab.learning.optimizers.masters import MastersState, in_float32
@@ -50,9 +53,15 @@ __all__ = [
     "NoPropState",
     "OptimizerConfig",
     "PairLoss",
+    "ShallowState",
+    "adversarial",
     "backprop",
     "computed_in",
     "counter_current",
+    "dann",
+    "domain_classifier",
+    "exact_permutations",
+    "features_of",
     "from_state",
     "gradient_noise",
     "in_float32",
@@ -68,5 +77,6 @@ __all__ = [
     "rate_at",
     "rewritten",
     "scale_by_trust_ratio",
+    "shallow_dann",
     "sqrt_batch_schedule",
 ]

@@ -85,7 +85,9 @@ def members(
         return over_members(one, (0, batch_axis, 0))(state, inputs, numbers)
 
     def check(state: PyTree, batch: PyTree) -> None:
-        one = jax.eval_shape(lambda state: member(state, 0), state)
+        # Shapes alone, without tracing: this is asked of every batch.
+        shaped = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)  # noqa: E731
+        one = jax.tree.map(shaped, state)
         for i in range(1 if shared_batch else n):
             first.check(one, batch if shared_batch else member(batch, i))
 

@@ -116,6 +116,26 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
                 ),
             ),
             Study(
+                "dann",
+                "DANN",
+                "learning",
+                "a rule: features that tell classes and hide the domain, by a reversed gradient",
+                arxiv("1505.07818", 2015, "Domain-Adversarial Training of Neural Networks"),
+            ),
+            Study(
+                "exact-permutations",
+                "Exact permutations",
+                "learning",
+                "ensembles of wide networks that send all binary inputs through a permutation "
+                "learned from its basis",
+                arxiv(
+                    "2502.16763",
+                    2025,
+                    "Exact Learning of Permutations for Nonzero Binary Inputs with Logarithmic "
+                    "Training Size and Quadratic Ensemble Complexity",
+                ),
+            ),
+            Study(
                 "lamb",
                 "LAMB",
                 "learning",

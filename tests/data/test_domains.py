@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.datasets import load_sample_images, load_svmlight_file
+from sklearn.datasets import load_sample_images, load_svmlight_file, make_moons
 
 from ffnlab.data import find_folder, moons, on_photographs, read_svmlight, reviews
 from ffnlab.errors import ConfigError, FFNLabError, FormatError
@@ -27,6 +27,14 @@ def test_the_target_is_the_source_turned():
     np.testing.assert_allclose(_centre(lower) - centre, [2, 1], atol=1e-4)
     assert (upper[:, 1] >= centre[1] - 1e-5).all()
     assert (lower[:, 1] <= _centre(lower)[1] + 1e-5).all()
+
+
+def test_moons_are_spaced_as_the_authors_have_them():
+    source, _ = moons(count=40, noise=0.0)
+    known, y = make_moons(40, noise=None, shuffle=False)
+    for value in (0, 1):
+        moved = 2 * (known - known.mean(0))[y == value]
+        np.testing.assert_allclose(source.x[source.y == value], moved, atol=1e-6)
 
 
 def _centre(x):

@@ -70,7 +70,7 @@ def test_files(tmp_path):
     path.write_text("[inner\n")
     with pytest.raises(ConfigError, match="a.toml is not valid TOML"):
         read_config(path, Outer)
-    with pytest.raises(ConfigError, match=r"presets are \['captioned_digits', 'embedded'"):
+    with pytest.raises(ConfigError, match=r"presets are \['captioned_digits', 'dann_moons'"):
         read_config("embeded", Outer)
 
 

@@ -5,20 +5,36 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar
 
-from ffnlab.errors import ConfigError, at_least
+from ffnlab.errors import ConfigError, at_least, check_seed
 
 __all__ = [
     "DATA_KINDS",
     "AnyData",
     "CaptionedConfig",
     "DataConfig",
+    "DomainsConfig",
     "GraphConfig",
     "ImagesConfig",
+    "PermutationConfig",
     "QuestionsConfig",
     "RecordsConfig",
     "SpeechConfig",
     "TextsConfig",
 ]
+
+
+# Shape of one input of the domains that have a name.
+DOMAINS: Mapping[str, tuple[int, ...]] = MappingProxyType(
+    {
+        "moons": (2,),
+        "turned_moons": (2,),
+        "digits": (8, 8, 3),
+        "photographs": (8, 8, 3),
+        "books": (5000,),
+        "dvd": (5000,),
+        "electronics": (5000,),
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +193,67 @@ class CaptionedConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DomainsConfig:
+    """Inputs with classes of a source, and inputs of a target whose classes only score.
+
+    A domain is "moons" or "turned_moons" (two half circles, and the same ones turned), "digits" or
+    "photographs" (8 x 8 of scikit-learn in three colours, and others of them on photographs),
+    "books", "dvd" or "electronics" (counts of 5000 words in reviews, of FFNLAB_DATA), or a
+    safetensors file with a tensor of inputs and one of classes.
+
+    Attributes:
+      source: the domain whose classes are learned.
+      target: the domain that has none while it is learned from.
+      batch: rows of the source in a batch.
+      target_batch: rows of the target; 0 for as many as of the source.
+      inputs, label: names of the tensors in files.
+      shape: of one input in files.
+    """
+
+    source: str = "moons"
+    target: str = "turned_moons"
+    batch: int = 32
+    target_batch: int = 0
+    inputs: str = "image"
+    label: str = "label"
+    shape: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        at_least(1, batch=self.batch)
+        at_least(0, target_batch=self.target_batch)
+        shapes = [self.shape_of(name) for name in (self.source, self.target)]
+        if shapes[0] != shapes[1]:
+            raise ConfigError(
+                f"source={self.source!r} has inputs of shape {list(shapes[0])}, target="
+                f"{self.target!r} of {list(shapes[1])}; both domains need one"
+            )
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """Of one input of a domain.
+
+        Raises:
+          ConfigError: it is none, or a file whose shape is not said.
+        """
+        if name in DOMAINS:
+            return DOMAINS[name]
+        if not name.endswith(".safetensors"):
+            known = ", ".join(map(repr, DOMAINS))
+            raise ConfigError(f"{name!r} is no domain; {known} are, and safetensors files")
+        if not self.shape or min(self.shape) < 1:
+            raise ConfigError(f"shape={list(self.shape)}: say that of one input of {name}")
+        return self.shape
+
+    @property
+    def rows(self) -> int:
+        """Rows of both domains in a batch."""
+        return self.batch + self.target_rows(self.batch)
+
+    def target_rows(self, rows: int) -> int:
+        """Rows of the target in a batch with so many of the source."""
+        return self.target_batch or rows
+
+
+@dataclasses.dataclass(frozen=True)
 class TextsConfig:
     """Texts with classes; one in ten is held out where nothing else is.
 
@@ -242,6 +319,31 @@ class GraphConfig:
     batch: ClassVar[int] = 1
 
 
+@dataclasses.dataclass(frozen=True)
+class PermutationConfig:
+    """Basis vectors and where a permutation sends each, all of them in a batch.
+
+    It is scored on binary inputs divided by their norms: the share of them all of whose outputs are
+    on the right side of the cut that parts an ensemble's means.
+
+    Attributes:
+      length: k, of inputs and outputs.
+      permutation: seed of the draw of the permutation.
+    """
+
+    length: int = 5
+    permutation: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(1, length=self.length)
+        check_seed(self.permutation)
+
+    @property
+    def batch(self) -> int:
+        """Rows of a batch, k."""
+        return self.length
+
+
 AnyData = (
     DataConfig
     | TextsConfig
@@ -251,6 +353,8 @@ AnyData = (
     | GraphConfig
     | SpeechConfig
     | CaptionedConfig
+    | DomainsConfig
+    | PermutationConfig
 )
 # What `kind` may be in [data], the one without it first.
 DATA_KINDS: Mapping[str, type] = MappingProxyType(
@@ -263,5 +367,7 @@ DATA_KINDS: Mapping[str, type] = MappingProxyType(
         "graph": GraphConfig,
         "speech": SpeechConfig,
         "captioned": CaptionedConfig,
+        "domains": DomainsConfig,
+        "permutation": PermutationConfig,
     }
 )

@@ -14,8 +14,10 @@ from jaxtyping import PyTree
 from ffnlab.cli.inputs.data_kinds import (
     CaptionedConfig,
     DataConfig,
+    DomainsConfig,
     GraphConfig,
     ImagesConfig,
+    PermutationConfig,
     QuestionsConfig,
     RecordsConfig,
     SpeechConfig,
@@ -27,6 +29,7 @@ from ffnlab.data.interleaved import NAMES, caption_length
 from ffnlab.data.sound_rows import PER_SECOND
 from ffnlab.errors import ConfigError, first_line
 from ffnlab.formats.kinds import KINDS, Config, kind_of
+from ffnlab.learning.exact_permutations.ensemble import one_hot_squares
 from ffnlab.losses import (
     InformedLoss,
     Loss,
@@ -91,6 +94,12 @@ def reading_of(model: object, data: object = None) -> Reading:
         return SPEECH
     if kind == "decoder" and isinstance(data, CaptionedConfig):
         return CAPTIONED
+    known = KINDS[kind or ""]
+    has_classes = known.classes is not None and known.classes(model)
+    if isinstance(data, PermutationConfig) and kind == "mlp":
+        return OF_BASIS
+    if isinstance(data, DomainsConfig) and has_classes and known.reads in ("rows", "images"):
+        return OF_DOMAINS
     if kind == "encoder":
         head = getattr(model, "head", None)
         if head not in OF_HEADS:
@@ -133,8 +142,10 @@ def by_name(loss: Loss) -> Loss:
 
 
 def inputs_of(batch: PyTree) -> PyTree:
-    """What of a batch the model is given."""
-    return batch[0] if isinstance(batch, tuple) else batch
+    """What of a batch the model is given; of two domains, the source."""
+    if isinstance(batch, tuple):
+        return batch[0].x if isinstance(batch[0], Labelled) else batch[0]
+    return batch
 
 
 def ints(*shape: int) -> jax.ShapeDtypeStruct:
@@ -176,6 +187,34 @@ def arrays(data: Any, model: Any, rows: int, length: int) -> PyTree:
         return Labelled(x, ints(rows))  # type: ignore
     answers = jax.ShapeDtypeStruct((rows, classes(model) or 0), np.float32)
     return Taught(x, ints(rows), answers)  # type: ignore
+
+
+def two_domains(data: DomainsConfig, model: Any, rows: int, length: int) -> PyTree:
+    """A batch of two domains: inputs with classes, and inputs alone."""
+    shape = input_shape(RecordsConfig(data.source, data.shape_of(data.source)), model)
+    one, other = (
+        jax.ShapeDtypeStruct((n, *shape), np.float32) for n in (rows, data.target_rows(rows))
+    )
+    return Labelled(one, ints(rows)), other  # type: ignore[arg-type]
+
+
+def of_source(model: Callable, batch: PyTree) -> tuple:
+    """Cross-entropy of the source's classes; the target is not looked at."""
+    return measuring(labelled)(model, batch[0])
+
+
+def whole_basis(data: PermutationConfig, model: Any, rows: int, length: int) -> PyTree:
+    """The one batch of a permutation, abstract.
+
+    Raises:
+      ConfigError: the model has other inputs or outputs.
+    """
+    k = data.length
+    if (model.sizes[0], model.sizes[-1]) != (k, k):
+        raise ConfigError(
+            f"sizes={list(model.sizes)}: a permutation of length={k} has {k} inputs and outputs"
+        )
+    return Labelled(jax.ShapeDtypeStruct((k, k), np.float32), ints(k))  # type: ignore[arg-type]
 
 
 def whole_graph(data: Any, model: Any, rows: int, length: int) -> PyTree:
@@ -282,6 +321,17 @@ SPEECH = Reading((SpeechConfig,), "speech", lambda data: masked, speech)
 # … or read images between captions …
 CAPTIONED = Reading(
     (CaptionedConfig,), "text or captioned images", lambda data: packed_next_token, between_captions
+)
+# … of classifiers that two domains are shown …
+OF_DOMAINS = Reading(
+    (DomainsConfig,), "images, records or two domains", lambda data: of_source, two_domains
+)
+# … of networks that learn where basis vectors go …
+OF_BASIS = Reading(
+    (PermutationConfig,),
+    "images, records or a permutation",
+    lambda data: one_hot_squares,
+    whole_basis,
 )
 # … and of encoders by their head.
 OF_HEADS: Mapping[str, Reading] = MappingProxyType(
