@@ -15,6 +15,7 @@ from ffnlab.learning.counter_current.rule import (
     PairLoss,
     counter_current,
 )
+from ffnlab.learning.generated import generated
 from ffnlab.learning.members import members
 from ffnlab.learning.noprop.rule import NoPropOptions, NoPropState, noprop
 from ffnlab.learning.optimizers.masters import MastersState, in_float32
@@ -54,6 +55,7 @@ __all__ = [
     "computed_in",
     "counter_current",
     "from_state",
+    "generated",
     "gradient_noise",
     "in_float32",
     "labelled",
