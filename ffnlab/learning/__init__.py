@@ -9,6 +9,13 @@ from ffnlab.learning.backprop import (
     backprop,
     computed_in,
 )
+from ffnlab.learning.continual.growth import grow
+from ffnlab.learning.continual.rule import (
+    ContinualOptions,
+    ContinualState,
+    TaskRows,
+    continual,
+)
 from ffnlab.learning.counter_current.rule import (
     CounterCurrentState,
     MapLoss,
@@ -41,6 +48,8 @@ from ffnlab.models.noprop_net import NoPropNet
 __all__ = [
     "OPTIMIZERS",
     "BackpropState",
+    "ContinualOptions",
+    "ContinualState",
     "CounterCurrentState",
     "Extension",
     "LearnedSchedule",
@@ -51,12 +60,15 @@ __all__ = [
     "NoPropState",
     "OptimizerConfig",
     "PairLoss",
+    "TaskRows",
     "backprop",
     "computed_in",
+    "continual",
     "counter_current",
     "from_state",
     "generated",
     "gradient_noise",
+    "grow",
     "in_float32",
     "labelled",
     "lamb",

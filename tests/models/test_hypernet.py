@@ -31,7 +31,7 @@ PARITY = {
 }
 
 
-def made(config, key):
+def drawn(config, key):
     """A hypernetwork, drawn in one program."""
     return jax.jit(lambda key: config.make(key=key))(key)
 
@@ -67,7 +67,7 @@ def test_pieces_are_those_of_hyperite(name, fixtures, key):
     with np.load(fixtures / "hypernets" / "expected.npz", allow_pickle=False) as saved:
         wanted = [saved[f"{name} {task}"] for task in range(2)]
         numbers = saved[f"{name} numbers"]
-    net = made(HypernetConfig(SMALL, plain(**PARITY[name])), key)
+    net = drawn(HypernetConfig(SMALL, plain(**PARITY[name])), key)
     which = list(PARITY).index(name)
     net = with_arrays(net, record.filled(record.shapes_of(name), which))
     for task, official in enumerate(wanted):
@@ -87,7 +87,7 @@ def test_pieces_are_those_of_hyperite(name, fixtures, key):
 
 def test_chunks_are_those_of_hypercl(fixtures, key):
     tasks, pieces, *maps = record.filled(record.chunked_shapes(), 10)
-    net = made(HypernetConfig(SMALL, plain("chunk_wise", tasks=3, chunk=record.CHUNK)), key)
+    net = drawn(HypernetConfig(SMALL, plain("chunk_wise", tasks=3, chunk=record.CHUNK)), key)
     net = with_arrays(net, [tasks, *maps])
     net.pieces.w.set_value(Dense(jnp.asarray(pieces)))
     with np.load(fixtures / "hypernets" / "expected.npz", allow_pickle=False) as saved:
@@ -153,7 +153,7 @@ def test_every_cell_of_the_table(key):
 def test_every_valid_cell_learns(cell, key):
     """Compiled; every array of the hypernetwork has a gradient, and the same bits again."""
     spec = spec_of(cell)
-    net = made(HypernetConfig(MLPConfig((3, 4, 2)), spec), key)
+    net = drawn(HypernetConfig(MLPConfig((3, 4, 2)), spec), key)
     batch = jax.tree.map(lambda leaf: leaf[None], inputs_for(spec)), ROWS
     step = jax.jit(jax.grad(lambda net: generated(labelled)(net, batch)[0]))
     gradient = step(net)
@@ -222,7 +222,7 @@ def test_an_ordinary_network_is_a_special_case(key):
 @pytest.mark.parametrize("outputs", OUTPUTS)
 def test_the_gradient_goes_by_the_chain_rule(outputs, key):
     """dL/dPhi = (dTheta/dPhi)^T dL/dTheta, each computed by itself."""
-    net = made(HypernetConfig(MLPConfig((3, 4, 2)), plain(outputs, chunk=7)), key)
+    net = drawn(HypernetConfig(MLPConfig((3, 4, 2)), plain(outputs, chunk=7)), key)
     phi, unravel = ravel_pytree(net)
     loss = lambda target: labelled(target, (ROWS[0][0], ROWS[1][0]))[0]  # noqa: E731
     found = jax.grad(lambda phi: loss(unravel(phi).make(1)))(phi)
@@ -234,7 +234,7 @@ def test_the_gradient_goes_by_the_chain_rule(outputs, key):
 
 
 def test_static_inputs_are_generated_once(key):
-    net = made(HypernetConfig(SMALL, HypernetSpec(tasks=3, outputs="chunk_wise", chunk=7)), key)
+    net = drawn(HypernetConfig(SMALL, HypernetSpec(tasks=3, outputs="chunk_wise", chunk=7)), key)
     kept, again = net.cached(), jax.jit(lambda net, task: net.make(task))
     make = lambda task: again(net, task)  # noqa: E731
     for task in range(3):
@@ -245,7 +245,7 @@ def test_static_inputs_are_generated_once(key):
 
 def test_dynamic_inputs_make_weights_for_every_example(key):
     spec = HypernetSpec(INPUTS, input_variability="dynamic", tasks=2, data=3, noise=2, hidden=(6,))
-    net = made(HypernetConfig(MLPConfig((3, 4, 2)), spec), key)
+    net = drawn(HypernetConfig(MLPConfig((3, 4, 2)), spec), key)
     x, ids = ROWS[0][0], jnp.array([0, 1, 1, 0, 1, 0])
     noise = jax.random.normal(key, (6, 2))
     found = net(Tasked(x, ids), key=key)
@@ -264,7 +264,7 @@ def test_dynamic_inputs_make_weights_for_every_example(key):
 def test_a_component_is_a_call_cut_to_its_size(component, key):
     """No array lies across two calls, and what is cut reaches nothing."""
     spec = plain("component_wise", component=component)
-    net = made(HypernetConfig(MLPConfig((3, 4, 2)), spec), key)
+    net = drawn(HypernetConfig(MLPConfig((3, 4, 2)), spec), key)
     come, first = net.come(Condition(task=1)), net.make(1).maps[0]
     if component == "layer":
         assert come.shape == (2, 4 * (3 + 1))
@@ -280,7 +280,7 @@ def test_an_absent_channel_is_one_less(key):
     spec = HypernetSpec(
         tasks=2, output_variability="dynamic", optional="maps[0]**", hidden=(6,), embedding=2
     )
-    net = made(HypernetConfig(MLPConfig((3, 4, 2), "tanh"), spec), key)
+    net = drawn(HypernetConfig(MLPConfig((3, 4, 2), "tanh"), spec), key)
     net.gates.b.set_value(jnp.array([9.0, -9.0, 9.0, -9.0]))
     np.testing.assert_array_equal(net.present(0), [1, 0, 1, 0])
     wide, x = net.make(0), ROWS[0][0]
@@ -311,7 +311,7 @@ def test_generated_layers_begin_like_drawn_ones(outputs, key):
     kept = {}
     for init in ("hyperfan", "uniform"):
         spec = HypernetSpec(outputs=outputs, init=init, hidden=(64,), embedding=16)
-        target = made(HypernetConfig(DEEP, spec), key).make(0)
+        target = drawn(HypernetConfig(DEEP, spec), key).make(0)
         variances = [float(linear.weight.dense().var()) for linear in target.maps]
         h, spreads = x, []
         for stage in target.stages:
@@ -327,7 +327,7 @@ def test_generated_layers_begin_like_drawn_ones(outputs, key):
 def test_chunks_begin_with_the_mean_variance(key):
     """Over many tasks; the wanted ones are 2 / 8 for w0, 2 / 64 for w1, 0 for biases."""
     spec = HypernetSpec(outputs="chunk_wise", chunk=320, tasks=64, hidden=(64,))
-    net = made(HypernetConfig(MLPConfig((8, 64, 64)), spec), key)
+    net = drawn(HypernetConfig(MLPConfig((8, 64, 64)), spec), key)
     come = jax.vmap(lambda task: net.come(Condition(task=task)))(jnp.arange(64))
     wanted = (8 * 64 * 2 / 8 + 64 * 64 * 2 / 64) / net.layout.size
     assert abs(float((come**2).mean()) / wanted - 1) < 0.25
@@ -362,7 +362,7 @@ def test_which_pieces_read_which(architecture, key):
     """d piece_k / d embedding_j: an RNN reads what came before, a convolution its neighbours."""
     sizes = {"chunk": 4, "hidden": (4,), "embedding": 2, "activation": "tanh"}
     spec = HypernetSpec(outputs="chunk_wise", architecture=architecture, **sizes)
-    net = made(HypernetConfig(MLPConfig((3, 4, 2)), spec), key)
+    net = drawn(HypernetConfig(MLPConfig((3, 4, 2)), spec), key)
     u = net.calls(Condition(task=0))
     through = lambda u: generator.pieces_from(  # noqa: E731
         spec, net.heads, generator.run_trunk(spec, net.trunk, u)
@@ -425,7 +425,7 @@ def test_targets_that_cannot_be_generated(key):
         jax.eval_shape(lambda key: Hypernet(HypernetSpec(), MLP((2, 2), key=key), key=key), key)
     gated = HypernetSpec(output_variability="dynamic", optional="layers**")
     with pytest.raises(ConfigError, match=r"optional='layers\*\*' matches nothing generated"):
-        made(HypernetConfig(SMALL, gated), key)
+        drawn(HypernetConfig(SMALL, gated), key)
 
 
 class Bare(nnx.Module):
@@ -433,7 +433,7 @@ class Bare(nnx.Module):
 
 
 def test_inputs_that_a_hypernetwork_does_not_read(key):
-    net = made(HypernetConfig(SMALL, HypernetSpec(tasks=3, hidden=(4,))), key)
+    net = drawn(HypernetConfig(SMALL, HypernetSpec(tasks=3, hidden=(4,))), key)
     x = jnp.ones((2, 3))
     for wrong, message in (
         (lambda: net(x), "task: which of the 3 tasks"),
@@ -449,7 +449,7 @@ def test_inputs_that_a_hypernetwork_does_not_read(key):
             wrong()
     assert np.isnan(jax.jit(net.vector)(jnp.int32(3))).all()  # never another task's
     spec = HypernetSpec(("data",), input_variability="dynamic", data=4, hidden=(4,))
-    dynamic = made(HypernetConfig(SMALL, spec), key)
+    dynamic = drawn(HypernetConfig(SMALL, spec), key)
     with pytest.raises(ValueError, match=r"x is float32\[2, 3\]; data=4 needs 4 floats"):
         dynamic(x)
     with pytest.raises(ValueError, match=r"data has shape \(3,\), \(4,\) is accepted"):
@@ -460,7 +460,7 @@ def test_inputs_that_a_hypernetwork_does_not_read(key):
 
 def test_the_loss_of_what_is_generated(key):
     """The mean over tasks of the target's loss, and of the mean square of its weights."""
-    net = made(HypernetConfig(MLPConfig((3, 2)), HypernetSpec(tasks=2, hidden=(4,))), key)
+    net = drawn(HypernetConfig(MLPConfig((3, 2)), HypernetSpec(tasks=2, hidden=(4,))), key)
     rows = tuple(jnp.concatenate([part, part[:, ::-1]]) for part in ROWS)
     batch = (jnp.array([1, 0]), rows)
     each = [labelled(net.make(t), (rows[0][i], rows[1][i]))[0] for i, t in enumerate((1, 0))]

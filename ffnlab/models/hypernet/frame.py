@@ -77,13 +77,11 @@ class Frame:
         if not found:
             raise ConfigError(f"target: a {type(target).__name__} without floating arrays")
         mine, others = tree.trained(target)
-        marks = [
-            jax.tree.map(lambda _, m=m: m, part) for part, m in ((mine, True), (others, False))
-        ]
+        marks = jax.tree.map(lambda _: True, mine), jax.tree.map(lambda _: False, others)
         arrays = tuple(
             Leaf(path, owner, leaf.shape, leaf.dtype.name if typed else "", is_generated)
             for (path, owner), leaf, is_generated in zip(
-                located(target), found, jax.tree.leaves(tree.combine(*is_mine)), strict=True
+                located(target), found, jax.tree.leaves(tree.combine(*marks)), strict=True
             )
         )
         return cls(jax.tree.structure(target), arrays)
