@@ -2,8 +2,9 @@
 
     R = 1/n sum_j sum_i Omega_ji (w_i(e_j*; theta*) - w_i(e_j*; theta))^2
 
-over n earlier tasks j. theta* and e_j* are the parameters and the embeddings before the present task; neither has a
-gradient, nor do the targets w(e_j*; theta*). Omega is 1, or how much each weight matters.
+over n earlier tasks j. theta* and e_j* are the parameters and the embeddings before the present
+task; neither has a gradient, nor do the targets w(e_j*; theta*). Omega is 1, or how much each
+weight matters.
 
 Source: von Oswald et al., Continual learning with hypernetworks, arXiv 1906.00695, eq. 2; weights
 of importance as in its code, and in dependency preserving hypernetworks (arXiv 2209.07712).
