@@ -74,7 +74,7 @@ class Sizes:
 def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Result:
     """The study; arguments as for `ffnlab.studies.run.run_study`."""
     begin = time.perf_counter()
-    sizes = Sizes(5, 300, BETAS, RATES, (seed, seed + 1, seed + 2), True)
+    sizes = Sizes(5, 400, BETAS, RATES, (seed, seed + 1, seed + 2), True)
     if quick:
         sizes = Sizes(3, 150, BETAS[1:2], RATES[1:2], (seed,), False)
     cases = made(sizes, seed)
@@ -284,7 +284,6 @@ def bars(figure: Any, found: Found) -> None:
     axes = figure.subplots()
     grouped_bars(axes, tuning.values(found))
     axes.set(ylim=(0, 1.3), ylabel="accuracy on all tasks at the end")
-    figure.tight_layout()
 
 
 def lines(figure: Any, runs: Mapping[str, Followed], found: Mapping[str, Tuned], seed: int) -> None:
@@ -301,4 +300,3 @@ def lines(figure: Any, runs: Mapping[str, Followed], found: Mapping[str, Tuned],
     axes.set_xticks(range(1, len(free) + 1))
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()

@@ -279,7 +279,6 @@ def bars(figure: Any, errors: Found, rights: Found) -> None:
         grouped_bars(axes, values)
         axes.set_ylim(0, 1.45 * max(max(v) for v in values.values()))
         axes.set_ylabel(label)
-    figure.tight_layout()
 
 
 def lines(figure: Any, starts: Mapping[str, tuple[list[float], list[float]]]) -> None:
@@ -292,4 +291,3 @@ def lines(figure: Any, starts: Mapping[str, tuple[list[float], list[float]]]) ->
     axes.set(xlabel="layer", ylabel="deviation of activations at the start")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()

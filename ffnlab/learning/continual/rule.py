@@ -133,7 +133,7 @@ def continual(
     """
     optimizer = in_float32(optax.adam(1e-3) if optimizer is None else optimizer)
 
-    def init(model: Hypernet, key: Array) -> ContinualState:
+    def init(model: PyTree, key: Array) -> ContinualState:
         check_model(model)
         model, before, key = (jax.tree.map(jnp.copy, part) for part in (model, model, key))
         size, tasks = model.layout.size, model.spec.tasks
