@@ -5,13 +5,15 @@ jax 0.12 and flax 0.12.12. Code elsewhere does not look at version numbers.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import jax
+import jax.core
 from flax import nnx
 from flax.nnx import pytreelib
 from jax.sharding import AxisType, Mesh
 
-__all__ = ["bare_module", "make_mesh"]
+__all__ = ["bare_module", "eagerly", "make_mesh"]
 
 
 def make_mesh(
@@ -38,6 +40,19 @@ def make_mesh(
         raise ValueError(f"shape={tuple(shape)} and names={tuple(names)} must have equal lengths")
     axis_types = (AxisType.Auto,) * len(names)
     return jax.make_mesh(tuple(shape), tuple(names), axis_types=axis_types, devices=devices)
+
+
+def eagerly() -> AbstractContextManager[None]:
+    """A context in which what is known is computed, even where a function is being traced.
+
+    `jax.ensure_compile_time_eval` also folds constants of what is lowered inside it, draws of
+    random numbers among them, which compiles one program while another is made.
+
+    >>> with eagerly():
+    ...     isinstance(jax.random.normal(jax.random.key(0)), jax.core.Tracer)
+    False
+    """
+    return jax.core.eval_context()
 
 
 def bare_module(

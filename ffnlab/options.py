@@ -14,6 +14,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 
 __all__ = [
+    "BY_KIND",
     "Mismatch",
     "Option",
     "checked",
@@ -26,6 +27,8 @@ __all__ = [
 ]
 
 REQUIRED = inspect.Parameter.empty
+# Metadata of a field of a dataclass that is one of several, by name: a table says its `kind`.
+BY_KIND = "ffnlab.kinds"
 NONE = "none"  # how a recipe writes None, which TOML has no word for
 PLAIN = {
     bool: "true or false",

@@ -228,8 +228,31 @@ def of_two_domains(make: Callable[[], Rule], network: Callable = PLAIN) -> RuleC
     return dataclasses.replace(classifier(make, network), batches=two_domains, inputs=inputs)
 
 
+def task_rows() -> list[learning.TaskRows]:
+    """The two batches of `labelled`, of two tasks."""
+    return [learning.TaskRows(np.int32(task), rows) for task, rows in enumerate(labelled())]
+
+
+def hypernet(**options: str | int) -> models.Hypernet:
+    """A hypernetwork of three tasks for a small network."""
+    spec = models.HypernetSpec(outputs="chunk_wise", tasks=3, hidden=(6,), chunk=16, **options)
+    return models.HypernetConfig(models.MLPConfig((5, 8, 4)), spec).make(key=jax.random.key(0))
+
+
+def a_row_for_each(outputs: PyTree, inputs: models.Tasked) -> None:
+    """Holds scores of each input."""
+    assert outputs.shape == (len(inputs.x), 4), f"outputs are {outputs.shape}"
+
+
 RULES: dict[str, RuleCase] = {
     "backprop": RuleCase(learning.backprop),
+    "continual": RuleCase(
+        lambda: learning.continual(learning.ContinualOptions(importance="fisher")),
+        functools.partial(hypernet, architecture="rnn"),
+        task_rows,
+        lambda batch: models.Tasked(jnp.asarray(batch.rows[0]), batch.task),
+        a_row_for_each,
+    ),
     "counter_current": classifier(learning.counter_current),
     "dann": of_two_domains(lambda: learning.dann(ramp=4)),
     "dann-source": classifier(lambda: learning.dann(strength=0.0)),

@@ -7,6 +7,8 @@ turns; the peer is a plain loop, over the network as it is or compiled. The peer
 process (`learning_peer.py`) in the fastest of its forms. The two take turns; a ratio is the median
 of the turns' ratios. Both learn by SGD in float32 from the same weights and batches, and their
 losses are compared, else the figures would not be of the same work.
+
+A hypernetwork learns as the small network does, whose weights it gives in chunks.
 """
 
 import dataclasses
@@ -27,6 +29,7 @@ from ffnlab.data import Labelled
 from ffnlab.errors import FFNLabError, at_least
 from ffnlab.layers import MLP, Recurrent
 from ffnlab.learning import backprop, labelled
+from ffnlab.models import Hypernet, HypernetConfig, HypernetSpec, MLPConfig
 from ffnlab.parallel import LoopOptions, train
 
 __all__ = ["Settings", "compare", "ratios"]
@@ -70,7 +73,7 @@ def compare(settings: Settings = Settings(), *, progress: bool = False) -> Compa
       settings: sizes and turns.
       progress: show a bar.
     Returns:
-      tasks "recurrent" (a step) and "small" (`settings.steps` steps).
+      tasks "recurrent" (a step), "small" and "hypernetwork" (`settings.steps` steps).
     Raises:
       MissingExtraError: torch is nowhere to be found.
       FFNLabError: the two sides do not compute the same.
@@ -79,10 +82,13 @@ def compare(settings: Settings = Settings(), *, progress: bool = False) -> Compa
         layer, sequences = drawn_recurrent(settings)
         network, batches = drawn_small(settings)
         write(Path(folder), layer, sequences, network, batches)
+        net = drawn_hypernet(settings)
+        write_hypernet(Path(folder), net)
         with Peer(folder, tasks="learning_peer.py", packages=PACKAGES) as peer:
             tasks = {
                 "recurrent": recurrent(peer, layer, sequences, settings.turns),
                 "small": small(peer, network, batches, settings, progress),
+                "hypernetwork": small(peer, net, batches, settings, progress, "hypernetwork"),
             }
             return Comparison("learning beside torch", tasks, about(peer))
 
@@ -142,7 +148,28 @@ def recurrent(peer: Any, layer: Recurrent, batch: tuple[Array, Array], turns: in
     return task_of("recurrent", rows)
 
 
-def small(peer: Any, network: MLP, batches: Labelled, settings: Settings, progress: bool) -> Task:
+def drawn_hypernet(settings: Settings) -> Hypernet:
+    """A hypernetwork of one task that gives the small network's weights in chunks."""
+    config = HypernetConfig(MLPConfig(settings.sizes), HypernetSpec(outputs="chunk_wise"))
+    return config.make(key=jax.random.key(0))
+
+
+def write_hypernet(folder: Path, net: Hypernet) -> None:
+    """What `learning_peer.py` reads of the hypernetwork; its batches are the small network's."""
+    found = {"task": net.tasks.weight.dense(), "pieces": net.pieces.weight.dense()}
+    for i, linear in enumerate((net.trunk.maps[0], net.heads)):
+        found |= {f"w{i}": linear.weight.dense(), f"b{i}": linear.bias}
+    np.savez(folder / "hypernetwork.npz", **found)
+
+
+def small(
+    peer: Any,
+    network: MLP | Hypernet,
+    batches: Labelled,
+    settings: Settings,
+    progress: bool,
+    name: str = "small",
+) -> Task:
     """Lets the peer take its turns where our run evaluates."""
     rule, steps = backprop(labelled, optax.sgd(RATE)), settings.steps
     loss_of = jax.jit(lambda model, batch: labelled(model, batch)[0])
@@ -155,7 +182,7 @@ def small(peer: Any, network: MLP, batches: Labelled, settings: Settings, progre
         jax.block_until_ready(state)
         spent = time.perf_counter() - begun
         loss = float(loss_of(rule.model(state), batch_at((len(rows) + 1) * steps)))
-        rows.append((spent, loss, peer.ask("small", steps=steps, rate=RATE)))
+        rows.append((spent, loss, peer.ask(name, steps=steps, rate=RATE)))
         begun = time.perf_counter()
         return {}
 
@@ -163,7 +190,7 @@ def small(peer: Any, network: MLP, batches: Labelled, settings: Settings, progre
     whole, key = (settings.turns + 1) * steps, jax.random.key(0)
     common = {"evaluate": turn, "options": options, "together": settings.together}
     train(rule, network, batch_at, whole, key=key, **common)
-    return task_of("small", rows)
+    return task_of(name, rows)
 
 
 def task_of(name: str, rows: list[tuple]) -> Task:

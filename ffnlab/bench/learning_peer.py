@@ -5,6 +5,7 @@ Run by `peer_server.py`. Requests and answers:
     {"do": "load", "directory": D, "threads": n}     -> {"dtype", "threads", "versions"}
     {"do": "recurrent", "rate": r}                   -> {"seconds", "form", "loss"}
     {"do": "small", "steps": n, "rate": r}           -> {"seconds", "form", "loss"}
+    {"do": "hypernetwork", "steps": n, "rate": r}    -> {"seconds", "form", "loss"}
 
 D holds recurrent.npz ("x" [b, t, in], "target" [b, t, hidden], "w_input", "w_hidden", "b") and
 small.npz ("x" [n, b, in], "labels" [n, b], "w0", "b0", "w1", "b1"), matrices as [in, out]. Both
@@ -12,6 +13,10 @@ learn from these weights on, by SGD: the first takes a step on the mean squared 
 is that before it; the second takes n steps on the cross-entropy of the batches in turn, and the
 loss is that of the batch after them. Forms are eager and `torch.compile`, and of the LSTM either
 order of batch and time. All float32.
+
+hypernetwork.npz ("task" [1, e], "pieces" [K, e], "w0", "b0", "w1", "b1") gives the small network's
+weights in chunks, joined and cut: the biases and the matrix of a layer, then the next. It learns
+from the same batches.
 """
 
 import pathlib
@@ -63,6 +68,18 @@ class Tasks:
             }
         return self.forms.learned("small", self.learners["small"], lambda x: x.steps(steps))
 
+    def hypernetwork(self, steps, rate):
+        """Steps of a hypernetwork for the small network."""
+        if "hypernetwork" not in self.learners:
+            given = self.given["small"] | {"hyper": self.given["hypernetwork"]}
+            self.learners["hypernetwork"] = {
+                name: Generated(self.torch, given, rate, compiled=name == "compiled")
+                for name in ("eager", "compiled")
+            }
+        return self.forms.learned(
+            "hypernetwork", self.learners["hypernetwork"], lambda x: x.steps(steps)
+        )
+
 
 class Learner:
     """A network of its own and SGD."""
@@ -113,16 +130,13 @@ class Small(Learner):
     """Two maps with a ReLU between them, in the loop of torch's tutorials."""
 
     def __init__(self, torch, given, rate, compiled):
-        nn = torch.nn
-        maps = [nn.Linear(*given[name].shape) for name in ("w0", "w1")]
-        with torch.no_grad():
-            for i, linear in enumerate(maps):
-                linear.weight.copy_(given[f"w{i}"].T)
-                linear.bias.copy_(given[f"b{i}"])
         self.batches = list(zip(given["x"], given["labels"].long(), strict=True))
         self.position = 0
-        network = nn.Sequential(maps[0], nn.ReLU(), maps[1])
-        super().__init__(torch, network, rate, compiled)
+        super().__init__(torch, self.network_of(torch, given), rate, compiled)
+
+    def network_of(self, torch, given):
+        """The network, with the given weights."""
+        return two_maps(torch, given)
 
     def restart(self):
         """Goes back to the given weights and the first batch."""
@@ -140,3 +154,44 @@ class Small(Learner):
         """Of the batch that is next."""
         x, labels = self.batches[self.position % len(self.batches)]
         return self.torch.nn.functional.cross_entropy(self.forward(x), labels)
+
+
+class Generated(Small):
+    """A hypernetwork of two maps that gives the weights of one of two maps in chunks."""
+
+    def network_of(self, torch, given):
+        """See `Small`."""
+        return hypernetwork(torch, given["hyper"], [given[name].shape for name in ("w0", "w1")])
+
+
+def two_maps(torch, given):
+    """Two maps with a ReLU between them."""
+    nn = torch.nn
+    maps = [nn.Linear(*given[name].shape) for name in ("w0", "w1")]
+    with torch.no_grad():
+        for i, linear in enumerate(maps):
+            linear.weight.copy_(given[f"w{i}"].T)
+            linear.bias.copy_(given[f"b{i}"])
+    return nn.Sequential(maps[0], nn.ReLU(), maps[1])
+
+
+def hypernetwork(torch, given, shapes):
+    """A module: rows to scores, by a network of two maps of these shapes [in, out]."""
+    sizes = [size for a, b in shapes for size in (b, a * b)]
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.task, self.pieces = (
+                torch.nn.Parameter(given[name].clone()) for name in ("task", "pieces")
+            )
+            self.maps = two_maps(torch, given)
+
+        def forward(self, x):
+            rows = torch.cat([self.task.expand(len(self.pieces), -1), self.pieces], 1)
+            flat = self.maps(rows).reshape(-1)[: sum(sizes)]
+            b0, w0, b1, w1 = flat.split(sizes)
+            inner = torch.relu(torch.addmm(b0, x, w0.view(shapes[0])))
+            return torch.addmm(b1, inner, w1.view(shapes[1]))
+
+    return Network()

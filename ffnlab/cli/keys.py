@@ -19,9 +19,9 @@ from rich.text import Text
 
 from ffnlab.docstrings import entries, prose
 from ffnlab.errors import ConfigError
-from ffnlab.options import describe, toml
+from ffnlab.options import BY_KIND, describe, toml
 from ffnlab.outside import Methods
-from ffnlab.parallel.config import KINDS, is_free, table_of
+from ffnlab.parallel.config import is_free, table_of
 from ffnlab.recipes import METHODS, Calibration, Evaluation, Stage
 
 __all__ = ["Key", "Section", "method_keys", "recipe_keys", "training_keys"]
@@ -79,7 +79,7 @@ def training_keys(kind: type, name: str = "") -> Iterator[Section]:
     hints, meanings = typing.get_type_hints(kind), entries(kind, "Attributes")
     fields = {field.name: field for field in dataclasses.fields(kind)}
     several = {
-        key: field.metadata[KINDS] for key, field in fields.items() if KINDS in field.metadata
+        key: field.metadata[BY_KIND] for key, field in fields.items() if BY_KIND in field.metadata
     }
     tables = {key: inner for key in fields if (inner := table_of(hints[key])) is not None}
     tables |= {key: next(iter(kinds.values())) for key, kinds in several.items()}

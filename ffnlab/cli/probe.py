@@ -132,7 +132,7 @@ def given(name: str, model: Any, place: Path | None) -> dict[str, object]:
     from ffnlab.cli.inputs.reading import by_name
     from ffnlab.data import Labelled
     from ffnlab.errors import ConfigError
-    from ffnlab.formats.kinds import KINDS, check_kind, kind_of
+    from ffnlab.formats.kinds import KINDS, check_kind, kind_of, reads_of
     from ffnlab.learning import backprop, labelled, next_token
     from ffnlab.losses import masked
 
@@ -146,7 +146,7 @@ def given(name: str, model: Any, place: Path | None) -> dict[str, object]:
             f"probe {name!r} takes a step of backpropagation, which this command gives models of "
             f"kind {', '.join(map(repr, STEPS))}, not {kind!r}; Python gives it any rule and loss"
         )
-    reads = KINDS[kind].reads
+    reads = reads_of(model)
     loss = {"tokens": next_token, "graphs": by_name(masked)}.get(reads, labelled)
 
     def called(model: Any, batch: Any) -> Any:
@@ -167,11 +167,11 @@ def shown(model: Any, place: Path | None, asked: Asked) -> tuple[Sequence, dict[
       FFNLabError: it cannot be read.
     """
     from ffnlab.errors import ConfigError
-    from ffnlab.formats.kinds import KINDS, check_kind, kind_of
+    from ffnlab.formats.kinds import KINDS, check_kind, kind_of, reads_of
 
     check_kind(type(model), tuple(KINDS), place)
     kind = kind_of(model) or ""
-    reads = KINDS[kind].reads
+    reads = reads_of(model)
     if reads == "frames":
         raise ConfigError(
             f"a model of kind {kind!r} reads {reads}, which no option gives; a probe that looks at "

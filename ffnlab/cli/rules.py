@@ -52,7 +52,10 @@ OWN: Mapping[str, Own] = MappingProxyType(
     {
         "backprop": Own(
             "ffnlab.learning.backprop:backprop",
-            ("decoder", "encoder", "vit", "resnet", "uvit", "revcol", "mlp", "convnet", "graph"),
+            (
+                *("decoder", "encoder", "vit", "resnet", "uvit", "revcol", "mlp", "convnet"),
+                *("graph", "hypernet"),
+            ),
         ),
         "counter_current": Own(
             "ffnlab.cli.rules:by_counter_current", ("mlp", "convnet", "autoencoder")

@@ -33,6 +33,8 @@ from ffnlab.models import (
     EncoderConfig,
     GraphNetwork,
     GraphNetworkConfig,
+    Hypernet,
+    HypernetConfig,
     MLPConfig,
     NoPropConfig,
     NoPropNet,
@@ -47,9 +49,9 @@ from ffnlab.models import (
     keep_invertible,
 )
 
-__all__ = ["KINDS", "Config", "Kind", "check_kind", "check_runs", "kind_of"]
+__all__ = ["KINDS", "Config", "Kind", "check_kind", "check_runs", "kind_of", "reads_of"]
 
-Reads = Literal["tokens", "rows", "images", "graphs", "frames"]
+Reads = Literal["tokens", "rows", "images", "graphs", "frames", "target"]
 
 
 @runtime_checkable
@@ -68,7 +70,8 @@ class Kind:
       model: class of the model.
       make: (config, key=, dtype=) -> the model, drawn.
       reads: what it is called with: "tokens" int [b, t], "rows" [b, d], "images" [b, h, w, c],
-        "frames" [b, t, c] of sounds, or "graphs", rows [n, d] of the nodes of one.
+        "frames" [b, t, c] of sounds, "graphs", rows [n, d] of the nodes of one, or "target", what
+        the model reads whose weights it gives (`reads_of`).
       example: (model) -> the least input that it takes, abstract.
       classes: (config) -> how many classes its scores tell apart, None for a configuration without;
         None where the kind has no scores.
@@ -140,6 +143,30 @@ def find_noise(model: UViT, x: Any) -> Any:
     """The noise in images at time 0, of the first class where the model is told of one."""
     is_told = model.config.classes is not None
     return model(x, labels=jnp.zeros(len(x), jnp.int32) if is_told else None)
+
+
+def of_first_task(model: Hypernet, x: Any) -> Any:
+    """What the target gives of the first task, or without tasks."""
+    return model(x, 0 if "task" in model.spec.inputs else None)
+
+
+def of_target(model: Hypernet) -> jax.ShapeDtypeStruct:
+    """The least input of the model whose weights are given.
+
+    Raises:
+      ConfigError: that is of no kind.
+    """
+    if model.config is None:
+        raise ConfigError("the target of this hypernetwork is of no kind, or was rewritten")
+    kind, config = KINDS[kind_of(model.config.target) or ""], model.config.target
+    target = jax.eval_shape(lambda key: kind.make(config, key=key), jax.random.key(0))
+    return kind.example(target)
+
+
+def classes_of_target(config: HypernetConfig) -> int | None:
+    """How many classes the model tells apart whose weights are given."""
+    classes = KINDS[kind_of(config.target) or ""].classes
+    return None if classes is None else classes(config.target)
 
 
 # A line for each; what a new kind is made of beside it, README.md says.
@@ -219,6 +246,15 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             lambda c: c.classes,
             call=denoise,
         ),
+        "hypernet": Kind(
+            HypernetConfig,
+            Hypernet,
+            HypernetConfig.make,
+            "target",
+            of_target,
+            classes_of_target,
+            call=of_first_task,
+        ),
     }
 )
 
@@ -231,6 +267,23 @@ def kind_of(thing: object) -> str | None:
     """
     cls = thing if isinstance(thing, type) else type(thing)
     return next((name for name, kind in KINDS.items() if cls in (kind.config, kind.model)), None)
+
+
+def reads_of(thing: object) -> Reads:
+    """What a model is called with, or the model of a configuration; see `Kind.reads`.
+
+    Raises:
+      ConfigError: it is of no kind, or gives the weights of a model that is of none.
+    """
+    kind = kind_of(thing)
+    if kind is None:
+        raise ConfigError(f"a {type(thing).__name__} is no model of a kind and no configuration")
+    if KINDS[kind].reads != "target":
+        return KINDS[kind].reads
+    config = thing.config if isinstance(thing, Hypernet) else thing
+    if not isinstance(config, HypernetConfig):
+        raise ConfigError("the target of this hypernetwork is of no kind, or was rewritten")
+    return reads_of(config.target)
 
 
 def check_kind(found: type, accepted: Sequence[str], where: object) -> None:

@@ -9,6 +9,13 @@ from ffnlab.learning.backprop import (
     backprop,
     computed_in,
 )
+from ffnlab.learning.continual.growth import grow
+from ffnlab.learning.continual.rule import (
+    ContinualOptions,
+    ContinualState,
+    TaskRows,
+    continual,
+)
 from ffnlab.learning.counter_current.rule import (
     CounterCurrentState,
     MapLoss,
@@ -18,6 +25,7 @@ from ffnlab.learning.counter_current.rule import (
 from ffnlab.learning.dann.rule import adversarial, dann, domain_classifier, features_of
 from ffnlab.learning.dann.shallow import ShallowState, shallow_dann
 from ffnlab.learning.exact_permutations.ensemble import exact_permutations
+from ffnlab.learning.generated import generated
 from ffnlab.learning.members import members
 from ffnlab.learning.noprop.rule import NoPropOptions, NoPropState, noprop
 from ffnlab.learning.optimizers.masters import MastersState, in_float32
@@ -43,6 +51,8 @@ from ffnlab.models.noprop_net import NoPropNet
 __all__ = [
     "OPTIMIZERS",
     "BackpropState",
+    "ContinualOptions",
+    "ContinualState",
     "CounterCurrentState",
     "Extension",
     "LearnedSchedule",
@@ -54,16 +64,20 @@ __all__ = [
     "OptimizerConfig",
     "PairLoss",
     "ShallowState",
+    "TaskRows",
     "adversarial",
     "backprop",
     "computed_in",
+    "continual",
     "counter_current",
     "dann",
     "domain_classifier",
     "exact_permutations",
     "features_of",
     "from_state",
+    "generated",
     "gradient_noise",
+    "grow",
     "in_float32",
     "labelled",
     "lamb",

@@ -23,6 +23,9 @@ from ffnlab.models.decoder import Cache, Decoder
 from ffnlab.models.encoder import Encoder, MaskedTransform, sentence_vectors
 from ffnlab.models.encoder_config import EncoderConfig
 from ffnlab.models.graph_network import GraphNetwork, GraphNetworkConfig, Repeated
+from ffnlab.models.hypernet.inputs import Condition, Tasked
+from ffnlab.models.hypernet.net import Hypernet, HypernetConfig
+from ffnlab.models.hypernet.spec import HypernetSpec
 from ffnlab.models.image_decoder import ImageDecoder
 from ffnlab.models.mlp import MLPConfig
 from ffnlab.models.noise import LearnedSchedule
@@ -61,6 +64,7 @@ __all__ = [
     "AudioInput",
     "AutoencoderConfig",
     "Cache",
+    "Condition",
     "ConvAutoencoder",
     "ConvMirror",
     "ConvNet",
@@ -72,6 +76,9 @@ __all__ = [
     "EncoderConfig",
     "GraphNetwork",
     "GraphNetworkConfig",
+    "Hypernet",
+    "HypernetConfig",
+    "HypernetSpec",
     "ImageDecoder",
     "ImageInput",
     "LearnedSchedule",
@@ -86,6 +93,7 @@ __all__ = [
     "RevColConfig",
     "Shared",
     "Stacked",
+    "Tasked",
     "UViT",
     "UViTConfig",
     "ViT",

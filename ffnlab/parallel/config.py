@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from ffnlab.errors import ConfigError
+from ffnlab.options import BY_KIND
 
 T = TypeVar("T")
-KINDS = "ffnlab.kinds"  # marks a field of a dataclass, see `by_kind`
 KIND = "kind"  # the key of a table that chooses
 
 
@@ -43,7 +43,7 @@ def by_kind(kinds: Mapping[str, type]) -> dict[str, Mapping[str, type]]:
     >>> to_table(Drawing(Square(2.0))), to_table(Drawing(Circle(2.0)))
     ({'shape': {'kind': 'square', 'side': 2.0}}, {'shape': {'radius': 2.0}})
     """
-    return {KINDS: kinds}
+    return {BY_KIND: kinds}
 
 
 def read_config(source: str | Path, kind: type[T]) -> T:
@@ -130,7 +130,7 @@ def to_table(config: object) -> dict[str, object]:
 
 def kind_table(field: dataclasses.Field, value: object) -> dict[str, object]:
     """{"kind": name} of a value in a field of several kinds; nothing of the first, or elsewhere."""
-    kinds = field.metadata.get(KINDS, {})
+    kinds = field.metadata.get(BY_KIND, {})
     others = (name for name, kind in list(kinds.items())[1:] if kind is type(value))
     name = next(others, None)
     return {} if name is None else {KIND: name}
@@ -141,7 +141,7 @@ def chosen(field: dataclasses.Field, hint: object, value: object) -> tuple[type 
 
     None where it is no table, or of a kind that is not known.
     """
-    kinds = field.metadata.get(KINDS)
+    kinds = field.metadata.get(BY_KIND)
     if kinds is None or not isinstance(value, Mapping):
         return (table_of(hint) if kinds is None else next(iter(kinds.values()))), value
     name = value.get(KIND, next(iter(kinds)))
@@ -176,10 +176,10 @@ def _problems(table: object, kind: type, prefix: str) -> Iterator[str]:
     for key, value in table.items():
         if key not in fields:
             yield f"unknown key {prefix + key!r}; accepted: {', '.join(sorted(fields))}"
-        elif KINDS in fields[key].metadata or table_of(hints[key]) is not None:
+        elif BY_KIND in fields[key].metadata or table_of(hints[key]) is not None:
             inner, rest = chosen(fields[key], hints[key], value)
             if inner is None:
-                known = ", ".join(map(repr, fields[key].metadata[KINDS]))
+                known = ", ".join(map(repr, fields[key].metadata[BY_KIND]))
                 yield f"{prefix}{key}.{KIND}={value[KIND]!r} is not one of {known}"
             else:
                 yield from _problems(rest, inner, f"{prefix}{key}.")

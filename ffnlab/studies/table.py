@@ -302,6 +302,26 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
                 ),
             ),
             Study(
+                "hypernet-review",
+                "Hypernetworks",
+                "learning",
+                "a model that gives the weights of any other: by tasks, data or noise, in one "
+                "piece or in many",
+                arxiv("2306.06955", 2023, "A Brief Review of Hypernetworks in Deep Learning"),
+            ),
+            Study(
+                "dp-hypernet",
+                "Dependency preserving hypernetworks",
+                "learning",
+                "a rule: a hypernetwork learns tasks one after the other, and what it gave for "
+                "each stays",
+                arxiv(
+                    "2209.07712",
+                    2022,
+                    "Continual Learning with Dependency Preserving Hypernetworks",
+                ),
+            ),
+            Study(
                 "learning-rules",
                 "Learning rules",
                 "learning",

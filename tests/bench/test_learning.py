@@ -24,7 +24,7 @@ class Fake:
     def __init__(self, directory, *, tasks, packages):
         assert tasks == "learning_peer.py" and packages == ("torch",)
         assert Path(peer.__file__).with_name(tasks).is_file()
-        self.given, self.position = {}, 0
+        self.given, self.position, self.generated_steps = {}, 0, 0
         for file in Path(directory).glob("*.npz"):
             with np.load(file, allow_pickle=False) as saved:
                 self.given[file.stem] = {
@@ -32,7 +32,11 @@ class Fake:
                 }
 
     def ask(self, do, *, rate, steps=None):
-        loss = self.recurrent(rate) if do == "recurrent" else self.small(rate, steps)
+        learn = {"recurrent": lambda: self.recurrent(rate)}
+        learn |= {
+            name: lambda: getattr(self, do)(rate, steps) for name in ("small", "hypernetwork")
+        }
+        loss = learn[do]()
         wrong = 1.01 if self.spoil == do else 1
         return {"seconds": 0.5, "form": "loop", "loss": wrong * loss}
 
@@ -69,14 +73,46 @@ class Fake:
 
     def small(self, rate, steps):
         a = self.given["small"]
-        for _ in range(steps):
-            self.descend(a, rate)
-            self.position += 1
-        return self.descend(a, 0.0)
+        for i in range(steps):
+            self.descend(a, rate, self.position + i)
+        self.position += steps
+        return self.descend(a, 0.0, self.position)
 
-    def descend(self, a, rate):
+    def hypernetwork(self, rate, steps):
+        h, start = self.given["hypernetwork"], self.generated_steps
+        for i in range(steps):
+            self.descend_generated(h, rate, start + i)
+        self.generated_steps += steps
+        return self.descend_generated(h, 0.0, start + steps)
+
+    def descend_generated(self, h, rate, position):
+        """A step of the network's own weights, by unit steps, and what it is by the chain rule."""
+        small = self.given["small"]
+        names = ("b0", "w0", "b1", "w1")
+        u = np.hstack([np.repeat(h["task"], len(h["pieces"]), 0), h["pieces"]])
+        inner = np.maximum(u @ h["w0"] + h["b0"], 0)
+        flat = (inner @ h["w1"] + h["b1"]).reshape(-1)
+        ends = np.cumsum([small[name].size for name in names])
+        parts = np.split(flat[: ends[-1]], ends[:-1])
+        made = {k: p.reshape(small[k].shape) for k, p in zip(names, parts, strict=True)}
+        a = {k: v.copy() for k, v in made.items()} | {k: small[k] for k in ("x", "labels")}
+        loss = self.descend(a, 1.0, position)
+        slope = np.zeros_like(flat)
+        slope[: ends[-1]] = np.concatenate([(made[k] - a[k]).reshape(-1) for k in names])
+        slope = slope.reshape(len(u), -1)
+        back = slope @ h["w1"].T * (inner > 0)
+        back_u, width = back @ h["w0"].T, h["task"].shape[1]
+        h["w1"] -= rate * inner.T @ slope
+        h["b1"] -= rate * slope.sum(0)
+        h["w0"] -= rate * u.T @ back
+        h["b0"] -= rate * back.sum(0)
+        h["task"] -= rate * back_u[:, :width].sum(0, keepdims=True)
+        h["pieces"] -= rate * back_u[:, width:]
+        return loss
+
+    def descend(self, a, rate, position):
         """A step; the loss before it."""
-        at = self.position % len(a["x"])
+        at = position % len(a["x"])
         x, labels, rows = a["x"][at], a["labels"][at], np.arange(len(a["labels"][at]))
         inner = np.maximum(x @ a["w0"] + a["b0"], 0)
         y = inner @ a["w1"] + a["b1"]
@@ -104,14 +140,14 @@ def test_both_sides_do_the_same(monkeypatch):
     monkeypatch.setattr(learning, "Peer", Fake)
     monkeypatch.setattr(learning, "RATE", 0.5)  # so that wrong gradients are seen
     found = compare(SMALL)
-    assert list(found.tasks) == ["recurrent", "small"]
+    assert list(found.tasks) == ["recurrent", "small", "hypernetwork"]
     for task in found.tasks.values():
         assert task.ours > 0 and task.theirs == 0.5 and task.form == "loop"
         assert 0 < task.difference < 1e-5 and task.ratio > 0
     assert "fake 1.0, up to 3 threads" in found.about
 
 
-@pytest.mark.parametrize("do", ["recurrent", "small"])
+@pytest.mark.parametrize("do", ["recurrent", "small", "hypernetwork"])
 def test_figures_of_other_work_are_refused(monkeypatch, do):
     monkeypatch.setattr(learning, "Peer", type("Spoiled", (Fake,), {"spoil": do}))
     with pytest.raises(

@@ -99,6 +99,15 @@ def test_an_mlp_of_records_stopped_and_resumed_to_the_same_bits(tmp_path, monkey
         run(whole, tmp_path / "cut", resume=True)
 
 
+HYPERNET = {
+    "kind": "hypernet",
+    "target": {"kind": "mlp", "sizes": [64, 8, 10]},
+    "spec": {"outputs": "chunk_wise", "chunk": 64, "hidden": [8]},
+}
+BY_DATA = HYPERNET | {
+    "target": {"kind": "convnet", "channels": [1, 2, 3], "classes": 10},
+    "spec": {"inputs": ["data"], "data": 64, "input_variability": "dynamic", "hidden": [3]},
+}
 NOPROP = {"kind": "noprop", "inputs": 64, "classes": 10, "hidden": 8, "blocks": 2}
 
 
@@ -109,6 +118,8 @@ NOPROP = {"kind": "noprop", "inputs": 64, "classes": 10, "hidden": 8, "blocks": 
         ("counter_current", CONVNET, "held_out_accuracy"),
         ("counter_current", {"kind": "autoencoder", "channels": [1, 4]}, "held_out_error"),
         ("noprop", NOPROP, "held_out_accuracy"),
+        ("backprop", HYPERNET, "held_out_accuracy"),
+        ("backprop", BY_DATA, "held_out_accuracy"),
     ],
 )
 def test_every_rule(rule, model, figure, tmp_path):
@@ -150,6 +161,18 @@ def test_a_run_on_a_mesh(tmp_path):
         ),
         ({"model": {"kind": "autoencoder", "channels": [1, 2]}}, "rule 'backprop' does not train"),
         ({"model": {"kind": "graph", "sizes": [3, 2]}}, "kind 'graph' reads a graph: set kind in"),
+        (
+            {"model": HYPERNET | {"spec": {"tasks": 2}}},
+            "kind 'hypernet' has no kind of .data. to be trained on, as tasks=2",
+        ),
+        (
+            {"model": {"kind": "hypernet", "target": {"kind": "autoencoder", "channels": [1, 2]}}},
+            "as a target of kind 'autoencoder' is no classifier",
+        ),
+        (
+            {"model": HYPERNET | {"target": {"kind": "noprop"}}},
+            "model.target.kind='noprop' is not one of 'mlp', 'convnet'",
+        ),
         ({"extension": {"steps": 2}}, "makes rows of text longer"),
         ({"data": DIGITS | {"size": [8]}}, r"size=\[8\] must be a height and a width"),
         ({"data": {"kind": "records", "records": "a", "shape": [0]}}, r"shape=\[0\] must be one"),

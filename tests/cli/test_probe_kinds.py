@@ -41,6 +41,9 @@ CONFIGS = {
     "autoencoder": models.AutoencoderConfig((1, 3)),
     "graph": models.GraphNetworkConfig((3, 4, 2)),
     "noprop": models.NoPropConfig(64, 10, hidden=4, blocks=3),
+    "hypernet": models.HypernetConfig(
+        models.MLPConfig((64, 5, 10)), models.HypernetSpec(hidden=(4,), embedding=2)
+    ),
 }
 
 

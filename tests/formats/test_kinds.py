@@ -1,6 +1,7 @@
 """The table of kinds: every line makes a model that its own functions know."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -8,12 +9,12 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from ffnlab import models, tree
+from ffnlab import layers, models, tree
 from ffnlab.errors import ConfigError, FormatError
 from ffnlab.formats import KINDS
 from ffnlab.formats.huggingface import encoder_families
 from ffnlab.formats.huggingface.families import FAMILIES
-from ffnlab.formats.kinds import Config, check_kind, check_runs, kind_of
+from ffnlab.formats.kinds import Config, check_kind, check_runs, kind_of, reads_of
 from ffnlab.formats.native.schema import listed
 from ffnlab.testing import tiny
 
@@ -32,6 +33,9 @@ CONFIGS = {
     "autoencoder": models.AutoencoderConfig((2, 3)),
     "graph": models.GraphNetworkConfig((3, 4, 2), "gat", heads=2),
     "noprop": models.NoPropConfig(3, 2, hidden=4, blocks=2),
+    "hypernet": models.HypernetConfig(
+        models.MLPConfig((3, 4, 2)), models.HypernetSpec(tasks=2, hidden=(5,))
+    ),
 }
 OUTPUTS = {
     "decoder": [(1, 1, 64)],
@@ -46,6 +50,7 @@ OUTPUTS = {
     "autoencoder": [(1, 2, 2, 2)],
     "graph": [(1, 2)],
     "noprop": [(1, 2), (1, 2)],
+    "hypernet": [(1, 2)],
 }
 
 
@@ -81,6 +86,25 @@ def test_noprop_networks_of_all_kinds(key):
         assert (model.schedule is not None) == bool(config.schedule) and model.learned
     with pytest.raises(ConfigError, match="blocks=-1 must be at least 0"):
         models.NoPropConfig(3, 2, blocks=-1)
+
+
+def test_hypernetworks_read_what_their_targets_do(key):
+    for name in ("mlp", "convnet", "decoder", "encoder", "vit", "resnet", "autoencoder"):
+        target = CONFIGS[name]
+        config = models.HypernetConfig(target, models.HypernetSpec(hidden=(2,), init="uniform"))
+        model = jax.eval_shape(lambda key, config=config: config.make(key=key), key)
+        assert reads_of(config) == reads_of(model) == reads_of(target) == KINDS[name].reads
+        make = functools.partial(KINDS[name].make, target)
+        wanted = KINDS[name].example(jax.eval_shape(lambda key, make=make: make(key=key), key))
+        assert KINDS["hypernet"].example(model) == wanted
+        found = jax.eval_shape(KINDS["hypernet"].call, model, wanted)
+        assert [leaf.shape for leaf in jax.tree.leaves(found)] == OUTPUTS[name]
+    odd = models.Hypernet(models.HypernetSpec(), nnx.List([layers.RMSNorm(3)]), key=key)
+    for fn in (reads_of, KINDS["hypernet"].example):
+        with pytest.raises(ConfigError, match="target of this hypernetwork is of no kind"):
+            fn(odd)
+    with pytest.raises(ConfigError, match="a int is no model of a kind"):
+        reads_of(3)
 
 
 def test_families_are_of_decoders_and_encoders():

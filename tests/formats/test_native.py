@@ -129,6 +129,15 @@ MODELS = {
     "noprop-learned": lambda: models.NoPropConfig(3, 2, blocks=0, embedding=4, schedule=3).make(
         key=jax.random.key(0)
     ),
+    "hypernet": lambda: models.HypernetConfig(
+        models.MLPConfig((3, 4, 2)), models.HypernetSpec(tasks=2, outputs="chunk_wise", hidden=(5,))
+    ).make(key=jax.random.key(0)),
+    "hypernet-of-resnet": lambda: models.HypernetConfig(
+        models.ResNetConfig((1, 1), (2, 3), 3),
+        models.HypernetSpec(
+            outputs="component_wise", architecture="rnn", hidden=(3,), output_variability="dynamic"
+        ),
+    ).make(key=jax.random.key(0)),
     "block": lambda: layers.Block(
         None,
         None,

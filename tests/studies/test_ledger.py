@@ -27,7 +27,14 @@ PAGE = f"# A title\n\n{tables.BEGIN}\noutdated\n{tables.END}\n\nThe rest.\n"
 
 
 # Studies whose full run is still to come; one that has come is taken out.
-TO_COME = ("dann", "exact-permutations", "scalelong", "structured-ffn")
+TO_COME = (
+    "dann",
+    "dp-hypernet",
+    "exact-permutations",
+    "hypernet-review",
+    "scalelong",
+    "structured-ffn",
+)
 RECORDED = [
     pytest.param(slug, marks=pytest.mark.xfail(strict=True, reason="its full run is to come"))
     if slug in TO_COME

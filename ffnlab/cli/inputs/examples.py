@@ -14,7 +14,7 @@ from ffnlab.compress import EncoderTask, LabelledTask, Text
 from ffnlab.data import Labelled
 from ffnlab.errors import ConfigError, first_line
 from ffnlab.formats import Tokenizer
-from ffnlab.formats.kinds import KINDS, kind_of
+from ffnlab.formats.kinds import KINDS, kind_of, reads_of
 from ffnlab.models import Encoder
 
 __all__ = [
@@ -152,7 +152,7 @@ def input_shape(model: Any, stored: tuple[int, ...]) -> tuple[int, ...]:
       ConfigError: the model does not take such inputs.
     """
     kind = kind_of(model) or ""
-    is_row, is_flat = KINDS[kind].reads == "rows", len(stored) == 2
+    is_row, is_flat = reads_of(model) == "rows", len(stored) == 2
     shape = (math.prod(stored),) if is_row else (*stored, 1) if is_flat else stored
     try:
         jax.eval_shape(KINDS[kind].call, model, jax.ShapeDtypeStruct((1, *shape), np.float32))

@@ -28,7 +28,7 @@ from ffnlab.data.images.files import ImageFolder
 from ffnlab.data.interleaved import NAMES, caption_length
 from ffnlab.data.sound_rows import PER_SECOND
 from ffnlab.errors import ConfigError, first_line
-from ffnlab.formats.kinds import KINDS, Config, kind_of
+from ffnlab.formats.kinds import KINDS, Config, kind_of, reads_of
 from ffnlab.learning.exact_permutations.ensemble import one_hot_squares
 from ffnlab.losses import (
     InformedLoss,
@@ -116,7 +116,9 @@ def reading_of(model: object, data: object = None) -> Reading:
                 "trained on; leave classes out, or train it in Python"
             )
         return NOISED
-    reads = KINDS[kind or ""].reads
+    reads = reads_of(model)
+    if kind == "hypernet":
+        check_generated(model, reads)
     if reads not in READINGS:
         raise ConfigError(
             f"a model of kind {kind!r} reads {reads}, which no kind of [data] gives; train it in "
@@ -129,6 +131,20 @@ def reading_of(model: object, data: object = None) -> Reading:
             "set classes"
         )
     return READINGS[reads]
+
+
+def check_generated(model: Any, reads: str) -> None:
+    """Raises ConfigError unless a hypernetwork of one task gives the weights of a classifier."""
+    why = None
+    if model.spec.tasks > 1:
+        why = f"tasks={model.spec.tasks} is told which task a batch is of"
+    elif reads not in ("rows", "images") or KINDS["hypernet"].classes(model) is None:
+        why = f"a target of kind {kind_of(model.target)!r} is no classifier of rows or images"
+    if why:
+        raise ConfigError(
+            f"a model of kind 'hypernet' has no kind of [data] to be trained on, as {why}; train "
+            "it in Python, by a rule and a loss (ffnlab.learning.generated)"
+        )
 
 
 def by_name(loss: Loss) -> Loss:
@@ -284,7 +300,7 @@ def input_shape(data: ImagesConfig | RecordsConfig, model: Config) -> tuple[int,
     """
     name = kind_of(model) or ""
     kind = KINDS[name]
-    shape = (math.prod(data.shape),) if kind.reads == "rows" else data.shape
+    shape = (math.prod(data.shape),) if reads_of(model) == "rows" else data.shape
     network = jax.eval_shape(lambda key: kind.make(model, key=key), jax.random.key(0))
     try:
         jax.eval_shape(kind.call, network, jax.ShapeDtypeStruct((1, *shape), np.float32))

@@ -1,0 +1,1 @@
+"""Learning tasks one after the other, by a hypernetwork that keeps what it gave for each."""

@@ -1,0 +1,1 @@
+"""Hypernetworks: models whose output is the weights of another model."""
