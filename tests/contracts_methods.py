@@ -216,9 +216,19 @@ def scheduled(key: jax.Array) -> learning.NoPropNet:
     return learning.NoPropNet(5, 4, hidden=6, key=key, **options)
 
 
+def around_systems(key: jax.Array, system: str = "transmission") -> models.PhysicalNet:
+    """A network of two physical systems."""
+    config = models.PhysicalConfig(5, 4, (8, 6), system, skip=True, slots=4, noise=0.1)
+    return config.make(key=key)
+
+
 RULES: dict[str, RuleCase] = {
     "backprop": RuleCase(learning.backprop),
     "counter_current": classifier(learning.counter_current),
+    "digital_twin": classifier(
+        lambda: learning.digital_twin(hidden=(6,), measured=1),
+        functools.partial(around_systems, system="tanh_chain"),
+    ),
     "members": dataclasses.replace(
         classifier(several, lambda key: jax.vmap(PLAIN_OF)(jax.random.split(key, 3))),
         check=a_row_for_each_of_three,
@@ -230,6 +240,8 @@ RULES: dict[str, RuleCase] = {
         lambda: learning.noprop(learning.NoPropOptions("continuous", 1.0, integration=3)),
         scheduled,
     ),
+    "physical_ff": classifier(lambda: learning.physical_ff(inner=2), around_systems),
+    "physical_ff-mlp": classifier(lambda: learning.physical_ff(inner=2)),
 }
 
 

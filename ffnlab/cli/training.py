@@ -134,8 +134,8 @@ class TrainConfig:
       data: what is read, and its batches; `kind` says what it is.
       optimizer: for rules that take one.
       extension: steps after those of `run`, with longer rows; scoring then uses their length.
-      rule: the learning rule: "backprop", "counter_current", "noprop", a name that a package
-        registers, or "module:factory".
+      rule: the learning rule: "backprop", "counter_current", "noprop", "physical_ff",
+        "digital_twin", a name that a package registers, or "module:factory".
       rule_options: of the rule, by the names of its factory's parameters.
       start: a model directory, or a model that comes with ffnlab, to go on from; "" for a fresh
         one. `[model]` is its own and left out.

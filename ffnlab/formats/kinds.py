@@ -36,6 +36,8 @@ from ffnlab.models import (
     MLPConfig,
     NoPropConfig,
     NoPropNet,
+    PhysicalConfig,
+    PhysicalNet,
     ResNet,
     ResNetConfig,
     RevCol,
@@ -98,7 +100,9 @@ def tokens(model: Any) -> jax.ShapeDtypeStruct:
 
 def row(model: Any) -> jax.ShapeDtypeStruct:
     """One row as wide as the first map."""
-    if isinstance(model, GraphNetwork):
+    if isinstance(model, PhysicalNet):
+        width = model.inputs
+    elif isinstance(model, GraphNetwork):
         width = model.config.sizes[0]
     else:
         first = model.blocks.of_input if isinstance(model, NoPropNet) else model.maps[0]
@@ -218,6 +222,14 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             row,
             lambda c: c.classes,
             call=denoise,
+        ),
+        "physical": Kind(
+            PhysicalConfig,
+            PhysicalNet,
+            PhysicalConfig.make,
+            "rows",
+            row,
+            lambda c: c.classes,
         ),
     }
 )

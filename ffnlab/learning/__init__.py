@@ -4,6 +4,7 @@ Optimizers are optax pieces and belong inside a rule; the loop that runs any rul
 `ffnlab.parallel.train`.
 """
 
+from ffnlab.layers.physical import BlackBox
 from ffnlab.learning.backprop import (
     BackpropState,
     backprop,
@@ -32,6 +33,9 @@ from ffnlab.learning.optimizers.trust import (
     scale_by_trust_ratio,
     sqrt_batch_schedule,
 )
+from ffnlab.learning.physical.boxes import external, opaque
+from ffnlab.learning.physical.rule import PhysicalState, contrast, physical_ff
+from ffnlab.learning.physical.twin import TwinState, digital_twin
 from ffnlab.learning.rewriting import from_state, rewritten
 from ffnlab.losses import labelled, next_token, packed_next_token
 from ffnlab.models.noise import LearnedSchedule
@@ -40,6 +44,7 @@ from ffnlab.models.noprop_net import NoPropNet
 __all__ = [
     "OPTIMIZERS",
     "BackpropState",
+    "BlackBox",
     "CounterCurrentState",
     "Extension",
     "LearnedSchedule",
@@ -50,9 +55,14 @@ __all__ = [
     "NoPropState",
     "OptimizerConfig",
     "PairLoss",
+    "PhysicalState",
+    "TwinState",
     "backprop",
     "computed_in",
+    "contrast",
     "counter_current",
+    "digital_twin",
+    "external",
     "from_state",
     "gradient_noise",
     "in_float32",
@@ -64,7 +74,9 @@ __all__ = [
     "next_token",
     "noise_scale",
     "noprop",
+    "opaque",
     "packed_next_token",
+    "physical_ff",
     "rate_at",
     "rewritten",
     "scale_by_trust_ratio",

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ffnlab import models
+from ffnlab import models, tree
 from ffnlab.cli.inputs.labelled import load_labelled
 from ffnlab.cli.main import main
 from ffnlab.cli.train import run, train
@@ -99,6 +99,7 @@ def test_an_mlp_of_records_stopped_and_resumed_to_the_same_bits(tmp_path, monkey
         run(whole, tmp_path / "cut", resume=True)
 
 
+PHYSICAL = {"kind": "physical", "inputs": 64, "classes": 10, "widths": [8], "system": "two_bit"}
 NOPROP = {"kind": "noprop", "inputs": 64, "classes": 10, "hidden": 8, "blocks": 2}
 
 
@@ -109,13 +110,16 @@ NOPROP = {"kind": "noprop", "inputs": 64, "classes": 10, "hidden": 8, "blocks": 
         ("counter_current", CONVNET, "held_out_accuracy"),
         ("counter_current", {"kind": "autoencoder", "channels": [1, 4]}, "held_out_error"),
         ("noprop", NOPROP, "held_out_accuracy"),
+        ("physical_ff", PHYSICAL, "held_out_accuracy"),
+        ("digital_twin", PHYSICAL, "held_out_accuracy"),
     ],
 )
 def test_every_rule(rule, model, figure, tmp_path):
     record = run(settings(model, rule=rule, steps=2, dtype="bfloat16"), tmp_path / "run")
     assert 0 <= record[figure] and np.isfinite(record[figure])
     found = load(tmp_path / "run" / "model")
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {"bfloat16"}
+    learned, _ = tree.trained(found)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(learned)} == {"bfloat16"}
 
 
 def test_a_run_on_a_mesh(tmp_path):
@@ -149,6 +153,8 @@ def test_a_run_on_a_mesh(tmp_path):
             r"\('backprop', 'counter_current' would\)",
         ),
         ({"model": {"kind": "autoencoder", "channels": [1, 2]}}, "rule 'backprop' does not train"),
+        ({"model": PHYSICAL}, r"'backprop' does not .* \('physical_ff', 'digital_twin' would\)"),
+        ({"model": MLP_OF_DIGITS, "rule": "physical_ff"}, "it takes 'physical' "),
         ({"model": {"kind": "graph", "sizes": [3, 2]}}, "kind 'graph' reads a graph: set kind in"),
         ({"extension": {"steps": 2}}, "makes rows of text longer"),
         ({"data": DIGITS | {"size": [8]}}, r"size=\[8\] must be a height and a width"),

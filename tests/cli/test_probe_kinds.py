@@ -41,6 +41,7 @@ CONFIGS = {
     "autoencoder": models.AutoencoderConfig((1, 3)),
     "graph": models.GraphNetworkConfig((3, 4, 2)),
     "noprop": models.NoPropConfig(64, 10, hidden=4, blocks=3),
+    "physical": models.PhysicalConfig(64, 10, (4, 5)),
 }
 
 

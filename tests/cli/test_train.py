@@ -254,7 +254,8 @@ def test_text_of_files(config, tmp_path):
         (
             "[model]",
             'rule = "forward"\n[model]',
-            "unknown rule 'forward'; there are: backprop, counter_current, noprop, and",
+            "unknown rule 'forward'; there are: backprop, counter_current, noprop, physical_ff, "
+            "digital_twin, and",
         ),
         ("stride = 8", "stride = 80", "stride=80 must lie between"),
         ("heads = 1\nkv", "heads = 3\nkv_heads = 2 #", "not a multiple"),

@@ -32,6 +32,7 @@ CONFIGS = {
     "autoencoder": models.AutoencoderConfig((2, 3)),
     "graph": models.GraphNetworkConfig((3, 4, 2), "gat", heads=2),
     "noprop": models.NoPropConfig(3, 2, hidden=4, blocks=2),
+    "physical": models.PhysicalConfig(3, 2, (4, 5), "two_bit", skip=True, slots=2),
 }
 OUTPUTS = {
     "decoder": [(1, 1, 64)],
@@ -46,6 +47,7 @@ OUTPUTS = {
     "autoencoder": [(1, 2, 2, 2)],
     "graph": [(1, 2)],
     "noprop": [(1, 2), (1, 2)],
+    "physical": [(1, 2)],
 }
 
 

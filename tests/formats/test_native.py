@@ -129,6 +129,15 @@ MODELS = {
     "noprop-learned": lambda: models.NoPropConfig(3, 2, blocks=0, embedding=4, schedule=3).make(
         key=jax.random.key(0)
     ),
+    "physical": lambda: models.PhysicalConfig(3, 2, (4, 5), "two_bit", skip=True, slots=2).make(
+        key=jax.random.key(0)
+    ),
+    "physical-chain": lambda: models.PhysicalConfig(4, 2, (4, 5), "tanh_chain", noise=0.5).make(
+        key=jax.random.key(0)
+    ),
+    "physical-none": lambda: models.PhysicalConfig(4, 2, (4, 5), "none", level="batch").make(
+        key=jax.random.key(0)
+    ),
     "block": lambda: layers.Block(
         None,
         None,
