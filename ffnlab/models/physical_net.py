@@ -202,6 +202,22 @@ class PhysicalNet(nnx.Module):
         self.slots = slots
         self.level = level
 
+    def redrawn(self, key: Array) -> "PhysicalNet":
+        """The network with other specimens of its systems: what it meets when they are replaced.
+
+        Args:
+          key: of the draw; the system of layer l draws by `fold_in(key, l)`.
+        Raises:
+          ConfigError: a system that cannot be drawn, a `BlackBox` for instance.
+        """
+        new = jax.tree.map(lambda leaf: leaf, self)
+        for i, layer in enumerate(new.layers):
+            if layer.box is not None and not hasattr(layer.box, "redrawn"):
+                raise ConfigError(f"layers[{i}].box is a {type(layer.box).__name__}, not drawn")
+            if layer.box is not None:
+                layer.box = layer.box.redrawn(jax.random.fold_in(key, i))
+        return new
+
     def written(self, x: Float[Array, "n d"], y: Int[Array, "n"]) -> Float[Array, "n e"]:
         """Inputs with classes written into them.
 

@@ -106,6 +106,22 @@ def test_only_maps_learn(key):
     assert count(fixed) == 9 * 2 * 7 + 7 * 2 * 4 + 7 + 4
 
 
+def test_systems_are_replaced_and_nothing_else(key):
+    net = SMALL.make(key=key)
+    other = net.redrawn(jax.random.key(3))
+    for i, (a, b) in enumerate(zip(net.layers, other.layers, strict=True)):
+        assert np.abs(a.box.t[...] - b.box.t[...]).mean() > 0.1
+        again = a.box.redrawn(jax.random.fold_in(jax.random.key(3), i))
+        np.testing.assert_array_equal(b.box.t[...], again.t[...])
+        np.testing.assert_array_equal(a.map.weight.dense(), b.map.weight.dense())
+        np.testing.assert_array_equal(a.p[...], b.p[...])
+    plain = PhysicalConfig(5, 3, (7,), "none").make(key=key)
+    assert plain.redrawn(key).layers[0].box is None
+    net.layers[1].box = BlackBox(lambda params, h, key: h, 7)
+    with pytest.raises(ConfigError, match=r"layers\[1\].box is a BlackBox, not drawn"):
+        net.redrawn(key)
+
+
 def test_boxes_that_stand_for_the_layers_own(key, x):
     net = SMALL.make(key=key)
     h = net.written(x, jnp.zeros(6, int))
