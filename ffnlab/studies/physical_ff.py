@@ -343,8 +343,12 @@ def curves(figure, lives: Lives) -> None:
             axes.plot([1, x.max()], [level, level], "--", color=color, label=label)
         axes.axvline(1, color="0.7", linewidth=0.8)
         axes.set_title(case, fontsize=9)
-        axes.set_xlabel("steps (1: systems replaced)", fontsize=8)
+        axes.set_xlabel("steps over those before\nall systems are replaced", fontsize=8)
         axes.set_ylim(0, 1.02)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("test accuracy")
-    panels[-1].legend(frameon=False, fontsize=7, loc="lower left")
+    lines = {line.get_label(): line for axes in panels for line in axes.get_lines()}
+    shown = {label: line for label, line in lines.items() if not label.startswith("_")}
+    figure.legend(
+        shown.values(), shown.keys(), frameon=False, fontsize=8, loc="outside lower center", ncols=4
+    )

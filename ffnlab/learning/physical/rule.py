@@ -152,13 +152,13 @@ def layer_losses(
     halves, losses = pairs_of(net, x, y, draw), []
     for i, layer in enumerate(net.layers):
         reads = reads_of(layer, halves, noise_key(noise, i), None if boxes is None else boxes[i])
-        losses.append(loss_of(layer, reads, theta)[0])
-        halves = stop_gradient(tuple(layer(reads)))
+        losses.append(loss_of(layer, reads, theta))
+        halves = stop_gradient(layer(reads))
     return jnp.stack(losses)
 
 
 def reads_of(
-    layer: PhysicalLayer, halves: Sequence[Array], key: Array, box: Box | None
+    layer: PhysicalLayer, halves: Sequence[Array] | Array, key: Array, box: Box | None
 ) -> Float[Array, "2 n reads"]:
     """What a layer's map reads of right and wrong inputs; each has noise of its own."""
     keys = jax.random.split(key)
@@ -168,10 +168,10 @@ def reads_of(
 
 def loss_of(
     layer: PhysicalLayer, reads: Float[Array, "2 n reads"], theta: float | Array
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """A layer's loss, and the mean difference of goodness."""
+) -> Float[Array, ""]:
+    """A layer's loss."""
     right, wrong = layer.goodness(layer(reads))
-    return contrastive(right, wrong, theta), jnp.mean(right - wrong)
+    return contrastive(right, wrong, theta)
 
 
 def contrast(theta: float | Array = THETA) -> InformedLoss:
@@ -249,21 +249,21 @@ def physical_ff(
 
     def descended(
         layer: PhysicalLayer, reads: Float[Array, "2 n reads"], memory: PyTree
-    ) -> tuple[PyTree, PyTree, Array, Array]:
-        """A layer's map after K steps, the optimizer's state, mean loss and last gap."""
+    ) -> tuple[PyTree, PyTree, Array]:
+        """A layer's map after K steps, the optimizer's state, and the mean loss."""
         trained, fixed = tree.trained(layer.map)
 
-        def loss(trained: PyTree) -> tuple[Array, Array]:
+        def loss(trained: PyTree) -> Array:
             return loss_of(with_map(layer, tree.combine(trained, fixed)), reads, theta)
 
         def one(carry: tuple[PyTree, PyTree], _: None) -> tuple[tuple[PyTree, PyTree], Array]:
             trained, memory = carry
-            (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(trained)
+            value, gradient = jax.value_and_grad(loss)(trained)
             updates, memory = optimizer.update(gradient, memory, trained)
             return (optax.apply_updates(trained, updates), memory), value
 
         (trained, memory), losses = jax.lax.scan(one, (trained, memory), length=inner)
-        return tree.combine(trained, fixed), memory, losses.mean(), loss(trained)[1]
+        return tree.combine(trained, fixed), memory, losses.mean()
 
     def step(state: PhysicalState, batch: PyTree) -> tuple[PhysicalState, dict[str, Array]]:
         net = network_of(state.model, state.directions)
@@ -272,12 +272,11 @@ def physical_ff(
         maps, memories, losses, gaps = [], [], [], []
         for i, layer in enumerate(net.layers):
             reads = reads_of(layer, halves, noise_key(noise, i), boxes[i])
-            learned, memory, loss, gap = descended(layer, reads, state.optimizers[i])
-            halves = tuple(with_map(layer, learned)(reads))
-            for found, value in zip(
-                (maps, memories, losses, gaps), (learned, memory, loss, gap), strict=True
-            ):
-                found.append(value)
+            learned, memory, loss = descended(layer, reads, state.optimizers[i])
+            halves = with_map(layer, learned)(reads)
+            right, wrong = layer.goodness(halves)
+            maps, memories, losses = [*maps, learned], [*memories, memory], [*losses, loss]
+            gaps.append(jnp.mean(right - wrong))
         model = with_maps(state.model, maps)
         after = PhysicalState(model, state.directions, tuple(memories), state.step + 1, state.key)
         return after, {"loss": jnp.stack(losses).mean(), "gap": jnp.stack(gaps).mean()}
