@@ -260,4 +260,8 @@ LAYERS: dict[str, Callable[[], None]] = {
         lambda k: layers.Spatial(16, key=k, op="hybrid", stride=2), INPUT[:, :, None]
     ),
     "SparseGatedFFN": checked(sparse_ffn, input_of((2, 5, IN))),
+    "TanhChain": checked(lambda k: layers.TanhChain(16, key=k, noise=0.1)),
+    "Transmission": checked(lambda k: layers.Transmission(16, 8, key=k, noise=0.1)),
+    # Bits have no slope: what goes around them has.
+    "TwoBit": checked(lambda k: layers.TwoBit(16, 16, key=k), call=lambda m, x: m(x) + x),
 }

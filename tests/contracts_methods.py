@@ -244,6 +244,12 @@ def a_row_for_each(outputs: PyTree, inputs: models.Tasked) -> None:
     assert outputs.shape == (len(inputs.x), 4), f"outputs are {outputs.shape}"
 
 
+def around_systems(key: jax.Array, system: str = "transmission") -> models.PhysicalNet:
+    """A network of two physical systems."""
+    config = models.PhysicalConfig(5, 4, (8, 6), system, skip=True, slots=4, noise=0.1)
+    return config.make(key=key)
+
+
 RULES: dict[str, RuleCase] = {
     "backprop": RuleCase(learning.backprop),
     "continual": RuleCase(
@@ -263,6 +269,10 @@ RULES: dict[str, RuleCase] = {
         lambda batch: jnp.asarray(batch[0]),
         check=a_row_for_each_of_three,
     ),
+    "digital_twin": classifier(
+        lambda: learning.digital_twin(hidden=(6,), measured=1),
+        functools.partial(around_systems, system="tanh_chain"),
+    ),
     "members": dataclasses.replace(
         classifier(several, lambda key: jax.vmap(PLAIN_OF)(jax.random.split(key, 3))),
         check=a_row_for_each_of_three,
@@ -277,6 +287,8 @@ RULES: dict[str, RuleCase] = {
     "shallow_dann": of_two_domains(
         learning.shallow_dann, functools.partial(MLP, (5, 8, 4), activation="sigmoid")
     ),
+    "physical_ff": classifier(lambda: learning.physical_ff(inner=2), around_systems),
+    "physical_ff-mlp": classifier(lambda: learning.physical_ff(inner=2)),
 }
 
 

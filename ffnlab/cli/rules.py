@@ -14,8 +14,10 @@ from ffnlab.learning import (
     PairLoss,
     counter_current,
     dann,
+    digital_twin,
     domain_classifier,
     noprop,
+    physical_ff,
 )
 from ffnlab.learning.counter_current.rule import mirrored
 from ffnlab.models import ConvAutoencoder, ConvMirror
@@ -62,6 +64,9 @@ OWN: Mapping[str, Own] = MappingProxyType(
         ),
         "dann": Own("ffnlab.cli.rules:by_dann", ("vit", "resnet", "mlp", "convnet")),
         "noprop": Own("ffnlab.cli.rules:by_noprop", ("noprop",)),
+        # An MLP learns by it too, but a saved one does not say what its layers are judged by.
+        "physical_ff": Own("ffnlab.cli.rules:by_physical_ff", ("physical",)),
+        "digital_twin": Own("ffnlab.cli.rules:by_digital_twin", ("physical",)),
     }
 )
 # A factory is given these where it has a parameter of that name; the rest are options.
@@ -154,3 +159,42 @@ def by_noprop(
       noisy: inference of a stack adds the posterior's noise.
     """
     return noprop(NoPropOptions(kind, eta, None, integration, noisy), optimizer)
+
+
+def by_physical_ff(
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    inner: int = 10,
+    theta: float = 4.0,
+) -> Rule:
+    """Layers behind physical systems that learn alone, from right and wrong classes.
+
+    Args:
+      optimizer: of each layer's map, with a state of its own.
+      inner: steps of the optimizer that a layer takes on a batch.
+      theta: by which differences of goodness are multiplied.
+    """
+    return physical_ff(optimizer, inner=inner, theta=theta)
+
+
+def by_digital_twin(
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    theta: float = 4.0,
+    forward: Literal["twin", "system"] = "twin",
+    twin_rate: float = 1e-4,
+    measured: int = 0,
+) -> Rule:
+    """Backpropagation through networks that learn to answer as the physical systems do.
+
+    Args:
+      optimizer: of the maps.
+      theta: by which differences of goodness are multiplied.
+      forward: "twin" simulates the network, "system" asks the systems on the way forward.
+      twin_rate: of the twins' Adam.
+      measured: steps in which systems are measured and twins learn; 0 for all.
+    """
+    of_twins = optax.adam(twin_rate)
+    return digital_twin(
+        optimizer, of_twins, theta=theta, forward=forward, measured=measured or None
+    )

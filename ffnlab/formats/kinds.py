@@ -38,6 +38,8 @@ from ffnlab.models import (
     MLPConfig,
     NoPropConfig,
     NoPropNet,
+    PhysicalConfig,
+    PhysicalNet,
     ResNet,
     ResNetConfig,
     RevCol,
@@ -101,7 +103,9 @@ def tokens(model: Any) -> jax.ShapeDtypeStruct:
 
 def row(model: Any) -> jax.ShapeDtypeStruct:
     """One row as wide as the first map."""
-    if isinstance(model, GraphNetwork):
+    if isinstance(model, PhysicalNet):
+        width = model.inputs
+    elif isinstance(model, GraphNetwork):
         width = model.config.sizes[0]
     else:
         first = model.blocks.of_input if isinstance(model, NoPropNet) else model.maps[0]
@@ -254,6 +258,14 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             of_target,
             classes_of_target,
             call=of_first_task,
+        ),
+        "physical": Kind(
+            PhysicalConfig,
+            PhysicalNet,
+            PhysicalConfig.make,
+            "rows",
+            row,
+            lambda c: c.classes,
         ),
     }
 )

@@ -31,6 +31,7 @@ from ffnlab.layers.linear import Embedding, Linear
 from ffnlab.layers.long_skips import SkipGate, SkipScaling, scale_skips
 from ffnlab.layers.modality import Blocks, EveryCopy, Modalities
 from ffnlab.layers.norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm, ScaleNorm
+from ffnlab.layers.physical import TanhChain, Transmission, TwoBit
 from ffnlab.layers.pooling import (
     avg_pool,
     global_avg_pool,
@@ -108,7 +109,10 @@ __all__ = [
     "SparseGatedFFN",
     "Spatial",
     "Statistic",
+    "TanhChain",
     "TokenFacts",
+    "Transmission",
+    "TwoBit",
     "avg_pool",
     "drop_path",
     "dropout",

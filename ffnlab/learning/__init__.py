@@ -4,6 +4,7 @@ Optimizers are optax pieces and belong inside a rule; the loop that runs any rul
 `ffnlab.parallel.train`.
 """
 
+from ffnlab.layers.physical import BlackBox
 from ffnlab.learning.backprop import (
     BackpropState,
     backprop,
@@ -43,6 +44,9 @@ from ffnlab.learning.optimizers.trust import (
     scale_by_trust_ratio,
     sqrt_batch_schedule,
 )
+from ffnlab.learning.physical.boxes import external, opaque
+from ffnlab.learning.physical.rule import PhysicalState, contrast, physical_ff
+from ffnlab.learning.physical.twin import TwinState, digital_twin
 from ffnlab.learning.rewriting import from_state, rewritten
 from ffnlab.losses import labelled, next_token, packed_next_token
 from ffnlab.models.noise import LearnedSchedule
@@ -53,6 +57,7 @@ __all__ = [
     "BackpropState",
     "ContinualOptions",
     "ContinualState",
+    "BlackBox",
     "CounterCurrentState",
     "Extension",
     "LearnedSchedule",
@@ -74,6 +79,14 @@ __all__ = [
     "domain_classifier",
     "exact_permutations",
     "features_of",
+    "PhysicalState",
+    "TwinState",
+    "backprop",
+    "computed_in",
+    "contrast",
+    "counter_current",
+    "digital_twin",
+    "external",
     "from_state",
     "generated",
     "gradient_noise",
@@ -87,7 +100,9 @@ __all__ = [
     "next_token",
     "noise_scale",
     "noprop",
+    "opaque",
     "packed_next_token",
+    "physical_ff",
     "rate_at",
     "rewritten",
     "scale_by_trust_ratio",

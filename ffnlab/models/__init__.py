@@ -31,6 +31,7 @@ from ffnlab.models.mlp import MLPConfig
 from ffnlab.models.noise import LearnedSchedule
 from ffnlab.models.noprop_net import Denoiser, NoPropConfig, NoPropNet
 from ffnlab.models.norms import population_norms
+from ffnlab.models.physical_net import PhysicalConfig, PhysicalLayer, PhysicalNet
 from ffnlab.models.remat import remat
 from ffnlab.models.remove import remove, removed
 from ffnlab.models.resnet import ResNet, ResNetConfig, resnet50
@@ -86,6 +87,9 @@ __all__ = [
     "MaskedTransform",
     "NoPropConfig",
     "NoPropNet",
+    "PhysicalConfig",
+    "PhysicalLayer",
+    "PhysicalNet",
     "Repeated",
     "ResNet",
     "ResNetConfig",

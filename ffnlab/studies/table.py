@@ -136,6 +136,18 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
                 ),
             ),
             Study(
+                "physical-ff",
+                "Physical local learning",
+                "learning",
+                "a rule: layers behind physical systems that are asked and never differentiated, "
+                "each trained alone by right and wrong classes",
+                arxiv(
+                    "2304.11042",
+                    2023,
+                    "Backpropagation-free Training of Deep Physical Neural Networks",
+                ),
+            ),
+            Study(
                 "lamb",
                 "LAMB",
                 "learning",

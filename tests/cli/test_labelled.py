@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ffnlab import models
+from ffnlab import models, tree
 from ffnlab.cli.inputs.labelled import load_labelled
 from ffnlab.cli.main import main
 from ffnlab.cli.train import run, train
@@ -108,6 +108,7 @@ BY_DATA = HYPERNET | {
     "target": {"kind": "convnet", "channels": [1, 2, 3], "classes": 10},
     "spec": {"inputs": ["data"], "data": 64, "input_variability": "dynamic", "hidden": [3]},
 }
+PHYSICAL = {"kind": "physical", "inputs": 64, "classes": 10, "widths": [8], "system": "two_bit"}
 NOPROP = {"kind": "noprop", "inputs": 64, "classes": 10, "hidden": 8, "blocks": 2}
 
 
@@ -120,13 +121,16 @@ NOPROP = {"kind": "noprop", "inputs": 64, "classes": 10, "hidden": 8, "blocks": 
         ("noprop", NOPROP, "held_out_accuracy"),
         ("backprop", HYPERNET, "held_out_accuracy"),
         ("backprop", BY_DATA, "held_out_accuracy"),
+        ("physical_ff", PHYSICAL, "held_out_accuracy"),
+        ("digital_twin", PHYSICAL, "held_out_accuracy"),
     ],
 )
 def test_every_rule(rule, model, figure, tmp_path):
     record = run(settings(model, rule=rule, steps=2, dtype="bfloat16"), tmp_path / "run")
     assert 0 <= record[figure] and np.isfinite(record[figure])
     found = load(tmp_path / "run" / "model")
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {"bfloat16"}
+    learned, _ = tree.trained(found)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(learned)} == {"bfloat16"}
 
 
 def test_a_run_on_a_mesh(tmp_path):
@@ -160,6 +164,8 @@ def test_a_run_on_a_mesh(tmp_path):
             r"\('backprop', 'counter_current' would\)",
         ),
         ({"model": {"kind": "autoencoder", "channels": [1, 2]}}, "rule 'backprop' does not train"),
+        ({"model": PHYSICAL}, r"'backprop' does not .* \('physical_ff', 'digital_twin' would\)"),
+        ({"model": MLP_OF_DIGITS, "rule": "physical_ff"}, "it takes 'physical' "),
         ({"model": {"kind": "graph", "sizes": [3, 2]}}, "kind 'graph' reads a graph: set kind in"),
         (
             {"model": HYPERNET | {"spec": {"tasks": 2}}},

@@ -44,6 +44,7 @@ CONFIGS = {
     "hypernet": models.HypernetConfig(
         models.MLPConfig((64, 5, 10)), models.HypernetSpec(hidden=(4,), embedding=2)
     ),
+    "physical": models.PhysicalConfig(64, 10, (4, 5)),
 }
 
 

@@ -36,6 +36,7 @@ CONFIGS = {
     "hypernet": models.HypernetConfig(
         models.MLPConfig((3, 4, 2)), models.HypernetSpec(tasks=2, hidden=(5,))
     ),
+    "physical": models.PhysicalConfig(3, 2, (4, 5), "two_bit", skip=True, slots=2),
 }
 OUTPUTS = {
     "decoder": [(1, 1, 64)],
@@ -51,6 +52,7 @@ OUTPUTS = {
     "graph": [(1, 2)],
     "noprop": [(1, 2), (1, 2)],
     "hypernet": [(1, 2)],
+    "physical": [(1, 2)],
 }
 
 

@@ -138,6 +138,15 @@ MODELS = {
             outputs="component_wise", architecture="rnn", hidden=(3,), output_variability="dynamic"
         ),
     ).make(key=jax.random.key(0)),
+    "physical": lambda: models.PhysicalConfig(3, 2, (4, 5), "two_bit", skip=True, slots=2).make(
+        key=jax.random.key(0)
+    ),
+    "physical-chain": lambda: models.PhysicalConfig(4, 2, (4, 5), "tanh_chain", noise=0.5).make(
+        key=jax.random.key(0)
+    ),
+    "physical-none": lambda: models.PhysicalConfig(4, 2, (4, 5), "none", level="batch").make(
+        key=jax.random.key(0)
+    ),
     "block": lambda: layers.Block(
         None,
         None,

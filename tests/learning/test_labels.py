@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 
 from ffnlab.layers import MLP
-from ffnlab.learning import NoPropNet, counter_current, noprop
+from ffnlab.learning import NoPropNet, counter_current, digital_twin, noprop, physical_ff
 from ffnlab.learning.labels import check_labels
+from ffnlab.models import PhysicalConfig
 from ffnlab.parallel import LoopOptions, parse_mesh, train
 
+AROUND = PhysicalConfig(5, 4, (6,))
 RULES = {
     "counter_current": (counter_current, lambda key: MLP((5, 8, 4), key=key, bias=False)),
     "noprop": (noprop, lambda key: NoPropNet(5, 4, hidden=6, blocks=2, key=key)),
+    "physical_ff": (physical_ff, lambda key: AROUND.make(key=key)),
+    "digital_twin": (digital_twin, lambda key: AROUND.make(key=key)),
 }
 
 

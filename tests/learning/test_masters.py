@@ -18,13 +18,16 @@ from ffnlab.learning import (
     OptimizerConfig,
     backprop,
     counter_current,
+    digital_twin,
     in_float32,
     lamb,
     lars,
     make_optimizer,
     noprop,
+    physical_ff,
 )
 from ffnlab.learning.optimizers.named import OPTIMIZERS
+from ffnlab.models import PhysicalConfig
 from ffnlab.storage import trees
 from ffnlab.testing import batches, tiny
 
@@ -125,19 +128,24 @@ def test_lamb_and_lars_by_themselves(optimizer):
 def rules():
     x, y = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32), np.arange(6) % 4
     key = jax.random.key(0)
+    around = PhysicalConfig(5, 4, (8, 6), slots=4, skip=True).make(key=key)
     return {
         "backprop": (backprop(), tiny(), batches()[0]),
         "counter-current": (counter_current(), MLP((5, 8, 7, 4), bias=False, key=key), (x, y)),
         "noprop": (noprop(), NoPropNet(5, 4, hidden=6, blocks=3, key=key), (x, y)),
+        "physical_ff": (physical_ff(inner=2), around, (x, y)),
+        "digital_twin": (digital_twin(hidden=(6,)), around, (x, y)),
     }
 
 
-@pytest.mark.parametrize("name", ["backprop", "counter-current", "noprop"])
+@pytest.mark.parametrize(
+    "name", ["backprop", "counter-current", "noprop", "physical_ff", "digital_twin"]
+)
 def test_every_rule_keeps_float32_beside_bfloat16(name, key):
     rule, model, batch = rules()[name]
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model)
     state = rule.init(narrow, key)
-    memory = state.optimizers if name == "counter-current" else state.optimizer
+    memory = getattr(state, "optimizers", ()) or state.optimizer
     assert floats(memory) == {"float32"}
     form = lambda state: (  # noqa: E731
         jax.tree.structure(state),

@@ -13,7 +13,8 @@ import pytest
 from ffnlab.data import ArrayBatches
 from ffnlab.errors import ConfigError, NumericalError
 from ffnlab.layers import MLP
-from ffnlab.learning import NoPropNet, backprop, counter_current, labelled, noprop
+from ffnlab.learning import NoPropNet, backprop, counter_current, labelled, noprop, physical_ff
+from ffnlab.models import PhysicalConfig
 from ffnlab.parallel import LoopOptions, checkpoints, parse_mesh, train
 from ffnlab.parallel.feed import Feed
 from ffnlab.parallel.options import check_positions
@@ -39,12 +40,22 @@ RULES = {
     "backprop": (lambda: backprop(labelled, optax.adam(1e-2)), mlp),
     "counter_current": (counter_current, mlp),
     "noprop": (noprop, lambda key: NoPropNet(5, 4, hidden=6, blocks=2, key=key)),
+    "physical_ff": (
+        lambda: physical_ff(optax.sgd(0.1), inner=2),
+        lambda key: PhysicalConfig(5, 4, (8, 6), slots=4, skip=True).make(key=key),
+    ),
 }
 
 
 @pytest.mark.parametrize(
     ("name", "mesh"),
-    [("backprop", ""), ("backprop", "dp=2"), ("counter_current", "dp=2"), ("noprop", "")],
+    [
+        ("backprop", ""),
+        ("backprop", "dp=2"),
+        ("counter_current", "dp=2"),
+        ("noprop", ""),
+        ("physical_ff", "dp=2"),
+    ],
 )
 def test_groups_are_single_steps(key, tmp_path, name, mesh):
     make, network = RULES[name]

@@ -167,6 +167,8 @@ def classes_of(model: Any) -> int | None:
     kind = kind_of(model) or ""
     if KINDS[kind].classes is None:
         return None
+    if kind == "physical":
+        return model.classes
     if hasattr(model, "config"):
         return KINDS[kind].classes(model.config)
     last = {"mlp": lambda: model.maps[-1], "noprop": lambda: model.out}

@@ -1,0 +1,227 @@
+"""What the study of physical local learning measures: systems replaced halfway, slopes, work."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from ffnlab import tree
+from ffnlab.data import ArrayBatches, Labelled, digits, vowels
+from ffnlab.data.folders import find_folder
+from ffnlab.learning import BlackBox, external, from_state, members
+from ffnlab.learning.physical.rule import layer_losses, pairs_of
+from ffnlab.models import PhysicalConfig, PhysicalNet
+from ffnlab.models.cost import multiply_adds
+from ffnlab.parallel import LoopOptions, train
+from ffnlab.rule import Rule
+from ffnlab.studies import tuning
+from ffnlab.studies.classify import clusters
+from ffnlab.studies.tuning import Splits
+
+__all__ = ["CASES", "Case", "Life", "cases", "digital_work", "gaps", "lived", "moved"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Data, the network that learns them, and for how long.
+
+    Attributes:
+      config: of the network.
+      rows: seed -> (train, test).
+      batch: rows of a step.
+      epochs: before the systems are replaced.
+      again: epochs after that.
+      is_quick: whether it is in the quick form.
+      has_twins: whether that has twins for it.
+    """
+
+    config: PhysicalConfig
+    rows: Callable[[int], tuple[Labelled, Labelled]]
+    batch: int
+    epochs: int
+    again: int
+    is_quick: bool = False
+    has_twins: bool = False
+
+    def steps(self, data: Splits) -> tuple[int, int]:
+        """Batches before and after the systems are replaced."""
+        rows = len(data.train.x)
+        return self.epochs * rows // self.batch, self.again * rows // self.batch
+
+
+def spoken(seed: int) -> tuple[Labelled, Labelled]:
+    """Vowels of other speakers in test, in standard deviations of the training rows from 0 up."""
+    parts = vowels().by_speaker(seed=seed)
+    mean, deviation = parts[0].x.mean(0), parts[0].x.std(0)
+    scaled = [(part.x - mean) / deviation for part in parts]
+    low = scaled[0].min()
+    train, test = (
+        Labelled((x - low).astype(np.float32), part.y)
+        for x, part in zip(scaled, parts, strict=True)
+    )
+    return train, test
+
+
+VOWELS = {"inputs": 5, "classes": 12, "widths": (64, 64), "skip": True, "slots": 12}
+CASES: Mapping[str, Case] = {
+    "clusters": Case(
+        PhysicalConfig(64, 10, (128, 128), skip=True, slots=10), clusters, 256, 5, 2, True
+    ),
+    "digits": Case(
+        PhysicalConfig(64, 10, (128, 128), skip=True, slots=10), digits, 128, 30, 30, True, True
+    ),
+    "vowels": Case(PhysicalConfig(system="tanh_chain", **VOWELS), spoken, 128, 60, 60),
+    "vowels, two bits": Case(PhysicalConfig(system="two_bit", **VOWELS), spoken, 128, 60, 60),
+}
+
+
+def cases(quick: bool) -> dict[str, Case]:
+    """The cases of a form whose data are there."""
+    is_there = find_folder("vowels") is not None
+    chosen = {name: case for name, case in CASES.items() if case.is_quick or not quick}
+    return {name: case for name, case in chosen.items() if is_there or "vowels" not in name}
+
+
+class Life(NamedTuple):
+    """Test accuracy of the members of a rule whose systems are replaced on the way.
+
+    Attributes:
+      before: by seed, with the systems that it learned on.
+      dropped: with those that take their place, nothing learned yet.
+      after: when it has gone on.
+      curve: share of the steps before the change (1 is the change) -> accuracy by seed.
+    """
+
+    before: Sequence[float]
+    dropped: Sequence[float]
+    after: Sequence[float]
+    curve: Mapping[float, Sequence[float]]
+
+
+def lived(
+    rule: Rule, case: Case, data: Splits, seeds: Sequence[int], *, updates: int = 1, points: int = 8
+) -> Life:
+    """Lets the seeds learn side by side, replaces all systems, and lets them go on.
+
+    Args:
+      rule: of one member.
+      case: the network and how long.
+      data: training and test rows.
+      seeds: of networks and of the systems that take the others' place.
+      updates: steps in place of each, of a rule that changes a map once a step.
+      points: of the curve, before the change.
+    """
+    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+    start = jax.vmap(lambda key: case.config.make(key=key))(keys)
+    several, x = members(lambda: rule, len(seeds)), jnp.asarray(data.test.x)
+    steps, more = (updates * count for count in case.steps(data))
+
+    def accuracy(state: PyTree) -> list[float]:
+        found = np.asarray(several.predict(state, x)).argmax(-1)
+        return (found == data.test.y).mean(-1).tolist()
+
+    def learned(rule: Rule, count: int, seed: int) -> tuple[PyTree, dict[float, list[float]]]:
+        every = max(1, steps // points)
+        options = LoopOptions(log_every=0, evaluate_every=every, progress=False)
+        outcome = train(
+            rule,
+            start,
+            ArrayBatches(data.train, case.batch, seed),
+            count,
+            key=jax.random.key(seeds[0]),
+            evaluate=lambda state: dict(zip(map(str, seeds), accuracy(state), strict=True)),
+            options=options,
+            together=every,
+        )
+        if not outcome.finished:
+            raise KeyboardInterrupt(f"stopped at step {outcome.position} of {count}")
+        found = outcome.evaluations.items()
+        return outcome.state, {at / steps: list(each.values()) for at, each in found}
+
+    state, curve = learned(several, steps, seeds[0])
+    before = accuracy(state)
+    others = jax.vmap(lambda net, key: net.redrawn(jax.random.fold_in(key, 1)))(state.model, keys)
+    state = state._replace(model=others)
+    dropped = accuracy(state)
+    state, rest = learned(from_state(several, state), more, seeds[0] + 1)
+    curve = {0.0: accuracy(several.init(start, jax.random.key(seeds[0])))} | curve
+    curve |= {1 + 1e-6: dropped} | {1 + at: value for at, value in rest.items()}
+    return Life(before, dropped, accuracy(state), curve)
+
+
+def gaps(nets: Sequence[PhysicalNet], rows: Labelled, seed: int) -> Float[np.ndarray, "n layers"]:
+    """Mean goodness of right classes less that of wrong ones, of each network in each layer."""
+    x, y = jnp.asarray(rows.x), jnp.asarray(rows.y)
+
+    @jax.jit
+    def of_net(net: PhysicalNet, key: Array) -> Float[Array, "layers"]:
+        right, wrong = pairs_of(net, x, y, key)
+        return (net.judged(right) - net.judged(wrong)).mean(1)
+
+    return np.stack([of_net(net, jax.random.key(seed)) for net in nets])
+
+
+def first_losses(case: Case, rows: Labelled, seeds: Sequence[int]) -> Float[np.ndarray, "n layers"]:
+    """The losses of all layers of networks that have learned nothing."""
+    x, y = jnp.asarray(rows.x), jnp.asarray(rows.y)
+    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+    of_seed = lambda key: layer_losses(case.config.make(key=key), x, y, key)  # noqa: E731
+    return np.asarray(jax.jit(jax.vmap(of_seed))(keys))
+
+
+class Moved(NamedTuple):
+    """What has a slope in the losses of the layers.
+
+    Attributes:
+      maps: whether loss i moves map j, [layers, layers].
+      systems: whether it moves system j.
+    """
+
+    maps: np.ndarray
+    systems: np.ndarray
+
+
+def moved(seed: int, layers: int = 3) -> Moved:
+    """Which maps and systems have a slope in which layer's loss, of a small network of media."""
+    key = jax.random.key(seed)
+    net = PhysicalConfig(64, 10, (16,) * layers, slots=10, skip=True).make(key=key)
+    train, _ = clusters(seed)
+    x, y = jnp.asarray(train.x[:32]), jnp.asarray(train.y[:32])
+    across = jax.jit(jax.jacobian(lambda net: layer_losses(net, x, y, key)))(net)
+
+    def nonzero(part: PyTree) -> list[bool]:
+        each = [np.asarray(leaf).reshape(layers, -1) for leaf in jax.tree.leaves(part)]
+        return np.any([np.any(leaf != 0, axis=1) for leaf in each], axis=0).tolist()
+
+    maps, systems = (
+        np.array([nonzero(getattr(layer, name)) for layer in across.layers]).T
+        for name in ("map", "box")
+    )
+    return Moved(maps, systems)
+
+
+def digital_work(rule: Rule, case: Case, seed: int) -> int:
+    """Pairs of a multiplication and an addition in a step, but for what the systems themselves do.
+
+    Args:
+      rule: whose step.
+      case: the network, whose systems stand outside of the computer here, and the batch.
+      seed: of the network.
+    """
+    net = tree.copy(case.config.make(key=jax.random.key(seed)))
+    for layer in net.layers:
+        outside = external(lambda params, h, seed: h, layer.box.outputs)
+        layer.box = BlackBox(outside, layer.box.outputs)
+    state = jax.eval_shape(rule.init, net, jax.random.key(seed))
+    rows = jax.ShapeDtypeStruct((case.batch, case.config.inputs), jnp.float32)
+    classes = jax.ShapeDtypeStruct((case.batch,), jnp.int32)
+    return multiply_adds(rule.step, state, (rows, classes))
+
+
+def ready(case: Case, seed: int) -> Splits:
+    """The rows of a case, a fifth of those to train on held out for validation."""
+    return tuning.splits(case.rows(seed))
