@@ -15,6 +15,15 @@ from ffnlab.learning.counter_current.rule import (
     PairLoss,
     counter_current,
 )
+from ffnlab.learning.forward_gnn.batches import (
+    link_batch,
+    link_question,
+    node_batch,
+    node_question,
+)
+from ffnlab.learning.forward_gnn.inputs import GraphBatch, GraphInputs
+from ffnlab.learning.forward_gnn.options import ForwardGNNOptions
+from ffnlab.learning.forward_gnn.rule import ForwardGNNState, forward_gnn_answers, forward_gnn
 from ffnlab.learning.members import members
 from ffnlab.learning.noprop.rule import NoPropOptions, NoPropState, noprop
 from ffnlab.learning.optimizers.masters import MastersState, in_float32
@@ -33,6 +42,7 @@ from ffnlab.learning.optimizers.trust import (
     sqrt_batch_schedule,
 )
 from ffnlab.learning.rewriting import from_state, rewritten
+from ffnlab.learning.stopping import StoppingState, early_stopping
 from ffnlab.losses import labelled, next_token, packed_next_token
 from ffnlab.models.noise import LearnedSchedule
 from ffnlab.models.noprop_net import NoPropNet
@@ -42,6 +52,10 @@ __all__ = [
     "BackpropState",
     "CounterCurrentState",
     "Extension",
+    "ForwardGNNOptions",
+    "ForwardGNNState",
+    "GraphBatch",
+    "GraphInputs",
     "LearnedSchedule",
     "MapLoss",
     "MastersState",
@@ -50,18 +64,26 @@ __all__ = [
     "NoPropState",
     "OptimizerConfig",
     "PairLoss",
+    "StoppingState",
     "backprop",
     "computed_in",
     "counter_current",
+    "early_stopping",
+    "forward_gnn",
+    "forward_gnn_answers",
     "from_state",
     "gradient_noise",
     "in_float32",
     "labelled",
     "lamb",
     "lars",
+    "link_batch",
+    "link_question",
     "make_optimizer",
     "members",
     "next_token",
+    "node_batch",
+    "node_question",
     "noise_scale",
     "noprop",
     "packed_next_token",
