@@ -7,7 +7,16 @@ from typing import Literal, NamedTuple
 import optax
 
 from ffnlab.errors import ConfigError
-from ffnlab.learning import MapLoss, NoPropOptions, PairLoss, counter_current, noprop
+from ffnlab.learning import (
+    ForwardGNNOptions,
+    GraphBatch,
+    MapLoss,
+    NoPropOptions,
+    PairLoss,
+    counter_current,
+    forward_gnn,
+    noprop,
+)
 from ffnlab.learning.counter_current.rule import mirrored
 from ffnlab.models import ConvAutoencoder, ConvMirror
 from ffnlab.outside import Methods
@@ -45,6 +54,7 @@ OWN: Mapping[str, Own] = MappingProxyType(
         "counter_current": Own(
             "ffnlab.cli.rules:by_counter_current", ("mlp", "convnet", "autoencoder")
         ),
+        "forward_gnn": Own("ffnlab.cli.rules:by_forward_gnn", ("graph",)),
         "noprop": Own("ffnlab.cli.rules:by_noprop", ("noprop",)),
     }
 )
@@ -54,7 +64,9 @@ RULES = Methods(
     "ffnlab.rules",
     Rule,
     MappingProxyType({name: own.factory for name, own in OWN.items()}),
-    given=frozenset({"loss", "informed", "trainable", "optimizer", "microbatches", "model_kind"}),
+    given=frozenset(
+        {"loss", "informed", "trainable", "optimizer", "microbatches", "model_kind", "like"}
+    ),
 )
 
 
@@ -80,6 +92,42 @@ def by_counter_current(
     """
     pair, mirror = PAIRS[model_kind]
     return counter_current(pair, optimizer, mirror=mirror)
+
+
+def by_forward_gnn(
+    *,
+    like: GraphBatch,
+    optimizer: optax.GradientTransformation | None = None,
+    objective: Literal["single_forward", "label_appending", "virtual_nodes"] = "single_forward",
+    top_down: Literal["none", "input", "loss"] = "none",
+    temperature: float = 1.0,
+    threshold: float = 2.0,
+    negatives: int = 0,
+    both_ways: bool = True,
+    every: int = 2,
+    patience: int = 100,
+    limit: int = 1000,
+    alternating: bool = True,
+) -> Rule:
+    """Layers of a graph network that each have a loss of their own.
+
+    Args:
+      like: a batch of the run.
+      optimizer: of every layer by itself, which counts its own steps.
+      objective: "single_forward", or with negative examples "label_appending", "virtual_nodes".
+      top_down: what layers are told of those above: "none" (they learn one by one), "input" (of a
+        network of form "top_down") or "loss".
+      temperature: of the similarities of "single_forward".
+      threshold: of the goodness of the other objectives.
+      negatives: wrong classes that these write to a node; 0 for all.
+      both_ways: virtual nodes and nodes read each other.
+      every: steps between validations.
+      patience: validations without a new best one after which a layer ends; 0 for none.
+      limit: steps of a layer at most, or of all at once.
+      alternating: of top_down="input": even layers take a step before odd ones.
+    """
+    more = objective, top_down, temperature, threshold, negatives, both_ways, every, patience, limit
+    return forward_gnn(like, ForwardGNNOptions(*more, alternating), optimizer)
 
 
 def by_noprop(

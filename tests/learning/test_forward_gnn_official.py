@@ -134,7 +134,13 @@ def given(name, options, loops, saved):
     return batch, with_theirs(asked)
 
 
-@pytest.mark.parametrize("name", record.RUNS)
+QUICK = ("sf_gcn", "vn_gcn", "top2input_gcn")  # of every flow one; the others take as long
+CASES = [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in record.RUNS
+]
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_a_run_is_the_authors(name, fixtures):
     with np.load(fixtures / "forward_gnn" / "official.npz", allow_pickle=False) as file:
         saved = {key: file[key] for key in file.files if key.startswith(f"{name}.")}

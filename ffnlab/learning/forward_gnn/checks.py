@@ -52,7 +52,7 @@ def need(fits: bool, objective: str, what: str) -> None:
 
 
 def check_model(
-    model: GraphNetwork, like: GraphBatch, options: ForwardGNNOptions, classes: int
+    model: PyTree, like: GraphBatch, options: ForwardGNNOptions, classes: int
 ) -> None:
     """Raises ConfigError where a network does not fit a batch or what layers are told from above."""
     if not isinstance(model, GraphNetwork):
@@ -77,7 +77,7 @@ def check_model(
 
 
 def check_batch(
-    batch: GraphBatch, like: GraphBatch, options: ForwardGNNOptions, classes: int
+    batch: PyTree, like: GraphBatch, options: ForwardGNNOptions, classes: int
 ) -> None:
     """Raises ValueError for a batch that a step must not be given."""
     if not isinstance(batch, GraphBatch):

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from ffnlab.graph import Graph
 from ffnlab.weights.base import AxisNames, register
 
-__all__ = ["GraphBatch", "GraphInputs", "parts_of"]
+__all__ = ["GraphBatch", "GraphInputs", "Host", "parts_of"]
 
 Host = Array | np.ndarray
 

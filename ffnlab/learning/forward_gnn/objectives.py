@@ -16,7 +16,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from ffnlab.graph.segments import wide
-from ffnlab.learning.forward_gnn.inputs import GraphInputs
+from ffnlab.learning.forward_gnn.inputs import GraphInputs, Host
 from ffnlab.learning.forward_gnn.options import ForwardGNNOptions
 
 __all__ = ["ForwardForward", "Links", "Objective", "SingleForward", "objective_of", "rank_auc"]
@@ -29,7 +29,7 @@ class Objective(Protocol):
     appends: bool  # whether labels are appended to features
 
     def loss(
-        self, h: Float[Array, "r N w"], inputs: GraphInputs, targets: Int[Array, "k"]
+        self, h: Float[Array, "r N w"], inputs: GraphInputs, targets: Int[Host, "k"]
     ) -> Float[Array, ""]:
         """What is minimized."""
         ...
@@ -46,7 +46,7 @@ class Objective(Protocol):
         """The answer of the scores of `count` layers."""
         ...
 
-    def figure(self, answers: Float[Array, "..."], targets: Int[Array, "k"]) -> Float[Array, ""]:
+    def figure(self, answers: Float[Array, "..."], targets: Int[Host, "k"]) -> Float[Array, ""]:
         """How good answers are."""
         ...
 
@@ -72,7 +72,7 @@ class SingleForward:
         return wide(nodes @ classes.T) / self.temperature
 
     def loss(
-        self, h: Float[Array, "1 N w"], inputs: GraphInputs, targets: Int[Array, "n"]
+        self, h: Float[Array, "1 N w"], inputs: GraphInputs, targets: Int[Host, "n"]
     ) -> Float[Array, ""]:
         """Mean cross-entropy of the nodes learned from."""
         wanted = jnp.maximum(targets, 0)
@@ -91,7 +91,7 @@ class SingleForward:
         """The sum."""
         return summed
 
-    def figure(self, answers: Float[Array, "n C"], targets: Int[Array, "n"]) -> Float[Array, ""]:
+    def figure(self, answers: Float[Array, "n C"], targets: Int[Host, "n"]) -> Float[Array, ""]:
         """Accuracy."""
         return accuracy(answers, targets)
 
@@ -124,7 +124,7 @@ class ForwardForward:
         return wide(h[:, : h.shape[1] - self.virtual])
 
     def loss(
-        self, h: Float[Array, "r N w"], inputs: GraphInputs, targets: Int[Array, "n"]
+        self, h: Float[Array, "r N w"], inputs: GraphInputs, targets: Int[Host, "n"]
     ) -> Float[Array, ""]:
         """Of the nodes learned from, in all copies."""
         goodness = jnp.sum(self.rows(h) ** 2, axis=-1) - self.threshold
@@ -145,7 +145,7 @@ class ForwardForward:
         """The sum."""
         return summed
 
-    def figure(self, answers: Float[Array, "n C"], targets: Int[Array, "n"]) -> Float[Array, ""]:
+    def figure(self, answers: Float[Array, "n C"], targets: Int[Host, "n"]) -> Float[Array, ""]:
         """Accuracy."""
         return accuracy(answers, targets)
 
@@ -165,7 +165,7 @@ class Links:
         return wide(jnp.sum(ends[:, 0] * ends[:, 1], axis=-1))
 
     def loss(
-        self, h: Float[Array, "1 N w"], inputs: GraphInputs, targets: Int[Array, "m"]
+        self, h: Float[Array, "1 N w"], inputs: GraphInputs, targets: Int[Host, "m"]
     ) -> Float[Array, ""]:
         """Mean over pairs."""
         logits = self.similarities(h, inputs)
@@ -183,7 +183,7 @@ class Links:
         """The mean."""
         return summed / count
 
-    def figure(self, answers: Float[Array, "m"], targets: Int[Array, "m"]) -> Float[Array, ""]:
+    def figure(self, answers: Float[Array, "m"], targets: Int[Host, "m"]) -> Float[Array, ""]:
         """Area under the receiver's curve."""
         return rank_auc(answers, targets > 0)
 
@@ -198,18 +198,18 @@ def objective_of(options: ForwardGNNOptions, classes: int) -> Objective:
     return ForwardForward(virtual, options.threshold)
 
 
-def mean_where(values: Float[Array, "n"], counted: Bool[Array, "n"]) -> Float[Array, ""]:
+def mean_where(values: Float[Array, "n"], counted: Bool[Host, "n"]) -> Float[Array, ""]:
     """The mean of the values that count."""
     return jnp.sum(jnp.where(counted, values, 0)) / jnp.maximum(jnp.sum(counted), 1)
 
 
-def accuracy(answers: Float[Array, "n C"], targets: Int[Array, "n"]) -> Float[Array, ""]:
+def accuracy(answers: Float[Array, "n C"], targets: Int[Host, "n"]) -> Float[Array, ""]:
     """The share of nodes with a target whose class has the largest score."""
     right = (answers.argmax(-1) == targets).astype(jnp.float32)
     return mean_where(right, targets >= 0)
 
 
-def rank_auc(scores: Float[Array, "m"], positive: Bool[Array, "m"]) -> Float[Array, ""]:
+def rank_auc(scores: Float[Array, "m"], positive: Bool[Host, "m"]) -> Float[Array, ""]:
     """`ffnlab.scores.roc_auc` inside of a compiled function; both kinds are there.
 
     >>> float(rank_auc(jnp.array([0.1, 0.4, 0.35, 0.8]), jnp.array([False, False, True, True])))

@@ -92,7 +92,7 @@ def forward_gnn(
     method = Method(options, objective_of(options, classes), in_float32(made))
     step = layer_step if options.top_down == "none" else sweep_step
 
-    def init(model: GraphNetwork, key: Array) -> ForwardGNNState:
+    def init(model: PyTree, key: Array) -> ForwardGNNState:
         check_model(model, like, options, classes)
         model, best = (jax.tree.map(jnp.copy, model) for _ in range(2))  # the step donates both
         memories = tuple(method.optimizer.init(tree.trained(la)[0]) for la in model.layers)
@@ -181,12 +181,13 @@ def ended(
     best = kept(is_best & ~is_done, state.model, state.best)
     has_waited = (options.patience > 0) & (watch.waited >= options.patience)
     ends = ~is_done & (has_waited | (state.taken >= options.limit))
+    layer = state.layer + layers * ends
     return state._replace(
         model=kept(ends, best, state.model),
         best=best,
-        layer=state.layer + layers * ends,
+        layer=layer,
         taken=jnp.where(ends, 0, state.taken),
-        watch=kept(ends, unwatched(), watch),
+        watch=kept(ends & (layer < len(state.model.layers)), unwatched(), watch),
     )
 
 

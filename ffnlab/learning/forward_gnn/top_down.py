@@ -58,7 +58,7 @@ def fed(
       visit: (layer's number, what it reads) -> its new rows.
     """
     count, new = len(model.layers), {}
-    top = None if inputs.labels is None else inputs.labels[0]
+    top = None if inputs.labels is None else jnp.asarray(inputs.labels[0])
     is_alternating = method.options.alternating
     order = [*range(0, count, 2), *range(1, count, 2)] if is_alternating else range(count)
     for j in order:
