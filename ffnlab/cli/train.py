@@ -177,7 +177,11 @@ def announce(settings: TrainConfig, out: Path) -> None:
 
 def source_of(data: object) -> str:
     """What the data of a run is called: its first key, but of what is drawn."""
-    return "block_model" if isinstance(data, BlockModelConfig) else str(next(iter(vars(data).values())))
+    return (
+        "block_model"
+        if isinstance(data, BlockModelConfig)
+        else str(next(iter(vars(data).values())))
+    )
 
 
 def report(record: Mapping, out: Path) -> None:

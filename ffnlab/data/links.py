@@ -74,8 +74,9 @@ def link_split(
         for two in each
     )
     seen = [part.ends[part.joined] for part in (first, asked)]
-    graphs = undirected(Graph.make(*seen[0].T, nodes=n)), undirected(
-        Graph.make(*np.concatenate(seen).T, nodes=n)
+    graphs = (
+        undirected(Graph.make(*seen[0].T, nodes=n)),
+        undirected(Graph.make(*np.concatenate(seen).T, nodes=n)),
     )
     return LinkSplit(nodes.x, *graphs, first, asked, last)
 

@@ -23,7 +23,7 @@ from ffnlab.learning.forward_gnn.batches import (
 )
 from ffnlab.learning.forward_gnn.inputs import GraphBatch, GraphInputs
 from ffnlab.learning.forward_gnn.options import ForwardGNNOptions
-from ffnlab.learning.forward_gnn.rule import ForwardGNNState, forward_gnn_answers, forward_gnn
+from ffnlab.learning.forward_gnn.rule import ForwardGNNState, forward_gnn, forward_gnn_answers
 from ffnlab.learning.members import members
 from ffnlab.learning.noprop.rule import NoPropOptions, NoPropState, noprop
 from ffnlab.learning.optimizers.masters import MastersState, in_float32

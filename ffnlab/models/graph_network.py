@@ -68,8 +68,10 @@ class GraphNetworkConfig:
         is_fed_back = self.form == "top_down"
         positive = self.sizes[:-1] if is_fed_back else self.sizes
         if len(self.sizes) < 2 + is_fed_back or min(positive) < 1 or min(self.sizes) < 0:
-            least = "three or more widths, all but the last" if is_fed_back else "two or more widths"
-            raise ConfigError(f"sizes={self.sizes} must be {least} positive")
+            what = "two or more positive widths"
+            if is_fed_back:
+                what = "three or more widths, the last at least 0, all but the last positive"
+            raise ConfigError(f"sizes={self.sizes} must be {what}")
         if self.heads < 1 or (self.heads > 1 and self.layer != "gat"):
             raise ConfigError(f"heads={self.heads} must be 1 but for layer='gat', at least 1 there")
         hidden = self.sizes[1:] if self.form == "layerwise" else self.sizes[1:-1]

@@ -102,7 +102,9 @@ def reached(losses, model):
     return found
 
 
-@pytest.mark.parametrize("objective", [*NAMES[:1], *map(slow, NAMES[1:2]), NAMES[2], slow(NAMES[3])])
+@pytest.mark.parametrize(
+    "objective", [*NAMES[:1], *map(slow, NAMES[1:2]), NAMES[2], slow(NAMES[3])]
+)
 def test_the_loss_of_a_layer_has_a_gradient_in_that_layer_alone(objective):
     options = options_of(objective)
     model, batch = network(options, depth=3), batch_of(options)
@@ -377,9 +379,7 @@ def test_a_mesh_learns_the_same():
     )
     weight = found.state.model.layers[0].linear.weight.dense()
     assert len(weight.sharding.device_set) == 2 and not weight.sharding.is_fully_replicated
-    for a, b in zip(
-        jax.tree.leaves(found.state), jax.tree.leaves(after(5, options)), strict=True
-    ):
+    for a, b in zip(jax.tree.leaves(found.state), jax.tree.leaves(after(5, options)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
@@ -524,7 +524,9 @@ def test_a_batch_of_another_objective_is_refused(objective):
 
 def test_links_are_found(key):
     """A graph whose classes join their own: pairs of the test are told apart after learning."""
-    nodes = block_model(0, nodes=60, classes=3, width=8, inside=0.3, across=0.01, noise=1.0, train=9, valid=9)
+    nodes = block_model(
+        0, nodes=60, classes=3, width=8, inside=0.3, across=0.01, noise=1.0, train=9, valid=9
+    )
     split, options = link_split(nodes, 0), options_of("links", limit=60, patience=0)
     batch = link_batch(split)
     config = GraphNetworkConfig((8, 8), form="layerwise")

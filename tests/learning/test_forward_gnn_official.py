@@ -28,7 +28,11 @@ from ffnlab.learning.forward_gnn.batches import with_virtual_nodes
 from ffnlab.models import GraphNetwork, GraphNetworkConfig
 from tests.fixtures.forward_gnn import record
 
-TOLERANCE = {"GCN": 1e-9, "SAGE": 1e-9, "GAT": 1e-6}  # attention is float32 in any case, the rest float64
+TOLERANCE = {
+    "GCN": 1e-9,
+    "SAGE": 1e-9,
+    "GAT": 1e-6,
+}  # attention is float32 in any case, the rest float64
 LAYERS = {"GCN": "gcn", "SAGE": "sage", "GAT": "gat"}
 WAYS = {
     "sf": {},
@@ -162,9 +166,7 @@ def test_a_run_is_the_authors(name, fixtures):
             for part in record.weights(conv, 1, 4, 0):
                 found = tree.select(learned, tree.at(f"layers[{i}].{place(conv, part)}"))
                 want = saved[f"{name}.{i}.{part}"]
-                np.testing.assert_allclose(
-                    next(iter(found.values())), want, **close
-                )
+                np.testing.assert_allclose(next(iter(found.values())), want, **close)
         said = np.asarray(rule.predict(state, asked))
         rows = said if options.objective == "links" else said[record.graph()["test"]]
         if (options.objective, options.top_down) == ("links", "none"):

@@ -125,7 +125,9 @@ def checked(
     if options.objective == "links":
         raise ConfigError("objective='links' learns from pairs: link_batch")
     if not nodes.y.size or nodes.y.min() < 0:
-        raise ValueError(f"y has classes from {min(nodes.y, default=None)}; 0 and more are accepted")
+        raise ValueError(
+            f"y has classes from {min(nodes.y, default=None)}; 0 and more are accepted"
+        )
     classes = int(nodes.y.max()) + 1
     learned = np.where(nodes.train, nodes.y, -1).astype(np.int32)
     check_classes("y of train", learned, classes)

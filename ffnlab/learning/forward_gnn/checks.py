@@ -33,12 +33,16 @@ def classes_of(like: GraphBatch, options: ForwardGNNOptions) -> int:
         need(nodes > targets and asked is None, name, "a virtual node for each class (node_batch)")
         if options.top_down == "input":
             wanted = (1, nodes, nodes - targets)
-            need(labels == wanted, name, f"labels {wanted}, which the last layer reads (node_batch)")
+            need(
+                labels == wanted, name, f"labels {wanted}, which the last layer reads (node_batch)"
+            )
         return nodes - targets
     need(asked is not None, name, "what is asked, with each class written to it (node_batch)")
     assert asked is not None
     if name == "label_appending":
-        need(labels is not None and labels[0] > 1, name, "labels of two copies or more (node_batch)")
+        need(
+            labels is not None and labels[0] > 1, name, "labels of two copies or more (node_batch)"
+        )
         assert labels is not None
         return labels[-1]
     need(np.ndim(inputs.graph.starts) == 2, name, "a graph of each copy (node_batch)")
@@ -51,9 +55,7 @@ def need(fits: bool, objective: str, what: str) -> None:
         raise ConfigError(f"like is no batch of objective={objective!r}: it has not {what}")
 
 
-def check_model(
-    model: PyTree, like: GraphBatch, options: ForwardGNNOptions, classes: int
-) -> None:
+def check_model(model: PyTree, like: GraphBatch, options: ForwardGNNOptions, classes: int) -> None:
     """Raises ConfigError where a network does not fit a batch or what layers are told from above."""
     if not isinstance(model, GraphNetwork):
         raise ConfigError(f"model is a {type(model).__name__}; a GraphNetwork is accepted")
@@ -76,9 +78,7 @@ def check_model(
         raise ConfigError(f"sizes={config.sizes}: layers told from above in their loss are alike")
 
 
-def check_batch(
-    batch: PyTree, like: GraphBatch, options: ForwardGNNOptions, classes: int
-) -> None:
+def check_batch(batch: PyTree, like: GraphBatch, options: ForwardGNNOptions, classes: int) -> None:
     """Raises ValueError for a batch that a step must not be given."""
     if not isinstance(batch, GraphBatch):
         raise ValueError(f"batch is a {type(batch).__name__}; a GraphBatch is accepted")
@@ -133,4 +133,6 @@ def check_pairs(name: str, y: np.ndarray, inputs: GraphInputs | None) -> None:
     if pairs.size and not (0 <= pairs.min() and pairs.max() < nodes):
         raise ValueError(f"pairs of {name} has nodes {pairs.min()} to {pairs.max()} of {nodes}")
     if set(np.unique(y).tolist()) != {0, 1}:
-        raise ValueError(f"{name} has the values {np.unique(y).tolist()}; pairs of both kinds, 0 and 1")
+        raise ValueError(
+            f"{name} has the values {np.unique(y).tolist()}; pairs of both kinds, 0 and 1"
+        )

@@ -103,9 +103,7 @@ def held_before(method: Method, model: GraphNetwork, like: GraphBatch) -> Held:
     return Held(tuple(rooms), jnp.zeros(jax.eval_shape(below, parts[-1]).shape))
 
 
-def begun(
-    method: Method, index: int, model: GraphNetwork, held: Held, batch: GraphBatch
-) -> Held:
+def begun(method: Method, index: int, model: GraphNetwork, held: Held, batch: GraphBatch) -> Held:
     """What is kept while a layer learns, made of what was kept for the one below."""
     parts, objective = parts_of(batch), method.objective
     below = jnp.zeros_like(held.below)
@@ -117,9 +115,7 @@ def begun(
         rows = [output(model, layer, read, part.graph) for read, part in pairs]
         below = held.below + objective.scores(rows[-1], parts[-1])
         rows[0] = objective.onward(rows[0])
-    found = [
-        propagated(model, index, r, part.graph) for r, part in zip(rows, parts, strict=True)
-    ]
+    found = [propagated(model, index, r, part.graph) for r, part in zip(rows, parts, strict=True)]
     read = [room.at[..., : f.shape[-1]].set(f) for room, f in zip(held.read, found, strict=True)]
     return Held(tuple(read), below)
 
@@ -132,9 +128,7 @@ def layer_loss(
     return method.objective.loss(h, batch.inputs, batch.targets)
 
 
-def layer_losses(
-    method: Method, model: GraphNetwork, batch: GraphBatch
-) -> list[Float[Array, ""]]:
+def layer_losses(method: Method, model: GraphNetwork, batch: GraphBatch) -> list[Float[Array, ""]]:
     """The losses of all layers as the network stands, each of detached rows: whose Jacobian by the
     layers is diagonal."""
     held, losses = held_before(method, model, batch), []

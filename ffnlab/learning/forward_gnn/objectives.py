@@ -154,7 +154,7 @@ class ForwardForward:
 class Links:
     """Nodes with an edge between them are to resemble each other.
 
-        s = h_u . h_v;   loss = mean binary cross-entropy of s;   scores = sigmoid(s)
+    s = h_u . h_v;   loss = mean binary cross-entropy of s;   scores = sigmoid(s)
     """
 
     appends = False
