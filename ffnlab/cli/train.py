@@ -177,11 +177,8 @@ def announce(settings: TrainConfig, out: Path) -> None:
 
 def source_of(data: object) -> str:
     """What the data of a run is called: its first key, but of what is drawn."""
-    return (
-        "block_model"
-        if isinstance(data, BlockModelConfig)
-        else str(next(iter(vars(data).values())))
-    )
+    is_drawn = isinstance(data, BlockModelConfig)
+    return "block_model" if is_drawn else str(next(iter(vars(data).values())))
 
 
 def report(record: Mapping, out: Path) -> None:

@@ -238,8 +238,8 @@ def rule_of(settings: TrainConfig) -> Rule:
 
     Its factory is given what the run decides, where it has a parameter of that name: `loss`
     ((model, batch) -> (mean, metrics)) and whether it is `informed` of the moment, `trainable` (a
-    selector), `optimizer` (an optax transformation), `microbatches`, `model_kind`, and a batch to see
-    shapes of (`like`). The rest are options.
+    selector), `optimizer` (an optax transformation), `microbatches`, `model_kind`, and a batch
+    to see shapes of (`like`). The rest are options.
 
     Raises:
       ConfigError: the rule cannot be had, takes other options, or has no use for what is set.

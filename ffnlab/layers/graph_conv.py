@@ -10,9 +10,9 @@ on the host. Nothing is dropped out. A product with a graph costs its edges time
 and GraphSAGE take it on the narrower side of their linear map: (A x) W where the layer widens, and
 then the gradient of a first layer, which wants none for x, needs no product at all.
 
-Each layer is two halves, `layer.transformed(layer.propagated(x, graph), graph)`, and what is learned
-is in the second: rows that stay the same while a layer learns are propagated once. (GAT's edges
-depend on what it learns, so its first half leaves rows as they are.)
+Each layer is two halves, `layer.transformed(layer.propagated(x, graph), graph)`, and what is
+learned is in the second: rows that stay the same while a layer learns are propagated once. (GAT's
+edges depend on what it learns, so its first half leaves rows as they are.)
 """
 
 import jax

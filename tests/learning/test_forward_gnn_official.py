@@ -28,11 +28,7 @@ from ffnlab.learning.forward_gnn.batches import with_virtual_nodes
 from ffnlab.models import GraphNetwork, GraphNetworkConfig
 from tests.fixtures.forward_gnn import record
 
-TOLERANCE = {
-    "GCN": 1e-9,
-    "SAGE": 1e-9,
-    "GAT": 1e-6,
-}  # attention is float32 in any case, the rest float64
+TOLERANCE = {"GCN": 1e-9, "SAGE": 1e-9, "GAT": 1e-6}  # attention is float32 in any case
 LAYERS = {"GCN": "gcn", "SAGE": "sage", "GAT": "gat"}
 WAYS = {
     "sf": {},

@@ -83,7 +83,7 @@ def read_nodes(data: Nodes) -> LabelledNodes:
 
 
 def load_nodes(data: Nodes, model: Config) -> LabelledNodes:
-    """A graph with the self loops that layers of `gcn` and `gat` expect, for a model of its classes.
+    """A graph for a model of its classes, with the self loops that `gcn` and `gat` expect.
 
     Raises:
       ConfigError: the model takes other features, has fewer classes or no scores, or as

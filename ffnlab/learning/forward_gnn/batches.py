@@ -18,7 +18,7 @@ from ffnlab.errors import ConfigError, check_seed
 from ffnlab.graph import Graph, with_self_loops
 from ffnlab.learning.forward_gnn.checks import check_classes
 from ffnlab.learning.forward_gnn.inputs import GraphBatch, GraphInputs
-from ffnlab.learning.forward_gnn.options import ForwardGNNOptions
+from ffnlab.learning.forward_gnn.options import AUTHORS, ForwardGNNOptions
 
 __all__ = ["link_batch", "link_question", "node_batch", "node_question", "with_virtual_nodes"]
 
@@ -50,7 +50,7 @@ def with_virtual_nodes(
 
 def node_batch(
     nodes: LabelledNodes,
-    options: ForwardGNNOptions = ForwardGNNOptions(),
+    options: ForwardGNNOptions = AUTHORS,
     *,
     seed: int = 0,
     loops: bool = True,
@@ -83,7 +83,7 @@ def node_batch(
 
 def node_question(
     nodes: LabelledNodes,
-    options: ForwardGNNOptions = ForwardGNNOptions(),
+    options: ForwardGNNOptions = AUTHORS,
     *,
     seed: int = 0,
     loops: bool = True,
@@ -125,9 +125,8 @@ def checked(
     if options.objective == "links":
         raise ConfigError("objective='links' learns from pairs: link_batch")
     if not nodes.y.size or nodes.y.min() < 0:
-        raise ValueError(
-            f"y has classes from {min(nodes.y, default=None)}; 0 and more are accepted"
-        )
+        least = min(nodes.y.tolist(), default=None)
+        raise ValueError(f"y has classes from {least}; 0 and more are accepted")
     classes = int(nodes.y.max()) + 1
     learned = np.where(nodes.train, nodes.y, -1).astype(np.int32)
     check_classes("y of train", learned, classes)

@@ -56,7 +56,7 @@ def need(fits: bool, objective: str, what: str) -> None:
 
 
 def check_model(model: PyTree, like: GraphBatch, options: ForwardGNNOptions, classes: int) -> None:
-    """Raises ConfigError where a network does not fit a batch or what layers are told from above."""
+    """Raises ConfigError where a network does not fit a batch, or what its layers are told."""
     if not isinstance(model, GraphNetwork):
         raise ConfigError(f"model is a {type(model).__name__}; a GraphNetwork is accepted")
     config = model.config
@@ -72,7 +72,7 @@ def check_model(model: PyTree, like: GraphBatch, options: ForwardGNNOptions, cla
         raise ConfigError(f"sizes={config.sizes}: the first must be {width}, as wide as features")
     if options.top_down == "input" and config.sizes[-1] != classes:
         raise ConfigError(
-            f"sizes={config.sizes}: the last must be {classes}, what the last layer reads from above"
+            f"sizes={config.sizes}: the last must be {classes}, which the last layer is told of"
         )
     if options.top_down == "loss" and len(set(config.sizes[1:])) > 1:
         raise ConfigError(f"sizes={config.sizes}: layers told from above in their loss are alike")

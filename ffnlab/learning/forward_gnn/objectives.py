@@ -35,7 +35,7 @@ class Objective(Protocol):
         ...
 
     def onward(self, h: Float[Array, "r N w"]) -> Float[Array, "q N w"]:
-        """Rows that the next layer reads of what is learned from: of each copy, or of one for all."""
+        """Rows that the next layer reads of what is learned from: each copy's, or one's for all."""
         ...
 
     def scores(self, h: Float[Array, "r N w"], inputs: GraphInputs) -> Float[Array, "..."]:

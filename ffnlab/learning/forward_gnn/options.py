@@ -6,7 +6,7 @@ from jaxtyping import Array
 
 from ffnlab.errors import ConfigError, at_least, is_known
 
-__all__ = ["ForwardGNNOptions"]
+__all__ = ["AUTHORS", "ForwardGNNOptions"]
 
 OBJECTIVES = ("single_forward", "label_appending", "virtual_nodes", "links")
 SIGNALS = ("none", "input", "loss")
@@ -70,3 +70,6 @@ class ForwardGNNOptions:
     def has_virtual(self) -> bool:
         """Whether a graph has a virtual node for each class."""
         return self.objective in ("single_forward", "virtual_nodes")
+
+
+AUTHORS = ForwardGNNOptions()

@@ -33,7 +33,7 @@ from ffnlab.learning.forward_gnn.checks import check_batch, check_model, classes
 from ffnlab.learning.forward_gnn.inputs import GraphBatch, GraphInputs, parts_of
 from ffnlab.learning.forward_gnn.layerwise import Held, Method, by_layer
 from ffnlab.learning.forward_gnn.objectives import objective_of
-from ffnlab.learning.forward_gnn.options import ForwardGNNOptions
+from ffnlab.learning.forward_gnn.options import AUTHORS, ForwardGNNOptions
 from ffnlab.learning.optimizers.masters import in_float32
 from ffnlab.learning.stopping import Watch, kept, noted, unwatched
 from ffnlab.models import GraphNetwork
@@ -67,7 +67,7 @@ class ForwardGNNState(NamedTuple):
 
 def forward_gnn(
     like: GraphBatch,
-    options: ForwardGNNOptions = ForwardGNNOptions(),
+    options: ForwardGNNOptions = AUTHORS,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Rule:
     """The rule; a batch is a `GraphBatch` (`node_batch`, `link_batch`), the model a `GraphNetwork`.
@@ -216,7 +216,7 @@ def said(
 
 
 def forward_gnn_answers(
-    like: GraphBatch, options: ForwardGNNOptions = ForwardGNNOptions()
+    like: GraphBatch, options: ForwardGNNOptions = AUTHORS
 ) -> Callable[[GraphNetwork, GraphInputs], Float[Array, "..."]]:
     """What a network that has learned says, without the state that it learned in.
 
