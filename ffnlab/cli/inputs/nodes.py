@@ -72,8 +72,17 @@ def read_nodes(data: Nodes) -> LabelledNodes:
       FFNLabError: it cannot be read.
     """
     if isinstance(data, BlockModelConfig):
-        given = dataclasses.asdict(data)
-        found = block_model(given.pop("seed"), valid=given.pop("held_out"), **given)
+        found = block_model(
+            data.seed,
+            nodes=data.nodes,
+            classes=data.classes,
+            inside=data.inside,
+            across=data.across,
+            width=data.width,
+            noise=data.noise,
+            train=data.train,
+            valid=data.held_out,
+        )
     else:
         found = cora(None if data.graph == "cora" else data.graph)
     for name in ("train", "valid"):

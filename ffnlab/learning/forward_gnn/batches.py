@@ -107,8 +107,8 @@ def link_batch(split: LinkSplit, *, loops: bool = True) -> GraphBatch:
     given, asked = (
         GraphInputs(split.x, graph, None, part.ends) for part in (split.train, split.valid)
     )
-    known = (part.joined.astype(np.int32) for part in (split.train, split.valid))
-    return GraphBatch(given, *known, asked)
+    targets, held_out = (part.joined.astype(np.int32) for part in (split.train, split.valid))
+    return GraphBatch(given, targets, held_out, asked)
 
 
 def link_question(split: LinkSplit, *, loops: bool = True) -> GraphInputs:
