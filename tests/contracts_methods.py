@@ -27,6 +27,7 @@ from ffnlab import (
     structure,
     transform,
 )
+from ffnlab.data import block_model
 from ffnlab.layers import MLP, BatchNorm, Linear
 from ffnlab.learning.exact_permutations import ensemble
 from ffnlab.models import adapters
@@ -250,6 +251,35 @@ def around_systems(key: jax.Array, system: str = "transmission") -> models.Physi
     return config.make(key=key)
 
 
+def graph_batch(**options: object) -> learning.GraphBatch:
+    """A graph of 12 nodes of three classes, some to learn from and some held out."""
+    nodes = block_model(1, nodes=12, classes=3, width=5, inside=0.5, train=7, valid=3)
+    return learning.node_batch(nodes, learning.ForwardGNNOptions(**options))
+
+
+def on_graph(sizes: tuple[int, ...], **options: object) -> RuleCase:
+    """Forward learning of a graph network, one way of it."""
+    form = "top_down" if options.get("top_down") == "input" else "layerwise"
+    config = models.GraphNetworkConfig(sizes, form=form)
+    make = functools.partial(graph_batch, **options)
+
+    def a_row_for_each_node(outputs: PyTree, inputs: PyTree) -> None:
+        assert outputs.shape == (12, 3), f"outputs are {outputs.shape}"
+
+    return RuleCase(
+        lambda: learning.forward_gnn(make(), learning.ForwardGNNOptions(**options)),
+        lambda: config.make(key=jax.random.key(0)),
+        lambda: [make(), make()],
+        lambda batch: batch.inputs if batch.asked is None else batch.asked,
+        a_row_for_each_node,
+    )
+
+
+def confidence(model: MLP, batch: tuple) -> jax.Array:
+    """The lower the cross-entropy, the higher."""
+    return -learning.labelled(model, batch)[0]
+
+
 RULES: dict[str, RuleCase] = {
     "backprop": RuleCase(learning.backprop),
     "continual": RuleCase(
@@ -273,6 +303,14 @@ RULES: dict[str, RuleCase] = {
         lambda: learning.digital_twin(hidden=(6,), measured=1),
         functools.partial(around_systems, system="tanh_chain"),
     ),
+    "early_stopping": classifier(
+        lambda: learning.early_stopping(
+            learning.backprop(learning.labelled), confidence, every=1, patience=1
+        )
+    ),
+    "forward_gnn": on_graph((5, 4, 4)),
+    "forward_gnn-labels": on_graph((8, 4), objective="label_appending"),
+    "forward_gnn-top_down": on_graph((5, 4, 4, 3), top_down="input"),
     "members": dataclasses.replace(
         classifier(several, lambda key: jax.vmap(PLAIN_OF)(jax.random.split(key, 3))),
         check=a_row_for_each_of_three,

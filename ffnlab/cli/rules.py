@@ -9,6 +9,8 @@ import optax
 from ffnlab.cli.inputs.data_kinds import AnyData, DomainsConfig, PermutationConfig
 from ffnlab.errors import ConfigError
 from ffnlab.learning import (
+    ForwardGNNOptions,
+    GraphBatch,
     MapLoss,
     NoPropOptions,
     PairLoss,
@@ -16,6 +18,7 @@ from ffnlab.learning import (
     dann,
     digital_twin,
     domain_classifier,
+    forward_gnn,
     noprop,
     physical_ff,
 )
@@ -63,6 +66,7 @@ OWN: Mapping[str, Own] = MappingProxyType(
             "ffnlab.cli.rules:by_counter_current", ("mlp", "convnet", "autoencoder")
         ),
         "dann": Own("ffnlab.cli.rules:by_dann", ("vit", "resnet", "mlp", "convnet")),
+        "forward_gnn": Own("ffnlab.cli.rules:by_forward_gnn", ("graph",)),
         "noprop": Own("ffnlab.cli.rules:by_noprop", ("noprop",)),
         # An MLP learns by it too, but a saved one does not say what its layers are judged by.
         "physical_ff": Own("ffnlab.cli.rules:by_physical_ff", ("physical",)),
@@ -75,7 +79,9 @@ RULES = Methods(
     "ffnlab.rules",
     Rule,
     MappingProxyType({name: own.factory for name, own in OWN.items()}),
-    given=frozenset({"loss", "informed", "trainable", "optimizer", "microbatches", "model_kind"}),
+    given=frozenset(
+        {"loss", "informed", "trainable", "optimizer", "microbatches", "model_kind", "like"}
+    ),
 )
 
 
@@ -139,6 +145,42 @@ def by_dann(
     """
     parts = {"domain": domain_classifier(hidden), "microbatches": microbatches}
     return dann(optimizer, strength=strength, ramp=ramp, scaled=scaled, **parts)
+
+
+def by_forward_gnn(
+    *,
+    like: GraphBatch,
+    optimizer: optax.GradientTransformation | None = None,
+    objective: Literal["single_forward", "label_appending", "virtual_nodes"] = "single_forward",
+    top_down: Literal["none", "input", "loss"] = "none",
+    temperature: float = 1.0,
+    threshold: float = 2.0,
+    negatives: int = 0,
+    both_ways: bool = True,
+    every: int = 2,
+    patience: int = 100,
+    limit: int = 1000,
+    alternating: bool = True,
+) -> Rule:
+    """Layers of a graph network that each have a loss of their own.
+
+    Args:
+      like: a batch of the run.
+      optimizer: of every layer by itself, which counts its own steps.
+      objective: "single_forward", or with negative examples "label_appending", "virtual_nodes".
+      top_down: what layers are told of those above: "none" (they learn one by one), "input" (of a
+        network of form "top_down") or "loss".
+      temperature: of the similarities of "single_forward".
+      threshold: of the goodness of the other objectives.
+      negatives: wrong classes that these write to a node; 0 for all.
+      both_ways: virtual nodes and nodes read each other.
+      every: steps between validations.
+      patience: validations without a new best one after which a layer ends; 0 for none.
+      limit: steps of a layer at most, or of all at once.
+      alternating: of top_down="input": even layers take a step before odd ones.
+    """
+    more = objective, top_down, temperature, threshold, negatives, both_ways, every, patience, limit
+    return forward_gnn(like, ForwardGNNOptions(*more, alternating), optimizer)
 
 
 def by_noprop(

@@ -17,6 +17,7 @@ from ffnlab.cli.identity import identity_of, versions
 from ffnlab.cli.inputs.captioned import CaptionedData, load_captioned
 from ffnlab.cli.inputs.corpus import Corpus, HiddenText, load_corpus, load_hidden
 from ffnlab.cli.inputs.data_kinds import (
+    BlockModelConfig,
     CaptionedConfig,
     DataConfig,
     DomainsConfig,
@@ -27,6 +28,7 @@ from ffnlab.cli.inputs.data_kinds import (
     TextsConfig,
 )
 from ffnlab.cli.inputs.domains import DomainsData, load_domains
+from ffnlab.cli.inputs.forward import ForwardNodeData, forward_data
 from ffnlab.cli.inputs.labelled import LabelledData, load_labelled
 from ffnlab.cli.inputs.nodes import NodeData, node_data
 from ffnlab.cli.inputs.permutation import PermutationData, load_permutation
@@ -43,8 +45,8 @@ from ffnlab.cli.training import (
     fresh,
     read_training,
     rule_of,
-    work_of,
 )
+from ffnlab.cli.work import work_of
 from ffnlab.errors import ConfigError, FormatError, at_least
 from ffnlab.formats import KINDS, load, save
 from ffnlab.formats.opening import format_for, is_factored
@@ -165,7 +167,7 @@ def announce(settings: TrainConfig, out: Path) -> None:
     table = Table("what", "how much", title=f"{settings.rule}, {steps} steps, into {out}")
     for name, value in {
         "parameters": f"{parameters(model):,}",
-        "text" if of_text else "data": str(next(iter(vars(data).values()))),
+        "text" if of_text else "data": source_of(data),
         "batch": f"{data.batch} {what}",
         "microbatches": str(settings.run.microbatches),
         f"{work.item}s": f"{items:,}",
@@ -177,6 +179,12 @@ def announce(settings: TrainConfig, out: Path) -> None:
     }.items():
         table.add_row(name, value)
     show(table)
+
+
+def source_of(data: object) -> str:
+    """What the data of a run is called: its first key, but of what is drawn."""
+    is_drawn = isinstance(data, BlockModelConfig)
+    return "block_model" if is_drawn else str(next(iter(vars(data).values())))
 
 
 def report(record: Mapping, out: Path) -> None:
@@ -211,8 +219,8 @@ def load_data(settings: TrainConfig) -> RunData:
         return load_speech(data, model)  # type: ignore[arg-type]
     if isinstance(data, CaptionedConfig):
         return load_captioned(data)
-    if isinstance(data, GraphConfig):
-        return node_data(data, model)
+    if isinstance(data, GraphConfig | BlockModelConfig):
+        return forward_data(settings) if settings.rule == "forward_gnn" else node_data(data, model)
     if isinstance(data, DomainsConfig):
         return load_domains(data, model)
     if isinstance(data, PermutationConfig):
@@ -291,7 +299,9 @@ def written(
         save_as_can_be(whole, folder, settings)
         data.save_beside(folder)
     parallel.meet("the model is written")
-    scores = scorer(predictor(rule, load(folder)))  # of what was written, rounding included
+    own = isinstance(data, ForwardNodeData)
+    answer = data.predictor if own else functools.partial(predictor, rule)
+    scores = scorer(answer(load(folder)))  # of what was written, rounding included
     record = training_record(settings, outcome, data.record(scores, settings), work)
     if parallel.is_first():
         write_json(folder / "training.json", record)

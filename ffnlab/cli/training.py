@@ -25,7 +25,7 @@ from ffnlab.cli.changes import (
     table_at,
 )
 from ffnlab.cli.inputs.data_kinds import DATA_KINDS, AnyData, DataConfig, SpeechConfig
-from ffnlab.cli.inputs.reading import Reading, check_speech, inputs_of, reading_of, speech
+from ffnlab.cli.inputs.reading import Reading, check_speech, reading_of
 from ffnlab.cli.rules import RULES, check_accepted, check_domains
 from ffnlab.errors import ConfigError, at_least, check_seed
 from ffnlab.formats.kinds import KINDS, Config, kind_of
@@ -38,10 +38,8 @@ from ffnlab.learning import (
 )
 from ffnlab.losses import routed
 from ffnlab.models import remat, stack
-from ffnlab.models.account import flops_per_token
 from ffnlab.models.calibration import called
-from ffnlab.models.cost import multiply_adds
-from ffnlab.parallel import LoopOptions, Work
+from ffnlab.parallel import LoopOptions
 from ffnlab.parallel.config import by_kind, from_table, read_table
 from ffnlab.recipes import METHODS
 from ffnlab.routing import pal
@@ -53,13 +51,13 @@ __all__ = [
     "RunConfig",
     "TrainConfig",
     "abstract_batch",
+    "batch_of",
     "check_mesh",
     "find_methods",
     "fresh",
     "read_training",
     "rule_of",
     "window",
-    "work_of",
 ]
 
 
@@ -240,8 +238,8 @@ def rule_of(settings: TrainConfig) -> Rule:
 
     Its factory is given what the run decides, where it has a parameter of that name: `loss`
     ((model, batch) -> (mean, metrics)) and whether it is `informed` of the moment, `trainable` (a
-    selector), `optimizer` (an optax transformation), `microbatches` and `model_kind`. The rest are
-    options.
+    selector), `optimizer` (an optax transformation), `microbatches`, `model_kind`, and a batch
+    to see shapes of (`like`). The rest are options.
 
     Raises:
       ConfigError: the rule cannot be had, takes other options, or has no use for what is set.
@@ -279,6 +277,8 @@ def rule_of(settings: TrainConfig) -> Rule:
         options["microbatches"] = run.microbatches
     if "model_kind" in takes:
         options["model_kind"] = settings.kind
+    if "like" in takes:
+        options["like"] = batch_of(settings, settings.data.batch, 0)
     rule = by_names(RULES.make(name, **options))
     if not isinstance(settings.data, SpeechConfig):
         return rule
@@ -338,6 +338,15 @@ def fresh(settings: TrainConfig, key: Array, dtype: DTypeLike = jnp.float32) -> 
     return remat(model, settings.run.remat) if settings.run.remat else model
 
 
+def batch_of(settings: TrainConfig, rows: int, length: int) -> PyTree:
+    """A batch of a run, abstract where the data need not be read; sizes as `abstract_batch`."""
+    if settings.rule == "forward_gnn":
+        from ffnlab.cli.inputs.forward import forward_batch  # which needs this module
+
+        return forward_batch(settings)
+    return settings.reading.batch(settings.data, settings.model, rows, length)
+
+
 def abstract_batch(settings: TrainConfig, mesh: Mesh, rows: int, length: int) -> PyTree:
     """A batch of a run as `ffnlab.parallel.place_batch` places it, without its values.
 
@@ -346,7 +355,7 @@ def abstract_batch(settings: TrainConfig, mesh: Mesh, rows: int, length: int) ->
     Raises:
       ConfigError: the rows do not divide, or the model does not take them.
     """
-    batch = settings.reading.batch(settings.data, settings.model, rows, length)
+    batch = batch_of(settings, rows, length)
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         batch,
@@ -374,27 +383,3 @@ def window(settings: TrainConfig) -> tuple[int, int]:
     """Length and stride of the held-out windows: the longest rows trained on."""
     data, more = settings.text, settings.extension
     return (more.length, more.length // 2) if more.steps else (data.length, data.stride)
-
-
-def work_of(settings: TrainConfig, model: nnx.Module) -> Work:
-    """What a step does: tokens predicted, or inputs read, and the operations of both passes.
-
-    The backward pass counts twice the forward one; what is computed again (remat) does not count.
-    A decoder's attention counts half of the longest row, which a token attends to on average.
-    """
-    data, more, steps = settings.data, settings.extension, settings.run.steps
-    if isinstance(data, SpeechConfig):
-        sounds, (tokens, _) = speech(data, settings.model, 1, 0)
-        forward = 2.0 * multiply_adds(pal.answer, model, sounds, tokens)
-    elif settings.kind == "decoder" and isinstance(data, DataConfig):
-        forward = flops_per_token(model, -(-settings.text.length // 2))
-    else:
-        length = getattr(data, "length", 0)
-        row = inputs_of(settings.reading.batch(data, settings.model, 1, length))
-        call = called if isinstance(row, Mapping) else KINDS[settings.kind].call
-        forward = 2.0 * multiply_adds(call, model, row)
-    if not isinstance(data, DataConfig):
-        return Work(lambda position: getattr(data, "rows", data.batch), 3 * forward, "input")
-    per_token = forward if settings.kind == "decoder" else forward / data.length
-    short, long = data.batch * data.length, more.batch * more.length
-    return Work(lambda position: short if position < steps else long, 3 * per_token)

@@ -23,6 +23,7 @@ from ffnlab.data.images.mixing import cutmix, mixup
 from ffnlab.data.images.mnist import mnist, mnist_folder
 from ffnlab.data.images.randaugment import rand_augment
 from ffnlab.data.interleaved import CaptionedDigits, RuleSegments, captioned
+from ffnlab.data.links import LinkPairs, LinkSplit, link_split
 from ffnlab.data.sound_rows import asked, sound_rows
 from ffnlab.data.speech import Recording, SpokenDigits, fsdd, log_mel, read_wav, resampled
 from ffnlab.data.tasks import permuted, split
@@ -71,6 +72,8 @@ __all__ = [
     "Labelled",
     "LabelledNodes",
     "LabelledTexts",
+    "LinkPairs",
+    "LinkSplit",
     "MaskedBatches",
     "MaskedWindows",
     "Masking",
@@ -111,6 +114,7 @@ __all__ = [
     "gaussian_clusters",
     "held_out_windows",
     "labelled_texts",
+    "link_split",
     "log_mel",
     "masked_windows",
     "masking_of",

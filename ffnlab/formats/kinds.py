@@ -238,7 +238,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             GraphNetworkConfig.make,
             "graphs",
             row,
-            lambda c: c.sizes[-1],
+            lambda c: c.sizes[-1] if c.form == "scores" else None,
             call=on_one_node,
         ),
         "noprop": Kind(

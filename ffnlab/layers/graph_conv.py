@@ -9,6 +9,10 @@ The graph is an argument of what is compiled, like x. GCN and GAT want one with 
 on the host. Nothing is dropped out. A product with a graph costs its edges times its width, so GCN
 and GraphSAGE take it on the narrower side of their linear map: (A x) W where the layer widens, and
 then the gradient of a first layer, which wants none for x, needs no product at all.
+
+Each layer is two halves, `layer.transformed(layer.propagated(x, graph), graph)`, and what is
+learned is in the second: rows that stay the same while a layer learns are propagated once. (GAT's
+edges depend on what it learns, so its first half leaves rows as they are.)
 """
 
 import jax
@@ -53,6 +57,20 @@ class GCN(nnx.Module):
         y = spread(self.linear, graph, weights, x)
         return y + self.b.get_value().astype(y.dtype)
 
+    @property
+    def d_in(self) -> int:
+        """Channels in."""
+        return self.linear.weight.shape[0]
+
+    def propagated(self, x: Float[Array, "n in"], graph: Graph) -> Float[Array, "1 n in"]:
+        """A x, of a graph with its self loops."""
+        return aggregate(graph, symmetric_norm(graph), x)[None]
+
+    def transformed(self, read: Float[Array, "1 n in"], graph: Graph) -> Float[Array, "n out"]:
+        """(A x) W + b, the output, of what `propagated` gives."""
+        y = self.linear(read[0])
+        return y + self.b.get_value().astype(y.dtype)
+
 
 class GraphSAGE(nnx.Module):
     """y = x W_own + (mean of x over a node's senders) W_near + b; no senders give a mean of 0.
@@ -80,6 +98,19 @@ class GraphSAGE(nnx.Module):
         """
         weights = row_norm(graph) if weights is None else weights
         return self.own(x) + spread(self.near, graph, weights, x)
+
+    @property
+    def d_in(self) -> int:
+        """Channels in."""
+        return self.own.weight.shape[0]
+
+    def propagated(self, x: Float[Array, "n in"], graph: Graph) -> Float[Array, "2 n in"]:
+        """x and its mean over senders."""
+        return jnp.stack([x, aggregate(graph, row_norm(graph), x)])
+
+    def transformed(self, read: Float[Array, "2 n in"], graph: Graph) -> Float[Array, "n out"]:
+        """The output, of what `propagated` gives."""
+        return self.own(read[0]) + self.near(read[1])
 
 
 class GAT(nnx.Module):
@@ -149,6 +180,19 @@ class GAT(nnx.Module):
         y = jax.vmap(aggregate, (None, 1, 1), 1)(graph, p, y)
         y = y.reshape(len(x), -1) if self.is_joined else y.mean(axis=1)
         return y + self.b.get_value().astype(y.dtype)
+
+    @property
+    def d_in(self) -> int:
+        """Channels in."""
+        return self.linear.weight.shape[0]
+
+    def propagated(self, x: Float[Array, "n in"], graph: Graph) -> Float[Array, "1 n in"]:
+        """x as it is: which edges count, and how much, is learned."""
+        return x[None]
+
+    def transformed(self, read: Float[Array, "1 n in"], graph: Graph) -> Float[Array, "n out"]:
+        """The output, of what `propagated` gives."""
+        return self(read[0], graph)
 
 
 def spread(linear: Linear, graph: Graph, weights: Array, x: Array) -> Float[Array, "n out"]:

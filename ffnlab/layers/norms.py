@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from ffnlab.errors import ConfigError
 
-__all__ = ["GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "ScaleNorm"]
+__all__ = ["GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "ScaleNorm", "unit_rows"]
 
 
 class RMSNorm(nnx.Module):
@@ -172,3 +172,15 @@ def standardized(x: Float[Array, "..."], axes: Sequence[int], eps: float) -> Flo
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     centred = wide - jnp.mean(wide, axis=axes, keepdims=True)
     return centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=axes, keepdims=True) + eps)
+
+
+def unit_rows(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    """x / (|x| + 1e-8) over the last axis: the direction of each row; zeros stay, with a gradient.
+
+    >>> unit_rows(jnp.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+    [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    square = jnp.sum(wide * wide, axis=-1, keepdims=True)
+    norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+    return (wide / (norm + 1e-8)).astype(x.dtype)

@@ -26,6 +26,15 @@ from ffnlab.learning.counter_current.rule import (
 from ffnlab.learning.dann.rule import adversarial, dann, domain_classifier, features_of
 from ffnlab.learning.dann.shallow import ShallowState, shallow_dann
 from ffnlab.learning.exact_permutations.ensemble import exact_permutations
+from ffnlab.learning.forward_gnn.batches import (
+    link_batch,
+    link_question,
+    node_batch,
+    node_question,
+)
+from ffnlab.learning.forward_gnn.inputs import GraphBatch, GraphInputs
+from ffnlab.learning.forward_gnn.options import ForwardGNNOptions
+from ffnlab.learning.forward_gnn.rule import ForwardGNNState, forward_gnn, forward_gnn_answers
 from ffnlab.learning.generated import generated
 from ffnlab.learning.members import members
 from ffnlab.learning.noprop.rule import NoPropOptions, NoPropState, noprop
@@ -48,6 +57,7 @@ from ffnlab.learning.physical.boxes import external, opaque
 from ffnlab.learning.physical.rule import PhysicalState, contrast, physical_ff
 from ffnlab.learning.physical.twin import TwinState, digital_twin
 from ffnlab.learning.rewriting import from_state, rewritten
+from ffnlab.learning.stopping import StoppingState, early_stopping
 from ffnlab.losses import labelled, next_token, packed_next_token
 from ffnlab.models.noise import LearnedSchedule
 from ffnlab.models.noprop_net import NoPropNet
@@ -55,11 +65,15 @@ from ffnlab.models.noprop_net import NoPropNet
 __all__ = [
     "OPTIMIZERS",
     "BackpropState",
+    "BlackBox",
     "ContinualOptions",
     "ContinualState",
-    "BlackBox",
     "CounterCurrentState",
     "Extension",
+    "ForwardGNNOptions",
+    "ForwardGNNState",
+    "GraphBatch",
+    "GraphInputs",
     "LearnedSchedule",
     "MapLoss",
     "MastersState",
@@ -68,25 +82,26 @@ __all__ = [
     "NoPropState",
     "OptimizerConfig",
     "PairLoss",
+    "PhysicalState",
     "ShallowState",
+    "StoppingState",
     "TaskRows",
+    "TwinState",
     "adversarial",
     "backprop",
     "computed_in",
     "continual",
-    "counter_current",
-    "dann",
-    "domain_classifier",
-    "exact_permutations",
-    "features_of",
-    "PhysicalState",
-    "TwinState",
-    "backprop",
-    "computed_in",
     "contrast",
     "counter_current",
+    "dann",
     "digital_twin",
+    "domain_classifier",
+    "early_stopping",
+    "exact_permutations",
     "external",
+    "features_of",
+    "forward_gnn",
+    "forward_gnn_answers",
     "from_state",
     "generated",
     "gradient_noise",
@@ -95,9 +110,13 @@ __all__ = [
     "labelled",
     "lamb",
     "lars",
+    "link_batch",
+    "link_question",
     "make_optimizer",
     "members",
     "next_token",
+    "node_batch",
+    "node_question",
     "noise_scale",
     "noprop",
     "opaque",

@@ -39,7 +39,8 @@ def members(
         traced: it may be computed with, not asked for its value (`ffnlab.errors.is_known`).
       n: how many members.
       vary: a number for each member, by the names of parameters of `make`.
-      chunk: members that run at once; the others wait, which bounds memory. All when None.
+      chunk: members that run at once; the others wait, which bounds memory. All when None. Alone
+        (1), a member computes no branch that it does not take; several at once compute all.
       shared_batch: every member takes the same batch, and `predict` the same inputs; else those
         are [n, …], one for each.
     Returns:
@@ -111,7 +112,7 @@ def each(
             pairs = zip(given, axes, strict=True)
             return one(*(next(rest) if axis == 0 else value for value, axis in pairs))
 
-        return jax.lax.map(of_member, own, batch_size=chunk)
+        return jax.lax.map(of_member, own, batch_size=None if chunk == 1 else chunk)
 
     return over
 

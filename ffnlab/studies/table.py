@@ -148,6 +148,14 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
                 ),
             ),
             Study(
+                "forward-gnn",
+                "ForwardGNN",
+                "learning",
+                "a rule: layers of a graph network that each learn alone, to resemble the virtual "
+                "node of a class",
+                arxiv("2403.11004", 2024, "Forward Learning of Graph Neural Networks"),
+            ),
+            Study(
                 "lamb",
                 "LAMB",
                 "learning",

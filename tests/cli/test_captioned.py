@@ -12,7 +12,8 @@ from ffnlab.cli.inputs.captioned import load_captioned
 from ffnlab.cli.inputs.data_kinds import CaptionedConfig
 from ffnlab.cli.main import main
 from ffnlab.cli.train import run
-from ffnlab.cli.training import TrainConfig, abstract_batch, fresh, read_training, work_of
+from ffnlab.cli.training import TrainConfig, abstract_batch, fresh, read_training
+from ffnlab.cli.work import work_of
 from ffnlab.data.interleaved import LETTERS, answered
 from ffnlab.errors import ConfigError
 from ffnlab.formats import load

@@ -144,3 +144,18 @@ def test_heads_that_do_not_divide_are_refused(heads, key):
         GAT(3, 4, key=key, heads=heads)
     if heads:
         assert GAT(3, 4, key=key, heads=heads, is_joined=False).linear.weight.shape == (3, 12)
+
+
+@pytest.mark.parametrize("make", [GCN, GraphSAGE, lambda *d, key: GAT(*d, key=key, heads=2)])
+@pytest.mark.parametrize("sizes", [(6, 4), (4, 6)])
+def test_a_layer_is_its_two_halves(make, sizes, key):
+    """And what is learned is in the second: the first gives the same whatever the weights."""
+    layer, graph = make(*sizes, key=key), with_self_loops(GRAPH)
+    other = make(*sizes, key=jax.random.key(9))
+    x = jax.random.normal(jax.random.key(1), (NODES, sizes[0]))
+    read = layer.propagated(x, graph)
+    np.testing.assert_array_equal(read, other.propagated(x, graph))
+    np.testing.assert_allclose(
+        layer.transformed(read, graph), layer(x, graph), rtol=TOLERANCE, atol=TOLERANCE
+    )
+    assert layer.d_in == sizes[0]

@@ -95,9 +95,53 @@ def test_a_second_graph_of_the_same_sizes_compiles_nothing():
     assert count.programs == 0
 
 
+def unit(x):
+    return x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-8)
+
+
+@pytest.mark.parametrize("layer", KINDS)
+def test_layers_of_hidden_rows_pass_on_directions(layer):
+    options = {"heads": 2} if layer == "gat" else {}
+    model = network(layer, (3, 8, 6), form="layerwise", **options)
+    first, second = model.layers
+    h = jax.nn.relu(first(unit(inputs()), GRAPH))
+    expected = jax.nn.relu(second(unit(h), GRAPH))
+    np.testing.assert_allclose(model(inputs(), GRAPH), expected, rtol=1e-5, atol=TOLERANCE)
+    assert layer != "gat" or second.is_joined, "as all hidden layers"
+    long = network(layer, (3, 8, 8, 8), form="layerwise", **options)
+    np.testing.assert_allclose(
+        long.stacked()(inputs(), GRAPH), long(inputs(), GRAPH), rtol=1e-5, atol=TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("above", [0, 2])
+def test_layers_that_are_told_from_above_read_zeros_on_the_way_up(above):
+    model = network("gcn", (3, 4, 5, above), form="top_down")
+    assert model.config.pairs == [(3 + 5, 4), (4 + above, 5)]
+    first, second = model.layers
+    padded = lambda x, width: jnp.concatenate([unit(x), jnp.zeros((9, width))], 1)  # noqa: E731
+    h = jax.nn.relu(first(padded(inputs(), 5), GRAPH))
+    expected = jax.nn.relu(second(padded(h, above), GRAPH))
+    np.testing.assert_allclose(model(inputs(), GRAPH), expected, rtol=1e-5, atol=TOLERANCE)
+    told = model.read(first, inputs(), inputs(5))
+    np.testing.assert_allclose(told, jnp.concatenate([unit(inputs()), unit(inputs(5))], 1), 1e-6)
+
+
+def test_rows_of_zeros_have_a_gradient():
+    """Which ReLU makes of rows: a norm's own gradient is none there."""
+    model = network("gcn", (3, 4, 2), form="layerwise")
+    gradient = jax.grad(lambda m: m(jnp.zeros((9, 3)), GRAPH).sum())(model)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        ({"sizes": (3, 4, 2), "form": "deep"}, "form='deep' is not one of"),
+        ({"sizes": (3, 4), "form": "top_down"}, "three or more widths"),
+        ({"sizes": (3, 0, 2), "form": "top_down"}, "all but the last positive"),
+        ({"sizes": (3, 4, -1), "form": "top_down"}, "all but the last positive"),
+        ({"sizes": (3, 4, 6), "layer": "gat", "heads": 4, "form": "layerwise"}, "heads=4 must div"),
         ({"sizes": (3,)}, "sizes="),
         ({"sizes": (3, 0)}, "sizes="),
         ({"sizes": (3, 4, 2), "layer": "gin"}, "layer='gin' is not one of"),

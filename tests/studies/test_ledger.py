@@ -31,7 +31,9 @@ TO_COME = (
     "dann",
     "dp-hypernet",
     "exact-permutations",
+    "forward-gnn",
     "hypernet-review",
+    "physical-ff",
     "scalelong",
     "structured-ffn",
 )

@@ -10,6 +10,7 @@ from ffnlab.errors import ConfigError, at_least, check_seed
 __all__ = [
     "DATA_KINDS",
     "AnyData",
+    "BlockModelConfig",
     "CaptionedConfig",
     "DataConfig",
     "DomainsConfig",
@@ -312,7 +313,8 @@ class GraphConfig:
     a third part is for testing; the data says which.
 
     Attributes:
-      graph: "cora" (that of FFNLAB_DATA), or an npz file like it (`ffnlab.data.cora`).
+      graph: "cora" (that of FFNLAB_DATA), or an npz file like it (`ffnlab.data.cora`); kind
+        "block_model" draws one.
     """
 
     graph: str = "cora"
@@ -344,6 +346,41 @@ class PermutationConfig:
         return self.length
 
 
+@dataclasses.dataclass(frozen=True)
+class BlockModelConfig:
+    """A graph drawn at random: classes join their own more often than others; a step sees all.
+
+    The nodes that are neither for training nor held out are for testing.
+
+    Attributes:
+      nodes, classes: how many.
+      inside, across: probabilities of an edge between nodes of the same class, and of two.
+      width: of the features.
+      noise: standard deviation of a feature around the centre of its class.
+      train, held_out: nodes to learn from, and to score on during the run.
+      seed: of the draw.
+    """
+
+    nodes: int = 600
+    classes: int = 4
+    inside: float = 0.05
+    across: float = 0.005
+    width: int = 16
+    noise: float = 2.0
+    train: int = 80
+    held_out: int = 120
+    seed: int = 0
+    batch: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        at_least(1, nodes=self.nodes, classes=self.classes, width=self.width)
+        at_least(1, train=self.train, held_out=self.held_out)
+        if self.train + self.held_out > self.nodes:
+            raise ConfigError(
+                f"train={self.train} and held_out={self.held_out} are more than nodes={self.nodes}"
+            )
+
+
 AnyData = (
     DataConfig
     | TextsConfig
@@ -351,6 +388,7 @@ AnyData = (
     | ImagesConfig
     | RecordsConfig
     | GraphConfig
+    | BlockModelConfig
     | SpeechConfig
     | CaptionedConfig
     | DomainsConfig
@@ -365,6 +403,7 @@ DATA_KINDS: Mapping[str, type] = MappingProxyType(
         "images": ImagesConfig,
         "records": RecordsConfig,
         "graph": GraphConfig,
+        "block_model": BlockModelConfig,
         "speech": SpeechConfig,
         "captioned": CaptionedConfig,
         "domains": DomainsConfig,

@@ -10,16 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, PyTree
 
-from ffnlab.cli.inputs.data_kinds import GraphConfig
+from ffnlab.cli.inputs.data_kinds import BlockModelConfig, GraphConfig
 from ffnlab.cli.training import TrainConfig
-from ffnlab.data import LabelledNodes, cora
+from ffnlab.data import LabelledNodes, block_model, cora
 from ffnlab.errors import ConfigError
 from ffnlab.formats.kinds import Config
 from ffnlab.graph import with_self_loops
 from ffnlab.models import GraphNetworkConfig
 
-__all__ = ["NodeData", "load_nodes", "node_batch", "node_data"]
+__all__ = ["NodeData", "Nodes", "described", "load_nodes", "node_batch", "node_data", "read_nodes"]
 
+Nodes = GraphConfig | BlockModelConfig  # [data] of a graph
 HAS_TO = {"train": "learn from", "valid": "hold out"}  # by part of the nodes
 
 
@@ -63,40 +64,78 @@ class NodeData:
         return {"data": dict(self.identity), **scores}
 
 
-def load_nodes(data: GraphConfig, model: Config) -> LabelledNodes:
-    """Reads a graph, with the self loops that layers of `gcn` and `gat` expect.
+def read_nodes(data: Nodes) -> LabelledNodes:
+    """Reads or draws a graph, as it is.
 
     Raises:
-      ConfigError: the model takes other features or has fewer classes, or no node is to be learned
-        from or held out.
+      ConfigError: no node is to be learned from or held out.
+      FFNLabError: it cannot be read.
+    """
+    if isinstance(data, BlockModelConfig):
+        found = block_model(
+            data.seed,
+            nodes=data.nodes,
+            classes=data.classes,
+            inside=data.inside,
+            across=data.across,
+            width=data.width,
+            noise=data.noise,
+            train=data.train,
+            valid=data.held_out,
+        )
+    else:
+        found = cora(None if data.graph == "cora" else data.graph)
+    for name in ("train", "valid"):
+        if not getattr(found, name).any():
+            raise ConfigError(f"{called(data)} has no nodes to {HAS_TO[name]}")
+    return found
+
+
+def load_nodes(data: Nodes, model: Config) -> LabelledNodes:
+    """A graph for a model of its classes, with the self loops that `gcn` and `gat` expect.
+
+    Raises:
+      ConfigError: the model takes other features, has fewer classes or no scores, or as
+        `read_nodes`.
       FFNLabError: it cannot be read.
     """
     assert isinstance(model, GraphNetworkConfig)
-    found = cora(None if data.graph == "cora" else data.graph)
+    found = read_nodes(data)
     width, classes = found.x.shape[1], int(found.y.max()) + 1
+    if model.form != "scores":
+        raise ConfigError(
+            f"form={model.form!r}: such a network gives no scores of classes by itself; rule "
+            "'forward_gnn' learns it"
+        )
     if model.sizes[0] != width or model.sizes[-1] < classes:
         raise ConfigError(
-            f"sizes={list(model.sizes)}: nodes of {data.graph} have {width} features and "
+            f"sizes={list(model.sizes)}: nodes of {called(data)} have {width} features and "
             f"{classes} classes, the first and the last of sizes"
         )
-    for name in ("train", "valid"):
-        if not getattr(found, name).any():
-            raise ConfigError(f"{data.graph} has no nodes to {HAS_TO[name]}")
     if model.layer == "sage":
         return found
     return found._replace(graph=with_self_loops(found.graph))
 
 
-def node_data(data: GraphConfig, model: Config) -> NodeData:
+def node_data(data: Nodes, model: Config) -> NodeData:
     """What `load_nodes` reads, as the data of a run."""
     nodes = load_nodes(data, model)
+    return NodeData(nodes, described(data, nodes))
+
+
+def described(data: Nodes, nodes: LabelledNodes) -> dict[str, str | int]:
+    """What a graph is, in a word, by its content and by the nodes of its parts."""
     content = hashlib.sha256()
     for leaf in jax.tree.leaves(nodes):
         content.update(np.ascontiguousarray(np.asarray(leaf)).tobytes())
     counts = {"train": nodes.train, "held_out": nodes.valid, "test": nodes.test}
-    identity: dict[str, str | int] = {"graph": data.graph, "sha256": content.hexdigest()}
-    identity |= {name: int(part.sum()) for name, part in counts.items()}
-    return NodeData(nodes, identity)
+    identity: dict[str, str | int] = {"graph": called(data), "sha256": content.hexdigest()}
+    return identity | {name: int(part.sum()) for name, part in counts.items()}
+
+
+def called(data: Nodes) -> str:
+    """What a graph is called."""
+    return "block_model" if isinstance(data, BlockModelConfig) else data.graph
 
 
 def node_batch(nodes: LabelledNodes) -> tuple[dict[str, PyTree], Int[np.ndarray, "n"]]:

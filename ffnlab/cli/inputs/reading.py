@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ffnlab.cli.inputs.data_kinds import (
+    BlockModelConfig,
     CaptionedConfig,
     DataConfig,
     DomainsConfig,
@@ -329,7 +330,9 @@ READINGS: Mapping[str, Reading] = MappingProxyType(
         ),
         "rows": IMAGES,
         "images": IMAGES,
-        "graphs": Reading((GraphConfig,), "a graph", lambda data: by_name(masked), whole_graph),
+        "graphs": Reading(
+            (GraphConfig, BlockModelConfig), "a graph", lambda data: by_name(masked), whole_graph
+        ),
     }
 )
 # … of decoders that hear, the loss being of a model that does (`ffnlab.routing.pal.heard`) …
