@@ -6,6 +6,8 @@ knows.
 
 from ffnlab.analysis.compiled_cost import CostReport, compiled_cost
 from ffnlab.analysis.gradient_alignment import AlignmentReport, AlignmentStats, gradient_alignment
+from ffnlab.analysis.linear_interpreter import Interpreter, interpret
+from ffnlab.analysis.linear_queries import Singular, Votes, singular, votes
 from ffnlab.analysis.table import METHODS, PROBES
 from ffnlab.analysis.weight_norms import NormReport, weight_norms
 
@@ -15,8 +17,14 @@ __all__ = [
     "AlignmentReport",
     "AlignmentStats",
     "CostReport",
+    "Interpreter",
     "NormReport",
+    "Singular",
+    "Votes",
     "compiled_cost",
     "gradient_alignment",
+    "interpret",
+    "singular",
+    "votes",
     "weight_norms",
 ]

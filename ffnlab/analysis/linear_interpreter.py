@@ -44,7 +44,7 @@ MODES = ("secant", "tangent", "mask")
 LINEAR = frozenset(
     "add add_any sub neg reshape broadcast_in_dim transpose reduce_sum squeeze slice concatenate "
     "convert_element_type pad rev copy copy_p expand_dims reduce_window_sum cumsum real "
-    "optimization_barrier split tile reduce_precision reshard mesh_cast".split()
+    "optimization_barrier split stop_gradient tile reduce_precision reshard mesh_cast".split()
 )
 ELEMENTWISE = frozenset(
     "abs add add_any and atan atan2 cbrt ceil clamp convert_element_type cos cosh copy div eq erf erf_inv "
@@ -71,7 +71,7 @@ class Pair:
 
     def __init__(
         self,
-        v: Array,
+        v: Any,
         z: Callable[[], Array],
         *,
         is_gate: bool = False,
@@ -94,7 +94,7 @@ class Pair:
 class Settled(Pair):
     """A pair as two arrays; or, where z cannot follow, x0's alone and the reason."""
 
-    def __init__(self, v: Array, z: Array | None, is_gate: bool, reason: str = ""):
+    def __init__(self, v: Any, z: Any, is_gate: bool, reason: str = ""):
         super().__init__(v, self.given, is_gate=is_gate)
         self._made, self.reason = z, reason
 
@@ -172,9 +172,7 @@ class Pairs(Meaning[Pair]):
         found = self.by_parts(inputs, equation, is_gate=is_gate)
         return self.in_chain(found, inputs, equation) if name in ELEMENTWISE else found
 
-    def in_chain(
-        self, found: Sequence[Any], inputs: Sequence[Any], equation: Any
-    ) -> Sequence[Any]:
+    def in_chain(self, found: Sequence[Any], inputs: Sequence[Any], equation: Any) -> Sequence[Any]:
         """The same, as part of the chain that its inputs are of, if they are of one."""
         chain = self.chained(inputs, equation)
         if chain is None or not isinstance(found[0], Pair):
@@ -278,8 +276,8 @@ class Pairs(Meaning[Pair]):
         left, right = (value_of(each) for each in inputs)
         is_greatest = equation.primitive.name == "max"
         is_first = left > right if is_greatest else left < right
-        if isinstance(inputs[0], Pair) == isinstance(inputs[1], Pair):
-            is_first |= left == right  # a constant takes what is equal to it
+        if isinstance(inputs[1], Pair):  # else the constant takes what is equal to it
+            is_first |= left == right
         (value,) = bound(equation, [left, right])
         return [Pair(value, lambda: jnp.where(is_first, z_of(inputs[0]), z_of(inputs[1])))]
 
@@ -395,9 +393,7 @@ def own_slope(each: Any, origin: Pair) -> Array | None:
     return jnp.ones_like(each.v) if each is origin else each.slope
 
 
-def slope_of(
-    equation: Any, values: Sequence[Any], slopes: Sequence[Array | None]
-) -> Array | None:
+def slope_of(equation: Any, values: Sequence[Any], slopes: Sequence[Array | None]) -> Array | None:
     """The derivative of an elementwise primitive along those of its inputs; from below where two
     are equal, of which it takes the greater or the lesser: relu has slope 0 at 0."""
     smooth = [i for i, slope in enumerate(slopes) if slope is not None and is_real(values[i])]
@@ -442,14 +438,14 @@ class Interpreter:
     A pytree: jitted functions take it, and `jax.vmap` over x0 gives one of many maps.
 
     Attributes:
-      x0: what decided.
+      x0: what decided, [*in].
       consts: arrays that the function closes over.
       jaxpr: of the function (static).
       mode, frozen: see `interpret` (static).
     """
 
-    x0: Float[Array, "*in"]
-    consts: list[Array]
+    x0: Any  # not typed as an array: jax puts other leaves in the place of one
+    consts: list[Any]
     jaxpr: Any = dataclasses.field(metadata={"static": True})
     mode: str = dataclasses.field(metadata={"static": True})
     frozen: tuple[str, ...] = dataclasses.field(metadata={"static": True})
@@ -488,7 +484,7 @@ class Interpreter:
 
 def interpret(
     fn: Callable[[Array], Array],
-    x0: Float[Array, "*in"],
+    x0: Array,
     *,
     mode: str = "secant",
     frozen: Sequence[str] = (),
@@ -498,7 +494,7 @@ def interpret(
     Args:
       fn: of one array to one array, both floating: a model or a part of one, logits rather than
         probabilities. What it draws by a key it closes over is the same for all z.
-      x0: what decides.
+      x0: what decides, [*in] floating.
       mode: of elementwise nonlinearities, one of `MODES`.
       frozen: names (`jax.ad_checkpoint.checkpoint_name`) of values in `fn` that stay as x0 has
         them.

@@ -101,7 +101,9 @@ def evaluated(meaning: Meaning[V], equation: Any, inputs: Sequence[Any]) -> Sequ
         return branched(meaning, equation, inputs)
     rule = meaning.rules.get(name)
     if rule is None:
-        raise ConfigError(f"nothing is known of {name!r}, which follows the input: {line_of(equation)}")
+        raise ConfigError(
+            f"nothing is known of {name!r}, which follows the input: {line_of(equation)}"
+        )
     return rule(inputs, equation)
 
 
@@ -128,7 +130,11 @@ def looped(meaning: Meaning[V], equation: Any, inputs: Sequence[Any]) -> Sequenc
     inner, constants = opened(params)
     consts, carried = scan_groups(params)
     inputs = [settled(meaning, each) for each in inputs]
-    fixed, carry, xs = inputs[:consts], inputs[consts : consts + carried], inputs[consts + carried :]
+    fixed, carry, xs = (
+        inputs[:consts],
+        inputs[consts : consts + carried],
+        inputs[consts + carried :],
+    )
 
     def turn(carry: Sequence[Any], xs: Sequence[Any]) -> tuple[list, list]:
         found = walk(meaning, inner, constants, [*fixed, *carry, *xs])
@@ -167,9 +173,7 @@ def branched(meaning: Meaning[V], equation: Any, inputs: Sequence[Any]) -> Seque
     wanted = jax.eval_shape(branches[0], *operands)
     for other in branches[1:]:
         wanted = common(meaning, wanted, jax.eval_shape(other, *operands))
-    alike = [
-        lambda *operands, run=run: common(meaning, run(*operands), wanted) for run in branches
-    ]
+    alike = [lambda *operands, run=run: common(meaning, run(*operands), wanted) for run in branches]
     return jax.lax.switch(index, alike, *operands)
 
 
