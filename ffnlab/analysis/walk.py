@@ -138,8 +138,7 @@ def looped(meaning: Meaning[V], equation: Any, inputs: Sequence[Any]) -> Sequenc
 
     def turn(carry: Sequence[Any], xs: Sequence[Any]) -> tuple[list, list]:
         found = walk(meaning, inner, constants, [*fixed, *carry, *xs])
-        found = [settled(meaning, each) for each in found]
-        return found[:carried], found[carried:]
+        return halves([settled(meaning, each) for each in found], carried)
 
     one = [jax.tree.map(lambda leaf: leaf[0], each) for each in xs]
     while True:  # ends: what follows once stays so
@@ -175,6 +174,11 @@ def branched(meaning: Meaning[V], equation: Any, inputs: Sequence[Any]) -> Seque
         wanted = common(meaning, wanted, jax.eval_shape(other, *operands))
     alike = [lambda *operands, run=run: common(meaning, run(*operands), wanted) for run in branches]
     return jax.lax.switch(index, alike, *operands)
+
+
+def halves(values: list, count: int) -> tuple[list, list]:
+    """The first ones, and the others."""
+    return values[:count], values[count:]
 
 
 def settled(meaning: Meaning[V], each: Any) -> Any:
