@@ -6,6 +6,7 @@ jax 0.12 and flax 0.12.12. Code elsewhere does not look at version numbers.
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import jax
 import jax.core
@@ -13,7 +14,7 @@ from flax import nnx
 from flax.nnx import pytreelib
 from jax.sharding import AxisType, Mesh
 
-__all__ = ["bare_module", "eagerly", "make_mesh"]
+__all__ = ["bare_module", "eagerly", "make_mesh", "scan_groups"]
 
 
 def make_mesh(
@@ -79,3 +80,20 @@ def bare_module(
     for name, value in (*children.items(), *static.items()):
         object.__setattr__(module, name, value)
     return module
+
+
+def scan_groups(params: Mapping[str, Any]) -> tuple[int, int]:
+    """How many of a scan equation's inputs are constants, and how many are carried.
+
+    Args:
+      params: of an equation of the primitive `scan` in a jaxpr.
+
+    >>> import jax.numpy as jnp
+    >>> f = lambda w, x: jax.lax.scan(lambda c, _: (w * c, None), x, None, length=3)[0]
+    >>> scan_groups(jax.make_jaxpr(f)(2.0, jnp.ones(2)).eqns[0].params)
+    (1, 1)
+    """
+    if "num_carry" in params:  # jax 0.10
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)

@@ -8,6 +8,8 @@ knows.
 from ffnlab.analysis.compiled_cost import CostReport, compiled_cost
 from ffnlab.analysis.domain_distance import DomainDistance, domain_distance
 from ffnlab.analysis.gradient_alignment import AlignmentReport, AlignmentStats, gradient_alignment
+from ffnlab.analysis.linear_interpreter import Interpreter, interpret
+from ffnlab.analysis.linear_queries import Singular, Votes, singular, votes
 from ffnlab.analysis.table import METHODS, PROBES
 from ffnlab.analysis.weight_norms import NormReport, weight_norms
 
@@ -18,9 +20,15 @@ __all__ = [
     "AlignmentStats",
     "CostReport",
     "DomainDistance",
+    "Interpreter",
     "NormReport",
+    "Singular",
+    "Votes",
     "compiled_cost",
     "domain_distance",
     "gradient_alignment",
+    "interpret",
+    "singular",
+    "votes",
     "weight_norms",
 ]
