@@ -10,6 +10,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from ffnlab import tree
+from ffnlab.data import ArrayBatches, gaussian_clusters
+from ffnlab.data.tasks import permuted
 from ffnlab.errors import ConfigError
 from ffnlab.layers import MLP
 from ffnlab.learning import (
@@ -22,7 +24,7 @@ from ffnlab.learning import (
     members,
 )
 from ffnlab.learning.continual.drift import drift, outputs, table_of, with_table
-from ffnlab.models import Condition, HypernetConfig, HypernetSpec, MLPConfig, Tasked
+from ffnlab.models import HypernetConfig, HypernetSpec, MLPConfig, Tasked
 from ffnlab.models.hypernet.targets import frame_of
 from ffnlab.parallel import LoopOptions, parse_mesh, train
 from ffnlab.weights import Dense
@@ -38,8 +40,10 @@ STEPS = 3  # of a task
 
 @pytest.fixture(scope="module")
 def net():
-    """A recurrent hypernetwork of three tasks."""
-    return drawn(HypernetConfig(TARGET, RNN), jax.random.key(0))
+    """A hypernetwork of three tasks that gives chunks apart."""
+    sizes = {"tasks": 3, "hidden": (4,), "embedding": 3, "chunk": 13, "activation": "tanh"}
+    spec = HypernetSpec(outputs="chunk_wise", **sizes)
+    return drawn(HypernetConfig(TARGET, spec), jax.random.key(0))
 
 
 def batches(position):
@@ -62,9 +66,19 @@ def taken(rule, state, count, start=0):
 
 
 @functools.cache
-def rule_of(rate=0.5, **options):
-    """Plain gradient descent."""
-    return continual(ContinualOptions(**options), labelled, optax.sgd(rate))
+def rule_of(**options):
+    """Plain gradient descent at beta = 0.3."""
+    return continual(ContinualOptions(**({"beta": 0.3} | options)), labelled, optax.sgd(0.5))
+
+
+@jax.jit
+def slopes_of(net, before, task, rows, importance=None):
+    """dL of a task, and R with dR of tasks before it, after the step on L and without one."""
+    own = jax.grad(lambda net: labelled(net.make(task), rows)[0])(net)
+    ahead = jax.tree.map(lambda p, g: p - 0.5 * g, net, own)
+    tasks = jnp.arange(2 if importance is None else 1)
+    pull = jax.value_and_grad(lambda net: drift(net, before, tasks, importance=importance))
+    return own, {True: pull(ahead), False: pull(net)}
 
 
 @pytest.mark.parametrize("name", ["plain", "fisher"])
@@ -86,8 +100,8 @@ def test_the_drift_is_that_of_hypercl(name, fixtures, key):
     net = at(ahead, tasks + 1)  # embeddings of earlier tasks are those that were
     weights = np.abs(record.filled([(record.WEIGHTS,)] * record.TASKS, 12))
     importance = jnp.asarray(weights) if name == "fisher" else None
-    of = jax.value_and_grad(lambda net: drift(net, before, (0, 1), importance=importance))
-    value, gradient = of(net)
+    of = lambda net: drift(net, before, (0, 1), importance=importance)  # noqa: E731
+    value, gradient = jax.jit(jax.value_and_grad(of))(net)
     with np.load(fixtures / "hypernets" / "expected.npz", allow_pickle=False) as saved:
         np.testing.assert_allclose(value, saved[name], rtol=1e-5)
         maps = [*gradient.trunk.maps, gradient.heads]
@@ -100,14 +114,15 @@ def test_the_drift_is_that_of_hypercl(name, fixtures, key):
 
 def test_the_drift_is_the_mean_of_sums_and_0_where_nothing_moved(net):
     moved = jax.tree.map(lambda leaf: leaf + 0.1, net)
-    assert drift(net, net, (0, 2)) == 0
-    by_hand = 0.0
+    of = jax.jit(lambda net, before: drift(net, before, (0, 2)))
+    assert of(net, net) == 0
+    by_hand, give = 0.0, jax.jit(lambda net, task: net.vector(task))
     kept = with_table(moved, table_of(net))
     for task in (0, 2):
-        for a, b in zip(kept.vector(task), net.vector(task), strict=True):
+        for a, b in zip(*(np.asarray(give(n, task)) for n in (kept, net)), strict=True):
             by_hand += float((a - b) ** 2) / 2
-    np.testing.assert_allclose(drift(moved, net, (0, 2)), by_hand, rtol=1e-6)
-    gradient = jax.grad(lambda before: drift(moved, before, (0, 2)))(net)
+    np.testing.assert_allclose(of(moved, net), by_hand, rtol=1e-5)
+    gradient = jax.grad(of, argnums=1)(moved, net)
     assert not any(leaf.any() for leaf in jax.tree.leaves(gradient))  # of targets and e_j
     for wrong, message in (((), "must be a task that was learned"), ((3,), "there are tasks 0 to")):
         with pytest.raises(ValueError, match=message):
@@ -117,20 +132,18 @@ def test_the_drift_is_the_mean_of_sums_and_0_where_nothing_moved(net):
 @pytest.mark.parametrize("lookahead", [False, True])
 def test_a_step_by_hand(net, key, lookahead):
     """theta - rate (dL + beta dR), R after the step on L alone where it looks ahead."""
-    rate, beta = 0.5, 0.3
-    rule = rule_of(rate, beta=beta, lookahead=lookahead)
+    rule = rule_of(lookahead=lookahead)
     # The second step of task 2: without lookahead R has no gradient at the first.
     state, _ = taken(rule, rule.init(net, key), 2 * STEPS + 1)
     model, before = (jax.tree.map(jnp.copy, part) for part in (state.model, state.before))
-    rows = rows_of(2 * STEPS + 1)
-    own = jax.grad(lambda net: labelled(net.make(2), rows)[0])(model)
-    ahead = jax.tree.map(lambda p, g: p - rate * g, model, own) if lookahead else model
-    pull = jax.grad(lambda net: drift(net, before, (0, 1)))(ahead)
-    wanted = jax.tree.map(lambda p, g, r: p - rate * (g + beta * r), model, own, pull)
+    own, pulls = slopes_of(model, before, 2, rows_of(2 * STEPS + 1))
+    value, pull = pulls[lookahead]
+    wanted = jax.tree.map(lambda p, g, r: p - 0.5 * (g + 0.3 * r), model, own, pull)
     state, metrics = taken(rule, state, 1, 2 * STEPS + 1)
     np.testing.assert_allclose(ravel_pytree(state.model)[0], ravel_pytree(wanted)[0], atol=1e-6)
-    np.testing.assert_allclose(metrics["drift"], drift(ahead, before, (0, 1)), rtol=1e-4)
-    assert metrics["drift"] > 0 and np.abs(ravel_pytree(pull)[0]).max() > 1e-4
+    np.testing.assert_allclose(metrics["drift"], value, rtol=1e-4)
+    assert value > 0 and np.abs(ravel_pytree(pull)[0]).max() > 1e-4
+    assert abs(pulls[True][0] / pulls[False][0] - 1) > 0.01
 
 
 def test_a_change_of_the_task_keeps_what_was_learned(net, key):
@@ -154,7 +167,7 @@ def test_a_change_of_the_task_keeps_what_was_learned(net, key):
 
 
 def test_a_task_may_come_again(net, key):
-    rule = rule_of(beta=0.1)
+    rule = rule_of()
     state, _ = taken(rule, rule.init(net, key), 3 * STEPS)
     was = np.asarray(table_of(state.model))
     state, metrics = taken(rule, state, 2, 3 * STEPS)  # of task 0
@@ -169,7 +182,7 @@ def test_a_task_may_come_again(net, key):
 def test_targets_are_stored_or_computed(net, key):
     ends = []
     for targets in ("stored", "computed"):
-        rule = rule_of(beta=0.3, targets=targets)
+        rule = rule_of(targets=targets)
         state, _ = taken(rule, rule.init(net, key), 2 * STEPS + 2)
         assert state.targets.shape == ((3 if targets == "stored" else 0), net.layout.size)
         ends.append(ravel_pytree(state.model)[0])
@@ -178,13 +191,13 @@ def test_targets_are_stored_or_computed(net, key):
 
 @pytest.mark.parametrize("importance", ["fisher", "absolute"])
 def test_importance_is_the_mean_gradient_of_a_task(net, key, importance):
-    rule = rule_of(beta=0.1, importance=importance)
+    rule = rule_of(importance=importance)
     state, slopes = rule.init(net, key), []
+    of_weights = jax.jit(
+        lambda net, rows: jax.grad(lambda w: labelled(net.build(w), rows)[0])(net.vector(0))
+    )
     for position in range(STEPS):
-        theta, back = ravel_pytree(state.model.make(0))
-        rows = rows_of(position)
-        loss = lambda theta, back=back, rows=rows: labelled(back(theta), rows)[0]  # noqa: E731
-        slopes.append(np.asarray(jax.grad(loss)(theta)))
+        slopes.append(np.asarray(of_weights(state.model, rows_of(position))))
         state, _ = rule.step(state, batches(position))
     power = {"fisher": 2, "absolute": 1}[importance]
     wanted = np.mean(np.abs(slopes) ** power, axis=0)
@@ -194,10 +207,9 @@ def test_importance_is_the_mean_gradient_of_a_task(net, key, importance):
     assert (state.importance[1:] == 1).all()
     model, before = (jax.tree.map(jnp.copy, part) for part in (state.model, state.before))
     state, metrics = rule.step(state, batches(STEPS + 1))
-    own = jax.grad(lambda net: labelled(net.make(1), rows_of(STEPS + 1))[0])(model)
-    ahead = jax.tree.map(lambda p, g: p - 0.5 * g, model, own)
-    by_hand = drift(ahead, before, (0,), importance=jnp.asarray(wanted)[None])
-    np.testing.assert_allclose(metrics["drift"], by_hand, rtol=1e-3)
+    rows = rows_of(STEPS + 1)
+    _, pulls = slopes_of(model, before, 1, rows, jnp.asarray(wanted, jnp.float32)[None])
+    np.testing.assert_allclose(metrics["drift"], pulls[True][0], rtol=1e-3)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
@@ -206,9 +218,9 @@ def test_a_wider_generator_gives_what_it_gave(key, cell):
     net = drawn(HypernetConfig(TARGET, spec), key)
     rule = continual(ContinualOptions(beta=0.1), labelled, optax.adam(1e-2))
     state, _ = taken(rule, rule.init(net, key), STEPS + 2)
-    wide = grow(state, 3, key=jax.random.key(9))
+    wide, give = grow(state, 3, key=jax.random.key(9)), jax.jit(outputs)
     for old, new in ((state.model, wide.model), (state.before, wide.before)):
-        np.testing.assert_allclose(outputs(new), outputs(old), atol=1e-6)
+        np.testing.assert_allclose(give(new), give(old), atol=1e-6)
     count = lambda net: sum(leaf.size for leaf in jax.tree.leaves(net))  # noqa: E731
     h, e, d, s = 4, 6, 3, 7
     gates = {"lstm": 4, "gru": 3}[cell]
@@ -250,22 +262,15 @@ def test_the_chunks_of_the_paper_have_its_numbers(key):
     assert abs(size - 1e5) < 2e3 and count(large) < 0.3 * size
 
 
-@pytest.fixture(scope="module")
-def apart():
-    """A hypernetwork of three tasks that gives chunks apart."""
-    spec = HypernetSpec(outputs="chunk_wise", tasks=3, hidden=(4,), embedding=3, chunk=13)
-    return drawn(HypernetConfig(TARGET, spec), jax.random.key(0))
-
-
 @pytest.mark.parametrize("mesh", ["", "dp=2"])
-def test_runs_resume_in_groups_and_on_meshes(apart, key, tmp_path, mesh):
+def test_runs_resume_in_groups_and_on_meshes(net, key, tmp_path, mesh):
     """A run that is cut inside the second task ends in the bits of the whole one."""
-    rule = rule_of(beta=0.1)
+    rule = rule_of()
 
     def go(steps, folder, resume=False):
         return train(
             rule,
-            apart,
+            net,
             batches,
             steps,
             key=key,
@@ -280,16 +285,16 @@ def test_runs_resume_in_groups_and_on_meshes(apart, key, tmp_path, mesh):
     go(4, "cut")
     again = go(8, "cut", resume=True)
     assert all(map(np.array_equal, *(jax.tree.leaves(s.model) for s in (whole, again))))
-    single, _ = taken(rule, rule.init(apart, key), 8)
+    single, _ = taken(rule, rule.init(net, key), 8)
     pair = [ravel_pytree(tree.trained(s.model)[0])[0] for s in (whole, single)]
     np.testing.assert_allclose(*pair, atol=1e-5)
     assert whole.learned.tolist() == [True, True, False]
 
 
-def test_members_have_a_beta_each(apart, key):
-    pair = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), apart)
+def test_members_have_a_beta_each(net, key):
+    pair = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), net)
     make = lambda beta: continual(ContinualOptions(beta=beta), labelled, optax.sgd(0.5))  # noqa: E731
-    rule = members(make, 2, vary={"beta": [0.0, 0.1]})
+    rule = members(make, 2, vary={"beta": [0.0, 0.3]})
     state = rule.init(pair, key)
     for position in range(STEPS + 2):
         rule.check(state, batches(position))
@@ -298,8 +303,8 @@ def test_members_have_a_beta_each(apart, key):
         ravel_pytree(jax.tree.map(lambda leaf, i=i: leaf[i], rule.model(state)))[0]
         for i in range(2)
     )
-    alone = rule_of(beta=0.1)
-    mine, _ = taken(alone, alone.init(apart, key), STEPS + 2)
+    alone = rule_of()
+    mine, _ = taken(alone, alone.init(net, key), STEPS + 2)
     np.testing.assert_allclose(held, ravel_pytree(mine.model)[0], atol=1e-5)
     assert np.abs(free - held).max() > 1e-4
 
@@ -327,4 +332,40 @@ def test_what_the_rule_refuses(net, key):
             wrong()
     with pytest.raises(ValueError, match="task=7: there are tasks 0 to 2"):
         net(Tasked(rows[0], 7))
-    assert net.come(Condition(task=0)).shape == (4, 7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [{"architecture": "rnn", "hidden": (32,)}, {"hidden": (50, 50)}])
+def test_five_tasks_are_kept(key, kind):
+    """The card's clusters, permuted: at least 0.93 at the end, 0.25 more than at beta = 0, and at
+    most 0.02 lost; of chunks in a chain and apart."""
+    train_rows, test_rows = gaussian_clusters(0)
+    tasks = permuted(train_rows, test_rows, tasks=5)
+    sizes = {"tasks": 5, "embedding": 16, "chunk": 512}
+    config = HypernetConfig(
+        MLPConfig((64, 64, 64, 10)), HypernetSpec(outputs="chunk_wise", **sizes, **kind)
+    )
+    make = lambda beta: continual(ContinualOptions(beta=beta), labelled, optax.adam(2e-3))  # noqa: E731
+    rule, steps = members(make, 2, vary={"beta": [0.0, 0.1]}), 600
+    found = [ArrayBatches(task[0], 128) for task in tasks]
+
+    def rows_at(position):
+        task = position // steps
+        return TaskRows(np.int32(task), tuple(found[task](position)))
+
+    one = lambda m, t, x, y: jnp.mean(m(x, t).argmax(-1) == y)  # noqa: E731
+    right = jax.jit(jax.vmap(one, (0, None, None, None)))
+    after = []
+
+    def look(state):
+        tests = [tuple(map(jnp.asarray, test)) for _, test in tasks]
+        each = [right(rule.model(state), jnp.int32(t), *test) for t, test in enumerate(tests)]
+        after.append(np.stack(each, 1))
+        return {}
+
+    model = jax.jit(jax.vmap(lambda key: config.make(key=key)))(jnp.stack([key, key]))
+    options = LoopOptions(log_every=0, evaluate_every=steps, progress=False)
+    train(rule, model, rows_at, 5 * steps, key=key, evaluate=look, options=options, together=50)
+    free, held = after[-1].mean(1)
+    lost = np.mean([after[t][1, t] - after[-1][1, t] for t in range(5)])
+    assert held >= 0.93 and held >= free + 0.25 and lost <= 0.02, (held, free, lost)
