@@ -1,19 +1,22 @@
-"""Learning beside torch: a step of an LSTM, and many steps of a small network.
+"""Learning beside torch: a step of an LSTM, and many steps of a small network, by two rules.
 
 The LSTM is `ffnlab.layers.Recurrent` against `torch.nn.LSTM`, which oneDNN runs as one fused layer
 where it can. The small network is an MLP whose step costs more to start than to compute: ours runs
 in `parallel.train` with `together`, its batches read and checked and its state evaluated between
-turns; the peer is a plain loop, over the network as it is or compiled. The peer works in its own
-process (`learning_peer.py`) in the fastest of its forms. The two take turns; a ratio is the median
-of the turns' ratios. Both learn by SGD in float32 from the same weights and batches, and their
-losses are compared, else the figures would not be of the same work.
-
-A hypernetwork learns as the small network does, whose weights it gives in chunks.
+turns; the peer is a plain loop, over the network as it is or compiled. It learns by
+backpropagation; as what a hypernetwork gives in chunks; and layer by layer as physical local
+learning teaches a plain network (`learning.physical_ff`), with wrong classes that ours draws and
+the peer is given. The peer works in its own process (`learning_peer.py`) in the fastest of its
+forms. The two take turns; a ratio is the median of the turns' ratios. Both learn by SGD in float32
+from the same weights and batches, and their losses are compared, else the figures would not be of
+the same work.
 """
 
 import dataclasses
+import resource
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +31,18 @@ from ffnlab.bench.turns import Comparison, Task, about
 from ffnlab.data import Labelled
 from ffnlab.errors import FFNLabError, at_least
 from ffnlab.layers import MLP, Recurrent
-from ffnlab.learning import backprop, labelled
+from ffnlab.learning import PhysicalState, backprop, labelled, physical_ff
+from ffnlab.learning.physical.rule import layer_losses, network_of, other_classes
 from ffnlab.models import Hypernet, HypernetConfig, HypernetSpec, MLPConfig
 from ffnlab.parallel import LoopOptions, train
+from ffnlab.rule import Rule
 
 __all__ = ["Settings", "compare", "ratios"]
 
 PACKAGES = ("torch",)
 RATE = 0.01
 ROWS, BATCHES = 64, 64  # of the small network
+INNER = 2  # steps that a layer takes on a batch when each learns alone
 TOLERANCE = 1e-3  # of losses, relative: float32, after as many steps as there are
 
 
@@ -73,7 +79,8 @@ def compare(settings: Settings = Settings(), *, progress: bool = False) -> Compa
       settings: sizes and turns.
       progress: show a bar.
     Returns:
-      tasks "recurrent" (a step), "small" and "hypernetwork" (`settings.steps` steps).
+      tasks "recurrent" (a step), "small", "hypernetwork" and "forward_forward" (`settings.steps`
+        steps).
     Raises:
       MissingExtraError: torch is nowhere to be found.
       FFNLabError: the two sides do not compute the same.
@@ -84,13 +91,17 @@ def compare(settings: Settings = Settings(), *, progress: bool = False) -> Compa
         write(Path(folder), layer, sequences, network, batches)
         net = drawn_hypernet(settings)
         write_hypernet(Path(folder), net)
+        write_alone(Path(folder), network, batches, settings)
         with Peer(folder, tasks="learning_peer.py", packages=PACKAGES) as peer:
             tasks = {
                 "recurrent": recurrent(peer, layer, sequences, settings.turns),
                 "small": small(peer, network, batches, settings, progress),
                 "hypernetwork": small(peer, net, batches, settings, progress, "hypernetwork"),
+                "forward_forward": forward_forward(peer, network, batches, settings, progress),
             }
-            return Comparison("learning beside torch", tasks, about(peer))
+            own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+            peaks = own, float(peer.ask("peak")["peak"])
+            return Comparison("learning beside torch", tasks, about(peer), peaks)
 
 
 def drawn_recurrent(settings: Settings) -> tuple[Recurrent, tuple[Array, Array]]:
@@ -127,6 +138,20 @@ def write(
     }
     small |= {f"b{i}": linear.bias for i, linear in enumerate(network.maps)}
     np.savez(folder / "small.npz", x=batches.x, labels=batches.y, **small)
+
+
+def write_alone(folder: Path, network: MLP, batches: Labelled, settings: Settings) -> None:
+    """What the peer reads to teach layers alone: directions, and the wrong classes of all steps."""
+    key, steps = jax.random.key(0), (settings.turns + 1) * settings.steps
+    y = jnp.asarray(batches.y)
+
+    def wrong(at: Array) -> Array:
+        draw, _ = jax.random.split(jax.random.fold_in(key, at))
+        return other_classes(y[at % BATCHES], settings.sizes[-1], draw)
+
+    directions = physical_ff().init(network, key).directions
+    named = {f"p{i}": p for i, p in enumerate(directions)}
+    np.savez(folder / "alone.npz", wrong=jax.jit(jax.vmap(wrong))(jnp.arange(steps + 1)), **named)
 
 
 def squares(layer: PyTree, batch: tuple[Array, Array]) -> tuple[Array, dict[str, Array]]:
@@ -170,9 +195,45 @@ def small(
     progress: bool,
     name: str = "small",
 ) -> Task:
+    """Lets both sides take turns at steps of backpropagation."""
+    rule = backprop(labelled, optax.sgd(RATE))
+    loss_of = jax.jit(lambda state, batch: labelled(state.model, batch)[0])
+    ask = lambda: peer.ask(name, steps=settings.steps, rate=RATE)  # noqa: E731
+    return scanned(name, ask, rule, loss_of, network, batches, settings, progress)
+
+
+def forward_forward(
+    peer: Any, network: MLP, batches: Labelled, settings: Settings, progress: bool
+) -> Task:
+    """Lets both sides take turns at steps in which layers learn alone."""
+    rule = physical_ff(optax.sgd(RATE), inner=INNER)
+
+    def loss_of(state: PhysicalState, batch: Labelled) -> Array:
+        net, key = (
+            network_of(state.model, state.directions),
+            jax.random.fold_in(state.key, state.step),
+        )
+        return layer_losses(net, *batch, key).mean()
+
+    ask = lambda: peer.ask(  # noqa: E731
+        "forward_forward", steps=settings.steps, rate=RATE, inner=INNER
+    )
+    given = jax.jit(loss_of), network, batches, settings, progress
+    return scanned("forward_forward", ask, rule, *given)
+
+
+def scanned(
+    name: str,
+    ask: Callable[[], dict[str, Any]],
+    rule: Rule,
+    loss_of: Callable[[PyTree, Labelled], Array],
+    network: MLP | Hypernet,
+    batches: Labelled,
+    settings: Settings,
+    progress: bool,
+) -> Task:
     """Lets the peer take its turns where our run evaluates."""
-    rule, steps = backprop(labelled, optax.sgd(RATE)), settings.steps
-    loss_of = jax.jit(lambda model, batch: labelled(model, batch)[0])
+    steps = settings.steps
     batch_at = lambda position: Labelled(*(part[position % BATCHES] for part in batches))  # noqa: E731
     rows: list[tuple] = []
     begun = time.perf_counter()
@@ -181,8 +242,8 @@ def small(
         nonlocal begun
         jax.block_until_ready(state)
         spent = time.perf_counter() - begun
-        loss = float(loss_of(rule.model(state), batch_at((len(rows) + 1) * steps)))
-        rows.append((spent, loss, peer.ask(name, steps=steps, rate=RATE)))
+        loss = float(loss_of(state, batch_at((len(rows) + 1) * steps)))
+        rows.append((spent, loss, ask()))
         begun = time.perf_counter()
         return {}
 

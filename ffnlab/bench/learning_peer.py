@@ -6,13 +6,17 @@ Run by `peer_server.py`. Requests and answers:
     {"do": "recurrent", "rate": r}                   -> {"seconds", "form", "loss"}
     {"do": "small", "steps": n, "rate": r}           -> {"seconds", "form", "loss"}
     {"do": "hypernetwork", "steps": n, "rate": r}    -> {"seconds", "form", "loss"}
+    {"do": "forward_forward", "steps": n, "rate": r, "inner": k} -> {"seconds", "form", "loss"}
+    {"do": "peak"}                                   -> {"peak"}, bytes of the largest resident set
 
-D holds recurrent.npz ("x" [b, t, in], "target" [b, t, hidden], "w_input", "w_hidden", "b") and
-small.npz ("x" [n, b, in], "labels" [n, b], "w0", "b0", "w1", "b1"), matrices as [in, out]. Both
-learn from these weights on, by SGD: the first takes a step on the mean squared error, and the loss
-is that before it; the second takes n steps on the cross-entropy of the batches in turn, and the
-loss is that of the batch after them. Forms are eager and `torch.compile`, and of the LSTM either
-order of batch and time. All float32.
+D holds recurrent.npz ("x" [b, t, in], "target" [b, t, hidden], "w_input", "w_hidden", "b"),
+small.npz ("x" [n, b, in], "labels" [n, b], "w0", "b0", "w1", "b1"), matrices as [in, out], and
+alone.npz ("p0", "p1", "wrong" [steps + 1, b]). All learn from these weights on, by SGD: the first
+takes a step on the mean squared error, and the loss is that before it; the second takes n steps on
+the cross-entropy of the batches in turn, and the loss is that of the batch after them; so does the
+third, whose layers learn alone, k steps each on a batch, from right and wrong classes written over
+the first inputs. Forms are eager and `torch.compile`, and of the LSTM either order of batch and
+time. All float32.
 
 hypernetwork.npz ("task" [1, e], "pieces" [K, e], "w0", "b0", "w1", "b1") gives the small network's
 weights in chunks, joined and cut: the biases and the matrix of a layer, then the next. It learns
@@ -20,8 +24,11 @@ from the same batches.
 """
 
 import pathlib
+import resource
 
 import numpy as np
+
+THETA = 4.0  # by which differences of goodness are multiplied
 
 
 class Tasks:
@@ -79,6 +86,21 @@ class Tasks:
         return self.forms.learned(
             "hypernetwork", self.learners["hypernetwork"], lambda x: x.steps(steps)
         )
+
+    def forward_forward(self, steps, rate, inner):
+        """Steps in which the layers of a small network learn alone."""
+        if "forward_forward" not in self.learners:
+            given = self.given["small"] | self.given["alone"]
+            self.learners["forward_forward"] = {
+                name: Alone(self.torch, given, rate, inner, compiled=name == "compiled")
+                for name in ("eager", "compiled")
+            }
+        learners = self.learners["forward_forward"]
+        return self.forms.learned("forward_forward", learners, lambda x: x.steps(steps))
+
+    def peak(self):
+        """The largest resident set of this process so far."""
+        return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
 class Learner:
@@ -195,3 +217,64 @@ def hypernetwork(torch, given, shapes):
             return torch.addmm(b1, inner, w1.view(shapes[1]))
 
     return Network()
+
+
+class Alone:
+    """Two maps with a ReLU between them, each taught by its own loss."""
+
+    def __init__(self, torch, given, rate, inner, compiled):
+        nn = torch.nn
+        self.torch, self.inner, self.rate = torch, inner, rate
+        self.given, self.directions = given, (given["p0"], given["p1"])
+        self.batches = list(zip(given["x"], given["labels"].long(), strict=True))
+        self.wrong = given["wrong"].long()
+        self.classes = given["w1"].shape[1]
+        self.layers = nn.ModuleList([nn.Linear(*given[name].shape) for name in ("w0", "w1")])
+        calls = (lambda h: self.layers[0](h).relu(), lambda h: self.layers[1](h))
+        self.calls = [torch.compile(c, dynamic=False) if compiled else c for c in calls]
+        losses = [lambda read, i=i: self.loss_of(calls[i](read), i) for i in range(2)]
+        self.losses = [torch.compile(f, dynamic=False) if compiled else f for f in losses]
+        self.restart()
+
+    def restart(self):
+        """Goes back to the given weights and the first batch."""
+        with self.torch.no_grad():
+            for i, linear in enumerate(self.layers):
+                linear.weight.copy_(self.given[f"w{i}"].T)
+                linear.bias.copy_(self.given[f"b{i}"])
+        sgd = self.torch.optim.SGD
+        self.optimizers = [sgd(m.parameters(), lr=self.rate, fused=True) for m in self.layers]
+        self.position = 0
+
+    def loss_of(self, z, i):
+        """mean softplus(-theta (right - wrong)), rows of right classes before those of wrong."""
+        functional = self.torch.nn.functional
+        right, wrong = functional.cosine_similarity(z, self.directions[i][None]).chunk(2)
+        return functional.softplus(-THETA * (right - wrong)).mean()
+
+    def pair(self):
+        """Inputs of the next batch with right classes, then with wrong ones, [2 b, in]."""
+        x, labels = self.batches[self.position % len(self.batches)]
+        classes = self.torch.cat([labels, self.wrong[self.position]])
+        high = x.abs().amax(1, keepdim=True).repeat(2, 1)
+        mark = self.torch.nn.functional.one_hot(classes, self.classes) * high
+        return self.torch.cat([mark, x[:, self.classes :].repeat(2, 1)], dim=1)
+
+    def steps(self, count):
+        """Some steps; the mean loss of the layers on the batch after them."""
+        for _ in range(count):
+            read = self.pair()
+            for loss_of, call, optimizer in zip(
+                self.losses, self.calls, self.optimizers, strict=True
+            ):
+                for _ in range(self.inner):
+                    optimizer.zero_grad()
+                    loss_of(read).backward()
+                    optimizer.step()
+                with self.torch.no_grad():
+                    read = call(read)
+            self.position += 1
+        with self.torch.no_grad():
+            first, second = self.calls
+            z = first(self.pair())
+            return (self.loss_of(z, 0).item() + self.loss_of(second(z), 1).item()) / 2

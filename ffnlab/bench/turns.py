@@ -44,18 +44,25 @@ class Comparison:
       title: what was compared.
       tasks: by name.
       about: versions; one line.
+      peaks: largest resident set of our and of the peer's process, bytes, all tasks in it; None
+        where it was not asked for.
     """
 
     title: str
     tasks: Mapping[str, Task]
     about: str
+    peaks: tuple[float, float] | None = None
 
     def ratios(self) -> dict[str, float]:
         """How many times faster ours is, by task."""
         return {name: task.ratio for name, task in self.tasks.items()}
 
     def __rich__(self) -> Table:
-        table = Table(title=self.title, caption=f"float32 both; {self.about}")
+        caption = f"float32 both; {self.about}"
+        if self.peaks is not None:
+            ours, theirs = (f"{peak / 2**20:,.0f}" for peak in self.peaks)
+            caption += f"; peak memory of the processes {ours} MiB, the peer's {theirs} MiB"
+        table = Table(title=self.title, caption=caption)
         for name in ("task", "ffnlab ms", "peer ms", "ratio", "results differ", "peer's form"):
             table.add_column(name, justify="left" if name in ("task", "peer's form") else "right")
         for name, task in self.tasks.items():

@@ -251,8 +251,9 @@ def learning(*, together: int = 100, turns: int = 15) -> None:
     """Measures steps of an LSTM and of a small network in turns with torch, both float32 with SGD.
 
     The LSTM reads 32 rows of 64 steps, 128 channels to 256; the small network is 64-32-10 and takes
-    500 steps a turn in `parallel.train`, the peer in a plain loop. The peer takes the fastest of
-    its forms, in its own process (see `ffnlab bench`).
+    500 steps a turn in `parallel.train`, the peer in a plain loop: by backpropagation, and with
+    layers that learn alone from right and wrong classes (physical_ff). The peer takes the fastest
+    of its forms, in its own process (see `ffnlab bench`); peak memory is of both processes.
 
     Args:
       together: steps of the small network in one compiled loop.

@@ -1,9 +1,11 @@
 """Tests of `ffnlab bench learning` with a peer of NumPy, and once with torch; none is timed."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from ffnlab.bench import learning, peer
 from ffnlab.bench.learning import Settings, compare
@@ -30,13 +32,16 @@ class Fake:
                 self.given[file.stem] = {
                     k: v.astype(float) if v.dtype == np.float32 else v for k, v in saved.items()
                 }
+        self.alone = {k: v.copy() for k, v in (self.given["small"] | self.given["alone"]).items()}
+        self.taught_at = 0
 
-    def ask(self, do, *, rate, steps=None):
-        learn = {"recurrent": lambda: self.recurrent(rate)}
-        learn |= {
-            name: lambda: getattr(self, do)(rate, steps) for name in ("small", "hypernetwork")
-        }
-        loss = learn[do]()
+    def ask(self, do, *, rate=0.0, steps=None, inner=0):
+        if do == "peak":
+            return {"peak": 3 * 2**20}
+        if do == "forward_forward":
+            loss = self.forward_forward(rate, steps, inner)
+        else:
+            loss = self.recurrent(rate) if do == "recurrent" else getattr(self, do)(rate, steps)
         wrong = 1.01 if self.spoil == do else 1
         return {"seconds": 0.5, "form": "loop", "loss": wrong * loss}
 
@@ -129,6 +134,41 @@ class Fake:
             a[name] -= rate * slope
         return loss
 
+    def forward_forward(self, rate, steps, inner):
+        for _ in range(steps):
+            self.taught(self.alone, self.taught_at, rate, inner)
+            self.taught_at += 1
+        return self.taught(self.alone, self.taught_at, 0.0, 1)
+
+    def taught(self, a, at, rate, inner):
+        """Layers that learn alone from a batch; the mean of their losses before that."""
+        x, labels = (a[name][at % len(a["x"])] for name in ("x", "labels"))
+        rows, classes = len(x), a["w1"].shape[1]
+        mark = np.eye(classes)[np.concatenate([labels, a["wrong"][at]])]
+        h = np.tile(x, (2, 1))
+        h[:, :classes] = mark * np.tile(np.abs(x).max(1, keepdims=True), (2, 1))
+        losses = []
+        for i, is_last in ((0, False), (1, True)):
+            w, b, p = a[f"w{i}"], a[f"b{i}"], a[f"p{i}"]
+            out = lambda: (  # noqa: E731
+                h @ w + b if is_last else np.maximum(h @ w + b, 0)  # noqa: B023
+            )
+            for k in range(inner):
+                z = out()
+                length = np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-6)
+                g = z @ p / length[:, 0] / np.linalg.norm(p)
+                gap = g[:rows] - g[rows:]
+                if k == 0:
+                    losses.append(np.log1p(np.exp(-4 * gap)).mean())
+                by_gap = -4 / (1 + np.exp(4 * gap)) / rows
+                by_g = np.concatenate([by_gap, -by_gap])[:, None]
+                by_z = by_g * (p / np.linalg.norm(p) - g[:, None] * z / length) / length
+                by_z = by_z if is_last else by_z * (z > 0)
+                w -= rate * h.T @ by_z
+                b -= rate * by_z.sum(0)
+            h = out()
+        return np.mean(losses)
+
     def __enter__(self):
         return self
 
@@ -140,14 +180,23 @@ def test_both_sides_do_the_same(monkeypatch):
     monkeypatch.setattr(learning, "Peer", Fake)
     monkeypatch.setattr(learning, "RATE", 0.5)  # so that wrong gradients are seen
     found = compare(SMALL)
-    assert list(found.tasks) == ["recurrent", "small", "hypernetwork"]
+    names = ["recurrent", "small", "hypernetwork", "forward_forward"]
+    assert list(found.tasks) == names
     for task in found.tasks.values():
         assert task.ours > 0 and task.theirs == 0.5 and task.form == "loop"
         assert 0 < task.difference < 1e-5 and task.ratio > 0
     assert "fake 1.0, up to 3 threads" in found.about
+    assert found.peaks[0] > 2**20 and found.peaks[1] == 3 * 2**20
+    assert "the peer's 3 MiB" in printed(found)
 
 
-@pytest.mark.parametrize("do", ["recurrent", "small", "hypernetwork"])
+def printed(found):
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(found)
+    return console.export_text()
+
+
+@pytest.mark.parametrize("do", ["recurrent", "small", "hypernetwork", "forward_forward"])
 def test_figures_of_other_work_are_refused(monkeypatch, do):
     monkeypatch.setattr(learning, "Peer", type("Spoiled", (Fake,), {"spoil": do}))
     with pytest.raises(
