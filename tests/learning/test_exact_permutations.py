@@ -1,6 +1,5 @@
 """Exact permutations: closed forms beside linear algebra, ensembles beside closed forms."""
 
-import functools
 import itertools
 
 import jax
@@ -263,9 +262,3 @@ def test_all_inputs_are_right(k, count, key):
     outputs, bits, _ = learned(permutation, 2048, count, 200, key)
     found = decided(averaged(outputs)[-1], 0.02)
     assert (found == permuted_bits(bits, permutation)).all()
-
-
-def test_the_parts_are_one_rule_for_any_partition(key):
-    """In chunks or at once, the same networks."""
-    permutation = functools.partial(learned, [1, 0], 32, 4, 5, key)
-    np.testing.assert_allclose(permutation(chunk=2)[0], permutation(chunk=None)[0], atol=1e-5)
