@@ -179,7 +179,7 @@ def drawn_hypernet(settings: Settings) -> Hypernet:
     return config.make(key=jax.random.key(0))
 
 
-def write_hypernet(folder: Path, net: Hypernet) -> None:
+def write_hypernet(folder: Path, net: Any) -> None:
     """What `learning_peer.py` reads of the hypernetwork; its batches are the small network's."""
     found = {"task": net.tasks.weight.dense(), "pieces": net.pieces.weight.dense()}
     for i, linear in enumerate((net.trunk.maps[0], net.heads)):
@@ -208,11 +208,9 @@ def forward_forward(
     """Lets both sides take turns at steps in which layers learn alone."""
     rule = physical_ff(optax.sgd(RATE), inner=INNER)
 
-    def loss_of(state: PhysicalState, batch: Labelled) -> Array:
-        net, key = (
-            network_of(state.model, state.directions),
-            jax.random.fold_in(state.key, state.step),
-        )
+    def loss_of(state: PhysicalState, batch: Any) -> Array:
+        net = network_of(state.model, state.directions)
+        key = jax.random.fold_in(state.key, state.step)
         return layer_losses(net, *batch, key).mean()
 
     ask = lambda: peer.ask(  # noqa: E731

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -212,7 +212,7 @@ def digital_work(rule: Rule, case: Case, seed: int) -> int:
       case: the network, whose systems stand outside of the computer here, and the batch.
       seed: of the network.
     """
-    net = tree.copy(case.config.make(key=jax.random.key(seed)))
+    net: Any = tree.copy(case.config.make(key=jax.random.key(seed)))
     for layer in net.layers:
         outside = external(lambda params, h, seed: h, layer.box.outputs)
         layer.box = BlackBox(outside, layer.box.outputs)

@@ -203,7 +203,8 @@ def whole_loss(
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The loss of `contrast`, with boxes that stand for the layers' own."""
     draw, *keys = jax.random.split(key, 3)
-    halves = zip(pairs_of(net, *batch, draw), keys, strict=True)
+    x, y = batch
+    halves = zip(pairs_of(net, x, y, draw), keys, strict=True)
     right, wrong = (net.judged(h, k, boxes).sum(0) for h, k in halves)
     return contrastive(right, wrong, theta), {"gap": jnp.mean(right - wrong)}
 
@@ -268,7 +269,8 @@ def physical_ff(
     def step(state: PhysicalState, batch: PyTree) -> tuple[PhysicalState, dict[str, Array]]:
         net = network_of(state.model, state.directions)
         draw, noise = jax.random.split(jax.random.fold_in(state.key, state.step))
-        halves, boxes = pairs_of(net, *batch, draw), opaque_boxes(net)
+        x, y = batch
+        halves, boxes = pairs_of(net, x, y, draw), opaque_boxes(net)
         maps, memories, losses, gaps = [], [], [], []
         for i, layer in enumerate(net.layers):
             reads = reads_of(layer, halves, noise_key(noise, i), boxes[i])

@@ -189,7 +189,8 @@ def digital_twin(
     def taught(state: TwinState, batch: PyTree, key: Array) -> tuple[PyTree, PyTree, Array]:
         """The twins after a step of theirs on what the systems answer now."""
         draw, noise = jax.random.split(key)
-        rows = jnp.concatenate(pairs_of(state.model, *batch, draw))
+        x, y = batch
+        rows = jnp.concatenate(pairs_of(state.model, x, y, draw))
         pairs = measured_pairs(state.model, rows, noise)
         trained, fixed = tree.trained(state.twins)
         error = lambda trained: twin_error(tree.combine(trained, fixed), pairs)  # noqa: E731
