@@ -211,7 +211,8 @@ def forward_forward(
     def loss_of(state: PhysicalState, batch: Any) -> Array:
         net = network_of(state.model, state.directions)
         key = jax.random.fold_in(state.key, state.step)
-        return layer_losses(net, *batch, key).mean()
+        x, y = batch
+        return layer_losses(net, x, y, key).mean()
 
     ask = lambda: peer.ask(  # noqa: E731
         "forward_forward", steps=settings.steps, rate=RATE, inner=INNER

@@ -130,10 +130,9 @@ def noise_response(
 
 def seen(model: UViT, images: Array, times: Array) -> tuple[Array, Array]:
     """(output, what the last norm is given)."""
-    output: Any
-    found: Any
-    output, found = tree.capture(model, tree.at("norm"), images, times)
-    return output, found["norm"].input[0].astype(jnp.float32)
+    output, calls = tree.capture(model, tree.at("norm"), images, times)
+    found: Any = calls
+    return jnp.asarray(output), found["norm"].input[0].astype(jnp.float32)
 
 
 def rms(x: Float[Array, "..."]) -> Float[Array, ""]:

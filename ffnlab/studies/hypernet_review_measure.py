@@ -133,7 +133,7 @@ def speech(speakers: int | None, batch: int, seeds: Sequence[int]) -> Case:
       seeds: of who is in which part, and of the order of rows.
     """
     data = vowels()
-    whole: np.ndarray = np.isfinite(data.x).all(1)
+    whole: Any = np.isfinite(data.x).all(1)
 
     def parts_of(group: int, random: np.random.Generator) -> list[np.ndarray]:
         who = random.permutation(np.unique(data.speaker[data.group == group]))
