@@ -105,7 +105,7 @@ HYPERNET = {
     "spec": {"outputs": "chunk_wise", "chunk": 64, "hidden": [8]},
 }
 BY_DATA = HYPERNET | {
-    "target": {"kind": "convnet", "channels": [1, 2, 3], "classes": 10},
+    "target": {"kind": "convnet", "channels": [1, 2, 3, 3], "classes": 10},
     "spec": {"inputs": ["data"], "data": 64, "input_variability": "dynamic", "hidden": [3]},
 }
 PHYSICAL = {"kind": "physical", "inputs": 64, "classes": 10, "widths": [8], "system": "two_bit"}

@@ -12,12 +12,14 @@ of importance as in its code, and in dependency preserving hypernetworks (arXiv 
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int
 
 from ffnlab import tree
 from ffnlab.errors import ConfigError, is_known
 from ffnlab.models import Hypernet
+from ffnlab.models.hypernet.inputs import check_task
 from ffnlab.weights import Dense
 
 __all__ = ["drift", "mean_drift", "outputs", "table_of", "with_table"]
@@ -73,13 +75,14 @@ def drift(
     Raises:
       ValueError: no task was learned, or one is not there.
     """
-    tasks = jnp.asarray(tasks)
-    if tasks.ndim != 1 or not len(tasks):
+    if np.ndim(tasks) != 1 or not len(tasks):
         raise ConfigError(
-            f"tasks has shape {tasks.shape}: there must be a task that was learned before, in a row"
+            f"tasks has shape {np.shape(tasks)}: there must be a task that was learned before, in "
+            "a row"
         )
-    if is_known(tasks) and not 0 <= int(tasks.min()) <= int(tasks.max()) < net.spec.tasks:
-        raise ConfigError(f"tasks={tasks.tolist()}: there are tasks 0 to {net.spec.tasks - 1}")
+    if is_known(tasks):
+        check_task(net.spec, np.asarray(tasks))
+    tasks = jnp.asarray(tasks)
     kept = with_table(net, stop_gradient(table_of(before)))
     found, targets = (jax.vmap(model.vector)(tasks) for model in (kept, before))
     return mean_drift(found, targets, jnp.ones(len(tasks), bool), importance)

@@ -47,7 +47,8 @@ def check_task(spec: HypernetSpec, task: Task) -> None:
       ValueError: it is known and there is no such task.
     """
     if is_known(task) and np.size(task):
-        low, high = int(np.min(task)), int(np.max(task))
+        numbers = np.asarray(task)  # of jax, its minimum would be traced where a function is
+        low, high = int(numbers.min()), int(numbers.max())
         if not 0 <= low <= high < spec.tasks:
             raise ValueError(f"task={task}: there are tasks 0 to {spec.tasks - 1}")
 
