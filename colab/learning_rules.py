@@ -185,3 +185,89 @@ nearest = Rule(
     predict,
 )
 print("nearest mean:", learn(nearest, None, 11, 11))
+
+# %% [markdown]
+# ## A forward-forward rule of your own
+# Here every layer learns alone and no error comes back at all. An image with its class written over
+# its first pixels is to be liked, the same image with a wrong class not. What a layer likes is an
+# output that points along a direction of its own, fixed at random; its loss knows nothing of the
+# layers above ([2304.11042](https://arxiv.org/abs/2304.11042)). With a black box between the layers,
+# hardware for instance, that is `ffnlab.learning.physical_ff`.
+
+
+# %%
+class Alone(NamedTuple):
+    """Maps, a direction and an optimizer's state for each, and a key for wrong classes."""
+
+    maps: tuple
+    directions: tuple
+    memories: tuple
+    key: jax.Array
+
+
+def written(x, y):
+    """Images with a class over their first ten pixels."""
+    return x.at[:, :10].set(jax.nn.one_hot(y, 10) * x.max(1, keepdims=True))
+
+
+def liked(z, direction):
+    """The cosine between outputs and a layer's direction."""
+    return z @ direction / (jnp.linalg.norm(z, axis=1) + 1e-6)
+
+
+# %%
+adam = optax.adam(1e-3)
+
+
+def begin(model, key):
+    """Directions of length 1, and an optimizer's state for each map."""
+    keys = jax.random.split(key, len(model.maps))
+    drawn = [jax.random.normal(k, (n,)) for k, n in zip(keys, model.sizes[1:], strict=True)]
+    directions = tuple(p / jnp.linalg.norm(p) for p in drawn)
+    return Alone(tuple(model.maps), directions, tuple(map(adam.init, model.maps)), key)
+
+
+@jax.jit
+def taught(linear, p, memory, right, wrong):
+    """A map after a step of its own."""
+
+    def loss(linear):
+        z = jax.nn.elu(linear(jnp.stack([right, wrong])))
+        return jax.nn.softplus(-4 * (liked(z[0], p) - liked(z[1], p))).mean()
+
+    value, slope = jax.value_and_grad(loss)(linear)
+    change, memory = adam.update(slope, memory)
+    return optax.apply_updates(linear, change), memory, value
+
+
+# %%
+@jax.jit
+def teach(state, batch):
+    """Every layer takes a step on what the one below gives now."""
+    (x, y), (key, draw) = batch, jax.random.split(state.key)
+    others = (y + jax.random.randint(draw, y.shape, 1, 10)) % 10
+    right, wrong = written(x, y), written(x, others)
+    maps, memories, total = [], [], 0.0
+    for linear, p, memory in zip(*state[:3], strict=True):
+        linear, memory, loss = taught(linear, p, memory, right, wrong)
+        right, wrong = jax.nn.elu(linear(right)), jax.nn.elu(linear(wrong))
+        maps, memories, total = [*maps, linear], [*memories, memory], total + loss
+    return Alone(tuple(maps), state.directions, tuple(memories), key), {"loss": total}
+
+
+@jax.jit
+def fit(state, x):
+    """How well each class fits: the sum of what all layers like, with it written."""
+    h, total = jax.vmap(lambda c: written(x, jnp.full(len(x), c)))(jnp.arange(10)), 0.0
+    for linear, p in zip(state.maps, state.directions, strict=True):
+        h = jax.nn.elu(linear(h))
+        total += jax.vmap(liked, (0, None), 1)(h, p)
+    return total
+
+
+# %%
+from ffnlab.learning import physical_ff
+
+alone = Rule("forward-forward", begin, teach, fit)
+for name, rule in {"yours": alone, "ffnlab's": physical_ff(adam, inner=1)}.items():
+    print(name, learn(rule, mlp, steps, steps)[steps])

@@ -255,7 +255,8 @@ class Alone:
     def pair(self):
         """Inputs of the next batch with right classes, then with wrong ones, [2 b, in]."""
         x, labels = self.batches[self.position % len(self.batches)]
-        classes = self.torch.cat([labels, self.wrong[self.position]])
+        wrong = self.wrong[self.position % len(self.wrong)]  # the tries go further than the turns
+        classes = self.torch.cat([labels, wrong])
         high = x.abs().amax(1, keepdim=True).repeat(2, 1)
         mark = self.torch.nn.functional.one_hot(classes, self.classes) * high
         return self.torch.cat([mark, x[:, self.classes :].repeat(2, 1)], dim=1)

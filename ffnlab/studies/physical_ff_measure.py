@@ -158,19 +158,19 @@ def gaps(nets: Sequence[PhysicalNet], rows: Labelled, seed: int) -> Float[np.nda
     x, y = jnp.asarray(rows.x), jnp.asarray(rows.y)
 
     @jax.jit
-    def of_net(net: PhysicalNet, key: Array) -> Float[Array, "layers"]:
+    def of_net(net: PhysicalNet, x: Array, y: Array, key: Array) -> Float[Array, "layers"]:
         right, wrong = pairs_of(net, x, y, key)
         return (net.judged(right) - net.judged(wrong)).mean(1)
 
-    return np.stack([of_net(net, jax.random.key(seed)) for net in nets])
+    return np.stack([of_net(net, x, y, jax.random.key(seed)) for net in nets])
 
 
 def first_losses(case: Case, rows: Labelled, seeds: Sequence[int]) -> Float[np.ndarray, "n layers"]:
     """The losses of all layers of networks that have learned nothing."""
     x, y = jnp.asarray(rows.x), jnp.asarray(rows.y)
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-    of_seed = lambda key: layer_losses(case.config.make(key=key), x, y, key)  # noqa: E731
-    return np.asarray(jax.jit(jax.vmap(of_seed))(keys))
+    of_seed = lambda key, x, y: layer_losses(case.config.make(key=key), x, y, key)  # noqa: E731
+    return np.asarray(jax.jit(jax.vmap(of_seed, (0, None, None)))(keys, x, y))
 
 
 class Moved(NamedTuple):
