@@ -177,9 +177,8 @@ def on_moons(
         state = trained(rule, model, AtOnce(sources * 2), passes, seeds[0], 50)
         domain = state.domain
     else:
-        given = {"scaled": form, "domain": domain_classifier(0)}
         rule = members(
-            lambda strength: dann(optax.sgd(0.2), strength=strength, **given),
+            lambda strength: dann(optax.sgd(0.2), strength=strength, scaled=form),
             2 * len(seeds),
             **options,
         )

@@ -95,7 +95,7 @@ def test_the_preset_and_what_a_step_costs():
     chosen = read_training("dann_moons")
     assert rule_of(chosen).name == "dann"
     work = work_of(chosen, MLP((2, 15, 2), key=jax.random.key(0)))
-    assert work.items(0) == 64 and work.flops == 3 * 2 * (2 * 15 + 15 * 2)
+    assert work.items(0) == 16 and work.flops == 3 * 2 * (2 * 15 + 15 * 2)
 
 
 @pytest.mark.parametrize(
