@@ -48,10 +48,10 @@ __all__ = ["run"]
 def sizes_of(seed: int, quick: bool) -> Sizes:
     """Of either form."""
     if quick:
-        short = Budget((3e-3, 3e-2), 150, 10, 5, 50)
+        short = Budget((3e-3, 3e-2), 500, 10, 20, 50)
         return Sizes([seed], 64, (1, 2, 3), short, short, (2, 4), 600, False)
-    blocks = Budget((1e-3, 3e-3, 1e-2, 3e-2, 1e-1), 300, 5, 20, 20)
-    of_cora = Budget((1e-3, 3e-3, 1e-2, 3e-2), 150, 5, 10, 1)
+    blocks = Budget((1e-3, 3e-3, 1e-2, 3e-2, 1e-1), 500, 10, 20, 20)
+    of_cora = Budget((1e-3, 3e-3, 1e-2, 3e-2), 200, 5, 15, 1)
     seeds = [seed, seed + 1, seed + 2]
     return Sizes(seeds, 64, (1, 2, 3), blocks, of_cora, (1, 2, 3, 4, 5, 6), 600, True)
 
