@@ -12,6 +12,7 @@ where E[h^2] is measured, over all tasks and over drawn data and noise.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,9 +65,7 @@ def torch_draw(key: Array, shape: Sequence[int], dtype: DTypeLike) -> Array:
     return uniform(key, tuple(shape), dtype, bound=shape[0] ** -0.5)
 
 
-def run_trunk(
-    spec: HypernetSpec, trunk: nnx.Module | None, u: Float[Array, "K E"]
-) -> Float[Array, "K H"]:
+def run_trunk(spec: HypernetSpec, trunk: Any, u: Float[Array, "K E"]) -> Float[Array, "K H"]:
     """The trunk on all calls, in order; "rnn" reads them from the first on."""
     phi = ACTIVATIONS[spec.activation]
     if trunk is None:
