@@ -148,7 +148,7 @@ def speech(speakers: int | None, batch: int, seeds: Sequence[int]) -> Case:
         random = np.random.default_rng(seed)
         parts = [parts_of(group, random) for group in range(len(data.groups))]
         logs = np.log(np.where(whole[:, None], data.x, 1.0))
-        learned = logs[np.any([part[0] for part in parts], axis=0)]
+        learned = logs[np.stack([part[0] for part in parts]).any(0)]
         x = ((logs - learned.mean(0)) / learned.std(0)).astype(np.float32)
         return tuple([Labelled(x[part[i]], data.y[part[i]]) for part in parts] for i in range(3))
 

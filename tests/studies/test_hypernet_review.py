@@ -119,15 +119,10 @@ def test_what_every_side_says(key):
         found = [np.asarray(measure.answers(side, model, jnp.int32(t), x)) for t in (1, 2)]
         assert found[0].shape == (3, 1)
         assert np.array_equal(*found) == (side == ONE)
-        cost = measure.loss_of(case, side)(model, case.train[0](0))[0]
-        rows = case.train[0](0)
-        each = [
-            np.mean(
-                (measure.answers(side, model, jnp.int32(t), jnp.asarray(rows.x[t])) - rows.y[t])
-                ** 2
-            )
-            for t in range(4)
-        ]
+        rows = jax.tree.map(jnp.asarray, case.train[0](0))
+        cost = measure.loss_of(case, side)(model, rows)[0]
+        said = [measure.answers(side, model, jnp.int32(t), rows.x[t]) for t in range(4)]
+        each = [np.mean((y - rows.y[t]) ** 2) for t, y in enumerate(said)]
         np.testing.assert_allclose(cost, np.mean(each), rtol=1e-5)
     assert sizes == {OWN: 5508, ONE: 1377, TOLD: 1505, ONCE: 90_113, CHUNKS: 9528}
 

@@ -87,6 +87,12 @@ class Hypernet(nnx.Module):
       offsets: of each generated array what is added to all of it (static).
     """
 
+    tasks: Any
+    pieces: Any
+    trunk: Any
+    heads: Any
+    gates: Any
+
     def __init__(
         self, spec: HypernetSpec, target: nnx.Module, *, key: Array, start: Start | None = None
     ):
