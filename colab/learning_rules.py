@@ -191,7 +191,7 @@ print("nearest mean:", learn(nearest, None, 11, 11))
 # Here every layer learns alone and no error comes back at all. An image with its class written over
 # its first pixels is to be liked, the same image with a wrong class not. What a layer likes is an
 # output that points along a direction of its own, fixed at random; its loss knows nothing of the
-# layers above ([2304.11042](https://arxiv.org/abs/2304.11042)). With a black box between the layers,
+# layers above ([2304.11042](https://arxiv.org/abs/2304.11042)). With black boxes between the maps,
 # hardware for instance, that is `ffnlab.learning.physical_ff`.
 
 

@@ -10,7 +10,6 @@ frozen networks still know is measured. Vowels are real and need FFNLAB_DATA.
 import functools
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -22,15 +21,16 @@ from ffnlab.storage.files import StrPath
 from ffnlab.studies import STUDIES, tuning
 from ffnlab.studies.classify import at_rate, paced
 from ffnlab.studies.physical_ff_measure import (
+    CHANGED,
     Case,
     Life,
     Moved,
+    Order,
     cases,
     digital_work,
-    first_losses,
-    gaps,
     lived,
     moved,
+    order,
     ready,
 )
 from ffnlab.studies.result import Claim, Result
@@ -49,18 +49,6 @@ GUESS = 0.05  # of log 2, relative
 Lives = Mapping[str, Mapping[str, Life]]  # case -> side -> what became of it
 
 
-class Order(NamedTuple):
-    """Goodness by layer.
-
-    Attributes:
-      gaps: right less wrong classes after learning, by seed and layer, on test rows.
-      first: losses before learning.
-    """
-
-    gaps: np.ndarray
-    first: np.ndarray
-
-
 def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Result:
     """The study; arguments as for `ffnlab.studies.run.run_study`."""
     begin = time.perf_counter()
@@ -72,7 +60,7 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
         for name, case in chosen.items()
     }
     lives = {name: changed(found, name, chosen[name], data[name], seeds) for name in chosen}
-    orders = {name: order(found, name, chosen[name], data[name], seeds) for name in chosen}
+    orders = {name: inside(found, name, chosen[name], data[name], seeds) for name in chosen}
     work = {name: work_of(case, seed) for name, case in chosen.items()}
     return Result(
         slug="physical-ff",
@@ -154,10 +142,11 @@ def changed(
     }
 
 
-def order(found: Found, name: str, case: Case, data: Splits, seeds: Sequence[int]) -> Order:
+def inside(found: Found, name: str, case: Case, data: Splits, seeds: Sequence[int]) -> Order:
     """Goodness in the networks that the rule has taught, and losses of those it begins with."""
     taught = [state.model for state in found[name][OURS].states if state is not None]
-    return Order(gaps(taught, data.test, seeds[0]), first_losses(case, data.test, seeds))
+    fresh = [case.config.make(key=jax.random.key(seed)) for seed in seeds]
+    return order(taught, fresh, data.test, seeds[0])
 
 
 def work_of(case: Case, seed: int) -> dict[str, float]:
@@ -333,7 +322,7 @@ def curves(figure, lives: Lives) -> None:
         for side, color in zip(of, ("C0", "C1"), strict=False):
             x = np.array(list(of[side].curve))
             y = np.array(list(of[side].curve.values()))
-            shown = x <= 1 + 1e-5 if side == TWIN else x >= 0
+            shown = x <= CHANGED if side == TWIN else x >= 0
             axes.plot(x[shown], y[shown].mean(1), color=color, label=f"{side}")
             axes.fill_between(
                 x[shown], y[shown].min(1), y[shown].max(1), color=color, alpha=0.2, linewidth=0

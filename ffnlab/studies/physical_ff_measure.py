@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from ffnlab import tree
 from ffnlab.data import ArrayBatches, Labelled, digits, vowels
 from ffnlab.data.folders import find_folder
 from ffnlab.learning import BlackBox, external, from_state, members
-from ffnlab.learning.physical.rule import layer_losses, pairs_of
+from ffnlab.learning.physical.rule import contrastive, layer_losses, pairs_of
 from ffnlab.models import PhysicalConfig, PhysicalNet
 from ffnlab.models.cost import multiply_adds
 from ffnlab.parallel import LoopOptions, train
@@ -22,7 +22,19 @@ from ffnlab.studies import tuning
 from ffnlab.studies.classify import clusters
 from ffnlab.studies.tuning import Splits
 
-__all__ = ["CASES", "Case", "Life", "cases", "digital_work", "gaps", "lived", "moved"]
+__all__ = [
+    "CASES",
+    "Case",
+    "Life",
+    "Moved",
+    "Order",
+    "cases",
+    "digital_work",
+    "lived",
+    "moved",
+    "order",
+    "ready",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +47,8 @@ class Case:
       batch: rows of a step.
       epochs: before the systems are replaced.
       again: epochs after that.
-      is_quick: whether it is in the quick form.
-      has_twins: whether that has twins for it.
+      quick: both numbers of epochs in the quick form; None where it leaves the case out.
+      has_twins: whether the quick form has twins for it.
     """
 
     config: PhysicalConfig
@@ -44,7 +56,7 @@ class Case:
     batch: int
     epochs: int
     again: int
-    is_quick: bool = False
+    quick: tuple[int, int] | None = None
     has_twins: bool = False
 
     def steps(self, data: Splits) -> tuple[int, int]:
@@ -69,10 +81,10 @@ def spoken(seed: int) -> tuple[Labelled, Labelled]:
 VOWELS = {"inputs": 5, "classes": 12, "widths": (64, 64), "skip": True, "slots": 12}
 CASES: Mapping[str, Case] = {
     "clusters": Case(
-        PhysicalConfig(64, 10, (128, 128), skip=True, slots=10), clusters, 256, 5, 2, True
+        PhysicalConfig(64, 10, (128, 128), skip=True, slots=10), clusters, 256, 5, 2, (5, 2)
     ),
     "digits": Case(
-        PhysicalConfig(64, 10, (128, 128), skip=True, slots=10), digits, 128, 30, 30, True, True
+        PhysicalConfig(64, 10, (128, 128), skip=True, slots=10), digits, 128, 30, 30, (10, 10), True
     ),
     "vowels": Case(PhysicalConfig(system="tanh_chain", **VOWELS), spoken, 128, 60, 60),
     "vowels, two bits": Case(PhysicalConfig(system="two_bit", **VOWELS), spoken, 128, 60, 60),
@@ -82,8 +94,29 @@ CASES: Mapping[str, Case] = {
 def cases(quick: bool) -> dict[str, Case]:
     """The cases of a form whose data are there."""
     is_there = find_folder("vowels") is not None
-    chosen = {name: case for name, case in CASES.items() if case.is_quick or not quick}
-    return {name: case for name, case in chosen.items() if is_there or "vowels" not in name}
+    found = {name: case for name, case in CASES.items() if is_there or "vowels" not in name}
+    if not quick:
+        return found
+    return {
+        name: dataclasses.replace(case, epochs=case.quick[0], again=case.quick[1])
+        for name, case in found.items()
+        if case.quick is not None
+    }
+
+
+class Order(NamedTuple):
+    """Goodness by layer.
+
+    Attributes:
+      gaps: right less wrong classes after learning, by seed and layer, on test rows.
+      first: losses before learning.
+    """
+
+    gaps: Float[np.ndarray, "seeds layers"]
+    first: Float[np.ndarray, "seeds layers"]
+
+
+CHANGED = 1 + 1e-6  # where a curve has what came right after the change
 
 
 class Life(NamedTuple):
@@ -93,7 +126,7 @@ class Life(NamedTuple):
       before: by seed, with the systems that it learned on.
       dropped: with those that take their place, nothing learned yet.
       after: when it has gone on.
-      curve: share of the steps before the change (1 is the change) -> accuracy by seed.
+      curve: steps over those before the change -> accuracy by seed; `CHANGED` is right after it.
     """
 
     before: Sequence[float]
@@ -126,7 +159,7 @@ def lived(
 
     def learned(rule: Rule, count: int, seed: int) -> tuple[PyTree, dict[float, list[float]]]:
         every = max(1, steps // points)
-        options = LoopOptions(log_every=0, evaluate_every=every, progress=False)
+        options = LoopOptions(log_every=0, evaluate_every=every, evaluate_at=(0,), progress=False)
         outcome = train(
             rule,
             start,
@@ -143,34 +176,36 @@ def lived(
         return outcome.state, {at / steps: list(each.values()) for at, each in found}
 
     state, curve = learned(several, steps, seeds[0])
-    before = accuracy(state)
     others = jax.vmap(lambda net, key: net.redrawn(jax.random.fold_in(key, 1)))(state.model, keys)
-    state = state._replace(model=others)
-    dropped = accuracy(state)
-    state, rest = learned(from_state(several, state), more, seeds[0] + 1)
-    curve = {0.0: accuracy(several.init(start, jax.random.key(seeds[0])))} | curve
-    curve |= {1 + 1e-6: dropped} | {1 + at: value for at, value in rest.items()}
-    return Life(before, dropped, accuracy(state), curve)
+    changed = from_state(several, state._replace(model=others))
+    _, rest = learned(changed, more, seeds[0] + 1)
+    last = max(rest)
+    curve |= {CHANGED + at: value for at, value in rest.items()}
+    return Life(curve[1.0], rest[0.0], rest[last], curve)
 
 
-def gaps(nets: Sequence[PhysicalNet], rows: Labelled, seed: int) -> Float[np.ndarray, "n layers"]:
-    """Mean goodness of right classes less that of wrong ones, of each network in each layer."""
-    x, y = jnp.asarray(rows.x), jnp.asarray(rows.y)
-
-    @jax.jit
-    def of_net(net: PhysicalNet, x: Array, y: Array, key: Array) -> Float[Array, "layers"]:
-        right, wrong = pairs_of(net, x, y, key)
-        return (net.judged(right) - net.judged(wrong)).mean(1)
-
-    return np.stack([of_net(net, x, y, jax.random.key(seed)) for net in nets])
+@jax.jit
+def judged(
+    net: PhysicalNet, x: Float[Array, "n d"], y: Int[Array, "n"], key: Array
+) -> tuple[Float[Array, "layers"], Float[Array, "layers"]]:
+    """Mean goodness of right classes less that of wrong ones, and the loss, of each layer."""
+    right, wrong = (net.judged(h) for h in pairs_of(net, x, y, key))
+    return (right - wrong).mean(1), jax.vmap(contrastive)(right, wrong)
 
 
-def first_losses(case: Case, rows: Labelled, seeds: Sequence[int]) -> Float[np.ndarray, "n layers"]:
-    """The losses of all layers of networks that have learned nothing."""
-    x, y = jnp.asarray(rows.x), jnp.asarray(rows.y)
-    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-    of_seed = lambda key, x, y: layer_losses(case.config.make(key=key), x, y, key)  # noqa: E731
-    return np.asarray(jax.jit(jax.vmap(of_seed, (0, None, None)))(keys, x, y))
+def order(
+    taught: Sequence[PhysicalNet], fresh: Sequence[PhysicalNet], rows: Labelled, seed: int
+) -> Order:
+    """Goodness in networks that have learned, and losses of those that have not.
+
+    Args:
+      taught, fresh: the networks.
+      rows: that they are shown.
+      seed: of the wrong classes.
+    """
+    given = jnp.asarray(rows.x), jnp.asarray(rows.y), jax.random.key(seed)
+    after, before = ([judged(net, *given) for net in nets] for nets in (taught, fresh))
+    return Order(np.stack([gaps for gaps, _ in after]), np.stack([loss for _, loss in before]))
 
 
 class Moved(NamedTuple):

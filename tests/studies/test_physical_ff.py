@@ -66,7 +66,7 @@ def test_changes_are_decided_by_all_figures():
 
 
 def test_what_goes_on_inside_is_decided_by_all_figures():
-    good = study.Order(np.full((2, 3), 0.1), np.full((2, 3), np.log(2)))
+    good = measure.Order(np.full((2, 3), 0.1), np.full((2, 3), np.log(2)))
     apart = Moved(np.eye(3, dtype=bool), np.zeros((3, 3), bool))
 
     def held(found=apart, **change):
@@ -110,7 +110,7 @@ def small(seed):
     return gaussian_clusters(seed, train=250, test=60, classes=3, per_class=1, width=6, noise=0.4)
 
 
-SMALL = Case(PhysicalConfig(6, 3, (12, 10), slots=3, skip=True), small, 50, 6, 4, True, True)
+SMALL = Case(PhysicalConfig(6, 3, (12, 10), slots=3, skip=True), small, 50, 6, 4, (6, 4), True)
 
 
 @pytest.fixture
@@ -122,11 +122,11 @@ def test_members_live_on_after_their_systems_are_replaced(tiny):
     data, rule = measure.ready(SMALL, 0), physical_ff(optax.adam(1e-2), inner=2)
     found = measure.lived(rule, SMALL, data, [0, 3], points=4)
     assert SMALL.steps(data) == (24, 16)
-    assert list(found.curve)[:2] == [0.0, 0.25] and max(found.curve) == 1 + 16 / 24
+    assert list(found.curve)[:2] == [0.0, 0.25] and max(found.curve) == measure.CHANGED + 16 / 24
     assert all(len(row) == 2 for row in (found.before, found.dropped, found.after))
     np.testing.assert_allclose(found.curve[1.0], found.before)
     assert np.mean(found.before) > np.mean(found.curve[0.0]) + 0.2
-    assert found.dropped != found.before and found.curve[1 + 1e-6] == found.dropped
+    assert found.dropped != found.before and found.curve[measure.CHANGED] == found.dropped
 
 
 def test_cases_of_forms(monkeypatch, tmp_path):
@@ -135,7 +135,8 @@ def test_cases_of_forms(monkeypatch, tmp_path):
     (tmp_path / "vowels").mkdir()
     monkeypatch.setenv("FFNLAB_DATA", str(tmp_path))
     assert list(measure.cases(quick=True)) == ["clusters", "digits"]
-    assert list(measure.cases(quick=False)) == list(measure.CASES)
+    assert measure.cases(quick=True)["digits"].epochs < measure.CASES["digits"].epochs
+    assert measure.cases(quick=False) == measure.CASES
 
 
 def test_vowels_of_other_speakers_are_in_test(data, monkeypatch):
@@ -161,6 +162,8 @@ def test_sides_try_as_many_settings(tiny):
 def test_study_writes_its_result_and_picture(tiny, tmp_path, monkeypatch):
     exact = Moved(np.eye(3, dtype=bool), np.zeros((3, 3), bool))
     monkeypatch.setattr(study, "moved", lambda seed: exact)
+    lives = {OURS: life(seeds=1), TWIN: life(0.95, 0.8, 0.94, seeds=1)}
+    monkeypatch.setattr(study, "changed", lambda *given: lives)
     result = load("physical-ff").run(out=tmp_path, quick=True)
     saved = json.loads((tmp_path / "result.json").read_text())
     assert [row["side"] for row in saved["table"]] == list(SIDES)
