@@ -9,7 +9,7 @@ from ffnlab.structure.macaron import macaron
 from ffnlab.structure.pflayer import pflayer
 from ffnlab.structure.repavit import idle_ratios, repa, repa_fold
 from ffnlab.structure.revcol import gradient_error, supervised
-from ffnlab.structure.scalelong import scalelong
+from ffnlab.structure.scalelong import block_gradients, noise_response, scalelong
 from ffnlab.structure.snnk import bundle, bundled, snnk, snnk_adapter
 from ffnlab.structure.structured_ffn import (
     guided,
@@ -22,6 +22,7 @@ from ffnlab.structure.structured_ffn import (
 )
 
 __all__ = [
+    "block_gradients",
     "bundle",
     "bundled",
     "even_source",
@@ -30,6 +31,7 @@ __all__ = [
     "guided",
     "idle_ratios",
     "macaron",
+    "noise_response",
     "paper_options",
     "pflayer",
     "premerged",

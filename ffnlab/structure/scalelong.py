@@ -123,9 +123,10 @@ def noise_response(
         raise ConfigError(f"size={size} must be positive")
     images = jnp.asarray(images)
     noise = size * jax.random.normal(key, images.shape)
-    (still, a), (moved, b) = (seen(model, x, times) for x in (images, images + noise))
-    length = rms(noise)
-    return Response(rms(b - a) / length, rms(moved - still) / length)
+    both = jnp.concatenate([images, images + noise]), jnp.concatenate([times, times])
+    outputs, streams = seen(model, *both)
+    n, length = len(images), rms(noise)
+    return Response(*(rms(y[n:] - y[:n]) / length for y in (streams, outputs)))
 
 
 def seen(model: UViT, images: Array, times: Array) -> tuple[Array, Array]:

@@ -3,7 +3,8 @@
 U-ViTs that find noise in digits have their skips as they are, or scaled in four ways. As they are
 drawn, noise is added to their images and their gradients are looked at, of 12 and of 64 blocks.
 Then all are trained, each at the best of the same rates by validation images with the first seed:
-how far they come, how soon and how steadily, what noise does to them after, and what they draw.
+how far they come, how soon and how steadily, what noise does to them after, and what they draw. One
+that is trained for longer draws a grid; the quick form trains no other.
 """
 
 import time
@@ -30,7 +31,9 @@ from ffnlab.studies.scalelong_measure import (
     Start,
     compared,
     distances,
+    frechet,
     gains,
+    longer,
     starts,
     steps_to,
 )
@@ -43,7 +46,7 @@ DIGITS_DRAWN, PIXELS = "digits", "pixels"  # what drawn images are held against
 CLOSE = 0.015  # of the mean squared error of noise: what counts as no worse
 FASTER = 1.5  # the paper's figure
 EXACT = 1e-6  # of a gain, relative
-SHOWN = 14  # images in a row
+SHOWN, GRID = 14, (4, 12)  # images in a row; rows and columns
 
 Drawn = Mapping[int, Mapping[str, Start]]  # blocks -> way -> what it is at its start
 Found = Mapping[str, Run]  # way -> what it reached
@@ -57,8 +60,18 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
     linear = {count: gains(count) for count in COUNTS}
     seeds = range(seed, seed + sizes.seeds)
     begun = {d: starts(sizes.ways, d, seeds, data.train[:BATCH]) for d in sizes.depths}
-    found = compared(sizes, data, seed)
-    far = distances(found, data, seed)
+    found = compared(sizes, data, seed) if sizes.rates else {}
+    far = distances(found, data, seed) if found else {}
+    images = longer(sizes, data, seed)
+    pictures = {
+        "gradients": lambda figure: blocks(figure, begun[sizes.depths[-1]]),
+        "grid": lambda figure: grid(figure, images),
+    }
+    if found:
+        pictures |= {
+            "training": lambda figure: curves(figure, found, sizes.every),
+            "samples": lambda figure: samples(figure, found, data),
+        }
     return Result(
         slug="scalelong",
         title=STUDIES["scalelong"].title,
@@ -69,7 +82,7 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
             "optimizer": "AdamW, decay 0.03, 30 steps of warm-up, then a constant rate",
             "batch": BATCH,
             "sizes": sizes._asdict(),
-            "validation": tuning.trials(tuned(found)),
+            "validation": tuning.trials(tuned(found)) if found else {},
         },
         seed=seed,
         quick=quick,
@@ -77,15 +90,16 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
         claims=[
             linear_claim(linear),
             *start_claims(begun),
-            *learning_claims(found, sizes.every),
-            *after_claims(found, far),
+            *(learning_claims(found, sizes.every) if found else []),
+            *(after_claims(found, far) if found else []),
         ],
-        table=[*start_rows(begun), *rows(found, far, sizes.every)],
-        pictures={
-            "gradients": lambda figure: blocks(figure, begun[sizes.depths[-1]]),
-            "training": lambda figure: curves(figure, found, sizes.every),
-            "samples": lambda figure: samples(figure, found, data),
-        },
+        table=[
+            *start_rows(begun),
+            *rows(found, far, sizes.every),
+            {"case": f"trained for {sizes.longer} steps", "way": CONSTANT}
+            | {"distance": frechet(images, data.test)},
+        ],
+        pictures=pictures,
     ).write(out)
 
 
@@ -151,8 +165,7 @@ def start_claims(found: Drawn) -> list[Claim]:
             paper,
             "; ".join(f"{depth} blocks: {each(ways)}" for depth, ways in by_depth.items()),
             holds,
-            f"{what}; each of {', '.join(scaled(found[min(found)]))} below original at every depth "
-            f"with every seed, kappa {KAPPA}",
+            f"{what}; below original's of every way, depth and seed; kappa {KAPPA}",
             seeds=seeds,
         )
 
@@ -309,6 +322,7 @@ def rows(found: Found, far: Distances, every: int) -> list[dict[str, object]]:
 
 def blocks(figure: Any, found: Mapping[str, Start]) -> None:
     """Norms of gradients by block, of drawn networks; geometric means over seeds."""
+    figure.set_size_inches(6, 4)
     axes = figure.subplots()
     for way, one in found.items():
         axes.semilogy(np.exp(np.log(one.gradients).mean(0)), label=way)
@@ -320,25 +334,37 @@ def blocks(figure: Any, found: Mapping[str, Start]) -> None:
 
 def curves(figure: Any, found: Found, every: int) -> None:
     """Test errors while networks are trained; means over seeds."""
+    figure.set_size_inches(6, 4)
     axes = figure.subplots()
     for way, one in found.items():
         steps = every * np.arange(1, one.curves.shape[1] + 1)
         rate = one.tuned.setting["rate"]
-        axes.semilogy(steps, one.curves.mean(0), label=f"{way}, rate {rate:g}")
+        axes.plot(steps, one.curves.mean(0), label=f"{way}, rate {rate:g}")
     axes.set_xlabel("steps")
     axes.set_ylabel("mean squared error of the noise, test digits")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def grid(figure: Any, images: Float[np.ndarray, "n h w c"]) -> None:
+    """What the network draws that was trained longer."""
+    figure.set_size_inches(6, 2.2)
+    axes = figure.subplots()
+    rows, columns = GRID
+    padded = np.pad(images[: rows * columns, :, :, 0], ((0, 0), (1, 1), (1, 1)))
+    tiles = padded.reshape(rows, columns, *padded.shape[1:]).swapaxes(1, 2)
+    axes.imshow(tiles.reshape(rows * padded.shape[1], -1), cmap="gray_r", vmin=0, vmax=1)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
 def samples(figure: Any, found: Found, data: Splits) -> None:
     """Test digits, and below what the first network of each way draws."""
     shown = {"test digits": data.test} | {way: one.samples[0] for way, one in found.items()}
-    figure.set_size_inches(8, 0.75 * len(shown))
+    figure.set_size_inches(8, 0.6 * len(shown))
     for axes, (name, images) in zip(figure.subplots(len(shown), 1), shown.items(), strict=True):
         gap = np.pad(images[:SHOWN, :, :, 0], ((0, 0), (0, 0), (1, 1)))
         axes.imshow(np.concatenate(list(gap), axis=1), cmap="gray_r", vmin=0, vmax=1)
         axes.set(xticks=[], yticks=[])
         axes.set_ylabel(name, rotation=0, ha="right", va="center")
         axes.spines[:].set_visible(False)
-    figure.tight_layout()

@@ -147,6 +147,11 @@ def test_pictures_show_every_way():
         if count == 1:
             assert len(figure.axes[0].lines) == 5
     shown = [axes.images[0].get_array() for axes in figure.axes]
+    figure = Figure()
+    study.grid(figure, np.arange(60.0)[:, None, None, None] * np.ones((1, 8, 8, 1)))
+    tiles = figure.axes[0].images[0].get_array()
+    assert tiles.shape == (40, 120)
+    np.testing.assert_array_equal(tiles[5::10, 5::10], np.arange(48).reshape(4, 12))
     assert shown[0].shape == (8, 140) and shown[0].sum() == 14 * 64 and shown[1].sum() == 0
 
 
@@ -183,16 +188,21 @@ def test_the_distance_of_images_is_that_of_their_moments():
 
 def test_forms_run_what_they_say():
     assert FULL.ways == WAYS and 64 in FULL.depths and 64 in QUICK.depths
-    assert set(QUICK.ways) >= {PLAIN, CONSTANT} and QUICK.seeds == 1
-    for sizes in (FULL, QUICK):
-        assert sizes.steps % sizes.every == 0 and sizes.steps // sizes.every >= 4
+    assert set(QUICK.ways) >= {PLAIN, CONSTANT} and QUICK.seeds == 1 and not QUICK.rates
+    assert FULL.steps % FULL.every == 0 and FULL.steps // FULL.every >= 4
+    assert min(FULL.samples, QUICK.samples) >= np.prod(study.GRID) >= study.SHOWN
 
 
 @pytest.mark.slow
 def test_a_small_run_has_every_claim(tmp_path, monkeypatch):
-    small = QUICK._replace(depths=(4,), depth=2, steps=20, every=5, samples=16, solver=2)
-    monkeypatch.setattr(study, "QUICK", small)
-    result = study.run(out=tmp_path, quick=True)
+    ways = (PLAIN, CONSTANT)
+    small = measure.Sizes(1, (4,), 2, ways, (1e-2, 3e-2), 20, 5, 48, 2, 20)
+    monkeypatch.setattr(study, "FULL", small)
+    monkeypatch.setattr(study, "QUICK", small._replace(rates=()))
+    result = study.run(out=tmp_path)
     assert len(result.claims) == 10 and result.claims[0].holds
-    for name in ("gradients", "training", "samples"):
+    for name in ("gradients", "training", "samples", "grid"):
         assert (tmp_path / f"{name}.png").stat().st_size > 3000
+    trained = [row for row in result.table if row["case"] == "trained"]
+    assert [row["way"] for row in trained] == list(ways) and trained[0]["speed"] == 1
+    assert [c.claim for c in study.run(quick=True).claims] == [c.claim for c in result.claims[:4]]
