@@ -464,33 +464,3 @@ def test_parts_of_a_batch_are_the_batch(key):
         states.append(rule.step(rule.init(PLAIN(key=key), key), batch)[0])
     for a, b in zip(*map(arrays, states), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_features_of_turned_moons_carry_the_classes_over(key):
-    """The authors' first experiment: lambda 6 against 0, three networks and data sets each."""
-    pairs = [moons(seed) for seed in range(3)] * 2
-    lambdas = [6.0] * 3 + [0.0] * 3
-    rule = members(
-        lambda strength: shallow_dann(strength=strength),
-        6,
-        vary={"strength": lambdas},
-        shared_batch=False,
-    )
-    nets = [shallow_net(jax.random.key(seed), (2, 15, 2)) for seed in range(3)] * 2
-    source = jax.tree.map(lambda *x: np.stack(x), *(a for a, _ in pairs))
-    targets = np.stack([b.x for _, b in pairs])
-
-    def batches(position):
-        rows = np.random.default_rng(position).integers(0, 150, (6, 150))
-        return source, np.take_along_axis(targets, rows[..., None], 1)
-
-    start = jax.tree.map(lambda *leaves: jnp.stack(leaves), *nets)
-    state = train(rule, start, batches, 500, key=key, together=50).state
-    right = {
-        name: (np.asarray(rule.predict(state, x)).argmax(-1) == source.y).mean(-1)
-        for name, x in (("source", source.x), ("target", targets))
-    }
-    assert (right["source"] >= 0.98).all()
-    assert (right["target"][:3] >= 0.9).all()
-    assert (right["target"][:3] >= right["target"][3:] + 0.05).all()
