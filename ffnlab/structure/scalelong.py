@@ -131,9 +131,8 @@ def noise_response(
 
 def seen(model: UViT, images: Array, times: Array) -> tuple[Array, Array]:
     """(output, what the last norm is given)."""
-    output, calls = tree.capture(model, tree.at("norm"), images, times)
-    found: Any = calls
-    return jnp.asarray(output), found["norm"].input[0].astype(jnp.float32)
+    found: Any = tree.capture(model, tree.at("norm"), images, times)
+    return found[0], found[1]["norm"].input[0].astype(jnp.float32)
 
 
 def rms(x: Float[Array, "..."]) -> Float[Array, ""]:

@@ -306,7 +306,7 @@ def steps_to(curve: Float[np.ndarray, "k"], every: int, level: float) -> float:
     return every * float(i + (curve[i - 1] - level) / (curve[i - 1] - curve[i]))
 
 
-def frechet(a: Images, b: Images) -> float:
+def frechet(a: Float[np.ndarray, "n h w c"], b: Float[np.ndarray, "m h w c"]) -> float:
     """Frechet distance of normal distributions with the moments of pixels, as the FID has it.
 
     |mean_a - mean_b|^2 + trace(A + B - 2 (A^(1/2) B A^(1/2))^(1/2))
