@@ -271,6 +271,7 @@ def draw_accuracy(figure: Any, found: Found, sizes: Sizes) -> None:
             axes.fill_between(sizes.depths, each.min(1), each.max(1), color=color, alpha=0.2)
         features = found[case][FEATURES]
         axes.axhline(features.mean, color="k", linestyle=":", label=features_label(features))
+        axes.set_ylim(bottom=features.mean - 0.1)  # room for the legend
         axes.set_xticks(sizes.depths)
         axes.set_xlabel("layers")
         axes.set_ylabel(f"test accuracy, {case}")
