@@ -271,6 +271,7 @@ def tuned(
     rule = members(make, count, vary={"rate": rates}, chunk=1, shared_batch=is_shared)
     keys = jax.vmap(jax.random.key)(jnp.tile(jnp.array(seeds), len(budget.rates)))
     start = jax.vmap(lambda key: way.config.make(key=key))(keys)
+    batch = jax.tree.map(jnp.asarray, batch)  # checked and placed once
     outcome = train(
         rule,
         start,

@@ -337,7 +337,7 @@ def test_a_layer_ends_at_its_best():
 def test_answers_are_of_the_layers_that_have_begun():
     options = options_of(patience=0, limit=2)
     batch, answers = batch_of(options), forward_gnn_answers(batch_of(options), options)
-    for steps, layers in ((1, 1), (3, 2), (5, 2)):
+    for steps, layers in ((1, 1), (2, 1), (3, 2), (5, 2)):
         state = after(steps, options)
         np.testing.assert_allclose(
             rule_of(options).predict(state, batch.inputs),

@@ -182,6 +182,30 @@ def test_batches_of_another_shape_begin_another_group(key):
     assert [feed(None, 0, 8)[1], feed(None, 3, 8)[1]] == [3, 5]
 
 
+def test_arrays_that_cannot_change_are_checked_once(key):
+    """A whole graph is the same batch every time; arrays of NumPy may have been written to."""
+    one, other, host = jnp.zeros(2), jnp.ones(2), np.zeros(2)
+
+    def checks(batch_at):
+        seen = []
+        step = jax.jit(lambda state, batch: (state + batch.sum(), {"sum": batch.sum()}))
+        rule = Rule(
+            "counting",
+            lambda model, key: model,
+            step,
+            lambda state, inputs: state,
+            check=lambda state, batch: seen.append(batch),
+        )
+        for together in (1, 3):
+            train(rule, jnp.float32(0), batch_at, 6, key=key, together=together)
+        return len(seen)
+
+    assert checks(lambda position: one) == 2, "once a run"
+    assert checks(lambda position: (one, other)[position // 3]) == 4, "and another one anew"
+    assert checks(lambda position: host) == 12
+    assert checks(lambda position: jnp.zeros(2)) == 12
+
+
 def test_positions_to_evaluate_at(key, tmp_path):
     def go(steps, **more):
         return train(

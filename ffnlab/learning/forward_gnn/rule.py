@@ -135,7 +135,7 @@ def layer_step(
     ask = [*by_layer(layerwise.validated, count, method), lambda *_: -jnp.float32(jnp.inf)]
     score = jax.lax.switch(jnp.where(is_asked, at, count), ask, model, held, batch)
     new = state._replace(model=model, optimizers=memories, held=held, taken=taken)
-    return ended(method, new, score, is_asked, 1, is_done), told(state, loss, new, score)
+    return ended(method, new, score, is_asked, 1, is_done), told(state, loss, score)
 
 
 def sweep_step(
@@ -164,7 +164,7 @@ def sweep_step(
 
     score = jax.lax.cond(is_asked, ask, lambda: -jnp.float32(jnp.inf))
     new = state._replace(model=model, optimizers=memories, held=held, taken=taken)
-    return ended(method, new, score, is_asked, count, is_done), told(state, loss, new, score)
+    return ended(method, new, score, is_asked, count, is_done), told(state, loss, score)
 
 
 def ended(
@@ -192,7 +192,7 @@ def ended(
 
 
 def told(
-    before: ForwardGNNState, loss: Float[Array, ""], after: ForwardGNNState, score: Array
+    before: ForwardGNNState, loss: Float[Array, ""], score: Float[Array, ""]
 ) -> dict[str, Array]:
     """The metrics of a step."""
     best = jnp.maximum(before.watch.score, score)
@@ -202,7 +202,7 @@ def told(
 
 def answered(method: Method, state: ForwardGNNState, inputs: GraphInputs) -> Float[Array, "..."]:
     """What the layers that have begun say of what is asked."""
-    begun = jnp.minimum(state.layer + 1, len(state.best.layers))
+    begun = jnp.maximum(state.layer + (state.taken > 0), 1)
     return said(method, state.best, inputs, begun)
 
 
