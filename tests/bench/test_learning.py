@@ -138,7 +138,8 @@ class Fake:
 
 def test_both_sides_do_the_same(monkeypatch):
     monkeypatch.setattr(learning, "Peer", Fake)
-    monkeypatch.setattr(learning, "RATE", 0.5)  # so that wrong gradients are seen
+    for rate in ("RATE", "GENTLE"):  # so that wrong gradients are seen
+        monkeypatch.setattr(learning, rate, 0.5)
     found = compare(SMALL)
     assert list(found.tasks) == ["recurrent", "small", "hypernetwork"]
     for task in found.tasks.values():
