@@ -115,7 +115,8 @@ def interpret(
         interpreted, by name and line.
       NumericalError: x0 has NaN or infinity.
 
-    >>> at = interpret(lambda x: jnp.maximum(jnp.array([[1.0, 2.0]]) @ x - 1, 0), jnp.ones(2))
+    >>> w, b = jnp.array([[1.0, 2.0]]), jnp.array([-1.0])
+    >>> at = interpret(lambda x: jnp.maximum(w @ x + b, 0), jnp.ones(2))
     >>> at.residual.tolist(), at.rmatvec(jnp.ones(1)).tolist()
     ([-1.0], [1.0, 2.0])
     """

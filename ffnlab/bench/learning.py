@@ -41,6 +41,7 @@ __all__ = ["Settings", "compare", "ratios"]
 
 PACKAGES = ("torch",)
 RATE = 0.01
+GENTLE = 1e-4  # of the hypernetwork: at more, rounding alone parts two runs after 1,500 steps
 ROWS, BATCHES = 64, 64  # of the small network
 INNER = 2  # steps that a layer takes on a batch when each learns alone
 TOLERANCE = 1e-3  # of losses, relative: float32, after as many steps as there are
@@ -96,7 +97,9 @@ def compare(settings: Settings = Settings(), *, progress: bool = False) -> Compa
             tasks = {
                 "recurrent": recurrent(peer, layer, sequences, settings.turns),
                 "small": small(peer, network, batches, settings, progress),
-                "hypernetwork": small(peer, net, batches, settings, progress, "hypernetwork"),
+                "hypernetwork": small(
+                    peer, net, batches, settings, progress, "hypernetwork", GENTLE
+                ),
                 "forward_forward": forward_forward(peer, network, batches, settings, progress),
             }
             own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
@@ -194,11 +197,12 @@ def small(
     settings: Settings,
     progress: bool,
     name: str = "small",
+    rate: float = RATE,
 ) -> Task:
     """Lets both sides take turns at steps of backpropagation."""
-    rule = backprop(labelled, optax.sgd(RATE))
+    rule = backprop(labelled, optax.sgd(rate))
     loss_of = jax.jit(lambda state, batch: labelled(state.model, batch)[0])
-    ask = lambda: peer.ask(name, steps=settings.steps, rate=RATE)  # noqa: E731
+    ask = lambda: peer.ask(name, steps=settings.steps, rate=rate)  # noqa: E731
     return scanned(name, ask, rule, loss_of, network, batches, settings, progress)
 
 

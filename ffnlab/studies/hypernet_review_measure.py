@@ -147,8 +147,8 @@ def speech(speakers: int | None, batch: int, seeds: Sequence[int]) -> Case:
     def drawn(seed: int) -> tuple[list[Labelled], list[Labelled], list[Labelled]]:
         random = np.random.default_rng(seed)
         parts = [parts_of(group, random) for group in range(len(data.groups))]
-        logs = np.log(np.where(whole[:, None], data.x, 1.0))
-        learned = logs[np.stack([part[0] for part in parts]).any(0)]
+        logs = np.log(np.nan_to_num(data.x, nan=1.0))
+        learned = np.concatenate([logs[part[0]] for part in parts])
         x = ((logs - learned.mean(0)) / learned.std(0)).astype(np.float32)
         return tuple([Labelled(x[part[i]], data.y[part[i]]) for part in parts] for i in range(3))
 

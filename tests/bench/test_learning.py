@@ -178,7 +178,8 @@ class Fake:
 
 def test_both_sides_do_the_same(monkeypatch):
     monkeypatch.setattr(learning, "Peer", Fake)
-    monkeypatch.setattr(learning, "RATE", 0.5)  # so that wrong gradients are seen
+    for rate in ("RATE", "GENTLE"):  # so that wrong gradients are seen
+        monkeypatch.setattr(learning, rate, 0.5)
     found = compare(SMALL)
     names = ["recurrent", "small", "hypernetwork", "forward_forward"]
     assert list(found.tasks) == names

@@ -11,7 +11,8 @@ import pytest
 from ffnlab.cli.inputs.domains import load_domains
 from ffnlab.cli.main import main
 from ffnlab.cli.train import run
-from ffnlab.cli.training import TrainConfig, read_training, rule_of, work_of
+from ffnlab.cli.training import TrainConfig, read_training, rule_of
+from ffnlab.cli.work import work_of
 from ffnlab.data import digits, moons
 from ffnlab.errors import ConfigError
 from ffnlab.formats import load
