@@ -219,7 +219,7 @@ class PhysicalNet(nnx.Module):
         return new
 
     def written(self, x: Float[Array, "n d"], y: Int[Array, "n"]) -> Float[Array, "n e"]:
-        """Inputs with classes written into them.
+        """Inputs with classes written into them; where all are zero, a class is as low.
 
         Args:
           x: rows.

@@ -71,6 +71,7 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
             "epochs": {name: [case.epochs, case.again] for name, case in chosen.items()},
             "inner steps": INNER,
             "optimizer": "Adam",
+            "parameters": "those of the systems included, those of twins not",
             "validation": tuning.trials(found),
             "seeds": seeds,
         },
@@ -144,7 +145,7 @@ def changed(
 
 def inside(found: Found, name: str, case: Case, data: Splits, seeds: Sequence[int]) -> Order:
     """Goodness in the networks that the rule has taught, and losses of those it begins with."""
-    taught = [state.model for state in found[name][OURS].states if state is not None]
+    taught = [None if state is None else state.model for state in found[name][OURS].states]
     fresh = [case.config.make(key=jax.random.key(seed)) for seed in seeds]
     return order(taught, fresh, data.test, seeds[0])
 

@@ -84,7 +84,7 @@ CASES: Mapping[str, Case] = {
         PhysicalConfig(64, 10, (128, 128), skip=True, slots=10), clusters, 256, 5, 2, (5, 2)
     ),
     "digits": Case(
-        PhysicalConfig(64, 10, (128, 128), skip=True, slots=10), digits, 128, 30, 30, (10, 10), True
+        PhysicalConfig(64, 10, (128, 128), skip=True, slots=10), digits, 128, 30, 30, (8, 6), True
     ),
     "vowels": Case(PhysicalConfig(system="tanh_chain", **VOWELS), spoken, 128, 60, 60),
     "vowels, two bits": Case(PhysicalConfig(system="two_bit", **VOWELS), spoken, 128, 60, 60),
@@ -194,18 +194,19 @@ def judged(
 
 
 def order(
-    taught: Sequence[PhysicalNet], fresh: Sequence[PhysicalNet], rows: Labelled, seed: int
+    taught: Sequence[PhysicalNet | None], fresh: Sequence[PhysicalNet], rows: Labelled, seed: int
 ) -> Order:
     """Goodness in networks that have learned, and losses of those that have not.
 
     Args:
-      taught, fresh: the networks.
+      taught, fresh: the networks; None for one whose run diverged, whose gaps are NaN.
       rows: that they are shown.
       seed: of the wrong classes.
     """
     given = jnp.asarray(rows.x), jnp.asarray(rows.y), jax.random.key(seed)
-    after, before = ([judged(net, *given) for net in nets] for nets in (taught, fresh))
-    return Order(np.stack([gaps for gaps, _ in after]), np.stack([loss for _, loss in before]))
+    none = np.full(len(fresh[0].layers), np.nan)
+    gaps = [none if net is None else judged(net, *given)[0] for net in taught]
+    return Order(np.stack(gaps), np.stack([judged(net, *given)[1] for net in fresh]))
 
 
 class Moved(NamedTuple):

@@ -127,6 +127,8 @@ def test_wrong_classes_are_all_but_the_right_one_as_often():
     # A count of 1,000 has a standard deviation of 26.
     assert np.abs(counts[~np.eye(4, dtype=bool)] - 1000).max() < 4 * 26
     assert other_classes(jnp.array([0, 1, 1]), 2, jax.random.key(0)).tolist() == [1, 0, 0]
+    narrow = other_classes(jnp.full(99, 250, jnp.uint8), 256, jax.random.key(0))
+    assert narrow.max() < 256 and not np.any(narrow == 250) and len(set(narrow.tolist())) > 50
 
 
 def rows(seed=0, n=12):
@@ -166,6 +168,16 @@ def test_layers_learn_with_the_rest_absent(key):
     for a, b, c in zip(*found, strict=True):
         np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(a, c)
+
+
+def test_rows_of_zeros_say_nothing_and_break_nothing(key):
+    x, y = rows()
+    x[:3] = 0
+    state, metrics = RULE.step(RULE.init(SMALL.make(key=key), key), (x, y))
+    finite = [np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state.model)]
+    assert all(finite) and np.isfinite(metrics["loss"]) and np.isfinite(metrics["gap"])
+    net = dataclasses.replace(SMALL, noise=0.0).make(key=key)
+    assert np.ptp(net(jnp.zeros((1, 5)))) == 0 < np.ptp(net(jnp.ones((1, 5))))
 
 
 def test_the_first_loss_is_that_of_guessing():

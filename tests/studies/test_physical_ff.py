@@ -77,6 +77,7 @@ def test_what_goes_on_inside_is_decided_by_all_figures():
     worst[1, 2] = 1
     assert held() == [True] * 3
     assert held(gaps=0.1 - 0.11 * worst) == [False, True, True]
+    assert held(gaps=0.1 + np.nan * worst) == [False, True, True]
     assert held(first=np.log(2) * (1 + 0.06 * worst)) == [True, False, True]
     assert held(first=np.log(2) * (1 - 0.06 * worst)) == [True, False, True]
     assert held(apart._replace(maps=np.tri(3, dtype=bool))) == [True, True, False]

@@ -82,7 +82,7 @@ def contrastive(
 
 def other_classes(y: Int[Array, "n"], classes: int, key: Array) -> Int[Array, "n"]:
     """A class drawn for each row from all but its own, each as likely."""
-    return (y + jax.random.randint(key, y.shape, 1, classes, y.dtype)) % classes
+    return (y.astype(jnp.int32) + jax.random.randint(key, y.shape, 1, classes)) % classes
 
 
 def pairs_of(
