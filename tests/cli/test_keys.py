@@ -26,7 +26,7 @@ TABLES = {
 
 # None unless given; and of other kinds than the decoder.
 LEFT_OUT = tuple(
-    f"[model.{name}]" for name in ("local_rope", "mixture", "audio", "preprocess", "target", "spec")
+    f"[model.{name}" for name in ("local_rope", "mixture", "audio", "preprocess", "target", "spec")
 )
 
 

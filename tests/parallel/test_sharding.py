@@ -152,7 +152,19 @@ def remaking() -> Rule:
     )
 
 
-@pytest.mark.parametrize("name", RULES)
+ON_GRAPHS = [name for name in RULES if name.startswith("forward_gnn")]
+
+
+@pytest.mark.parametrize("name", ON_GRAPHS)
+def test_a_graph_is_no_batch_that_devices_could_share(name):
+    case, mesh = RULES[name], parse_mesh("dp=2")
+    rule, batch = case.make(), case.batches()[0]
+    state = create(lambda m: rule.init(m, jax.random.key(0)), (shard(case.model(), mesh),), mesh)
+    with pytest.raises(ConfigError, match="dp=2 cuts neither a leaf of the state nor the batch"):
+        make_step(rule, mesh)(state, place_batch(batch, mesh))
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if name not in ON_GRAPHS])
 def test_every_rule_runs_on_a_mesh(name):
     """No rule is asked what it is."""
     case, mesh = RULES[name], parse_mesh("dp=2")

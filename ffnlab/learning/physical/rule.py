@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.lax import stop_gradient
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, Integer, PyTree
 
 from ffnlab import tree
 from ffnlab.errors import ConfigError, at_least, is_known
@@ -80,13 +80,13 @@ def contrastive(
     return jax.nn.softplus(-theta * (right - wrong)).mean()
 
 
-def other_classes(y: Int[Array, "n"], classes: int, key: Array) -> Int[Array, "n"]:
+def other_classes(y: Integer[Array, "n"], classes: int, key: Array) -> Integer[Array, "n"]:
     """A class drawn for each row from all but its own, each as likely."""
     return (y.astype(jnp.int32) + jax.random.randint(key, y.shape, 1, classes)) % classes
 
 
 def pairs_of(
-    net: PhysicalNet, x: Float[Array, "n d"], y: Int[Array, "n"], key: Array
+    net: PhysicalNet, x: Float[Array, "n d"], y: Integer[Array, "n"], key: Array
 ) -> tuple[Float[Array, "n e"], Float[Array, "n e"]]:
     """Inputs with their classes written into them, and with wrong ones drawn by the key."""
     return net.written(x, y), net.written(x, other_classes(y, net.classes, key))
@@ -134,7 +134,7 @@ def directions_of(model: PyTree, key: Array) -> tuple[Array, ...]:
 def layer_losses(
     net: PhysicalNet,
     x: Float[Array, "n d"],
-    y: Int[Array, "n"],
+    y: Integer[Array, "n"],
     key: Array,
     theta: float | Array = THETA,
     boxes: Sequence[Box | None] | None = None,
