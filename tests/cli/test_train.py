@@ -253,8 +253,8 @@ def test_text_of_files(config, tmp_path):
         ("steps = 40", 'steps = 4\non_bad = "go"', "on_bad='go' is not one of"),
         (
             "[model]",
-            'rule = "forward"\n[model]',
-            "unknown rule 'forward'; there are: backprop, counter_current, dann, noprop, and",
+            'rule = "perceptron"\n[model]',
+            "unknown rule 'perceptron'; there are: backprop, counter_current, dann, forward_gnn, noprop,",
         ),
         ("stride = 8", "stride = 80", "stride=80 must lie between"),
         ("heads = 1\nkv", "heads = 3\nkv_heads = 2 #", "not a multiple"),
