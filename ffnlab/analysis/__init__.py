@@ -10,6 +10,7 @@ from ffnlab.analysis.domain_distance import DomainDistance, domain_distance
 from ffnlab.analysis.gradient_alignment import AlignmentReport, AlignmentStats, gradient_alignment
 from ffnlab.analysis.linear_interpreter import Interpreter, interpret
 from ffnlab.analysis.linear_queries import Singular, Votes, singular, votes
+from ffnlab.analysis.locality import LocalityReport, locality
 from ffnlab.analysis.table import METHODS, PROBES
 from ffnlab.analysis.weight_norms import NormReport, weight_norms
 
@@ -21,6 +22,7 @@ __all__ = [
     "CostReport",
     "DomainDistance",
     "Interpreter",
+    "LocalityReport",
     "NormReport",
     "Singular",
     "Votes",
@@ -28,6 +30,7 @@ __all__ = [
     "domain_distance",
     "gradient_alignment",
     "interpret",
+    "locality",
     "singular",
     "votes",
     "weight_norms",

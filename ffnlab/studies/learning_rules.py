@@ -1,70 +1,60 @@
-"""Learning rules side by side: accuracy, memory, work and direction of their steps.
+"""Learning rules side by side: accuracy, memory, work, direction and reach of their steps.
 
 The data are scikit-learn's digits and, but in the quick form, MNIST where it is present.
 
-Backpropagation, by counter-current learning's optimizer and by NoProp's, and counter-current
-learning train one MLP, NoProp its own network of as many parameters as comes near, each at the best
-of as many rates. Memory and work are read from the
-compiled step, the direction is the cosine between what a step does to the MLP and the gradient of
-its cross-entropy.
+One MLP learns by backpropagation with counter-current learning's optimizer and with NoProp's, by
+the domain-adversarial rule that is shown no target, by counter-current learning, and by physical
+local learning. NoProp has a network of its own and a hypernetwork one that generates the MLP, both
+of as many parameters as comes near. Each is the best of as many rates. Memory and work are read
+from the compiled step, the direction is the cosine between what a step does to the MLP and the
+gradient of its cross-entropy, and the reach which of a rule's losses has a gradient with respect to
+which layer.
 """
 
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import jax
+import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from ffnlab.analysis import gradient_alignment
-from ffnlab.data import ArrayBatches, Labelled, digits, mnist, mnist_folder
+from ffnlab.data import ArrayBatches, digits, mnist, mnist_folder
 from ffnlab.layers import MLP
-from ffnlab.learning import NoPropNet, NoPropOptions, backprop, counter_current, labelled, noprop
-from ffnlab.models.account import compiled_cost
-from ffnlab.rule import Rule
+from ffnlab.learning import (
+    NoPropNet,
+    NoPropOptions,
+    backprop,
+    counter_current,
+    dann,
+    labelled,
+    noprop,
+    physical_ff,
+)
+from ffnlab.models import Hypernet, HypernetConfig, HypernetSpec, MLPConfig
 from ffnlab.storage.files import StrPath
 from ffnlab.studies import STUDIES, tuning
-from ffnlab.studies.classify import accuracy, at_rate, clipped_sgd, learned, paced
+from ffnlab.studies.classify import at_rate, clipped_sgd, paced
+from ffnlab.studies.learning_rules_measure import Measured, Reach, measure, reach
 from ffnlab.studies.result import Claim, Result
 from ffnlab.studies.tuning import Found, Side, Splits, Tuned
 
-__all__ = ["Measured", "measure", "run"]
+__all__ = ["run"]
 
 HIDDEN, BLOCKS, CLASSES, BATCH = (128, 128, 128, 128, 128), 8, 10, 128
+EMBEDDING, TRUNK = 8, 64  # of the hypernetwork, HypernetSpec's own
 RATES, ADAM_RATES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 EPOCHS, QUICK_EPOCHS = {"digits": 120, "mnist": 3}, {"digits": 40}
 THROUGH = SGD, ADAMW = "backprop, SGD", "backprop, AdamW"
-LOCAL, APART = "counter-current", "noprop"
-RULES = (*THROUGH, LOCAL, APART)
-
-
-class Measured(NamedTuple):
-    """What is known of a rule's step and of how it learned.
-
-    Attributes:
-      curve: test accuracy by step.
-      temporary: bytes the compiled step keeps besides its arguments and results.
-      state: bytes of the rule's state: parameters, a mirror, what an optimizer remembers.
-      flops: of one step, as the compiler counts them.
-      cosines: between a step and the gradient, before and after training; NaN without an MLP.
-    """
-
-    curve: dict[int, float]
-    temporary: int
-    state: int
-    flops: float
-    cosines: tuple[float, float]
-
-    @property
-    def text(self) -> str:
-        """Memory and work in words."""
-        kib = f"{self.temporary / 1024:.0f} KiB temporary, {self.state / 1024:.0f} KiB state"
-        return f"{kib}, {self.flops / 1e6:.1f} MFLOP"
+NO_TARGET, GENERATED = "dann, no target", "backprop, generated MLP"
+ALONE = LOCAL, APART, PHYSICAL = "counter-current", "noprop", "physical-ff"
+RULES = (*THROUGH, NO_TARGET, GENERATED, *ALONE)
+BY_SGD = SGD, LOCAL
 
 
 Steps = Mapping[str, Mapping[str, Measured]]  # data -> rule -> what was measured
+Reaches = Mapping[str, Mapping[str, Reach]]  # data -> rule -> what its losses reach
 
 
 def sets(seed: int, quick: bool) -> dict[str, Splits]:
@@ -87,10 +77,13 @@ def sides(width: int, steps: int, quick: bool) -> list[Side]:
     made = {
         SGD: (backprop(labelled, clipped_sgd()), start),
         ADAMW: (backprop(labelled, adamw()), start),
+        NO_TARGET: (dann(adamw(), strength=0.0), start),
+        GENERATED: (backprop(labelled, adamw()), lambda seed: hypernet(sizes, size, seed)),
         LOCAL: (counter_current(optimizer=clipped_sgd()), start),
         APART: (noprop(NoPropOptions(), adamw()), stack),
+        PHYSICAL: (physical_ff(adamw(), inner=1), start),
     }
-    rates = {name: ADAM_RATES if name in (ADAMW, APART) else RATES for name in made}
+    rates = {name: RATES if name in BY_SGD else ADAM_RATES for name in made}
     cut = slice(2, 4) if quick else slice(None)
     return [
         Side(
@@ -115,6 +108,20 @@ def mlp(sizes: Sequence[int], seed: int) -> MLP:
     return MLP(sizes, key=jax.random.key(seed), activation="elu", bias=False)
 
 
+def hypernet(sizes: Sequence[int], size: int, seed: int) -> Hypernet:
+    """A hypernetwork of the MLP, in chunks by which it has about `size` parameters."""
+    chunk = min(range(32, 4096), key=lambda c: abs(hypernet_numbers(size, c) - size))
+    spec = HypernetSpec(outputs="chunk_wise", embedding=EMBEDDING, hidden=(TRUNK,), chunk=chunk)
+    target = MLPConfig(tuple(sizes), activation="elu", bias=False)
+    return HypernetConfig(target, spec).make(key=jax.random.key(seed))
+
+
+def hypernet_numbers(size: int, chunk: int) -> int:
+    """How many parameters a hypernetwork of so many weights has, by chunks."""
+    embeddings = EMBEDDING * (1 + math.ceil(size / chunk))
+    return embeddings + (2 * EMBEDDING + 1) * TRUNK + (TRUNK + 1) * chunk
+
+
 def noprop_numbers(width: int, hidden: int) -> int:
     """How many parameters NoProp's network has, the fixed table of classes included."""
     classes = CLASSES
@@ -128,7 +135,7 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
     begin = time.perf_counter()
     seeds = [seed] if quick else [seed, seed + 1, seed + 2]
     epochs = QUICK_EPOCHS if quick else EPOCHS
-    found, steps = {}, {}
+    found, steps, reached = {}, {}, {}
     for name, data in sets(seed, quick).items():
         count = epochs[name] * len(data.train.x) // BATCH
         compared = sides(data.train.x.shape[1], count, quick)
@@ -138,11 +145,18 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
                 found[name][side.name].rule,
                 side.model(seed),
                 (data.train, data.test),
+                BATCH,
                 count,
                 seed,
             )
             for side in compared
         }
+        reached[name] = reach(
+            compared[0].model(seed),
+            compared[RULES.index(APART)].model(seed),
+            ArrayBatches(data.train, BATCH, seed)(0),
+            seed,
+        )
     return Result(
         slug="learning-rules",
         title=STUDIES["learning-rules"].title,
@@ -150,62 +164,27 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
             "hidden": list(HIDDEN),
             "batch": BATCH,
             "epochs": {name: epochs[name] for name in found},
-            "optimizers": "SGD on gradients clipped to norm 1; AdamW, decay 1e-3 (noprop's too)",
+            "optimizers": "SGD on gradients clipped to norm 1; AdamW, decay 1e-3, of all others",
+            "hypernetwork": f"chunks, embeddings of {EMBEDDING}, {TRUNK} hidden units",
+            "physical-ff": "one step of each layer on a batch, layers judged as they are",
             "validation": tuning.trials(found),
             "seeds": seeds,
         },
         seed=seed,
         quick=quick,
         seconds=time.perf_counter() - begin,
-        claims=[*accuracy_claims(found), *step_claims(found, steps)],
+        claims=[
+            *accuracy_claims(found),
+            no_target_claim(found),
+            *step_claims(found, steps),
+            reach_claim(reached, seed),
+        ],
         table=rows_of(found, steps),
-        pictures={"learning_curves": lambda figure: curves(figure, steps)},
+        pictures={
+            "learning_curves": lambda figure: curves(figure, steps),
+            "reach": lambda figure: reaches(figure, next(iter(reached.values()))),
+        },
     ).write(out)
-
-
-def measure(
-    rule: Rule, model: PyTree, data: tuple[Labelled, Labelled], steps: int, seed: int
-) -> Measured:
-    """Trains by a rule and measures its step.
-
-    Args:
-      rule: takes batches of `Labelled`.
-      model: where it starts.
-      data: rows to train on, and rows that the curve is drawn by.
-      steps: how many.
-      seed: of the order of rows, and of the rule.
-    """
-    batches, key = ArrayBatches(data[0], BATCH, seed), jax.random.key(seed)
-    start = rule.init(model, key)
-    held = sum(leaf.nbytes for leaf in jax.tree.leaves(start))
-    cost = compiled_cost(rule.step, start, batches(0))
-    curve: dict[int, float] = {0: accuracy(rule, start, data[1])}
-    every = max(1, steps // 20)
-
-    def evaluate(state: PyTree) -> dict[str, float]:
-        value = accuracy(rule, state, data[1])
-        curve[min(len(curve) * every, steps)] = value
-        return {"test_accuracy": value}
-
-    first = direction(rule, rule.init(model, key), batches(0))
-    sizes = {"batch": BATCH, "steps": steps, "seed": seed}
-    last = learned(rule, model, data[0], **sizes, evaluate=evaluate, every=every)
-    return Measured(
-        curve,
-        cost.temporary,
-        held,
-        cost.compiler_flops,
-        (first, direction(rule, last, batches(0))),
-    )
-
-
-def direction(rule: Rule, state: PyTree, batch: Labelled) -> float:
-    """The cosine between what a step takes from an MLP and the gradient of its cross-entropy."""
-    model = rule.model(state)
-    if not isinstance(model, MLP):
-        return math.nan
-    probe = gradient_alignment(rule, labelled, begin=lambda model: state)
-    return probe(model, [batch], progress=False).figures()["cosine"]
 
 
 def rows_of(found: Found, steps: Steps) -> list[dict[str, object]]:
@@ -233,13 +212,40 @@ def accuracy_claims(found: Found) -> list[Claim]:
             name,
             *THROUGH,
         )
-        for name in (LOCAL, APART)
+        for name in (*ALONE, GENERATED)
     ]
+
+
+def no_target_claim(found: Found) -> Claim:
+    """Whether a domain-adversarial rule without a target is backpropagation."""
+    far = max(
+        apart(*(None if state is None else side.rule.model(state) for side, state in pair))
+        for sides in found.values()
+        for each in [(sides[NO_TARGET], sides[ADAMW])]
+        for pair in zip(*([(side, state) for state in side.states] for side in each), strict=True)
+    )
+    return tuning.tuned_claim(
+        f"{NO_TARGET}, is backpropagation bit for bit",
+        "lambda = 0 is the standard network",
+        f"networks of all seeds and data after training, differing by {far:.1e} at most: by 0",
+        far == 0,
+        found,
+        NO_TARGET,
+        ADAMW,
+    )
+
+
+def apart(a: PyTree | None, b: PyTree | None) -> float:
+    """The largest difference of two networks; without end where one alone is there."""
+    if a is None or b is None:
+        return 0.0 if a is b else math.inf
+    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return max(float(np.abs(np.subtract(x, y)).max()) for x, y in leaves)
 
 
 def step_claims(found: Found, steps: Steps) -> list[Claim]:
     """What a step costs and where it goes, on all data."""
-    rivals = {name: {data: m[name] for data, m in steps.items()} for name in (LOCAL, APART)}
+    rivals = {name: {data: m[name] for data, m in steps.items()} for name in ALONE}
     cosines = {data: m.cosines for data, m in rivals[LOCAL].items()}
     pairs = {
         name: [(m, steps[data][through]) for data, m in each.items() for through in THROUGH]
@@ -272,7 +278,7 @@ def step_claims(found: Found, steps: Steps) -> list[Claim]:
         Claim(
             "a step of these rules is no dearer than backpropagation's",
             "-",
-            costs(steps, LOCAL, APART),
+            costs(steps, *ALONE),
             all(
                 m.temporary + m.state <= through.temporary + through.state
                 and m.flops <= through.flops
@@ -280,10 +286,27 @@ def step_claims(found: Found, steps: Steps) -> list[Claim]:
                 for m, through in each
             ),
             "neither temporary memory and state together nor FLOPs are more than with either "
-            f"optimizer, for both rules on each data set; {of_step(found, *RULES)}",
+            f"optimizer, for all three on each data set; {of_step(found, *THROUGH, *ALONE)}",
             seeds=0,
         ),
     ]
+
+
+def reach_claim(reached: Reaches, seed: int) -> Claim:
+    """Whether no rule differentiates across layers where its paper says that it does not."""
+    said = "; ".join(
+        f"{data}: " + ", ".join(f"{name} {each.text}" for name, each in rules.items())
+        for data, rules in reached.items()
+    )
+    return Claim(
+        "no loss of a local rule moves another layer",
+        "no gradient crosses layers",
+        f"pairs of a loss and a layer with a gradient: {said}",
+        all(rules[name].is_local for rules in reached.values() for name in ALONE),
+        f"gradients of the own losses of {', '.join(ALONE)} on one batch, before training, on each "
+        f"data set: of every loss those of its own layers and of no other; seed {seed}",
+        seeds=1,
+    )
 
 
 def costs(steps: Steps, *names: str) -> str:
@@ -317,4 +340,13 @@ def curves(figure, steps: Steps) -> None:
         axes.set_ylabel(f"test accuracy, {data}")
         axes.legend(frameon=False, loc="center right")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle("One trainer, three rules")
+    figure.suptitle("One trainer, seven ways to learn")
+
+
+def reaches(figure, rules: Mapping[str, Reach]) -> None:
+    """Gradients of losses by layer, a table for each rule."""
+    figure.set_size_inches(11, 4)
+    for axes, (name, each) in zip(figure.subplots(1, len(rules)), rules.items(), strict=True):
+        each.found.on(axes)
+        axes.set_title(name, fontsize=9)
+    figure.suptitle("Which loss has a gradient with respect to which layer (white: none)")

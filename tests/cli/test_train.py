@@ -254,7 +254,7 @@ def test_text_of_files(config, tmp_path):
         (
             "[model]",
             'rule = "perceptron"\n[model]',
-            "unknown rule 'perceptron'; there are: backprop, counter_current, dann, forward_gnn, noprop,",
+            "unknown rule 'perceptron'; there are: backprop, counter_current, dann, forward_gnn,",
         ),
         ("stride = 8", "stride = 80", "stride=80 must lie between"),
         ("heads = 1\nkv", "heads = 3\nkv_heads = 2 #", "not a multiple"),

@@ -86,4 +86,4 @@ def test_sides_differ_in_columns_and_supervision_alone():
 @pytest.mark.slow
 def test_the_quick_form(tmp_path):
     result = study.run(out=tmp_path, quick=True)
-    assert len(result.claims) == 6 and (tmp_path / "memory.png").is_file()
+    assert len(result.claims) == 5 and (tmp_path / "memory.png").is_file()
