@@ -68,8 +68,8 @@ run: $(VENV)/run.stamp
 	$(VENV)/bin/ffnlab compress --out build/compress $(ARGS)
 
 test: lint types
-	$(VENV)/bin/python -m pytest -q -n $(WORKERS) $(ARGS)
-	$(TREE_MODE) $(VENV)/bin/python -m pytest -q -n $(WORKERS) $(CONTRACTS)
+	$(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
+	$(TREE_MODE) $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile $(CONTRACTS)
 
 lint: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check --quiet --output-format=concise .
@@ -83,13 +83,13 @@ format: $(VENV)/test.stamp
 	$(VENV)/bin/ruff format --quiet .
 
 test-kernels: $(VENV)/test.stamp
-	$(VENV)/bin/python -m pytest -q -n $(WORKERS) tests/pallas_kernels $(ARGS)
+	$(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile tests/pallas_kernels $(ARGS)
 
 test-slow: $(VENV)/test.stamp
-	XLA_FLAGS=--xla_backend_optimization_level=3 $(VENV)/bin/python -m pytest -q -n $(WORKERS) -m slow $(ARGS)
+	XLA_FLAGS=--xla_backend_optimization_level=3 $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile -m slow $(ARGS)
 
 fuzz: $(VENV)/test.stamp
-	$(VENV)/bin/python -m pytest -q -n $(WORKERS) -m fuzz $(ARGS)
+	$(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile -m fuzz $(ARGS)
 
 # A sample of small wrong changes, and whether the tests see them; goes on where it was left.
 mutants: $(VENV)/test.stamp
@@ -100,7 +100,7 @@ test-faults: $(VENV)/test.stamp
 	$(VENV)/bin/python -m pytest -q -n 0 -m faults $(ARGS)
 
 test-tree-mode: $(VENV)/test.stamp
-	$(TREE_MODE) $(VENV)/bin/python -m pytest -q -n $(WORKERS) $(ARGS)
+	$(TREE_MODE) $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
 
 # A wheel as a release has it, in an environment with nothing else, away from the clone.
 wheel-test:

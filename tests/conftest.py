@@ -34,6 +34,8 @@ import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 from jax._src.interpreters import mlir  # noqa: E402
 
+from tests.shape_checks import checked  # noqa: E402
+
 
 def share_contexts(uses: int = 10) -> None:
     """Lets programs of a thread share a context of MLIR, as jax does from 0.12 on.
@@ -59,6 +61,7 @@ if version("jax").startswith("0.10."):
 # two collections a twentieth of the time is garbage collection.
 gc.set_threshold(20_000, 20, 100)
 
+jaxtyping.jaxtyped = checked  # which the hook puts on every function
 HOOK = jaxtyping.install_import_hook(["ffnlab", "pallas_kernels"], "beartype.beartype")
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,12 +8,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from ffnlab.analysis.linear_interpreter import Interpreter
 from ffnlab.errors import ConfigError, at_least, is_known
 
 __all__ = ["Singular", "Votes", "singular", "votes"]
+
+
+Index = int | Int[Array, ""]
 
 
 class Votes(NamedTuple):
@@ -30,17 +33,17 @@ class Votes(NamedTuple):
     share: Float[Array, ""]
 
 
-def votes(at: Interpreter, index: int | tuple[int, ...]) -> Votes:
+def votes(at: Interpreter, index: Index | tuple[Index, ...]) -> Votes:
     """The parts of one output.
 
     Args:
       at: the map.
-      index: of the output, an integer for each axis.
+      index: of the output, an integer for each axis; one that is traced is taken as it is.
     Raises:
       ConfigError: index outside of the output.
     """
     out = jax.eval_shape(at, at.x0)
-    index = (index,) if isinstance(index, int) else tuple(index)
+    index = index if isinstance(index, tuple) else (index,)
     if len(index) != len(out.shape) or not all(
         -n <= i < n for i, n in zip(index, out.shape, strict=False) if is_known(i)
     ):

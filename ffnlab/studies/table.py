@@ -342,6 +342,18 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
                 ),
             ),
             Study(
+                "linear-interpreter",
+                "Linear interpreters",
+                "analysis",
+                "any function as the affine map that one input's decisions leave of it: votes, "
+                "constants, bases",
+                arxiv(
+                    "1908.05168",
+                    2019,
+                    "A Tour of Convolutional Networks Guided by Linear Interpreters",
+                ),
+            ),
+            Study(
                 "learning-rules",
                 "Learning rules",
                 "learning",

@@ -1,6 +1,7 @@
 """Counts XLA compilations, from jax's own monitoring events."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -21,6 +22,21 @@ class Count:
         self.programs = 0
 
 
+OPEN: list[Count] = []  # those that count now
+
+
+@functools.cache
+def listening() -> None:
+    """Makes jax tell of its events, once: what listens is asked of every event from then on."""
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if event == EVENT:
+            for count in OPEN:
+                count.programs += 1
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+
+
 @contextlib.contextmanager
 def counted() -> Iterator[Count]:
     """Counts the programs that are compiled (or read from the compilation cache) inside.
@@ -30,15 +46,10 @@ def counted() -> Iterator[Count]:
     >>> count.programs
     1
     """
+    listening()
     count = Count()
-    open_ = True
-
-    def listen(event: str, duration_secs: float, **_: str | int) -> None:
-        if open_ and event == EVENT:
-            count.programs += 1
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
+    OPEN.append(count)
     try:
         yield count
     finally:
-        open_ = False
+        OPEN.remove(count)

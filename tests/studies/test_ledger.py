@@ -33,6 +33,7 @@ TO_COME = (
     "exact-permutations",
     "forward-gnn",
     "hypernet-review",
+    "linear-interpreter",
     "physical-ff",
     "scalelong",
     "structured-ffn",
