@@ -24,6 +24,8 @@ TREE_MODE := NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false
 CONTRACTS := tests/test_contracts.py tests/test_contracts_methods.py tests/storage/test_trees.py \
 	tests/test_transform.py tests/test_tree.py
 ARGS ?=
+# A file stays with a worker: what its tests share is made, traced and compiled once.
+BY_FILE := -n $(WORKERS) --dist loadfile
 
 # Compiled programs are kept between runs: a second `make test` skips most of the compiling.
 export JAX_COMPILATION_CACHE_DIR := $(CACHE)
@@ -68,8 +70,8 @@ run: $(VENV)/run.stamp
 	$(VENV)/bin/ffnlab compress --out build/compress $(ARGS)
 
 test: lint types
-	$(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
-	$(TREE_MODE) $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile $(CONTRACTS)
+	$(VENV)/bin/python -m pytest -q $(BY_FILE) $(ARGS)
+	$(TREE_MODE) $(VENV)/bin/python -m pytest -q -n $(WORKERS) $(CONTRACTS)
 
 lint: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check --quiet --output-format=concise .
@@ -83,13 +85,13 @@ format: $(VENV)/test.stamp
 	$(VENV)/bin/ruff format --quiet .
 
 test-kernels: $(VENV)/test.stamp
-	$(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile tests/pallas_kernels $(ARGS)
+	$(VENV)/bin/python -m pytest -q $(BY_FILE) tests/pallas_kernels $(ARGS)
 
 test-slow: $(VENV)/test.stamp
-	XLA_FLAGS=--xla_backend_optimization_level=3 $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile -m slow $(ARGS)
+	XLA_FLAGS=--xla_backend_optimization_level=3 $(VENV)/bin/python -m pytest -q -n $(WORKERS) -m slow $(ARGS)
 
 fuzz: $(VENV)/test.stamp
-	$(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile -m fuzz $(ARGS)
+	$(VENV)/bin/python -m pytest -q -n $(WORKERS) -m fuzz $(ARGS)
 
 # A sample of small wrong changes, and whether the tests see them; goes on where it was left.
 mutants: $(VENV)/test.stamp

@@ -45,6 +45,7 @@ __all__ = ["run"]
 HIDDEN, BLOCKS, CLASSES, BATCH = (128, 128, 128, 128, 128), 8, 10, 128
 EMBEDDING, TRUNK = 8, 64  # of the hypernetwork, HypernetSpec's own
 RATES, ADAM_RATES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+LOW_RATES, HIGH_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)
 EPOCHS, QUICK_EPOCHS = {"digits": 120, "mnist": 3}, {"digits": 40}
 THROUGH = SGD, ADAMW = "backprop, SGD", "backprop, AdamW"
 NO_TARGET, GENERATED = "dann, no target", "backprop, generated MLP"
@@ -83,7 +84,8 @@ def sides(width: int, steps: int, quick: bool) -> list[Side]:
         APART: (noprop(NoPropOptions(), adamw()), stack),
         PHYSICAL: (physical_ff(adamw(), inner=1), start),
     }
-    rates = {name: RATES if name in BY_SGD else ADAM_RATES for name in made}
+    rates = dict.fromkeys(made, ADAM_RATES) | dict.fromkeys(BY_SGD, RATES)
+    rates |= {GENERATED: LOW_RATES, PHYSICAL: HIGH_RATES}  # where the best of theirs lie
     cut = slice(2, 4) if quick else slice(None)
     return [
         Side(
