@@ -6,6 +6,7 @@ shapes beartype in a scope of its own for the names of axes. Only where that fin
 jaxtyping's own decorator says so, with all shapes.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -76,11 +77,9 @@ def scoped(fn: Callable) -> Callable:
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        try:
-            with SLOW("context"):
-                return fast(*args, **kwargs)
-        except WrongArgumentError:
-            return told(*args, **kwargs)
+        with contextlib.suppress(WrongArgumentError), SLOW("context"):
+            return fast(*args, **kwargs)
+        return told(*args, **kwargs)
 
     call.is_checked = True
     return call

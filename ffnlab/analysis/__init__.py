@@ -5,9 +5,20 @@ What rewrites a model belongs to the other methods. `PROBES` names those that th
 knows.
 """
 
+from ffnlab.analysis.activations import Recorded, activations
+from ffnlab.analysis.blahut import Bottleneck, bottleneck
 from ffnlab.analysis.compiled_cost import CostReport, compiled_cost
 from ffnlab.analysis.domain_distance import DomainDistance, domain_distance
+from ffnlab.analysis.entropy import (
+    Information,
+    entropy,
+    information,
+    joint_states,
+    mutual_information,
+)
 from ffnlab.analysis.gradient_alignment import AlignmentReport, AlignmentStats, gradient_alignment
+from ffnlab.analysis.information_plane import Cells, PlaneReport, information_plane
+from ffnlab.analysis.kde import Kernels, mixture_entropy
 from ffnlab.analysis.linear_interpreter import Interpreter, interpret
 from ffnlab.analysis.linear_queries import Singular, Votes, singular, votes
 from ffnlab.analysis.locality import LocalityReport, locality
@@ -19,18 +30,32 @@ __all__ = [
     "PROBES",
     "AlignmentReport",
     "AlignmentStats",
+    "Bottleneck",
+    "Cells",
     "CostReport",
     "DomainDistance",
+    "Information",
     "Interpreter",
+    "Kernels",
     "LocalityReport",
     "NormReport",
+    "PlaneReport",
+    "Recorded",
     "Singular",
     "Votes",
+    "activations",
+    "bottleneck",
     "compiled_cost",
     "domain_distance",
+    "entropy",
     "gradient_alignment",
+    "information",
+    "information_plane",
     "interpret",
+    "joint_states",
     "locality",
+    "mixture_entropy",
+    "mutual_information",
     "singular",
     "votes",
     "weight_norms",

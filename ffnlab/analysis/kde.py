@@ -1,0 +1,115 @@
+"""Bounds of the entropy of activations with a little Gaussian noise: kernels in place of cells.
+
+A mixture of n Gaussians of variance v, one on each row, has an entropy between
+
+    H <= d/2 - mean_i log mean_j N(t_i - t_j; 0, v)       (Kullback-Leibler distances)
+    H >= d/2 + d/2 log(1/4) - mean_i log mean_j N(t_i - t_j; 0, 4v)       (Bhattacharyya)
+
+and given the input d/2 (log 2 pi v + 1). In nats; never clipped. v follows what a layer does where
+it is a share of the layer's largest activation (aKDE, arXiv 1902.09037).
+
+What differs from that paper's code: one number is not both a standard deviation and a variance, no
+noise is drawn, and no absolute values are taken.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer
+
+from ffnlab.analysis.entropy import Host, Information
+from ffnlab.errors import ConfigError, at_least
+
+__all__ = ["Kernels", "mixture_entropy"]
+
+ROWS = 512  # of distances at once
+BOUNDS = ("lower", "upper")
+
+
+def mixture_entropy(
+    values: Float[Host, "n d"],
+    variance: float | Float[Array, ""],
+    *,
+    bound: str = "upper",
+    among: Float[Host, "n"] | None = None,
+) -> Float[Array, ""]:
+    """A bound in nats of the entropy of rows with noise.
+
+    Args:
+      values: activations.
+      variance: v > 0 of the noise.
+      bound: "upper" or "lower".
+      among: 1 for each row that counts, else 0; all when None.
+    Raises:
+      ConfigError: another bound.
+    """
+    if bound not in BOUNDS:
+        raise ConfigError(f"bound={bound!r} is not one of {BOUNDS}")
+    n, d = values.shape
+    spread = variance if bound == "upper" else 4 * jnp.asarray(variance)
+    shift = 0.0 if bound == "upper" else d / 2 * math.log(1 / 4)
+    weights = jnp.ones(n) if among is None else among
+    norms = jnp.sum(values**2, axis=1)
+    rows = -(-n // ROWS) * ROWS if n > ROWS else n
+    padded = jnp.pad(values, ((0, rows - n), (0, 0)))
+
+    def of_rows(part: Float[Array, "m d"]) -> Float[Array, "m"]:
+        square = jnp.sum(part**2, axis=1)[:, None] - 2 * part @ values.T + norms
+        return jax.nn.logsumexp(-jnp.maximum(square, 0) / (2 * spread), axis=1, b=weights)
+
+    parts = jax.lax.map(of_rows, padded.reshape(-1, min(n, ROWS), d)).reshape(-1)[:n]
+    count = weights.sum()
+    logs = jnp.where(weights > 0, parts, 0) - jnp.log(count) * weights
+    mean = jnp.sum(logs * weights) / count - d / 2 * jnp.log(2 * jnp.pi * spread)
+    return d / 2 + shift - mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernels:
+    """Both informations of a layer by kernels.
+
+    Attributes:
+      classes: how many labels there are.
+      variance: v of the noise, or of `adaptive` the share c of v = (c max |t|)^2.
+      bound: "upper" or "lower".
+      adaptive: whether v follows the layer.
+    """
+
+    classes: int
+    variance: float = 0.01
+    bound: str = "upper"
+    adaptive: bool = False
+
+    def __post_init__(self) -> None:
+        at_least(1, classes=self.classes)
+        if not self.variance > 0:
+            raise ConfigError(f"variance={self.variance} must be positive")
+        if self.bound not in BOUNDS:
+            raise ConfigError(f"bound={self.bound!r} is not one of {BOUNDS}")
+
+    def __call__(
+        self,
+        values: Float[Host, "n d"],
+        labels: Integer[Host, "n"],
+        inputs: Integer[Host, "n"] | None = None,
+    ) -> Information:
+        """I(X;T) and I(T;Y) in nats; the inputs make no difference, as T follows from X but noise.
+
+        A layer that gives one value knows nothing.
+        """
+        del inputs
+        d = values.shape[1]
+        largest = jnp.abs(values).max()
+        v = jnp.float32(self.variance)
+        if self.adaptive:
+            v = (self.variance * jnp.where(largest > 0, largest, 1)) ** 2
+        whole = mixture_entropy(values, v, bound=self.bound)
+        known = jnp.float32(0)
+        for label in range(self.classes):
+            among = (labels == label).astype(values.dtype)
+            share = among.mean()
+            inside = mixture_entropy(values, v, bound=self.bound, among=among)
+            known = known + jnp.where(share > 0, share * inside, 0)
+        return Information(whole - d / 2 * (jnp.log(2 * jnp.pi * v) + 1), whole - known)
