@@ -17,6 +17,7 @@ from ffnlab.analysis.entropy import (
     mutual_information,
 )
 from ffnlab.analysis.gradient_alignment import AlignmentReport, AlignmentStats, gradient_alignment
+from ffnlab.analysis.gradient_drift import DriftReport, gradient_drift
 from ffnlab.analysis.information_plane import Cells, PlaneReport, information_plane
 from ffnlab.analysis.kde import Kernels, mixture_entropy
 from ffnlab.analysis.linear_interpreter import Interpreter, interpret
@@ -34,6 +35,7 @@ __all__ = [
     "Cells",
     "CostReport",
     "DomainDistance",
+    "DriftReport",
     "Information",
     "Interpreter",
     "Kernels",
@@ -49,6 +51,7 @@ __all__ = [
     "domain_distance",
     "entropy",
     "gradient_alignment",
+    "gradient_drift",
     "information",
     "information_plane",
     "interpret",

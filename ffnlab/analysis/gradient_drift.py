@@ -1,0 +1,142 @@
+"""Drift and diffusion of the gradients of minibatches, layer by layer.
+
+    mu_l = |mean g_l|,   sigma_l = sqrt(trace of the covariance of g_l)
+
+over minibatches of one model. Where mu is above sigma steps agree, and the model drifts down its
+loss; where it is far below they are noise, and it diffuses (arXiv 1703.00810, whose authors take
+weight matrices alone and add layers up; here each has its own figures).
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from ffnlab import tree
+from ffnlab.analysis.parts import bars, layer_of, selected, taken_apart
+from ffnlab.errors import ConfigError
+from ffnlab.losses import Loss
+from ffnlab.probe import Probe
+from ffnlab.report import Report
+
+__all__ = ["Drift", "DriftReport", "DriftStats", "gradient_drift"]
+
+
+class DriftStats(NamedTuple):
+    """Sums over minibatches.
+
+    Attributes:
+      total: of gradients, float32.
+      squares: of their norms, by layer.
+      count: of minibatches, [].
+    """
+
+    total: PyTree
+    squares: dict[str, Float[Array, ""]]
+    count: Float[Array, ""]
+
+
+class Drift(NamedTuple):
+    """Of a layer.
+
+    Attributes:
+      mu: norm of the mean gradient.
+      sigma: root of the trace of their covariance.
+    """
+
+    mu: float
+    sigma: float
+
+    @property
+    def ratio(self) -> float:
+        """mu / sigma; without end where all gradients are one, 0 where there are none."""
+        if self.sigma:
+            return self.mu / self.sigma
+        return math.inf if self.mu else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class DriftReport(Report):
+    """Gradients of minibatches.
+
+    Attributes:
+      layers: by path.
+      batches: how many were looked at.
+    """
+
+    layers: Mapping[str, Drift]
+    batches: int
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each layer."""
+        return [
+            {"layer": name, "mu": at.mu, "sigma": at.sigma, "mu / sigma": at.ratio}
+            for name, at in self.layers.items()
+        ]
+
+    def figures(self) -> dict[str, float]:
+        """mu and sigma by layer."""
+        mu = {f"mu/{name}": at.mu for name, at in self.layers.items()}
+        return mu | {f"sigma/{name}": at.sigma for name, at in self.layers.items()}
+
+    def draw(self, figure: Any) -> None:
+        """mu over sigma."""
+        bars(figure, {n: at.ratio for n, at in self.layers.items()}, "mean over deviation")
+
+
+def gradient_drift(loss: Loss, *, select: str = "**") -> Probe[PyTree, DriftStats]:
+    """A probe of how far the gradients of minibatches agree.
+
+    What is a minibatch decides: sigma falls with its rows. Sums alone are kept; `observe` is pure,
+    so that members are probed side by side by `jax.vmap(probe.observe, (0, 0, None))`.
+
+    Args:
+      loss: (model, batch) -> (mean, metrics); see `ffnlab.losses`.
+      select: variables, by paths of the list form ("maps[*].w" for weight matrices alone).
+    Raises:
+      SelectionError: from the probe, the pattern matches nothing.
+      ConfigError: from the probe, fewer than two minibatches.
+    """
+
+    def layers(gradient: PyTree) -> dict[str, list[Array]]:
+        found: dict[str, list[Array]] = {}
+        for path, value in selected(taken_apart(gradient), select).items():
+            found.setdefault(layer_of(path), []).extend(jax.tree.leaves(value))
+        return found
+
+    def init(model: PyTree) -> DriftStats:
+        trained, _ = tree.trained(model)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trained)
+        return DriftStats(zeros, dict.fromkeys(layers(zeros), jnp.float32(0)), jnp.float32(0))
+
+    @jax.jit
+    def observe(stats: DriftStats, model: PyTree, batch: PyTree) -> DriftStats:
+        trained, fixed = tree.trained(model)
+        gradient = jax.grad(lambda part: loss(tree.combine(part, fixed), batch)[0])(trained)
+        gradient = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradient)
+        squares = {name: stats.squares[name] + square(g) for name, g in layers(gradient).items()}
+        total = jax.tree.map(jnp.add, stats.total, gradient)
+        return DriftStats(total, squares, stats.count + 1)
+
+    def report(model: PyTree, stats: DriftStats) -> DriftReport:
+        count = int(stats.count)
+        if count < 2:
+            raise ConfigError(f"batches: {count}; two or more minibatches have a covariance")
+        found = {}
+        for name, total in layers(stats.total).items():
+            drift = float(square(total)) / count**2
+            found[name] = Drift(
+                math.sqrt(drift), math.sqrt(max(float(stats.squares[name]) / count - drift, 0.0))
+            )
+        return DriftReport(found, count)
+
+    return Probe("gradient_drift", init, observe, report)
+
+
+def square(leaves: list[Array]) -> Float[Array, ""]:
+    """The sum of squares."""
+    return jnp.stack([jnp.sum(leaf**2) for leaf in leaves]).sum()
