@@ -24,6 +24,7 @@ from ffnlab.data.images.mnist import mnist, mnist_folder
 from ffnlab.data.images.randaugment import rand_augment
 from ffnlab.data.interleaved import CaptionedDigits, RuleSegments, captioned
 from ffnlab.data.links import LinkPairs, LinkSplit, link_split
+from ffnlab.data.ring import Ring, ring
 from ffnlab.data.sound_rows import asked, sound_rows
 from ffnlab.data.speech import Recording, SpokenDigits, fsdd, log_mel, read_wav, resampled
 from ffnlab.data.tasks import permuted, split
@@ -83,6 +84,7 @@ __all__ = [
     "Question",
     "RecordBatches",
     "Recording",
+    "Ring",
     "RuleSegments",
     "SpanLayout",
     "SpanWindows",
@@ -132,6 +134,7 @@ __all__ = [
     "read_wav",
     "resampled",
     "reviews",
+    "ring",
     "sentence_polarity",
     "sound_rows",
     "span_layout",

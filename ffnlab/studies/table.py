@@ -354,6 +354,28 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
                 ),
             ),
             Study(
+                "information-plane",
+                "Information plane",
+                "analysis",
+                "what layers know of their input and of the answer, counted over a finite world",
+                arxiv(
+                    "1703.00810",
+                    2017,
+                    "Opening the Black Box of Deep Neural Networks via Information",
+                ),
+            ),
+            Study(
+                "adaptive-mi",
+                "Adaptive information estimators",
+                "analysis",
+                "information by cells and kernels that follow what a layer does at the time",
+                arxiv(
+                    "1902.09037",
+                    2019,
+                    "Adaptive Estimators Show Information Compression in Deep Neural Networks",
+                ),
+            ),
+            Study(
                 "learning-rules",
                 "Learning rules",
                 "learning",
