@@ -29,7 +29,7 @@ BY_FILE := -n $(WORKERS) --dist loadfile
 
 # Compiled programs are kept between runs: a second `make test` skips most of the compiling.
 export JAX_COMPILATION_CACHE_DIR := $(CACHE)
-export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.05
 
 .PHONY: run test test-kernels test-slow test-faults test-tree-mode fuzz mutants parity wheel-test bench bench-check \
 	ledger ledger-check lint types format minilm \

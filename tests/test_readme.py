@@ -54,6 +54,10 @@ def test_files_are_read(table):
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
 def test_code_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # As written, but on an eighth of the text: programs of tests are not optimized.
+    block = block.replace(".train[:4096]", ".train[:512]").replace(
+        "reshape(16, 256)", "reshape(2, 256)"
+    )
     exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
     if "models.save" in block:
         _, tokenizer = open_model(Path("small-model"))  # as the commands that follow do

@@ -65,8 +65,9 @@ def of64(make):
     return lambda x: in64(make())(x)
 
 
+ALONE = {name: (layer(name), (7,)) for name in ACTS}
 NETS = {
-    **{name: (layer(name), (7,)) for name in ACTS},
+    "elementwise": (lambda x: jnp.concatenate([fn(x) for fn, _ in ALONE.values()]), (7,)),
     "glu": (of64(lambda: GatedFFN(5, 8, key=jax.random.key(0))), (3, 5)),
     "geglu": (of64(lambda: GatedFFN(5, 8, key=jax.random.key(0), activation="gelu")), (5,)),
     "layer norm": (lambda x: jnp.tanh(of64(lambda: LayerNorm(5))(x)), (2, 5)),
@@ -112,7 +113,7 @@ def test_it_is_exact_at_x0_affine_everywhere_and_has_a_transpose(name):
 
 @pytest.mark.parametrize("name", LINEAR_BY_PARTS)
 def test_of_what_is_linear_by_parts_it_is_the_derivative(name):
-    fn, shape = NETS[name]
+    fn, shape = (NETS | ALONE)[name]
     x0, v = draw(shape), draw(shape, 6)
     np.testing.assert_allclose(
         interpret(fn, x0).matvec(v), jax.jvp(fn, (x0,), (v,))[1], rtol=0, atol=1e-15 * 100
@@ -130,7 +131,7 @@ def test_of_a_relu_network_it_is_the_derivative_bit_for_bit():
 @pytest.mark.parametrize("name", ["gelu", "sigmoid", "instance norm", "softmax", "glu"])
 def test_elsewhere_it_is_not_the_derivative(name):
     """The freeze is real."""
-    fn, shape = NETS[name]
+    fn, shape = (NETS | ALONE)[name]
     x0, v = draw(shape), draw(shape, 6)
     assert jnp.abs(interpret(fn, x0).matvec(v) - jax.jvp(fn, (x0,), (v,))[1]).max() > 1e-3
 
@@ -225,21 +226,35 @@ def test_whole_models_are_interpreted(key):
     np.testing.assert_allclose(interpret(net, images)(images), net(images), atol=1e-12)
     model = tiny()
     h = model.embed_tokens(jnp.array([[1, 2, 3, 4]]))
-    for each in (model, models.stack(model)):
-        fn = lambda h, m=each: m.logits(m.hidden(embeddings=h))  # noqa: E731
+    stacked = models.stack(model)  # one scan, which is entered; a list is the slow test's
+    fn = lambda h: stacked.logits(stacked.hidden(embeddings=h))  # noqa: E731
+    here, want, twice = at_and_beyond(fn, h)
+    np.testing.assert_allclose(here, want, atol=1e-5)
+    np.testing.assert_allclose(twice, 2 * here, atol=1e-4)
 
-        @jax.jit
-        def found(h, fn=fn):
-            at = interpret(fn, h)
-            return at(h), fn(h), at(2 * h) + at.residual
 
-        here, want, twice = found(h)
-        np.testing.assert_allclose(here, want, atol=1e-5)
-        np.testing.assert_allclose(twice, 2 * here, atol=1e-4)
+@pytest.mark.slow
+def test_blocks_in_a_list_are_interpreted():
+    model = tiny()
+    h = model.embed_tokens(jnp.array([[1, 2, 3, 4]]))
+    here, want, twice = at_and_beyond(lambda h: model.logits(model.hidden(embeddings=h)), h)
+    np.testing.assert_allclose(here, want, atol=1e-5)
+    np.testing.assert_allclose(twice, 2 * here, atol=1e-4)
+
+
+def at_and_beyond(fn, h):
+    """(at x0, the function there, at 2 x0 and the residual)."""
+
+    @jax.jit
+    def found(h):
+        at = interpret(fn, h)
+        return at(h), fn(h), at(2 * h) + at.residual
+
+    return found(h)
 
 
 def test_many_inputs_have_their_maps():
-    fn, shape = NETS["gelu"]
+    fn, shape = ALONE["gelu"]
     x = draw((3, *shape))
     many = jax.jit(jax.vmap(lambda x: interpret(fn, x)))(x)
     z = draw(shape, 9)
@@ -258,7 +273,7 @@ def test_names_freeze_what_could_not_follow():
 
 
 def test_votes_add_up():
-    fn, shape = NETS["gelu"]
+    fn, shape = ALONE["gelu"]
     x0 = draw(shape)
     at = interpret(fn, x0)
     for i in range(7):
@@ -270,7 +285,7 @@ def test_votes_add_up():
 
 
 def test_singular_vectors_are_those_of_the_matrix():
-    fn, shape = NETS["gelu"]
+    fn, shape = ALONE["gelu"]
     at = interpret(fn, draw(shape))
     matrix = jax.vmap(at.matvec, 0, 1)(jnp.eye(7))
     found = singular(at, 3, key=jax.random.key(0), turns=300)

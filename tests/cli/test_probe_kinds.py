@@ -84,7 +84,13 @@ def test_the_model_alone_is_looked_at_whatever_it_reads(saved, tmp_path, kind):
     assert found == as_read(weight_norms()(models.load(saved / kind)))
 
 
-@pytest.mark.parametrize("kind", ["mlp", "convnet", "vit", "resnet", "revcol"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("mlp", "convnet", "resnet"),
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("vit", "revcol")),
+    ],
+)
 def test_a_classifier_is_shown_pairs_evenly_spaced(saved, tmp_path, kind):
     options = ["--images", "digits", "--samples", "26", "--batch", "6"]
     found = probed(saved, tmp_path, "gradient_alignment", kind, *options)

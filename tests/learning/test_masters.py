@@ -90,7 +90,7 @@ def test_named_optimizers_step_narrow_parameters_as_wide_ones(key, name):
     """The same float32 steps from the same values; the narrow parameters are their roundings."""
     config = OptimizerConfig(name, rate=1e-2, warmup=0, noise=1e-4)
     optimizer = make_optimizer(config, 10, key=key)
-    narrow = tiny(key, jnp.bfloat16)
+    narrow = MLP((3, 8, 4), key=key, dtype=jnp.bfloat16)
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), narrow)
     ours, theirs = optimizer.init(narrow), optimizer.init(wide)
     assert isinstance(ours, MastersState) and floats(ours) == {"float32"}

@@ -199,6 +199,7 @@ def test_padding_changes_no_token():
     np.testing.assert_allclose(found[:, 3:], model(rows[:, :5]), **CLOSE)
 
 
+@pytest.mark.slow
 def test_it_learns_on_a_mesh_as_on_one_device():
     batch, found = np.asarray(jnp.concatenate(batches())), []
     for text in ("dp=1", "dp=2,ep=2"):
@@ -227,6 +228,7 @@ def test_a_table_never_learns_and_copies_learn_from_their_own_tokens():
             assert np.abs(alone(new, 0).weight.w - alone(was, 0).weight.w).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_members_learn_as_each_does_alone():
     models_ = [made(seed=seed) for seed in range(2)]
     joined = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models_)

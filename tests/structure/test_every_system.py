@@ -99,7 +99,7 @@ def made(name: str, dtype) -> Any:
     return model if system.change is None else transform.apply(system.change(), model)[0]
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_it_is_saved_stacked_quantized_and_pruned(name, dtype, tmp_path):
     system, model = SYSTEMS[name], made(name, dtype)
