@@ -16,7 +16,6 @@ from typing import Any
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
-from beartype.roar import BeartypeDecorHintException
 
 SLOW = jaxtyping.jaxtyped
 
@@ -33,13 +32,21 @@ SHAPED = BeartypeConf(
 
 def has_shapes(annotation: Any) -> bool:
     """Whether names of axes are bound where a value is checked against it."""
-    if isinstance(annotation, str):
-        return "[" in annotation
     if type(annotation).__module__.startswith("jaxtyping"):
         return annotation is not jaxtyping.PyTree
     if isinstance(annotation, list | tuple):  # the parameters of a Callable
         return any(map(has_shapes, annotation))
     return any(map(has_shapes, typing.get_args(annotation)))
+
+
+def has_names(annotation: Any) -> bool:
+    """Whether a part is written as a string, which may name what only a type checker imports."""
+    if isinstance(annotation, list | tuple):
+        return any(map(has_names, annotation))
+    parts = (
+        () if type(annotation).__module__.startswith("jaxtyping") else typing.get_args(annotation)
+    )
+    return isinstance(annotation, str | typing.ForwardRef) or any(map(has_names, parts))
 
 
 def checked(fn: Any = None, *, typechecker: object = None) -> Any:
@@ -60,14 +67,11 @@ def checked(fn: Any = None, *, typechecker: object = None) -> Any:
     if isinstance(fn, property):
         parts = (fn.fget, fn.fset, fn.fdel)
         return property(*(part and checked(part) for part in parts))
-    if not inspect.isfunction(fn):
+    if not inspect.isfunction(fn) or any(map(has_names, fn.__annotations__.values())):
         return SLOW(fn, typechecker=beartype)
-    try:
-        if any(map(has_shapes, fn.__annotations__.values())):
-            return scoped(fn)
-        return beartype(conf=PLAIN)(fn)
-    except BeartypeDecorHintException:  # of a name that only a type checker knows
-        return SLOW(fn, typechecker=beartype)
+    if any(map(has_shapes, fn.__annotations__.values())):
+        return scoped(fn)
+    return beartype(conf=PLAIN)(fn)
 
 
 def scoped(fn: Callable) -> Callable:

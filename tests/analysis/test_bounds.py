@@ -13,7 +13,6 @@ from ffnlab.errors import ConfigError
 from ffnlab.layers import MLP, LayerNorm, max_pool
 from ffnlab.models import ConvNet
 
-
 MADE = []  # drawn before anything is traced: a program may round what it draws in another way
 
 
