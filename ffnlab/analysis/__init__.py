@@ -7,6 +7,7 @@ knows.
 
 from ffnlab.analysis.activations import Recorded, activations
 from ffnlab.analysis.blahut import Bottleneck, bottleneck
+from ffnlab.analysis.bounds import linear_bounds
 from ffnlab.analysis.compiled_cost import CostReport, compiled_cost
 from ffnlab.analysis.domain_distance import DomainDistance, domain_distance
 from ffnlab.analysis.entropy import (
@@ -19,11 +20,14 @@ from ffnlab.analysis.entropy import (
 from ffnlab.analysis.gradient_alignment import AlignmentReport, AlignmentStats, gradient_alignment
 from ffnlab.analysis.gradient_drift import DriftReport, gradient_drift
 from ffnlab.analysis.information_plane import Cells, PlaneReport, information_plane
+from ffnlab.analysis.intervals import Box, interval_bounds
 from ffnlab.analysis.kde import Kernels, mixture_entropy
 from ffnlab.analysis.linear_interpreter import Interpreter, interpret
 from ffnlab.analysis.linear_queries import Singular, Votes, singular, votes
 from ffnlab.analysis.locality import LocalityReport, locality
+from ffnlab.analysis.milp import Least, least_margin
 from ffnlab.analysis.table import METHODS, PROBES
+from ffnlab.analysis.verification import Cube, Grid, Verdict, verify
 from ffnlab.analysis.weight_norms import NormReport, weight_norms
 
 __all__ = [
@@ -32,18 +36,23 @@ __all__ = [
     "AlignmentReport",
     "AlignmentStats",
     "Bottleneck",
+    "Box",
     "Cells",
     "CostReport",
+    "Cube",
     "DomainDistance",
     "DriftReport",
+    "Grid",
     "Information",
     "Interpreter",
     "Kernels",
+    "Least",
     "LocalityReport",
     "NormReport",
     "PlaneReport",
     "Recorded",
     "Singular",
+    "Verdict",
     "Votes",
     "activations",
     "bottleneck",
@@ -55,11 +64,15 @@ __all__ = [
     "information",
     "information_plane",
     "interpret",
+    "interval_bounds",
     "joint_states",
+    "least_margin",
+    "linear_bounds",
     "locality",
     "mixture_entropy",
     "mutual_information",
     "singular",
+    "verify",
     "votes",
     "weight_norms",
 ]

@@ -49,7 +49,7 @@ class Box:
 MOVED = frozenset(
     "reshape broadcast_in_dim transpose squeeze slice concatenate pad rev copy copy_p expand_dims "
     "convert_element_type reduce_sum reduce_window_sum cumsum optimization_barrier split "
-    "stop_gradient tile reduce_precision reshard mesh_cast name real".split()
+    "stop_gradient tile reduce_precision reshard mesh_cast name real stack".split()
 )
 # None falls in any of its inputs.
 RISING = frozenset(

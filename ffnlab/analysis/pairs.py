@@ -20,7 +20,7 @@ __all__ = ["Pairs", "Settled", "is_real", "z_of"]
 LINEAR = frozenset(
     "add add_any sub neg reshape broadcast_in_dim transpose reduce_sum squeeze slice concatenate "
     "convert_element_type pad rev copy copy_p expand_dims reduce_window_sum cumsum real "
-    "optimization_barrier split stop_gradient tile reduce_precision reshard mesh_cast".split()
+    "optimization_barrier split stop_gradient tile reduce_precision reshard mesh_cast stack".split()
 )
 ELEMENTWISE = frozenset(
     "abs add add_any and atan atan2 cbrt ceil clamp convert_element_type cos cosh copy div eq erf "
