@@ -376,6 +376,14 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
                 ),
             ),
             Study(
+                "safety-verification",
+                "Safety verification",
+                "analysis",
+                "whether any point around an input gets another class: a witness, a proof, or "
+                "unknown",
+                arxiv("1610.06940", 2016, "Safety Verification of Deep Neural Networks"),
+            ),
+            Study(
                 "learning-rules",
                 "Learning rules",
                 "learning",

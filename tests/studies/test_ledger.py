@@ -37,6 +37,7 @@ TO_COME = (
     "information-plane",
     "linear-interpreter",
     "physical-ff",
+    "safety-verification",
     "scalelong",
     "structured-ffn",
 )
