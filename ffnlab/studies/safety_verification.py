@@ -31,7 +31,7 @@ from ffnlab.weights import Dense
 __all__ = ["run"]
 
 SIZES, BATCH, RATE = (64, 32, 10), 64, 3e-3
-PIXELS, STEP, COUNT = 5, 1 / 16, 2  # 3,125 points
+PIXELS, STEP, WIDE, COUNT = 5, 1 / 16, 1 / 4, 2  # 3,125 points, of two steps
 RADII = (0.005, 0.02, 0.05)
 PENALTY = 1e-2
 HELD, FREE = "penalized", "over-fitted"
@@ -50,11 +50,13 @@ class Found(NamedTuple):
     Attributes:
       accuracy: by seed.
       grids: verdicts of images by seed.
+      wide: the same of wide steps.
       cubes: radius -> the same.
     """
 
     accuracy: Sequence[float]
     grids: Sequence[Sequence[Verdict]]
+    wide: Sequence[Sequence[Verdict]]
     cubes: Mapping[float, Sequence[Sequence[Verdict]]]
 
 
@@ -108,7 +110,7 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
             "penalty": f"{PENALTY:g} times the weights in the gradient, {EPOCHS[HELD]} epochs; "
             f"none, {EPOCHS[FREE]} epochs",
             "images": images,
-            "grid": f"{PIXELS} pixels furthest from the mean, steps of 1/16, {COUNT} each way",
+            "grid": f"{PIXELS} pixels furthest from the mean, steps of 1/16 and 1/4, {COUNT} each way",
             "radii": list(radii),
             "cells": CELLS,
             "seeds": seeds,
@@ -165,14 +167,18 @@ def judged(nets: PyTree, x: Float[np.ndarray, "n d"], test: Any, radii: Sequence
     right = (np.asarray(logits).argmax(-1) == test.y).mean(-1)
     each = functions(nets)
     places = [furthest(image) for image in x]
-    grids = [
-        [verify(fn, Grid(i, p, STEP, COUNT)) for i, p in zip(x, places, strict=True)] for fn in each
-    ]
+    grids, wide = (
+        [
+            [verify(fn, Grid(i, p, step, COUNT)) for i, p in zip(x, places, strict=True)]
+            for fn in each
+        ]
+        for step in (STEP, WIDE)
+    )
     cubes = {
         radius: [[verify(fn, Cube(i, radius), most_cells=CELLS) for i in x] for fn in each]
         for radius in radii
     }
-    return Found(right.tolist(), grids, cubes)
+    return Found(right.tolist(), grids, wide, cubes)
 
 
 def furthest(image: Float[np.ndarray, "d"]) -> list[int]:
@@ -240,7 +246,7 @@ def safe(verdicts: Sequence[Sequence[Verdict]]) -> Int[np.ndarray, "seeds"]:
 
 def found_claim(found: Mapping[str, Found], seeds: int) -> Claim:
     """Whether searches end, and witnesses are ones."""
-    grids = [v for each in found.values() for row in each.grids for v in row]
+    grids = [v for e in found.values() for row in (*e.grids, *e.wide) for v in row]
     accuracy = [a for each in found.values() for a in each.accuracy]
     held = counts(grids)
     return Claim(
@@ -249,7 +255,7 @@ def found_claim(found: Mapping[str, Found], seeds: int) -> Claim:
         f"{held['unsafe']} of {len(grids)} grids unsafe, each with a witness of another class, "
         f"{held['safe']} safe after all points; accuracy of networks {spread(accuracy)}",
         held["unknown"] == 0 and min(accuracy) >= LEARNED and all(map(is_witnessed, grids)),
-        f"no grid of 3,125 points left undecided, networks of at least {LEARNED:g}",
+        f"no grid of 3,125 points left undecided, of either step; networks of at least {LEARNED:g}",
         seeds=seeds,
     )
 
@@ -333,7 +339,11 @@ def rows_of(found: Mapping[str, Found]) -> list[dict[str, Any]]:
     """Lines of the table: shares of verdicts."""
     rows: list[dict[str, Any]] = []
     for name, each in found.items():
-        regions = {"grid": each.grids, **{f"radius {r:g}": v for r, v in each.cubes.items()}}
+        regions = {
+            "grid": each.grids,
+            "wide grid": each.wide,
+            **{f"radius {r:g}": v for r, v in each.cubes.items()},
+        }
         for region, verdicts in regions.items():
             held = counts([v for row in verdicts for v in row])
             total = sum(held.values())
@@ -364,7 +374,7 @@ def witnesses(figure: Any, x: Float[np.ndarray, "n d"], found: Found) -> None:
     """Digits, and the points near them that get another class."""
     pairs = [
         (image, v, v.witness)
-        for image, v in zip(x, found.grids[0], strict=True)
+        for image, v in zip(x, found.wide[0], strict=True)
         if v.witness is not None
     ]
     figure.set_size_inches(8, 2.4)
@@ -375,4 +385,4 @@ def witnesses(figure: Any, x: Float[np.ndarray, "n d"], found: Found) -> None:
         for line, (pixels, label) in enumerate(((image, verdict.label), (witness, verdict.other))):
             grid[line, column].imshow(np.reshape(pixels, (8, 8)), cmap="gray", vmin=0, vmax=1)
             grid[line, column].set_title(str(label), fontsize=8)
-    figure.suptitle("Digits, and witnesses on their grids: five pixels moved by two steps at most")
+    figure.suptitle("Digits, and witnesses on their grids: five pixels moved by half at most")

@@ -19,7 +19,7 @@ def found(held=4, free=3, *, unknown=0, accuracy=0.97):
     def of(count):
         verdicts = [SAFE] * count + [UNKNOWN] * unknown + [UNSAFE] * (5 - count - unknown)
         grids = [SAFE] * count + [UNSAFE] * (5 - count)
-        return study.Found([accuracy] * 2, [grids] * 2, {0.02: [verdicts] * 2})
+        return study.Found([accuracy] * 2, [grids] * 2, [grids] * 2, {0.02: [verdicts] * 2})
 
     return {study.HELD: of(held), study.FREE: of(free)}
 
@@ -28,9 +28,11 @@ def test_grids_are_decided_and_witnessed():
     assert study.found_claim(found(), 2).holds
     assert not study.found_claim(found(accuracy=0.95), 2).holds
     for verdict in (UNKNOWN, Verdict("unsafe", 0), Verdict("unsafe", 0, np.zeros(64), 0)):
-        bad = found()
-        bad[study.FREE].grids[1] = [*bad[study.FREE].grids[1][:4], verdict]
-        assert not study.found_claim(bad, 2).holds
+        for field in ("grids", "wide"):
+            bad = found()
+            rows = getattr(bad[study.FREE], field)
+            rows[1] = [*rows[1][:4], verdict]
+            assert not study.found_claim(bad, 2).holds
 
 
 def test_penalties_are_decided_by_pairs_of_members():
