@@ -110,7 +110,7 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
             "penalty": f"{PENALTY:g} times the weights in the gradient, {EPOCHS[HELD]} epochs; "
             f"none, {EPOCHS[FREE]} epochs",
             "images": images,
-            "grid": f"{PIXELS} pixels furthest from the mean, steps of 1/16 and 1/4, {COUNT} each way",
+            "grid": f"{PIXELS} pixels furthest from the mean, {COUNT} steps of 1/16 and of 1/4",
             "radii": list(radii),
             "cells": CELLS,
             "seeds": seeds,

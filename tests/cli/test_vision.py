@@ -41,7 +41,12 @@ def settings(model, *, transform=(), **options):
     return from_table(table | ({"transform": list(transform)} if transform else {}), TrainConfig)
 
 
-@pytest.mark.parametrize("kind", MODELS)
+def slow_but(first, kinds):
+    """One kind by default, the others by `make test-slow`."""
+    return [k if k == first else pytest.param(k, marks=pytest.mark.slow) for k in kinds]
+
+
+@pytest.mark.parametrize("kind", slow_but("resnet", MODELS))
 def test_stopped_resumed_and_on_a_mesh(kind, tmp_path, monkeypatch):
     whole = settings(MODELS[kind])
     record = run(whole, tmp_path / "whole")
@@ -247,7 +252,9 @@ group = 4
 }
 
 
-@pytest.mark.parametrize("kind", [k for k in MODELS if k != "revcol"] + [COLUMNS])
+@pytest.mark.parametrize(
+    "kind", [*slow_but("resnet", [k for k in MODELS if k != "revcol"]), COLUMNS]
+)
 def test_compressed_shown_and_planned(kind, tmp_path, capsys):
     model = fresh(settings(MODELS[kind]), jax.random.key(0))
     models.save(model, tmp_path / "m", format="ffnlab")

@@ -172,6 +172,7 @@ def test_steps_are_decided_by_all_figures():
         assert "1,234 parameters" in claim.evidence and "seed 0" in claim.evidence
 
 
+@pytest.mark.slow
 def test_study_writes_its_result_and_picture(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "HIDDEN", (8, 8))
     monkeypatch.setattr(study, "BATCH", 575)

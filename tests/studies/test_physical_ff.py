@@ -160,6 +160,7 @@ def test_sides_try_as_many_settings(tiny):
     assert len(study.sides(apart, data, False)) == 3
 
 
+@pytest.mark.slow
 def test_study_writes_its_result_and_picture(tiny, tmp_path, monkeypatch):
     exact = Moved(np.eye(3, dtype=bool), np.zeros((3, 3), bool))
     monkeypatch.setattr(study, "moved", lambda seed: exact)
