@@ -84,8 +84,10 @@ class DriftReport(Report):
         return mu | {f"sigma/{name}": at.sigma for name, at in self.layers.items()}
 
     def draw(self, figure: Any) -> None:
-        """mu over sigma."""
-        bars(figure, {n: at.ratio for n, at in self.layers.items()}, "mean over deviation")
+        """mu over sigma, where it has an end."""
+        ratios = {name: at.ratio for name, at in self.layers.items()}
+        finite = {name: ratio for name, ratio in ratios.items() if math.isfinite(ratio)}
+        bars(figure, finite, "mean over deviation")
 
 
 def gradient_drift(loss: Loss, *, select: str = "**") -> Probe[PyTree, DriftStats]:
