@@ -379,6 +379,22 @@ PROBES: dict[str, ProbeCase] = {
             lambda: aligned(learning.labelled),
             unmatched=lambda: aligned(learning.next_token, select="nowhere"),
         ),
+        "information_plane": {
+            "": ProbeCase(
+                functools.partial(analysis.information_plane, select="layers[*].ffn.up", bins=3),
+                unmatched=lambda: analysis.information_plane(select="nowhere"),
+            ),
+            "-mlp": ProbeCase(
+                functools.partial(analysis.information_plane, bins=4, low=0.0, high=3.0),
+                unmatched=lambda: analysis.information_plane(select="nowhere"),
+                **NETWORKS["mlp"],
+            ),
+            "-convnet": ProbeCase(
+                functools.partial(analysis.information_plane, select="convs[*]", adaptive=True),
+                unmatched=lambda: analysis.information_plane(select="nowhere"),
+                **NETWORKS["convnet"],
+            ),
+        },
         "weight_norms": probed(
             analysis.weight_norms,
             analysis.weight_norms,

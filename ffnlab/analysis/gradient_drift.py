@@ -9,7 +9,7 @@ weight matrices alone and add layers up; here each has its own figures).
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,10 +20,9 @@ from ffnlab import tree
 from ffnlab.analysis.parts import bars, layer_of, selected, taken_apart
 from ffnlab.errors import ConfigError
 from ffnlab.losses import Loss
-from ffnlab.probe import Probe
 from ffnlab.report import Report
 
-__all__ = ["Drift", "DriftReport", "DriftStats", "gradient_drift"]
+__all__ = ["Drift", "DriftReport", "DriftStats", "Minibatches", "gradient_drift"]
 
 
 class DriftStats(NamedTuple):
@@ -90,18 +89,38 @@ class DriftReport(Report):
         bars(figure, finite, "mean over deviation")
 
 
-def gradient_drift(loss: Loss, *, select: str = "**") -> Probe[PyTree, DriftStats]:
-    """A probe of how far the gradients of minibatches agree.
+class Minibatches(NamedTuple):
+    """A look at minibatches as they are: a probe but for one thing, that how rows are divided among
+    batches is what it looks at.
 
-    What is a minibatch decides: sigma falls with its rows. Sums alone are kept; `observe` is pure,
-    so that members are probed side by side by `jax.vmap(probe.observe, (0, 0, None))`.
+    Attributes:
+      init: model -> stats.
+      observe: (stats, model, batch) -> stats, pure and compiled once; members are looked at side
+        by side by `jax.vmap(observe, (0, 0, None))`.
+      report: stats -> `DriftReport`.
+    """
+
+    init: Callable[[PyTree], DriftStats]
+    observe: Callable[[DriftStats, PyTree, PyTree], DriftStats]
+    report: Callable[[DriftStats], DriftReport]
+
+    def __call__(self, model: PyTree, batches: Iterable) -> DriftReport:
+        """Looks at a model and at all batches."""
+        stats = self.init(model)
+        for batch in batches:
+            stats = self.observe(stats, model, batch)
+        return self.report(stats)
+
+
+def gradient_drift(loss: Loss, *, select: str = "**") -> Minibatches:
+    """How far the gradients of minibatches agree; sums alone are kept.
 
     Args:
       loss: (model, batch) -> (mean, metrics); see `ffnlab.losses`.
       select: variables, by paths of the list form ("maps[*].w" for weight matrices alone).
     Raises:
-      SelectionError: from the probe, the pattern matches nothing.
-      ConfigError: from the probe, fewer than two minibatches.
+      SelectionError: from `init`, the pattern matches nothing.
+      ConfigError: from `report`, fewer than two minibatches.
     """
 
     def layers(gradient: PyTree) -> dict[str, list[Array]]:
@@ -124,7 +143,7 @@ def gradient_drift(loss: Loss, *, select: str = "**") -> Probe[PyTree, DriftStat
         total = jax.tree.map(jnp.add, stats.total, gradient)
         return DriftStats(total, squares, stats.count + 1)
 
-    def report(model: PyTree, stats: DriftStats) -> DriftReport:
+    def report(stats: DriftStats) -> DriftReport:
         count = int(stats.count)
         if count < 2:
             raise ConfigError(f"batches: {count}; two or more minibatches have a covariance")
@@ -136,7 +155,7 @@ def gradient_drift(loss: Loss, *, select: str = "**") -> Probe[PyTree, DriftStat
             )
         return DriftReport(found, count)
 
-    return Probe("gradient_drift", init, observe, report)
+    return Minibatches(init, observe, report)
 
 
 def square(leaves: list[Array]) -> Float[Array, ""]:

@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Integer, PyTree
 from ffnlab.analysis.activations import activations, stage_of
 from ffnlab.analysis.edges import adaptive_codes, edges_of, fixed_codes
 from ffnlab.analysis.entropy import Host, Information, entropy, information, joint_states
+from ffnlab.analysis.parts import taken_apart
 from ffnlab.errors import ConfigError, NumericalError, at_least
 from ffnlab.probe import Probe, rows
 from ffnlab.report import Report
@@ -166,6 +167,21 @@ def layers_of(
     return found
 
 
+def of_tokens(
+    model: PyTree, tokens: Integer[Array, "b t"], select: str
+) -> tuple[dict[str, Float[Array, "r d"]], Integer[Array, "r"], Integer[Array, "r t-1"]]:
+    """(activations, next tokens, contexts) of every place but the last, a row each."""
+    x, y = tokens[:, :-1], tokens[:, 1:].reshape(-1)
+    count, length = x.shape
+    layers = {
+        name: value.astype(jnp.float32).reshape(count * length, -1)
+        for name, (value, _) in activations(model, x, select).items()
+    }
+    is_seen = jnp.tril(jnp.ones((length, length), bool))
+    contexts = jnp.where(is_seen, x[:, None, :], -1)  # what lies ahead is not known
+    return layers, y, contexts.reshape(count * length, length)
+
+
 def information_plane(
     *,
     select: str = "**",
@@ -178,7 +194,9 @@ def information_plane(
 ) -> Probe:
     """A probe of what layers know, over batches (x, y) of classes that are the whole set of inputs.
 
-    All of what a layer gives is kept until the last batch: joint states are of whole rows.
+    Batches of token ids [b, t] are rows of a language model: each place is an input, all tokens up
+    to it, and its class the next token. All of what a layer gives is kept until the last batch:
+    joint states are of whole rows.
 
     Args:
       select: which layers, see `ffnlab.analysis.activations`.
@@ -195,6 +213,9 @@ def information_plane(
     chosen = Cells(bins, low, high, adaptive) if estimate is None else estimate
 
     def measure(model: PyTree, batch: PyTree) -> PyTree:
+        model = taken_apart(model)
+        if not isinstance(batch, tuple):
+            return of_tokens(model, batch, select)
         x, y = batch
         inputs = jnp.asarray(x).reshape(len(x), -1)
         return layers_of(model, x, select, probabilities=probabilities), y, inputs
@@ -205,14 +226,16 @@ def information_plane(
             raise ConfigError(f"labels are {labels.dtype}; classes, whole numbers, are accepted")
         bad = [name for name, values in layers.items() if not np.isfinite(values).all()]
         if bad:
-            raise NumericalError(f"{bad[0]} gives NaN or infinity")
+            raise NumericalError(f"probe 'information_plane': {bad[0]} gives NaN or infinity")
         each = joint_states(np.ascontiguousarray(inputs).view(np.uint8))
         inputs_of = None if len(np.unique(each)) == len(each) else jnp.asarray(each)
         ask = jax.jit(lambda values: chosen(values, jnp.asarray(labels), inputs_of))
         points = {}
         for name, values in layers.items():
             x, y = (float(part) / math.log(2) for part in ask(values))
-            points[name] = LayerInformation(x, y, values.shape[1], stage_of(model, name))
+            points[name] = LayerInformation(
+                x, y, values.shape[1], stage_of(taken_apart(model), name)
+            )
         return PlaneReport(
             points,
             entropy(each) / math.log(2),

@@ -216,7 +216,6 @@ def compiled(estimate: Estimate) -> Callable[..., dict[str, Array]]:
 
 
 PROBE = gradient_drift(labelled, select="maps[*].w")
-observe_one: Any = PROBE.observe
 
 
 def drifts(nets: PyTree, rows: Labelled, batch: int) -> Float[np.ndarray, "m layers"]:
@@ -238,7 +237,7 @@ def all_moments(nets: PyTree, parts: Labelled) -> Any:
     """The stats of the probe for all members, over all minibatches."""
 
     def observe(stats: Any, batch: Labelled) -> tuple[Any, None]:
-        return jax.vmap(observe_one, (0, 0, None))(stats, nets, batch), None
+        return jax.vmap(PROBE.observe, (0, 0, None))(stats, nets, batch), None
 
     return jax.lax.scan(observe, jax.vmap(PROBE.init)(nets), parts)[0]
 

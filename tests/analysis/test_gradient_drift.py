@@ -55,7 +55,7 @@ def test_members_are_probed_side_by_side(key):
     one = lambda tree, i: jax.tree.map(lambda leaf: leaf[i], tree)  # noqa: E731
     for i in range(3):
         alone = probe(one(nets, i), data)
-        together = probe.report(one(nets, i), one(stats, i))
+        together = probe.report(one(stats, i))
         assert together.figures() == pytest.approx(alone.figures(), rel=1e-4)
 
 

@@ -126,6 +126,26 @@ def test_a_network_that_gives_one_value_knows_nothing(net):
     assert all(abs(at.x) < 1e-6 and abs(at.y) < 1e-6 for at in report.layers.values())
 
 
+def test_places_of_a_text_are_inputs_and_the_next_tokens_their_classes():
+    tokens = jnp.array([[1, 2, 3, 1, 2], [1, 2, 4, 1, 5]])
+    flat = tiny()
+    report = information_plane(select="layers[*].ffn.up", bins=3)(flat, [tokens])
+    assert list(report.layers) == [f"layers[{i}].ffn.up" for i in range(3)]
+    contexts = [tuple(row[: i + 1].tolist()) for row in np.asarray(tokens) for i in range(4)]
+    states = [sorted(set(contexts)).index(c) for c in contexts]
+    assert report.ceiling == pytest.approx(entropy(np.array(states)) / math.log(2), abs=1e-5)
+    following = np.asarray(tokens)[:, 1:].ravel()
+    assert report.labels == pytest.approx(entropy(following) / math.log(2), abs=1e-5)
+    values = np.asarray(
+        activations(flat, tokens[:, :-1], "layers[0].ffn.up")["layers[0].ffn.up"].value
+    )
+    codes = np.digitize(values.reshape(8, -1), np.linspace(-1, 1, 3))
+    want = mutual_information(joint_states(codes), following) / math.log(2)
+    assert report.layers["layers[0].ffn.up"].y == pytest.approx(want, abs=1e-5)
+    stacked = information_plane(select="layers[*].ffn.up", bins=3)(models.stack(flat), [tokens])
+    assert stacked.figures() == pytest.approx(report.figures(), abs=1e-5)
+
+
 def test_what_cannot_be_measured_is_said(net):
     with pytest.raises(ConfigError, match="labels are float32"):
         information_plane()(net, [(BITS, LABELS.astype(np.float32))])

@@ -145,7 +145,10 @@ def test_probes_of_others_have_names(modules, inputs, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ([], "name is missing; there are: compiled_cost, gradient_alignment, oracle, weight_norms"),
+        (
+            [],
+            "name is missing; there are: compiled_cost, gradient_alignment, information_plane,",
+        ),
         (["weight_norm"], "unknown probe 'weight_norm'; did you mean 'weight_norms'?"),
         (["weight_norms", "--option", "selects=x"], "unknown option 'selects'"),
         (["weight_norms", "--option", "select=3"], "select"),
