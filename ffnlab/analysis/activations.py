@@ -41,7 +41,8 @@ def activations(model: PyTree, x: PyTree, select: str = "**") -> dict[str, Recor
         first.
       x: a batch.
       select: of an MLP which of its maps ("maps[*]" for instance), of another model the modules
-        whose outputs are recorded; `*` is any one name, `**` anything.
+        whose outputs are recorded, of those that lie in each other the innermost; `*` is any one
+        name, `**` anything.
     Returns:
       path -> what it gave, in the model's order. Of an MLP each map but the last has what comes
       after the nonlinearity, and the last the model's output.
@@ -66,6 +67,10 @@ def activations(model: PyTree, x: PyTree, select: str = "**") -> dict[str, Recor
     modules = {path: node for path, node in chosen.items() if path and isinstance(node, nnx.Module)}
     if not modules:
         raise SelectionError(f"select={select!r} selects no module below a {type(model).__name__}")
+    outer = {
+        path for path in modules for other in modules if other.startswith((f"{path}.", f"{path}["))
+    }
+    modules = {path: node for path, node in modules.items() if path not in outer}
     wanted = tree.Selector(f"{select!r}", lambda path, node: path in modules)
     found = recorded(model, wanted, x)
     return {

@@ -67,6 +67,8 @@ def test_modules_of_other_models_give_what_they_give(key):
     }
     blocks = activations(models.unstack(models.stack(tiny())), jnp.ones((1, 3), int), "layers[*]")
     assert {r.stage for r in blocks.values()} == {"output"} and len(blocks) == 3
+    inner = activations(tiny(), jnp.ones((1, 3), int))
+    assert "layers[0].ffn.up" in inner and not {"layers[0]", "layers[0].ffn"} & set(inner)
     with pytest.raises(SelectionError):
         activations(tiny(), jnp.ones((1, 3), int), "nothing")
     with pytest.raises(SelectionError):
