@@ -22,7 +22,7 @@ from typing import NamedTuple
 import ffnlab
 from ffnlab.cli import streams
 from ffnlab.cli.arguments import described, description_of
-from ffnlab.errors import FFNLabError, MissingExtraError, require
+from ffnlab.errors import ConfigError, FFNLabError, MissingExtraError, require
 
 __all__ = ["COMMANDS", "main"]
 
@@ -174,6 +174,7 @@ def failed(prefix: str, error: Exception) -> int:
 def call(name: str, command: Command, arguments: list[str]) -> int:
     """Parses the arguments by the function's signature and calls it."""
     tyro = require("tyro", extra="run")
+    check_flags(arguments)
     function = command.load()
     status = tyro.cli(
         described(function),
@@ -183,6 +184,14 @@ def call(name: str, command: Command, arguments: list[str]) -> int:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     return status if isinstance(status, int) else 0
+
+
+def check_flags(arguments: Sequence[str]) -> None:
+    """Raises ConfigError for a flag that is given twice: the first one's values would be lost."""
+    flags = [each.partition("=")[0] for each in arguments if each.startswith("--") and each != "--"]
+    for flag in flags:
+        if flags.count(flag) > 1:
+            raise ConfigError(f"{flag} is given twice; all its values follow one {flag}")
 
 
 def is_error_of_use(error: Exception) -> bool:

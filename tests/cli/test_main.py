@@ -230,3 +230,10 @@ def test_the_module_runs():
 def test_an_unknown_study_lists_those_there_are(capsys):
     assert main(["run", "finrcut"]) == 2
     assert "did you mean 'finercut'?" in capsys.readouterr().err
+
+
+def test_a_flag_that_is_given_twice_is_refused(capsys):
+    """Its first values would be lost without a word."""
+    given = ["--option", "select=a", "--option=select=b"]
+    assert main(["probe", "weight_norms", *given]) == 2
+    assert "--option is given twice; all its values follow one --option" in capsys.readouterr().err
