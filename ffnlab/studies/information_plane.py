@@ -200,7 +200,8 @@ def drift_claims(found: Course, seeds: int) -> list[Claim]:
     ratio, epochs = found.ratio[:, :, -1], found.epochs
     first = ratio[epochs <= 30].max(0)
     later = np.median(ratio[(epochs >= 300) & (epochs <= 1000)], 0)
-    switch = np.array([epochs[np.argmax((r < 1) & (epochs > 0))] for r in ratio.T])
+    places = np.arange(len(epochs))
+    switch = np.array([epochs[np.argmax((r < 1) & (places > r.argmax()))] for r in ratio.T])
     _, peak = peaks(found, LAYER)
     apart = np.maximum(switch / np.maximum(peak, 1), peak / np.maximum(switch, 1))
     return [
@@ -216,7 +217,7 @@ def drift_claims(found: Course, seeds: int) -> list[Claim]:
         Claim(
             "compression begins where gradients begin to diffuse",
             "aligned with the switch",
-            f"mean below deviation from epoch {spread(switch.tolist())}, most known of the input "
+            f"mean below deviation, after its peak, from epoch {spread(switch.tolist())}, most known of the input "
             f"at epoch {spread(peak.tolist())}",
             bool(apart.max() <= APART),
             f"the two epochs within a factor of {APART:g} of each other, with each seed",

@@ -35,9 +35,7 @@ TO_COME = (
     "forward-gnn",
     "hypernet-review",
     "information-plane",
-    "linear-interpreter",
     "physical-ff",
-    "safety-verification",
     "scalelong",
     "structured-ffn",
 )
