@@ -217,8 +217,8 @@ def drift_claims(found: Course, seeds: int) -> list[Claim]:
         Claim(
             "compression begins where gradients begin to diffuse",
             "aligned with the switch",
-            f"mean below deviation, after its peak, from epoch {spread(switch.tolist())}, most known of the input "
-            f"at epoch {spread(peak.tolist())}",
+            f"mean below deviation, after its peak, from epoch {spread(switch.tolist())}, most "
+            f"known of the input at epoch {spread(peak.tolist())}",
             bool(apart.max() <= APART),
             f"the two epochs within a factor of {APART:g} of each other, with each seed",
             seeds=seeds,
