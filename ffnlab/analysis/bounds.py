@@ -53,10 +53,14 @@ def relaxed(z: Array, tie: Array, lines: Between) -> Array:
 
 
 def relaxed_forward(z: Array, tie: Array, lines: Between) -> tuple[Array, tuple]:
+    """What `relaxed` gives, and what the way back needs."""
+    del tie
     return jnp.zeros_like(z), (z, lines)
 
 
 def relaxed_backward(kept: tuple, back: Array) -> tuple:
+    """By the line below where coefficients are positive, by the line above where they are not; what
+    is constant goes to the tie."""
     z, lines = kept
     up, down = jnp.maximum(back, 0), jnp.minimum(back, 0)
     onwards = up * lines.low_slope + down * lines.high_slope
@@ -93,7 +97,8 @@ class Lines(Meaning[Lined]):
         rules: dict[str, Rule] = {}
         for name in boxes.rules:
             rules[name] = self.constant_lines
-        rules |= dict.fromkeys(MOVED | {"add", "add_any", "sub", "neg"}, self.linear)
+        linear = MOVED | {"add", "add_any", "sub", "neg", "convert_element_type"}
+        rules |= dict.fromkeys(linear, self.linear)
         rules |= dict.fromkeys(PRODUCTS | {"mul", "div"}, self.bilinear)
         rules |= {"max": self.greater, "logistic": self.bent, "tanh": self.bent}
         rules |= {"erf": self.bent, "exp": self.convex}
@@ -119,7 +124,12 @@ class Lines(Meaning[Lined]):
         return self.boxes.rules[equation.primitive.name](given, equation)
 
     def linear(self, inputs: Sequence[Any], equation: Any) -> Sequence[Any]:
-        """As it is, of the box and of what carries the derivative."""
+        """As it is, of the box and of what carries the derivative; truths and whole numbers have no
+        derivative that says anything."""
+        kinds = [jnp.result_type(each.box.low) for each in inputs if isinstance(each, Lined)]
+        kinds += [out.aval.dtype for out in equation.outvars]
+        if not all(jnp.issubdtype(kind, jnp.floating) for kind in kinds):
+            return self.constant_lines(inputs, equation)
         found = bound(equation, [line_of_value(each) for each in inputs])
         boxes = self.boxed(inputs, equation)
         return [Lined(box_of(b), line) for b, line in zip(boxes, found, strict=True)]
@@ -176,7 +186,9 @@ class Lines(Meaning[Lined]):
             below = jnp.where(low >= 0, 1.0, jnp.where(high <= 0, 0.0, high > -low))
             crossed = (low < 0) & (high > 0)
             lift = jnp.where(crossed, -low * share, 0.0)
-            return Between(below, c * (1 - below), share, c * (1 - share) + lift)
+            ends = (jnp.where(slope == 1, 0, c * (1 - slope)) for slope in (below, share))
+            low_end, high_end = ends  # of a c without end, whose slopes are 1
+            return Between(below, low_end, share, high_end + lift)
 
         return self.unary(z, equation, inputs, lines)
 
@@ -241,7 +253,15 @@ def linear_bounds(
     identity = jnp.eye(plain.low.size, dtype=plain.low.dtype).reshape(-1, *plain.low.shape)
     lower = jax.vmap(found.lower)(identity).reshape(plain.low.shape)
     upper = -jax.vmap(found.lower)(-identity).reshape(plain.low.shape)
-    return Box(jnp.maximum(lower, plain.low), jnp.minimum(upper, plain.high))
+    return narrower(lower, upper, plain)
+
+
+def narrower(low: Array, high: Array, plain: Box) -> Box:
+    """The narrower of lines and intervals; lines say nothing where one has no end."""
+    return Box(
+        jnp.where(jnp.isnan(low), plain.low, jnp.maximum(low, plain.low)),
+        jnp.where(jnp.isnan(high), plain.high, jnp.minimum(high, plain.high)),
+    )
 
 
 class Lower(NamedTuple):
@@ -299,5 +319,5 @@ def refined(closed: Any, box: Box, widest: int) -> list[Box]:
         identity = jnp.eye(size, dtype=box.low.dtype).reshape(size, *shape)
         low = jax.vmap(found.lower)(identity).reshape(shape)
         high = -jax.vmap(found.lower)(-identity).reshape(shape)
-        given.append(Box(jnp.maximum(low, found.plain.low), jnp.minimum(high, found.plain.high)))
+        given.append(narrower(low, high, found.plain))
     return given

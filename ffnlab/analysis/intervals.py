@@ -48,16 +48,17 @@ class Box:
 # Data are moved, or added up: both ends alike.
 MOVED = frozenset(
     "reshape broadcast_in_dim transpose squeeze slice concatenate pad rev copy copy_p expand_dims "
-    "convert_element_type reduce_sum reduce_window_sum cumsum optimization_barrier split "
+    "reduce_sum reduce_window_sum cumsum optimization_barrier split "
     "stop_gradient tile reduce_precision reshard mesh_cast name real stack".split()
 )
 # None falls in any of its inputs.
 RISING = frozenset(
     "add add_any max min exp exp2 expm1 log log1p logistic tanh erf sqrt cbrt sign floor ceil "
-    "round asinh atan sinh clamp reduce_max reduce_min reduce_window_max reduce_window_min and or "
-    "reduce_and reduce_or cummax cummin".split()
+    "round asinh atan sinh clamp reduce_max reduce_min reduce_window_max reduce_window_min cummax "
+    "cummin".split()
 )
-FALLING = frozenset("neg rsqrt erfc not".split())
+FALLING = frozenset("neg rsqrt erfc".split())
+TRUTHS = frozenset("and or reduce_and reduce_or not".split())  # of bits nothing is known
 PRODUCTS = frozenset("dot_general conv_general_dilated ragged_dot_general".split())
 COMPARED = {"gt": jnp.greater, "ge": jnp.greater_equal, "lt": jnp.less, "le": jnp.less_equal}
 
@@ -76,6 +77,8 @@ class Intervals(Meaning[Box]):
         rules |= dict.fromkeys(("gather", "dynamic_slice"), self.looked_up)
         rules |= {"sub": self.difference, "mul": self.times, "div": self.quotient}
         rules |= {"abs": self.absolute, "square": self.even, "integer_pow": self.power}
+        rules |= dict.fromkeys(TRUTHS, self.truths)
+        rules |= {"convert_element_type": self.converted}
         rules |= {"select_n": self.selected, "ne": self.unequal, "eq": self.equal}
         self.rules = MappingProxyType(rules)
 
@@ -103,6 +106,26 @@ class Intervals(Meaning[Box]):
         """Both ends, turned."""
         highs, lows = (bound(equation, [end(each, i) for each in inputs]) for i in (0, 1))
         return [Box(a, b) for a, b in zip(lows, highs, strict=True)]
+
+    def truths(self, inputs: Sequence[Any], equation: Any) -> Sequence[Box]:
+        """Both ends, of what is surely and what is possibly true."""
+        if any(not is_truth(box_of(each).low) for each in inputs):
+            raise ConfigError(
+                f"{equation.primitive.name} of bits that follow the input: {line_of(equation)}"
+            )
+        is_turned = equation.primitive.name == "not"
+        return (self.falling if is_turned else self.rising)(inputs, equation)
+
+    def converted(self, inputs: Sequence[Any], equation: Any) -> Sequence[Box]:
+        """Both ends; as a truth whether it is 0, and nothing is known of what wraps around."""
+        (x,), new = inputs, equation.params["new_dtype"]
+        makes_truths = jnp.issubdtype(new, jnp.bool_)
+        if is_truth(x.low) or not (makes_truths or jnp.issubdtype(new, jnp.unsignedinteger)):
+            return self.rising(inputs, equation)
+        if not makes_truths:
+            raise ConfigError(f"{new} may wrap around: {line_of(equation)}")
+        surely = (x.low > 0) | (x.high < 0)
+        return [Box(surely, ~((x.low == 0) & (x.high == 0)))]
 
     def difference(self, inputs: Sequence[Any], equation: Any) -> Sequence[Box]:
         left, right = map(box_of, inputs)
@@ -194,6 +217,11 @@ class Intervals(Meaning[Box]):
 def box_of(each: Any) -> Box:
     """A constant as a box of no width."""
     return each if isinstance(each, Box) else Box(each, each)
+
+
+def is_truth(array: Any) -> bool:
+    """Whether an array holds truths."""
+    return jnp.issubdtype(jnp.result_type(array), jnp.bool_)
 
 
 def end(each: Any, which: int) -> Any:

@@ -16,14 +16,17 @@ called safe here for want of a witness.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float
 
 from ffnlab.analysis.bounds import linear_bounds
-from ffnlab.analysis.intervals import interval_bounds
+from ffnlab.analysis.intervals import Box, Intervals, interval_bounds
+from ffnlab.analysis.walk import line_of, walk
 from ffnlab.errors import ConfigError, NumericalError, at_least
 
 __all__ = ["Cube", "Grid", "Verdict", "verify"]
@@ -146,8 +149,9 @@ def verify(
     """Asks whether a function gives one class all over a region, in float64.
 
     Args:
-      fn: inputs [*in] -> logits [classes], a model in float64 or any function of jax that computes
-        in what it is given.
+      fn: inputs [*in] -> logits [classes], a model or any function of jax. Weights may be of any
+        dtype; what follows the input is float64, and a cube is refused where it would be rounded
+        to less.
       region: `Grid` or `Cube`.
       label: the class that all points are to have; that of the input when None.
       bounds: of a cube's cells, "lines" or "intervals".
@@ -156,7 +160,8 @@ def verify(
     Returns:
       a `Verdict`; a tie of the largest logits is no class of one's own, and unsafe.
     Raises:
-      ConfigError: a grid of too many points, other `bounds`, or logits that are no vector.
+      ConfigError: a grid of too many points, other `bounds`, logits that are no vector, or, of a
+        cube, a function that computes in less than float64 or whose bounds are not known.
       NumericalError: a logit is NaN, which proves nothing.
     """
     at_least(1, most_points=most_points, most_cells=most_cells)
@@ -168,13 +173,16 @@ def verify(
         )
     with jax.enable_x64(True):
         x = np.asarray(region.x, np.float64)
-        ask, least = programs(fn, bounds)
+        given = fn if isinstance(fn, nnx.Module) else jax.tree_util.Partial(fn)
+        ask = functools.partial(asked, given)
         first = logits_of(ask, x[None])
         chosen = int(first[0].argmax()) if label is None else label
         if not 0 <= chosen < first.shape[1]:
             raise ConfigError(f"label={label} is outside of {first.shape[1]} classes")
         if isinstance(region, Grid):
             return enumerated(ask, region, chosen)
+        check_exact(given, x)
+        least = functools.partial(least_margins, given, bounds=bounds)
         return bisected(ask, least, region, chosen, most_cells)
 
 
@@ -219,11 +227,37 @@ def enumerated(ask: Callable[[Array], Array], region: Grid, label: int) -> Verdi
     return Verdict(SAFE, label, proof="enumeration", points=region.size)
 
 
-@functools.lru_cache(maxsize=16)
-def programs(fn: Callable[[Array], Array], bounds: str) -> tuple[Callable, Callable]:
-    """(points -> logits, (cells, class) -> least margins and what rounding may take of them)."""
+class Exactly(Intervals):
+    """Intervals that refuse what rounds more than float64 does."""
 
-    def least(low: Array, high: Array, label: Array) -> tuple[Array, Array]:
+    def converted(self, inputs: Sequence[Any], equation: Any) -> Sequence[Box]:
+        new = equation.params["new_dtype"]
+        if jnp.issubdtype(new, jnp.floating) and jnp.finfo(new).bits < 64:
+            raise ConfigError(
+                f"fn rounds what it is given to {new}, which no bound counts: {line_of(equation)}"
+            )
+        return super().converted(inputs, equation)
+
+
+def check_exact(fn: Callable[[Array], Array], x: np.ndarray) -> None:
+    """Raises ConfigError for a function that computes in less than float64."""
+    closed, box = jax.make_jaxpr(fn)(jnp.asarray(x)), Box(jnp.asarray(x), jnp.asarray(x))
+    jax.eval_shape(lambda box: walk(Exactly(), closed.jaxpr, closed.consts, [box]), box)
+
+
+@jax.jit
+def asked(fn: Any, points: Float[Array, "n *in"]) -> Array:
+    """Logits of points. The function is an argument: a model that changed is another one."""
+    return jax.vmap(lambda point: fn(point))(points)
+
+
+@functools.partial(jax.jit, static_argnames="bounds")
+def least_margins(
+    fn: Any, lows: Float[Array, "n *in"], highs: Float[Array, "n *in"], label: Any, *, bounds: str
+) -> tuple[Array, Array]:
+    """(least margins of cells, what rounding may take of them)."""
+
+    def least(low: Array, high: Array) -> tuple[Array, Array]:
         def margins(x: Array) -> Array:
             logits = fn(x)
             mine = jax.nn.one_hot(label, len(logits), dtype=logits.dtype)
@@ -235,7 +269,7 @@ def programs(fn: Callable[[Array], Array], bounds: str) -> tuple[Callable, Calla
         slack = ROUNDING * (1 + size.max())
         return jnp.where(is_other, found.low, jnp.inf).min(), slack
 
-    return jax.jit(jax.vmap(fn)), jax.jit(jax.vmap(least, (0, 0, None)))
+    return jax.vmap(least)(lows, highs)
 
 
 def bisected(

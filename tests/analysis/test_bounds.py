@@ -49,6 +49,7 @@ RESIDUAL, DEEP = net("relu"), net("relu", (3, 16, 16, 16, 2))
 
 
 W = np.random.default_rng(0).normal(size=(4, 5))
+MIDDLE = np.random.default_rng(5).normal(size=4)  # of the box below: no comparison is decided
 FUNCTIONS = {
     "relu": (net("relu"), (3,)),
     "tanh": (net("tanh"), (3,)),
@@ -70,6 +71,11 @@ FUNCTIONS = {
     "choice": (lambda x: jnp.where(x > 0.1, 3 * x, x**2 - jnp.cos(x)), (4,)),
     "powers": (lambda x: x**3 - jnp.square(x) + jnp.exp(-x), (4,)),
     "clipped": (lambda x: jnp.clip(x, -0.3, 0.4) / 3 - jnp.minimum(x, 0.2), (4,)),
+    "mask": (lambda x: (x > MIDDLE).astype(jnp.float64) @ W, (4,)),
+    "both masks": (lambda x: ((x > MIDDLE) | ~(x > MIDDLE - 0.01)).astype(float) @ W, (4,)),
+    "whole": (lambda x: (3 * x).astype(jnp.int32).astype(jnp.float64) @ W, (4,)),
+    "any": (lambda x: jnp.maximum(x, 0.2 * x.astype(bool)) @ W, (4,)),
+    "unbounded maximum": (lambda x: jnp.maximum(x, -jnp.inf) @ W, (4,)),
     "residual": (lambda x: x[:2] + RESIDUAL(x[:3]), (4,)),
 }
 
@@ -145,7 +151,31 @@ def test_many_boxes_at_once():
     np.testing.assert_allclose(found.low[1], one.low, atol=1e-12)
 
 
+def test_a_number_is_zero_or_not():
+    """As a truth: 0 lies between two that are true."""
+    fn, ends = lambda x: x.astype(bool).astype(jnp.float64), jnp.ones(1)
+    for low, high, want in ((-1, 1, (0, 1)), (1, 2, (1, 1)), (0, 0, (0, 0)), (-2, -1, (1, 1))):
+        for bounds in (interval_bounds, linear_bounds):
+            found = bounds(fn, low * ends, high * ends)
+            assert (float(found.low[0]), float(found.high[0])) == want
+
+
+def test_lines_without_an_end_leave_intervals():
+    fn = lambda x: jnp.minimum(1 / x, 3.0) - 0 * (1 / x)  # noqa: E731
+    low, high = jnp.array([-1.0, 1.0]), jnp.array([1.0, 2.0])
+    found, plain = linear_bounds(fn, low, high), interval_bounds(fn, low, high)
+    assert np.isfinite(found.low[1]) and found.low[1] >= plain.low[1]
+    assert not found.low[0] > -1e9, "nothing is known where it divides by 0"
+
+
 def test_what_has_no_interval_is_named():
+    bits = lambda x: (x.astype(jnp.int32) & 1).astype(jnp.float64)  # noqa: E731
+    wraps = lambda x: x.astype(jnp.uint8).astype(jnp.float64)  # noqa: E731
+    for bounds in (interval_bounds, linear_bounds):
+        with pytest.raises(ConfigError, match="and of bits that follow the input"):
+            bounds(bits, jnp.zeros(3), jnp.ones(3))
+        with pytest.raises(ConfigError, match="uint8 may wrap around"):
+            bounds(wraps, jnp.zeros(3), jnp.ones(3))
     for bounds in (interval_bounds, linear_bounds):
         with pytest.raises(ConfigError, match="nothing is known of 'sort'"):
             bounds(lambda x: jnp.sort(x), jnp.zeros(3), jnp.ones(3))

@@ -117,11 +117,10 @@ def test_cells_of_an_adaptive_grid_hold_as_many_distinct_values():
     values = np.random.default_rng(1).normal(size=(2500, 4)).astype(np.float32)
     found = np.asarray(adaptive_codes(values, 30, -10.0))
     np.testing.assert_array_equal(found, by_definition(values, 30, -10.0))
-    counts = collections.Counter(found[np.unique(values, return_index=True)[1] // 4, 0].tolist())
     distinct = np.unique(values)
     cells = collections.Counter(np.asarray(adaptive_codes(distinct[:, None], 30, -10.0))[:, 0])
     held = sorted(cells.values())[1:]  # but the last value, which is alone
-    assert held[-1] - held[0] <= 1 and counts
+    assert held[-1] - held[0] <= 1
 
 
 def test_an_adaptive_grid_sees_the_order_alone():

@@ -131,6 +131,26 @@ def test_a_margin_of_nothing_is_not_safe():
     assert found.status != "safe"
 
 
+def test_a_model_that_changed_is_asked_anew():
+    """A program of the same module may not keep its old weights."""
+    net, grid = network(5), Grid(np.array([0.5, 0.5]), (0,), 0.001, 1)
+    assert verify(net, grid).label == 0
+    with jax.enable_x64(True):
+        net.maps[-1].b[...] = net.maps[-1].b[...] + jnp.array([-1.0, 1.0])
+    assert verify(net, grid).label == 1
+    assert verify(net, Cube(grid.x, 0.001)).label == 1
+
+
+def test_what_rounds_is_not_proved():
+    """Bounds are of exact arithmetic; weights in float32 are exact in float64."""
+    cube = Cube(np.array([0.5, 0.5]), 0.01)
+    rounded = lambda x: NET(x.astype(jnp.float32)).astype(jnp.float64)  # noqa: E731
+    with pytest.raises(ConfigError, match="rounds what it is given to float32"):
+        verify(rounded, cube)
+    assert verify(rounded, Grid(cube.x, (0,), 0.01, 1)).points == 3
+    assert verify(MLP((2, 4, 2), key=jax.random.key(1)), cube).status in ("safe", "unsafe")
+
+
 def test_another_label_may_be_asked_for():
     found = verify(of(NET), Grid(np.array([0.5, 0.5]), (0,), 0.01, 1), label=0)
     other = verify(of(NET), Grid(np.array([0.5, 0.5]), (0,), 0.01, 1), label=1)
