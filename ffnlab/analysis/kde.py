@@ -17,10 +17,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from ffnlab.analysis.entropy import Host, Information
-from ffnlab.errors import ConfigError, at_least
+from ffnlab.errors import ConfigError, at_least, is_known
 
 __all__ = ["Kernels", "mixture_entropy"]
 
@@ -98,8 +99,16 @@ class Kernels:
         """I(X;T) and I(T;Y) in nats; the inputs make no difference, as T follows from X but noise.
 
         A layer that gives one value knows nothing.
+
+        Raises:
+          ConfigError: labels beyond the classes.
         """
         del inputs
+        if is_known(labels) and not (0 <= np.min(labels) and np.max(labels) < self.classes):
+            raise ConfigError(
+                f"labels are {np.min(labels)} to {np.max(labels)}; classes={self.classes} are "
+                "numbered from 0"
+            )
         d = values.shape[1]
         largest = jnp.abs(values).max()
         v = jnp.float32(self.variance)

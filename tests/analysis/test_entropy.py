@@ -206,6 +206,7 @@ def test_kernels_that_follow_do_not_see_the_scale():
         (lambda: Cells(0, adaptive=True), "bins=0"),
         (lambda: Cells(5, 2.0, 1.0), "low=2.0 must lie below"),
         (lambda: Kernels(0), "classes=0"),
+        (lambda: Kernels(2)(np.ones((3, 1), np.float32), np.arange(3)), "labels are 0 to 2"),
         (lambda: Kernels(2, 0.0), "variance=0.0"),
         (lambda: Kernels(2, 1.0, "middle"), "bound='middle'"),
         (lambda: mixture_entropy(np.ones((2, 1), np.float32), 1.0, bound="no"), "bound='no'"),
