@@ -26,15 +26,16 @@ __all__ = ["Drift", "DriftReport", "DriftStats", "Minibatches", "gradient_drift"
 
 
 class DriftStats(NamedTuple):
-    """Sums over minibatches.
+    """What is kept of minibatches, by Welford's sums: squares of means and means of squares, which
+    nearly cancel where gradients agree, are never subtracted.
 
     Attributes:
-      total: of gradients, float32.
-      squares: of their norms, by layer.
+      mean: of gradients, float32.
+      squares: of their distances from the mean, summed, by layer.
       count: of minibatches, [].
     """
 
-    total: PyTree
+    mean: PyTree
     squares: dict[str, Float[Array, ""]]
     count: Float[Array, ""]
 
@@ -139,20 +140,23 @@ def gradient_drift(loss: Loss, *, select: str = "**") -> Minibatches:
         trained, fixed = tree.trained(model)
         gradient = jax.grad(lambda part: loss(tree.combine(part, fixed), batch)[0])(trained)
         gradient = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradient)
-        squares = {name: stats.squares[name] + square(g) for name, g in layers(gradient).items()}
-        total = jax.tree.map(jnp.add, stats.total, gradient)
-        return DriftStats(total, squares, stats.count + 1)
+        count = stats.count + 1
+        away = jax.tree.map(jnp.subtract, gradient, stats.mean)
+        mean = jax.tree.map(lambda mean, step: mean + step / count, stats.mean, away)
+        left = 1 - 1 / count  # of the way from the old mean that lies beyond the new one
+        squares = {name: stats.squares[name] + left * square(g) for name, g in layers(away).items()}
+        return DriftStats(mean, squares, count)
 
     def report(stats: DriftStats) -> DriftReport:
         count = int(stats.count)
         if count < 2:
             raise ConfigError(f"batches: {count}; two or more minibatches have a covariance")
-        found = {}
-        for name, total in layers(stats.total).items():
-            drift = float(square(total)) / count**2
-            found[name] = Drift(
-                math.sqrt(drift), math.sqrt(max(float(stats.squares[name]) / count - drift, 0.0))
+        found = {
+            name: Drift(
+                math.sqrt(float(square(mean))), math.sqrt(float(stats.squares[name]) / count)
             )
+            for name, mean in layers(stats.mean).items()
+        }
         return DriftReport(found, count)
 
     return Minibatches(init, observe, report)

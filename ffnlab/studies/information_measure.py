@@ -225,11 +225,10 @@ def drifts(nets: PyTree, rows: Labelled, batch: int) -> Float[np.ndarray, "m lay
         lambda leaf: jnp.asarray(leaf[: count * batch]).reshape(count, batch, *leaf.shape[1:]), rows
     )
     stats = all_moments(nets, parts)
-    total = stats.total
-    norms = [jax.vmap(lambda m: jnp.sum(m.weight.dense() ** 2))(linear) for linear in total.maps]
-    mu = np.stack([np.asarray(n) for n in norms], -1) / count**2
-    squares = np.stack([np.asarray(stats.squares[f"maps[{i}]"]) for i in range(len(norms))], -1)
-    return np.sqrt(mu / np.maximum(squares / count - mu, 1e-30))
+    mu = [jax.vmap(lambda m: jnp.sum(m.weight.dense() ** 2))(m) for m in stats.mean.maps]
+    spread = [stats.squares[f"maps[{i}]"] / count for i in range(len(mu))]
+    ratios = [a / np.maximum(b, 1e-30) for a, b in zip(mu, spread, strict=True)]
+    return np.sqrt(np.stack(ratios, -1))
 
 
 @jax.jit

@@ -43,7 +43,7 @@ def test_moments_are_numpys(key):
 def test_equal_batches_have_no_diffusion(key):
     found = gradient_drift(labelled)(MLP((3, 2), key=key), rows(key, 1) * 3)
     at = found.layers["maps[0]"]
-    assert at.sigma == pytest.approx(0, abs=2e-4 * at.mu) and at.mu > 0
+    assert at.sigma <= 1e-6 * at.mu and at.mu > 0, "no difference of large sums"
 
 
 def test_members_are_probed_side_by_side(key):

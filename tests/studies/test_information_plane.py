@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ffnlab.analysis import Cells, mutual_information
+from ffnlab.analysis import Cells, gradient_drift, mutual_information
 from ffnlab.analysis.information_plane import layers_of
 from ffnlab.data import ring
+from ffnlab.learning import labelled
 from ffnlab.studies import information_measure as measures
 
 plane = importlib.import_module("ffnlab.studies.information_plane")
@@ -165,6 +166,11 @@ def test_members_are_measured_on_the_way():
     held[world.trained] = False
     assert found.test[-1, 1] == pytest.approx(right[held].mean(), abs=1e-6)
     assert found.train[-1, 1] == pytest.approx(right[~held].mean(), abs=1e-6)
+    x, y = (jnp.asarray(part[world.trained]) for part in (world.x, world.y))
+    parts = [(x[i : i + 512], y[i : i + 512]) for i in range(0, 3072, 512)]
+    drift = gradient_drift(labelled, select="maps[*].w")(net, parts)
+    ratios = [drift.layers[f"maps[{i}]"].ratio for i in range(3)]
+    np.testing.assert_allclose(found.ratio[-1, 1], ratios, rtol=1e-3)
     plain, penalized = (
         sum(float(jnp.sum(m.weight.dense()[i] ** 2)) for m in found.nets.maps) for i in (0, 1)
     )
