@@ -45,9 +45,10 @@ def inputs(tmp_path_factory):
 
 
 def arguments(inputs, out, *more: str) -> list[str]:
-    """The command line of the job."""
-    files = ["--text", str(inputs / "text.txt"), "--recipe", str(inputs / "recipe.toml")]
-    return ["compress", str(inputs / "model"), *files, "--out", str(out), *more]
+    """The command line of the job; a flag of `more` stands in place of its own."""
+    files = {"--text": inputs / "text.txt", "--recipe": inputs / "recipe.toml"}
+    own = [part for flag, file in files.items() if flag not in more for part in (flag, str(file))]
+    return ["compress", str(inputs / "model"), *own, "--out", str(out), *more]
 
 
 def test_a_model_directory_is_compressed(inputs, tmp_path, capsys):
