@@ -26,6 +26,12 @@ from ffnlab.analysis.linear_interpreter import Interpreter, interpret
 from ffnlab.analysis.linear_queries import Singular, Votes, singular, votes
 from ffnlab.analysis.locality import LocalityReport, locality
 from ffnlab.analysis.milp import Least, least_margin
+from ffnlab.analysis.nearest import (
+    Estimate,
+    nearest_entropy,
+    nearest_information,
+    nearest_weights,
+)
 from ffnlab.analysis.table import METHODS, PROBES
 from ffnlab.analysis.verification import Cube, Grid, Verdict, verify
 from ffnlab.analysis.weight_norms import NormReport, weight_norms
@@ -42,6 +48,7 @@ __all__ = [
     "Cube",
     "DomainDistance",
     "DriftReport",
+    "Estimate",
     "Grid",
     "Information",
     "Interpreter",
@@ -71,6 +78,9 @@ __all__ = [
     "locality",
     "mixture_entropy",
     "mutual_information",
+    "nearest_entropy",
+    "nearest_information",
+    "nearest_weights",
     "singular",
     "verify",
     "votes",
