@@ -213,7 +213,7 @@ def classes(name: str, labels: Rows) -> np.ndarray:
     if not np.issubdtype(labels.dtype, np.integer) and labels.dtype != bool:
         raise ConfigError(f"{name} is {labels.dtype}; floating or whole numbers are accepted")
     if labels.ndim == 1:
-        return labels
+        return labels.astype(np.int64)
     return joint_states(labels.reshape(len(labels), -1))
 
 
