@@ -233,6 +233,10 @@ LAYERS: dict[str, Callable[[], None]] = {
         call=lambda m, x: m(x)[0],
     ),
     "PReLU": checked(lambda k: layers.PReLU(16)),
+    "Noisy": checked(
+        lambda k: layers.Noisy(layers.MLP((16, 8, 16), key=k), 0.1),
+        call=lambda m, x: m(x, jax.random.key(5)),
+    ),
     "RMSNorm": checked(lambda k: layers.RMSNorm(16, offset=1.0)),
     "Residual": checked(
         lambda k: layers.Residual.bottleneck(16, 4, key=k, op="max", stride=2), INPUT[:, :, None]

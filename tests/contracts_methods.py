@@ -56,6 +56,11 @@ def rows() -> list[jax.Array]:
     return list(jax.random.normal(jax.random.key(1), (2, 6, 4)))
 
 
+def reconstruction(model: MLP, batch: jax.Array) -> tuple[jax.Array, dict]:
+    """The mean squared error of an autoencoder."""
+    return jnp.mean((model(batch) - batch) ** 2), {}
+
+
 def vit(pool: str = "token") -> models.ViT:
     """A vision transformer of two blocks."""
     config = models.ViTConfig((8, 8), 4, 16, 24, 2, 4, channels=2, classes=3, pool=pool)
@@ -131,6 +136,13 @@ TRANSFORMS: dict[str, TransformCase] = {
             group=8, kv=None, query=None, channel=False, pre_rope=False, post_rope=False
         )
     ),
+    "fitted_by": TransformCase(
+        lambda: learning.fitted_by(
+            learning.backprop(reconstruction, optax.adam(1e-2)), key=jax.random.key(0), passes=2
+        ),
+        lambda: MLP((4, 2, 4), key=jax.random.key(0)),
+        rows,
+    ),
     "guided": TransformCase(structure.guided, thin),
     "head": TransformCase(adapters.head),
     "lora": TransformCase(lambda: adapters.lora(rank=2)),
@@ -176,6 +188,11 @@ TRANSFORMS: dict[str, TransformCase] = {
     "unguided": TransformCase(lambda: structure.unguided(force=True), lambda: thin(True)),
     "upcycle": TransformCase(lambda: routing.upcycle(experts=4)),
     "premerged": TransformCase(lambda: structure.premerged(rows=64), thin),
+    "principal": TransformCase(
+        lambda: analysis.principal(rows()[0], components=2),
+        lambda: MLP((4, 6, 3), key=jax.random.key(0)),
+        rows,
+    ),
     "prompts": TransformCase(lambda: adapters.prompts(tokens=2)),
     "with_routers": TransformCase(routing.with_routers, lambda: chosen(skip=False)),
 }
@@ -358,6 +375,21 @@ def aligned(loss: Callable, **options: str) -> Probe:
     return analysis.gradient_alignment(rule, loss, **options)
 
 
+def in_halves(network: str) -> dict[str, Callable]:
+    """A network, and its batches with two classes."""
+    given = NETWORKS[network]
+    return given | {"batches": lambda: [(x, y // 2) for x, y in given["batches"]()]}
+
+
+def lossy(network: str, select: str) -> Probe:
+    """A component of each layer, with noise, as twelve rows allow."""
+    model, batches = (in_halves(network)[part]() for part in ("model", "batches"))
+    fitted = transform.calibrate(
+        analysis.principal(jnp.asarray(batches[0][0])), model, batches, progress=False
+    )
+    return analysis.lossy_information(fitted, select=select, components=1, neighbours=1, jitter=0.1)
+
+
 def probed(make: Callable, of_network: Callable, **options: object) -> dict[str, ProbeCase]:
     """One probe of every network; of the Decoder by its first factory, without a suffix."""
     found = {"": ProbeCase(make, **options)}
@@ -393,6 +425,18 @@ PROBES: dict[str, ProbeCase] = {
                 functools.partial(analysis.information_plane, select="convs[*]", adaptive=True),
                 unmatched=lambda: analysis.information_plane(select="nowhere"),
                 **NETWORKS["convnet"],
+            ),
+        },
+        "lossy_information": {
+            "-mlp": ProbeCase(
+                lambda: lossy("mlp", "maps[*]"),
+                unmatched=lambda: lossy("mlp", "nowhere"),
+                **in_halves("mlp"),
+            ),
+            "-convnet": ProbeCase(
+                lambda: lossy("convnet", "convs[*]"),
+                unmatched=lambda: lossy("convnet", "nowhere"),
+                **in_halves("convnet"),
             ),
         },
         "weight_norms": probed(

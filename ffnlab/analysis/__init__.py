@@ -25,6 +25,7 @@ from ffnlab.analysis.kde import Kernels, mixture_entropy
 from ffnlab.analysis.linear_interpreter import Interpreter, interpret
 from ffnlab.analysis.linear_queries import Singular, Votes, singular, votes
 from ffnlab.analysis.locality import LocalityReport, locality
+from ffnlab.analysis.lossy_information import LossyReport, lossy_information
 from ffnlab.analysis.milp import Least, least_margin
 from ffnlab.analysis.nearest import (
     Estimate,
@@ -32,6 +33,7 @@ from ffnlab.analysis.nearest import (
     nearest_information,
     nearest_weights,
 )
+from ffnlab.analysis.principal import Components, Scatter, components_of, principal
 from ffnlab.analysis.table import METHODS, PROBES
 from ffnlab.analysis.verification import Cube, Grid, Verdict, verify
 from ffnlab.analysis.weight_norms import NormReport, weight_norms
@@ -44,6 +46,7 @@ __all__ = [
     "Bottleneck",
     "Box",
     "Cells",
+    "Components",
     "CostReport",
     "Cube",
     "DomainDistance",
@@ -55,15 +58,18 @@ __all__ = [
     "Kernels",
     "Least",
     "LocalityReport",
+    "LossyReport",
     "NormReport",
     "PlaneReport",
     "Recorded",
+    "Scatter",
     "Singular",
     "Verdict",
     "Votes",
     "activations",
     "bottleneck",
     "compiled_cost",
+    "components_of",
     "domain_distance",
     "entropy",
     "gradient_alignment",
@@ -76,11 +82,13 @@ __all__ = [
     "least_margin",
     "linear_bounds",
     "locality",
+    "lossy_information",
     "mixture_entropy",
     "mutual_information",
     "nearest_entropy",
     "nearest_information",
     "nearest_weights",
+    "principal",
     "singular",
     "verify",
     "votes",

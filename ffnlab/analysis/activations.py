@@ -9,14 +9,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Key, PyTree
 
 from ffnlab import tree
 from ffnlab.errors import SelectionError
-from ffnlab.layers import MLP, Conv, Linear
+from ffnlab.layers import MLP, Conv, Linear, Noisy
 
-__all__ = ["Recorded", "activations", "stage_of"]
+__all__ = ["Recorded", "activations", "network_of", "stage_of"]
 
+INSIDE = "model."  # of a Noisy network
 AFTER, BEFORE, OUTPUT = "after", "before", "output"
 
 
@@ -33,16 +34,19 @@ class Recorded(NamedTuple):
     stage: str
 
 
-def activations(model: PyTree, x: PyTree, select: str = "**") -> dict[str, Recorded]:
+def activations(
+    model: PyTree, x: PyTree, select: str = "**", *, key: Key[Array, ""] | None = None
+) -> dict[str, Recorded]:
     """Runs a model on a batch and records its layers; under jit, and under vmap over members.
 
     Args:
       model: inputs -> outputs. Blocks of a scanned stack are inside its loop: `models.unstack`
-        first.
+        first. The layers of a `Noisy` network are those of the network inside.
       x: a batch.
       select: of an MLP which of its maps ("maps[*]" for instance), of another model the modules
         whose outputs are recorded, of those that lie in each other the innermost; `*` is any one
         name, `**` anything.
+      key: of what a model draws, one that takes `key=`.
     Returns:
       path -> what it gave, in the model's order. Of an MLP each map but the last has what comes
       after the nonlinearity, and the last the model's output.
@@ -54,8 +58,9 @@ def activations(model: PyTree, x: PyTree, select: str = "**") -> dict[str, Recor
     {'maps[0]': ((5, 4), 'after'), 'maps[1]': ((5, 2), 'output')}
     """
     x = jax.tree.map(jnp.asarray, x)
+    whole, model = model, network_of(model)
     if isinstance(model, MLP):
-        found = recorded(model, tree.at("maps[*]"), x)
+        found = recorded(whole, tree.at("maps[*]"), x, key)
         kept = [name for name in found if name in tree.select(model, tree.at(select))]
         if not kept:
             raise SelectionError(f"select={select!r} matches none of {list(found)}")
@@ -72,16 +77,31 @@ def activations(model: PyTree, x: PyTree, select: str = "**") -> dict[str, Recor
     }
     modules = {path: node for path, node in modules.items() if path not in outer}
     wanted = tree.Selector(f"{select!r}", lambda path, node: path in modules)
-    found = recorded(model, wanted, x)
+    found = recorded(whole, wanted, x, key)
     return {
         path: Recorded(first_array(record.output), stage_of(model, path))
         for path, record in found.items()
     }
 
 
-def recorded(model: PyTree, modules: tree.Predicate, x: PyTree) -> dict[str, Any]:
-    """What modules saw and gave, each once."""
-    return tree.capture(model, modules, x)[1]
+def network_of(model: PyTree) -> PyTree:
+    """The network inside a `Noisy` one; another model as it is."""
+    return model.model if isinstance(model, Noisy) else model
+
+
+def recorded(
+    model: PyTree, modules: tree.Predicate, x: PyTree, key: Key[Array, ""] | None
+) -> dict[str, Any]:
+    """What modules of the network saw and gave, each once."""
+    options = {} if key is None else {"key": key}
+    if not isinstance(model, Noisy):
+        return tree.capture(model, modules, x, **options)[1]
+    inside = tree.Selector(
+        str(modules),
+        lambda path, node: path.startswith(INSIDE) and modules(path.removeprefix(INSIDE), node),
+    )
+    found = tree.capture(model, inside, x, **options)[1]
+    return {path.removeprefix(INSIDE): record for path, record in found.items()}
 
 
 def first_array(output: PyTree) -> Array:
@@ -93,6 +113,7 @@ def first_array(output: PyTree) -> Array:
 
 def stage_of(model: PyTree, path: str) -> str:
     """Where `activations` looks at a layer: "before", "after" or "output"."""
+    model = network_of(model)
     if isinstance(model, MLP):
         return OUTPUT if path == f"maps[{len(model.maps) - 1}]" else AFTER
     (module,) = tree.select(model, tree.at(path)).values()

@@ -9,14 +9,18 @@ from ffnlab.probe import Probe
 __all__ = ["METHODS", "PROBES"]
 
 # Name -> "module:factory"; a module is imported when it is named. A factory that has a parameter
-# `rule`, `loss` or `fn` (model and batch to outputs) is given those of the command.
+# `rule`, `loss`, `fn` (model and batch to outputs) or `fitted` (stats of `principal`) is given what
+# the command makes of it.
 PROBES: Mapping[str, str] = MappingProxyType(
     {
         "compiled_cost": "ffnlab.analysis.compiled_cost:compiled_cost",
         "gradient_alignment": "ffnlab.analysis.gradient_alignment:gradient_alignment",
         "information_plane": "ffnlab.analysis.information_plane:information_plane",
+        "lossy_information": "ffnlab.analysis.lossy_information:lossy_information",
         "oracle": "ffnlab.routing.oracle:oracle",
         "weight_norms": "ffnlab.analysis.weight_norms:weight_norms",
     }
 )
-METHODS = Methods("probe", "ffnlab.probes", Probe, PROBES, given=frozenset({"rule", "loss", "fn"}))
+METHODS = Methods(
+    "probe", "ffnlab.probes", Probe, PROBES, given=frozenset({"rule", "loss", "fn", "fitted"})
+)

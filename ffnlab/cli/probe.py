@@ -1,7 +1,8 @@
 """`ffnlab probe`: looks at a model and says what it found."""
 
+import functools
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,12 +66,13 @@ def probe(
     """
     from rich.console import Group
 
-    from ffnlab.analysis import METHODS
+    from ffnlab.analysis import METHODS, principal
     from ffnlab.cli.keys import method_keys
     from ffnlab.cli.show import show
     from ffnlab.errors import ConfigError, at_least
     from ffnlab.formats import load
     from ffnlab.formats.embedded import embedded, shipped
+    from ffnlab.transform import calibrate
 
     if list:
         show(overview())
@@ -86,11 +88,21 @@ def probe(
     options = METHODS.read(name, parsed(option), f"probe {name!r}")
     own = shipped(model)
     network = embedded(own)[0] if own else load(typing.cast("Path", model))
-    made = METHODS.make(name, **options, **given(name, network, model))
     about: dict[str, object] = {"probe": name, "options": options, "model": own or str(model)}
+    look = functools.cache(lambda: shown(network, model, asked))
+
+    def fitted() -> dict[str, Any]:
+        """Moments of the layers that are looked at, which compress them."""
+        batches = look()[0]
+        if not isinstance(batches[0], tuple):
+            raise ConfigError(f"probe {name!r} looks at inputs with classes, which this has not")
+        transform = principal(batches[0][0], select=str(options.get("select", "**")))
+        return calibrate(transform, network, batches)
+
+    made = METHODS.make(name, **options, **given(name, network, model, fitted))
     batches: Sequence = ()
     if made.observe is not None:
-        batches, data = shown(network, model, asked)
+        batches, data = look()
         about |= data
     folder = Path("runs/probe") / made.name if out is None else out
     report = made(network, batches)
@@ -122,9 +134,15 @@ class Asked(NamedTuple):
             raise ConfigError(f"size={list(self.size)} must be height and width of --images")
 
 
-def given(name: str, model: Any, place: Path | None) -> dict[str, object]:
+def given(
+    name: str, model: Any, place: Path | None, fitted: Callable[[], object]
+) -> dict[str, object]:
     """What the command gives a factory that has parameters of these names.
 
+    Args:
+      name: of the probe.
+      model, place: what is looked at, and where it lies.
+      fitted: makes what compresses the layers.
     Raises:
       ConfigError: it wants a rule or a loss, and backpropagation does not train such models.
     """
@@ -156,6 +174,7 @@ def given(name: str, model: Any, place: Path | None) -> dict[str, object]:
         return KINDS[kind].call(model, batch.x if isinstance(batch, Labelled) else batch)
 
     ours = {"rule": lambda: backprop(loss), "loss": lambda: loss, "fn": lambda: called}
+    ours["fitted"] = fitted
     return {parameter: ours[parameter]() for parameter in takes}
 
 

@@ -30,6 +30,7 @@ from ffnlab.layers.guided import Guided
 from ffnlab.layers.linear import Embedding, Linear
 from ffnlab.layers.long_skips import SkipGate, SkipScaling, scale_skips
 from ffnlab.layers.modality import Blocks, EveryCopy, Modalities
+from ffnlab.layers.noisy import Noisy
 from ffnlab.layers.norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm, ScaleNorm
 from ffnlab.layers.physical import TanhChain, Transmission, TwoBit
 from ffnlab.layers.pooling import (
@@ -93,6 +94,7 @@ __all__ = [
     "Memory",
     "MoE",
     "MoESpec",
+    "Noisy",
     "Modalities",
     "Moments",
     "PReLU",

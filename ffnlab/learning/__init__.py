@@ -26,6 +26,7 @@ from ffnlab.learning.counter_current.rule import (
 from ffnlab.learning.dann.rule import adversarial, dann, domain_classifier, features_of
 from ffnlab.learning.dann.shallow import ShallowState, shallow_dann
 from ffnlab.learning.exact_permutations.ensemble import exact_permutations
+from ffnlab.learning.fitted import fitted_by
 from ffnlab.learning.forward_gnn.batches import (
     link_batch,
     link_question,
@@ -100,6 +101,7 @@ __all__ = [
     "exact_permutations",
     "external",
     "features_of",
+    "fitted_by",
     "forward_gnn",
     "forward_gnn_answers",
     "from_state",

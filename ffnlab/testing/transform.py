@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import PyTree
 
-from ffnlab import models, transform
+from ffnlab import models, transform, tree
 from ffnlab.storage import npz
 from ffnlab.testing import small
 from ffnlab.testing.compiling import counted
@@ -171,7 +171,7 @@ def held(case: Case, observe: Callable, times: int) -> tuple[int, int]:
         for batch in case.batches:
             stats = jax.block_until_ready(observe(stats, case.model, batch))
             live.append(sum(array.nbytes for array in jax.live_arrays()))
-    return max(live), sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(stats))
+    return max(live), tree.nbytes(stats)
 
 
 def stats_are_saved_and_applied_elsewhere(case: Case) -> None:
