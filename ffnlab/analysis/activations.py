@@ -93,7 +93,7 @@ def recorded(
     model: PyTree, modules: tree.Predicate, x: PyTree, key: Key[Array, ""] | None
 ) -> dict[str, Any]:
     """What modules of the network saw and gave, each once."""
-    options = {} if key is None else {"key": key}
+    options: dict[str, Any] = {} if key is None else {"key": key}
     if not isinstance(model, Noisy):
         return tree.capture(model, modules, x, **options)[1]
     inside = tree.Selector(

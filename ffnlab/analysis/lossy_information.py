@@ -172,8 +172,8 @@ def lossy_information(
             if not np.isfinite(codes).all():
                 raise NumericalError(f"probe 'lossy_information': {name} gives NaN or infinity")
             count, kept = codes.shape[1], float(axes[name].shares.sum())
-            both = [told(side, codes, neighbours, jitter) for side in (x, y)]
-            found[name] = LossyLayer(*both, count, kept)
+            known = told(x, codes, neighbours, jitter), told(y, codes, neighbours, jitter)
+            found[name] = LossyLayer(known[0], known[1], count, kept)
         return LossyReport(found, entropy(y) / BIT, len(y))
 
     return Probe("lossy_information", init, observe, report)

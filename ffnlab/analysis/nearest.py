@@ -159,7 +159,7 @@ def entropy_of(rows: np.ndarray, neighbours: int, name: str) -> Estimate:
         )
     whitened, half = whiten(rows, name)
     used = int(np.flatnonzero(weights)[-1]) + 1
-    distances = spatial.cKDTree(whitened).query(whitened, used + 1, workers=-1)[0][:, 1:]
+    distances = spatial.KDTree(whitened).query(whitened, used + 1, workers=-1)[0][:, 1:]
     is_zero = distances[:, 0] == 0
     if is_zero.any():
         raise ConfigError(
