@@ -6,7 +6,9 @@ compressed is at most that of what was; the estimate of it has a bias that its e
 """
 
 import dataclasses
+import functools
 import math
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -142,7 +144,9 @@ def lossy_information(
     chosen = {name: found for name, found in fitted.items() if is_chosen(name, found)}
     chosen.pop(INPUT, None)
     axes = {name: components_of(found, components) for name, found in chosen.items()}
-    to_code = encode or of_input(fitted, components)
+    if encode is None and INPUT not in fitted:
+        raise ConfigError(f"the fitted layers are {list(fitted)}, without {INPUT!r}; give encode")
+    inputs = None if encode is not None else components_of(fitted[INPUT], components)
 
     def init(model: PyTree) -> Seen:
         del model
@@ -150,17 +154,13 @@ def lossy_information(
             raise SelectionError(f"select={select!r} matches nothing of the fitted {list(fitted)}")
         return Seen()
 
-    @jax.jit
-    def measure(model: PyTree, batch: PyTree, axes: PyTree, before: Array) -> PyTree:
-        x, y = batch
-        codes = to_code(jnp.asarray(x)).astype(jnp.float32)
-        return codes, layer_codes(model, x, axes, keys_of(key, before, len(x))), y
-
     def observe(stats: Seen, model: PyTree, batch: PyTree) -> Seen:
         if not isinstance(batch, tuple):
             raise ConfigError("probe 'lossy_information' is shown pairs of inputs and classes")
-        found = jax.device_get(measure(model, batch, axes, jnp.int32(stats.count)))
-        return Seen(stats.count + len(found[-1]), (*stats.parts, found))
+        x, y = batch
+        keys = None if key is None else keys_of(key, stats.count, len(x))
+        found = jax.device_get((*codes_of(model, jnp.asarray(x), axes, inputs, keys, encode), y))
+        return Seen(stats.count + len(x), (*stats.parts, found))
 
     def report(model: PyTree, stats: Seen) -> LossyReport:
         del model
@@ -179,14 +179,6 @@ def lossy_information(
     return Probe("lossy_information", init, observe, report)
 
 
-def of_input(fitted: Mapping[str, Scatter], components: int) -> Callable[[Array], Array]:
-    """What compresses inputs to their principal components."""
-    if INPUT not in fitted:
-        raise ConfigError(f"the fitted layers are {list(fitted)}, without {INPUT!r}; give encode")
-    found = components_of(fitted[INPUT], components)
-    return lambda x: found.codes(x.reshape(len(x), -1).astype(jnp.float32))
-
-
 def told(side: np.ndarray, codes: np.ndarray, neighbours: int, jitter: float) -> Estimate:
     """The information in bits of inputs or classes and a layer; of what is constant none."""
     if 0 in (side.shape[-1], codes.shape[1]):
@@ -195,20 +187,25 @@ def told(side: np.ndarray, codes: np.ndarray, neighbours: int, jitter: float) ->
     return Estimate(found.value / BIT, found.error / BIT)
 
 
-def keys_of(key: Array | None, before: Array, count: int) -> Array | None:
+@functools.partial(jax.jit, static_argnums=2)
+def keys_of(key: Array, before: int | Array, count: int) -> Array:
     """A key for each of a batch's rows by its place among all, however batches are divided."""
-    if key is None:
-        return None
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(before + jnp.arange(count))
 
 
-def layer_codes(
-    model: PyTree, x: Array, axes: Mapping[str, Components], keys: Array | None
-) -> dict[str, Float[Array, "b k"]]:
-    """The components of layers, each row with noise of its own."""
+@functools.partial(jax.jit, static_argnames="encode")
+def codes_of(
+    model: PyTree,
+    x: Array,
+    axes: Mapping[str, Components],
+    inputs: Components | None,
+    keys: Array | None,
+    encode: Callable[[Array], Array] | None,
+) -> tuple[Float[Array, "b j"], dict[str, Float[Array, "b _"]]]:
+    """(codes of inputs, codes of layers), each row with noise of its own."""
 
     def of(x: Array, key: Array | None) -> dict[str, Array]:
-        found = activations(model, x, "**", key=key)
+        found = activations(model, x, key=key)
         return {name: found[name].value.reshape(len(x), -1) for name in axes}
 
     if keys is None:
@@ -223,4 +220,7 @@ def layer_codes(
                 f"{name} gives {rows[name].shape[1]} numbers for an input, {len(found.mean)} were "
                 "fitted; a layer that gives a row for each place is not accepted"
             )
-    return {name: found.codes(rows[name].astype(jnp.float32)) for name, found in axes.items()}
+    layers = {name: found.codes(rows[name].astype(jnp.float32)) for name, found in axes.items()}
+    if inputs is None:
+        return typing.cast("Callable", encode)(x).astype(jnp.float32), layers
+    return inputs.codes(x.reshape(len(x), -1).astype(jnp.float32)), layers

@@ -23,6 +23,12 @@ from ffnlab.data.images.mixing import cutmix, mixup
 from ffnlab.data.images.mnist import mnist, mnist_folder
 from ffnlab.data.images.randaugment import rand_augment
 from ffnlab.data.interleaved import CaptionedDigits, RuleSegments, captioned
+from ffnlab.data.known_information import (
+    as_uniform,
+    blob_images,
+    box_images,
+    gaussian_pairs,
+)
 from ffnlab.data.links import LinkPairs, LinkSplit, link_split
 from ffnlab.data.ring import Ring, ring
 from ffnlab.data.sound_rows import asked, sound_rows
@@ -97,11 +103,14 @@ __all__ = [
     "Zipped",
     "answers_of",
     "as_images",
+    "as_uniform",
     "asked",
     "augmented",
-    "captioned",
+    "blob_images",
     "block_model",
+    "box_images",
     "by_article",
+    "captioned",
     "colour_jitter",
     "cora",
     "crop",
@@ -114,6 +123,7 @@ __all__ = [
     "folder",
     "fsdd",
     "gaussian_clusters",
+    "gaussian_pairs",
     "held_out_windows",
     "labelled_texts",
     "link_split",
