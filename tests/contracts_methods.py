@@ -427,6 +427,7 @@ PROBES: dict[str, ProbeCase] = {
                 **NETWORKS["convnet"],
             ),
         },
+        "interpretation": probed(analysis.interpretation, analysis.interpretation, rtol=1e-3),
         "lossy_information": {
             "-mlp": ProbeCase(
                 lambda: lossy("mlp", "maps[*]"),

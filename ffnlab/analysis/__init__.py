@@ -20,6 +20,11 @@ from ffnlab.analysis.entropy import (
 from ffnlab.analysis.gradient_alignment import AlignmentReport, AlignmentStats, gradient_alignment
 from ffnlab.analysis.gradient_drift import DriftReport, gradient_drift
 from ffnlab.analysis.information_plane import Cells, PlaneReport, information_plane
+from ffnlab.analysis.interpretation import (
+    InterpretationReport,
+    after_embedding,
+    interpretation,
+)
 from ffnlab.analysis.intervals import Box, interval_bounds
 from ffnlab.analysis.kde import Kernels, mixture_entropy
 from ffnlab.analysis.linear_interpreter import Interpreter, interpret
@@ -54,6 +59,7 @@ __all__ = [
     "Estimate",
     "Grid",
     "Information",
+    "InterpretationReport",
     "Interpreter",
     "Kernels",
     "Least",
@@ -67,6 +73,7 @@ __all__ = [
     "Verdict",
     "Votes",
     "activations",
+    "after_embedding",
     "bottleneck",
     "compiled_cost",
     "components_of",
@@ -77,6 +84,7 @@ __all__ = [
     "information",
     "information_plane",
     "interpret",
+    "interpretation",
     "interval_bounds",
     "joint_states",
     "least_margin",

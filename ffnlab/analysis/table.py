@@ -16,6 +16,7 @@ PROBES: Mapping[str, str] = MappingProxyType(
         "compiled_cost": "ffnlab.analysis.compiled_cost:compiled_cost",
         "gradient_alignment": "ffnlab.analysis.gradient_alignment:gradient_alignment",
         "information_plane": "ffnlab.analysis.information_plane:information_plane",
+        "interpretation": "ffnlab.analysis.interpretation:interpretation",
         "lossy_information": "ffnlab.analysis.lossy_information:lossy_information",
         "oracle": "ffnlab.routing.oracle:oracle",
         "weight_norms": "ffnlab.analysis.weight_norms:weight_norms",

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 __all__ = [
+    "analysis",
     "bottleneck",
     "columns",
     "folding",
@@ -46,8 +47,9 @@ def model(
     beside dense ones), `ffnlab bench train` (training steps, beside torch), `ffnlab bench learning`
     (steps of an LSTM and of a small network, beside torch), `ffnlab bench graphs` (sparse products
     and a layer, beside torch and PyTorch Geometric), `ffnlab bench loop` (what the training loop
-    adds), and `ffnlab bench kernels` (those for GPUs, beside XLA). `ffnlab bench model DIR` is this
-    one in full.
+    adds), `ffnlab bench analysis` (inner loops of probes, beside NumPy, scikit-learn, Jacobians and
+    torch), and `ffnlab bench kernels` (those for GPUs, beside XLA). `ffnlab bench model DIR` is
+    this one in full.
 
     Args:
       directory: a model directory; without one, the model that comes with ffnlab (with qwix,
@@ -245,6 +247,23 @@ def graphs(*, width: int = 64, inputs: int = 128, turns: int = 15) -> None:
     from ffnlab.cli.show import show
 
     show(compare(Settings(width=width, inputs=inputs, turns=turns), progress=True))
+
+
+def analysis(*, boxes: int = 64, turns: int = 15) -> None:
+    """Measures inner loops of probes in turns with other ways to the same numbers.
+
+    Entropy of joint states beside NumPy, information by neighbours beside scikit-learn, affine maps
+    of a network beside its Jacobian, and intervals of a network beside torch in its own process
+    (see `ffnlab bench`).
+
+    Args:
+      boxes: that a network is bounded over at once.
+      turns: times that both sides do each task.
+    """
+    from ffnlab.bench.analysis import Settings, compare
+    from ffnlab.cli.show import show
+
+    show(compare(Settings(boxes=boxes, turns=turns), progress=True))
 
 
 def learning(*, together: int = 100, turns: int = 15) -> None:

@@ -66,6 +66,9 @@ BENCHES = {
     "train": Command("ffnlab.cli.bench:train", "training steps, beside torch"),
     "learning": Command("ffnlab.cli.bench:learning", "an LSTM and small networks, beside torch"),
     "graphs": Command("ffnlab.cli.bench:graphs", "products and layers on graphs, beside torch"),
+    "analysis": Command(
+        "ffnlab.cli.bench:analysis", "inner loops of probes, beside other ways to the same"
+    ),
     "loop": Command("ffnlab.cli.bench:loop", "what the training loop adds to its steps"),
     "kernels": Command("ffnlab.cli.bench:kernels", "GPU kernels beside XLA and torch"),
 }

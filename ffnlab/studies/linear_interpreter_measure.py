@@ -10,13 +10,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from ffnlab.analysis import interpret, singular, votes
+from ffnlab.analysis import after_embedding, interpret, singular, votes
 from ffnlab.data import TextBatches, digits, find_folder, on_photographs, stdlib_text
 from ffnlab.formats import embedded, load_resnet
 from ffnlab.layers import MLP, GatedFFN, InstanceNorm, max_pool
 from ffnlab.learning import backprop, labelled, members
 from ffnlab.losses import Moment
-from ffnlab.models import ConvAutoencoder, ConvNet, Decoder
+from ffnlab.models import ConvAutoencoder, ConvNet
 from ffnlab.studies.classify import learned
 from ffnlab.testing import tiny
 
@@ -65,16 +65,11 @@ def wide(model: PyTree) -> PyTree:
     return jax.tree.map(lambda a: a.astype(jnp.float64) if is_float(a) else a, model)
 
 
-def through_decoder(model: Decoder) -> Callable[[Array], Array]:
-    """Embeddings [t, d] -> logits of the last place."""
-    return lambda h: model.logits(model.hidden(embeddings=h[None])[:, -1:])[0, 0]
-
-
 def drawn(name: str, key: Array) -> tuple[Callable[[Array], Array], tuple[int, ...]]:
     """A network of a kind in float64, and the shape of its input."""
     if name == "decoder":
         model = wide(tiny())
-        return through_decoder(model), (4, model.config.width)
+        return after_embedding(model), (4, model.config.width)
     if name == "convolutions, ELU, max pooling":
         net = wide(ConvNet((1, 4, 4, 4), 10, key=key))
         return lambda x: net(x[None])[0], (8, 8, 1)
@@ -316,7 +311,7 @@ def bytes_of(count: int, seed: int) -> Bytes:
     @jax.jit
     def of_one(tokens: Array, key: Array) -> tuple:
         h = model.embed_tokens(tokens[None])[0]
-        fn = through_decoder(model)
+        fn = after_embedding(model)
         at, logits = interpret(fn, h), fn(h)
         named = logits.argmax()
         found = votes(at, named)

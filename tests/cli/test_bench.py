@@ -2,7 +2,7 @@
 
 import pytest
 
-from ffnlab.bench import graphs, learning, loading, quantized, sparse, versus
+from ffnlab.bench import analysis, graphs, learning, loading, quantized, sparse, versus
 from ffnlab.cli.main import main
 
 
@@ -14,6 +14,7 @@ def asked(monkeypatch):
     monkeypatch.setattr(quantized, "compare", lambda *a, progress: calls.append(("qwix", *a)))
     monkeypatch.setattr(sparse, "compare", lambda *a, progress: calls.append(("sparse", *a)))
     monkeypatch.setattr(graphs, "compare", lambda *a, progress: calls.append(("graphs", *a)))
+    monkeypatch.setattr(analysis, "compare", lambda *a, progress: calls.append(("analysis", *a)))
     monkeypatch.setattr(learning, "compare", lambda *a, progress: calls.append(("learning", *a)))
     monkeypatch.setattr(loading, "peaks", lambda: calls.append(("loading",)) or {"bfloat16": 1.05})
     return calls
@@ -45,11 +46,13 @@ def test_other_benches(asked, capsys):
     assert main(["bench", "loading"]) == 0
     assert main(["bench", "graphs", "--turns", "2"]) == 0
     assert main(["bench", "learning", "--together", "5", "--turns", "2"]) == 0
+    assert main(["bench", "analysis", "--boxes", "3", "--turns", "2"]) == 0
     assert asked == [
         ("sparse", sparse.Settings(64, turns=3)),
         ("loading",),
         ("graphs", graphs.Settings(turns=2)),
         ("learning", learning.Settings(together=5, turns=2)),
+        ("analysis", analysis.Settings(boxes=3, turns=2)),
     ]
     assert "from bfloat16: 1.05 times" in capsys.readouterr().out
 

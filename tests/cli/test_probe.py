@@ -155,6 +155,7 @@ def test_probes_of_others_have_names(modules, inputs, tmp_path, capsys):
         (["weight_norms", "--option", "select"], "option 'select' must be NAME=VALUE"),
         (["weight_norms", "--option", "select=nowhere"], "matches nothing"),
         (["compiled_cost", "--window", "1"], "window"),
+        (["lossy_information"], "looks at inputs with classes"),
         (["weight_norms", "nowhere"], "nowhere"),
     ],
 )

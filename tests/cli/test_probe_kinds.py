@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from ffnlab import models
-from ffnlab.analysis import compiled_cost, gradient_alignment, weight_norms
+from ffnlab.analysis import (
+    compiled_cost,
+    gradient_alignment,
+    lossy_information,
+    principal,
+    weight_norms,
+)
 from ffnlab.cli.inputs.examples import examples, image_shape
 from ffnlab.cli.inputs.nodes import node_batch
 from ffnlab.cli.inputs.reading import by_name
@@ -23,6 +29,7 @@ from ffnlab.layers import MLP
 from ffnlab.learning import backprop, labelled
 from ffnlab.losses import masked
 from ffnlab.recipes import Calibration
+from ffnlab.transform import calibrate
 from tests.compress.conftest import WORDS
 from tests.data.test_graphs import SMALL
 
@@ -104,6 +111,20 @@ def test_a_classifier_is_shown_pairs_evenly_spaced(saved, tmp_path, kind):
     batches = [Labelled(x[i::4], y[i::4]) for i in range(4)]
     expected = gradient_alignment(backprop(labelled), labelled)(models.load(saved / kind), batches)
     assert found["figures"] == pytest.approx(as_read(expected)["figures"], abs=1e-5)
+
+
+def test_layers_are_compressed_by_moments_of_what_is_shown(saved, tmp_path):
+    given = ["components=2", "neighbours=1", "jitter=0.05", "select=maps[*]"]
+    options = ["--images", "digits", "--samples", "240", "--batch", "80", "--option", *given]
+    found = probed(saved, tmp_path, "lossy_information", "mlp", *options)
+    train, _ = digits()
+    chosen = np.arange(240) * len(train.x) // 240
+    batches = [Labelled(train.x[chosen][i::3], train.y[chosen][i::3]) for i in range(3)]
+    model = models.load(saved / "mlp")
+    fitted = calibrate(principal(batches[0].x, select="maps[*]"), model, batches)
+    probe = lossy_information(fitted, components=2, neighbours=1, jitter=0.05, select="maps[*]")
+    assert found["figures"] == pytest.approx(probe(model, batches).figures(), abs=1e-4)
+    assert len(found["figures"]) == 4
 
 
 def test_an_autoencoder_is_shown_inputs_alone(saved, tmp_path):
