@@ -89,7 +89,7 @@ def compare(settings: Settings = Settings(), *, progress: bool = False) -> Compa
     tasks |= {f"interpreter, {width}": interpreter(width, turns) for width in settings.inputs}
     with tempfile.TemporaryDirectory() as folder:
         net, low, high = boxes_of(settings.boxes)
-        weights = {f"w{i}": m.weight.dense() for i, m in enumerate(net.maps)}
+        weights: dict[str, Any] = {f"w{i}": m.weight.dense() for i, m in enumerate(net.maps)}
         weights |= {f"b{i}": m.bias for i, m in enumerate(net.maps)}
         np.savez(Path(folder) / "bounds.npz", low=low, high=high, **weights)
         with Peer(folder, tasks="analysis_peer.py", packages=PACKAGES) as peer:
@@ -153,7 +153,8 @@ def neighbours(pairs: int, known: float, turns: int) -> Task:
         ) from None
     x, y = gaussian_pairs(pairs, known, width=1)
     ours = lambda: nearest_information(x, y).value  # noqa: E731
-    theirs = lambda: float(mutual_info_regression(x, y[:, 0], n_jobs=-1, random_state=0)[0])  # noqa: E731
+    options: dict[str, Any] = {"n_jobs": -1, "random_state": 0}
+    theirs = lambda: float(mutual_info_regression(x, y[:, 0], **options)[0])  # noqa: E731
     found = ours(), theirs()
     off = ", ".join(
         f"{name} {value - known:+.3f}" for name, value in zip(("ours", "its"), found, strict=True)
