@@ -27,6 +27,7 @@ from ffnlab.analysis.interpretation import (
 )
 from ffnlab.analysis.intervals import Box, interval_bounds
 from ffnlab.analysis.kde import Kernels, mixture_entropy
+from ffnlab.analysis.layerwise import layerwise_search
 from ffnlab.analysis.linear_interpreter import Interpreter, interpret
 from ffnlab.analysis.linear_queries import Singular, Votes, singular, votes
 from ffnlab.analysis.locality import LocalityReport, locality
@@ -87,6 +88,7 @@ __all__ = [
     "interpretation",
     "interval_bounds",
     "joint_states",
+    "layerwise_search",
     "least_margin",
     "linear_bounds",
     "locality",
