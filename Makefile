@@ -18,11 +18,10 @@ CACHE := $(CURDIR)/build/jax-cache-py$(VERSION)
 PIP := -m pip install -qq --disable-pip-version-check --no-input --progress-bar off -c $(PINS)
 WORKERS ?= 2
 
-# Flax plans a mode without graph updates: `make test` repeats the contracts in it, and
-# `make test-tree-mode` everything.
+# Flax plans a mode without graph updates: `make test` repeats the contracts of weights and layers in
+# it, and `make test-tree-mode` everything.
 TREE_MODE := NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false
-CONTRACTS := tests/test_contracts.py tests/test_contracts_methods.py tests/storage/test_trees.py \
-	tests/test_transform.py tests/test_tree.py
+CONTRACTS := tests/test_contracts.py tests/storage/test_trees.py tests/test_transform.py tests/test_tree.py
 ARGS ?=
 # A file stays with a worker: what its tests share is made, traced and compiled once.
 BY_FILE := -n $(WORKERS) --dist loadfile

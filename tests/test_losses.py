@@ -247,6 +247,7 @@ def test_a_routed_loss_adds_balance_and_z():
         routed(balance=-1.0)
 
 
+@pytest.mark.slow
 def test_a_mixture_learns_on_a_mesh_as_on_one_device():
     batch = np.asarray(jnp.concatenate(batches()))
     found = []

@@ -40,6 +40,7 @@ def settings(data=(), model=(), **options):
     )
 
 
+@pytest.mark.slow
 def test_trained_and_on_a_mesh(tmp_path, capsys):
     record = run(settings(), tmp_path / "whole")
     assert record["held_out_bits"] == pytest.approx(np.log2(44), rel=0.1)

@@ -78,6 +78,7 @@ def test_mixtures_that_a_transform_makes_are_balanced(write, loss, told):
     assert ("balance" in metrics) == ("balance" in told)
 
 
+@pytest.mark.slow
 def test_a_duo_is_trained_by_its_own_loss_and_written_whole(write, tmp_path):
     head = 'loss = "random_choices"\n[[transform]]\nname = "duo"\nratio = 4\nskip = true\n'
     settings = read_training(write(head))
@@ -95,6 +96,7 @@ def test_a_duo_is_trained_by_its_own_loss_and_written_whole(write, tmp_path):
     assert resumed["steps"] == 3
 
 
+@pytest.mark.slow
 def test_structured_ffns_are_trained_from_scratch_with_guides_that_are_dropped(write, tmp_path):
     """By files alone: a training file, then a recipe."""
     head = 'loss = "self_guided"\n'
@@ -121,6 +123,7 @@ def test_structured_ffns_are_trained_from_scratch_with_guides_that_are_dropped(w
     assert isinstance(up, Merged) and isinstance(up.factors, BlockShuffle)
 
 
+@pytest.mark.slow
 def test_copies_for_ids_learn_and_are_written(write, tmp_path):
     head = '[[transform]]\nname = "untie"\nstarts = [110]\nparts = ["ffn", "norms"]\n'
     run(read_training(write(head)), tmp_path / "out")
@@ -131,6 +134,7 @@ def test_copies_for_ids_learn_and_are_written(write, tmp_path):
     assert not np.array_equal(up[0], up[1]), "tied at first, they learned from other tokens"
 
 
+@pytest.mark.slow
 def test_routers_alone_learn_after_going_on_from_a_directory(write, tmp_path):
     first = '[[transform]]\nname = "duo"\nratio = 4\n'
     run(read_training(write(first)), tmp_path / "duo")
@@ -145,6 +149,7 @@ def test_routers_alone_learn_after_going_on_from_a_directory(write, tmp_path):
     assert equal(bare(model), bare(before)) and not equal(model, before)
 
 
+@pytest.mark.slow
 def test_adapters_alone_learn_on_a_model_of_the_package(write, tmp_path):
     head = 'start = "embedded_small"\ntrainable = "lora"\n[[transform]]\nname = "lora"\nrank = 2\n'
     settings = read_training(write(head, ""))

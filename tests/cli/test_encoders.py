@@ -98,6 +98,7 @@ def test_an_encoder_is_given_a_head_of_classes_and_adapters(tmp_path, sentences)
         run(none, tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_hidden_tokens_are_learned_compressed_and_scored_alike(tmp_path, words, capsys):
     data = {"text": [words], "length": 12, "batch": 4}
     record = run(settings(ENCODER | {"head": "masked", "layers": 2}, data), tmp_path / "run")

@@ -66,6 +66,7 @@ def test_a_dense_span_head_learns_where_the_answer_is(tmp_path, questions):
     assert record["held_out_error"] == pytest.approx(1 - record["held_out_f1"])
 
 
+@pytest.mark.slow
 def test_a_mixture_on_a_loaded_encoder_stopped_and_resumed_to_the_same_bits(
     tmp_path, questions, monkeypatch
 ):

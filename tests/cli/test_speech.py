@@ -70,6 +70,7 @@ def load(folder):
     return load_speech(settings.data, settings.model)
 
 
+@pytest.mark.slow
 def test_trained_resumed_written_and_planned(folder, capsys):
     assert main(["train", "--config", "run.toml", "--dry-run"]) == 0
     assert main(["train", "--config", "run.toml", "--out", "run", "--no-progress"]) == 0

@@ -102,6 +102,7 @@ def test_longer_rows_at_the_end(config, tmp_path):
     assert record["held_out_window"] == {"length": 32, "stride": 16}
 
 
+@pytest.mark.slow
 def test_a_run_on_a_mesh_of_scanned_layers_ends_alike(config, tmp_path):
     short = config.read_text().replace("steps = 40", "steps = 4")
     config.write_text(short)
@@ -153,6 +154,7 @@ def test_sigterm_in_a_process_and_resumed_to_the_same_bits(config, tmp_path):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
+@pytest.mark.slow
 def test_accumulation_and_bfloat16_learn_alike(config, tmp_path):
     short = config.read_text().replace("steps = 40", "steps = 6").replace("muon", "adamw")
     found = {}
@@ -170,6 +172,7 @@ def test_accumulation_and_bfloat16_learn_alike(config, tmp_path):
     assert all(row["tokens_per_second"] > 0 for row in rows(tmp_path / "plain")[1:6])
 
 
+@pytest.mark.slow
 def test_packed_rows_in_parts_are_one_step(config, tmp_path):
     documents = tmp_path / "documents.txt"
     documents.write_text("\0".join("the cat sat on the mat"[: 3 + 5 * i % 19] for i in range(80)))
@@ -304,6 +307,7 @@ hidden = 16
 """
 
 
+@pytest.mark.slow
 def test_a_mixture_is_trained_with_its_balance_and_saved(config, tmp_path):
     text = config.read_text().replace("vocab =", 'family = "mixtral"\nvocab =')
     config.write_text(text.replace("steps = 40", "steps = 2") + MIXTURE)

@@ -102,6 +102,7 @@ def test_a_transformer_is_scanned_rematerialized_and_given_other_layers(tmp_path
     assert fresh(plain, jax.random.key(0)).remat == "nothing"
 
 
+@pytest.mark.slow
 def test_idle_channels_are_trained_folded_and_quantized_by_commands(tmp_path, capsys):
     """RePaViT by files alone: a training file, then a recipe."""
     idle = [{"name": "repa", "idle": 0.5}]
@@ -125,6 +126,7 @@ def test_idle_channels_are_trained_folded_and_quantized_by_commands(tmp_path, ca
     assert not (tmp_path / "scanned" / "model").exists()
 
 
+@pytest.mark.slow
 def test_shared_stages_are_trained_expanded_and_trained_on(tmp_path):
     """Learngene by files alone."""
     run(settings(VIT, transform=[{"name": "share", "repeats": [2]}]), tmp_path / "aux")
@@ -141,6 +143,7 @@ def test_shared_stages_are_trained_expanded_and_trained_on(tmp_path):
     assert np.abs(weights[0] - weights[2]).max() > 0, "each learns by itself"
 
 
+@pytest.mark.slow
 def test_a_teacher_is_learned_from_and_images_are_augmented(tmp_path, capsys):
     """A step is that of `distilled` on the teacher's logits; a student with batch norms moves."""
     teacher = fresh(settings(VIT), jax.random.key(5))
@@ -216,6 +219,7 @@ def test_the_presets_of_digits_reach_what_they_say(name, reached, tmp_path):
     assert record["held_out_accuracy"] > reached
 
 
+@pytest.mark.slow
 def test_alphas_of_columns_are_held_by_the_optimizer_of_a_training_file():
     """The projection ends the chain: a step that would cross zero ends a thousandth from it."""
     table = {"model": REVCOL, "data": DIGITS, "run": RUN, "loss": "supervised"}

@@ -16,6 +16,7 @@ import pytest
 from tests.conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
+OFTEN = ("kernels", "probes", "start_here")  # the others run in `make test-slow`
 notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -37,7 +38,13 @@ def test_notebook_is_its_text_form_without_outputs(path):
         ast.parse(cell.source)
 
 
-@notebooks
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[] if path.stem in OFTEN else pytest.mark.slow, id=path.stem)
+        for path in NOTEBOOKS
+    ],
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_notebook_runs(path: Path, tmp_path, monkeypatch):

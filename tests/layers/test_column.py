@@ -109,6 +109,7 @@ def gradients(stacked, x, c, keys, every):
     return jax.grad(cost, (0, 1, 2))(stacked, x, c)
 
 
+@pytest.mark.slow
 def test_a_scan_of_columns_has_autodiffs_gradients_in_float64():
     """Whatever is kept, blocks skipped alike; of 2 the first group is smaller."""
     with jax.enable_x64(True):

@@ -25,6 +25,7 @@ from ffnlab.learning import (
 from ffnlab.learning.members import member
 from ffnlab.parallel import LoopOptions, parse_mesh, train
 from ffnlab.testing import counted
+from tests.often import often
 
 # A batched product sums in another order than a single one: float32, a few steps.
 CLOSE = {"rtol": 2e-5, "atol": 2e-6}
@@ -80,7 +81,7 @@ def values_of(make, values):
     return {name: values}, [{name: value} for value in values]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", often(CASES, *(name for name in CASES if name != "noprop")))
 def test_a_member_is_a_run_of_its_own(key, name):
     make, values, network = CASES[name]
     vary, single = values_of(make, values)

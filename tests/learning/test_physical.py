@@ -374,6 +374,7 @@ def test_a_resumed_run_ends_in_the_same_bits(key, tmp_path):
     assert bits(run(5, folder=tmp_path, resume=True).state) == bits(whole.state)
 
 
+@pytest.mark.slow
 def test_members_are_runs_of_their_own(key):
     make = lambda theta: physical_ff(optax.sgd(0.1), inner=2, theta=theta)  # noqa: E731
     start = jax.vmap(lambda key: SMALL.make(key=key))(jax.random.split(key, 2))

@@ -163,6 +163,7 @@ def temporary(columns, **options):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_columns():
     """The card's gate; plain autodiff keeps every column's activations."""
     few, many = (temporary(n, save_every=n) for n in (4, 32))
@@ -171,6 +172,7 @@ def test_memory_does_not_grow_with_columns():
     assert many < temporary(32, save_every=1) < 3 * many, "one more set of features a column"
 
 
+@pytest.mark.slow
 def test_the_estimate_of_rounding_is_above_what_rounding_does():
     """And what it accepts is within the card's 1e-4; the rest is not far from it."""
     config = dataclasses.replace(SMALL, columns=17, save_every=0)

@@ -60,6 +60,7 @@ def stopped(
     return config, out, processes
 
 
+@pytest.mark.slow
 def test_two_processes_are_as_one_and_end_together(tmp_path):
     die_and_go_on(tmp_path, count=2, victim=1)
 

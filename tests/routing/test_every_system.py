@@ -36,6 +36,7 @@ from ffnlab.routing import (
     with_routers,
 )
 from ffnlab.testing import batches, equal, tiny, tiny_encoder
+from tests.often import often
 
 
 def updated(seed: int) -> models.Decoder:
@@ -58,7 +59,7 @@ def made(name: str) -> models.Decoder:
     return sharpened(model, k=1) if name.startswith("lora") else model
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", often(SYSTEMS, "mixture", "duo"))
 def test_it_is_pruned_quantized_saved_and_generated_from(name, tmp_path):
     model = made(name)
     cut, _ = transform.apply(finercut(remove=1), model, batches())
@@ -113,6 +114,7 @@ def test_systems_are_not_put_on_what_they_do_not_take():
         budgeted(0.5)(chosen, jnp.asarray(texts(0)), Moment(jnp.int32(0), jax.random.key(0)))
 
 
+@pytest.mark.slow
 def test_a_loss_of_mixers_looks_at_their_routers_alone():
     """Beside a mixture it is what it is without its router, and padding has no part in it."""
     model, _ = transform.apply(upcycle(experts=4, k=2, layers=(0,)), tiny())
@@ -143,7 +145,7 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", often(HEADS, "top-2 head"))
 def test_a_span_head_on_an_encoder_is_pruned_quantized_and_saved(name, tmp_path):
     model, _ = transform.apply(HEADS[name](), tiny_encoder())
     cut, _ = transform.apply(finercut(remove=2), model, batches())
@@ -203,7 +205,7 @@ LEARNING = {
 }
 
 
-@pytest.mark.parametrize("name", LEARNING)
+@pytest.mark.parametrize("name", often(LEARNING, "mixture"))
 def test_it_is_trained_on_a_mesh_of_experts_and_resumed(name, tmp_path):
     make, loss, informed, rows = LEARNING[name]
     model, _ = transform.apply(make(), tiny_encoder() if name in HEADS else tiny())

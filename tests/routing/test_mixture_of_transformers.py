@@ -32,6 +32,7 @@ from ffnlab.quantization import fireq
 from ffnlab.routing import untie, upcycle
 from ffnlab.routing.mixture_of_transformers import PARTS
 from ffnlab.testing import batches, equal, tiny, tiny_encoder
+from tests.often import often
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32 sums in another order, three blocks
 HALF = (32,)  # ids from 32 on are of modality 1
@@ -83,7 +84,7 @@ def test_work_stays_and_parameters_multiply():
             np.testing.assert_array_equal(model(x), dense(x))
 
 
-@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("stacked", often([False, True], True))
 def test_the_three_ways_agree_in_values_and_gradients(stacked):
     model = made(norm="output", starts=(20, 40))
     model = models.stack(model) if stacked else model
@@ -141,6 +142,7 @@ def test_attention_goes_over_all_modalities():
     assert np.abs(slope[0, 0]).max() > 1e-4 and not np.asarray(slope[0, 2:]).any()
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(table=st.lists(st.integers(0, 2), min_size=64, max_size=64), seed=st.integers(0, 9))
 def test_relabelled_modalities_with_their_copies_change_nothing(table, seed):
@@ -177,6 +179,7 @@ def test_norms_are_copied_with_their_kind():
     np.testing.assert_allclose(model(batches()[0]), dense(batches()[0]), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_decoding_goes_on_where_reading_ended():
     model = made(norm="output")
     rows = batches()[0]
@@ -189,6 +192,7 @@ def test_decoding_goes_on_where_reading_ended():
     np.testing.assert_allclose(jnp.concatenate(parts, 1), model(rows), **CLOSE)
 
 
+@pytest.mark.slow
 def test_padding_changes_no_token():
     model, rows = made(), batches()[0]
     segments = jnp.ones_like(rows).at[:, 9:].set(0)

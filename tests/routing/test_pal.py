@@ -24,6 +24,7 @@ from ffnlab.quantization import fireq
 from ffnlab.routing import pal, upcycle
 from ffnlab.routing.pal import Sounds
 from ffnlab.testing import equal, tiny, tiny_encoder
+from tests.often import often
 
 TOLERANCE = 2e-5  # float32 sums in other orders; logits of order 1
 KEY = jax.random.key(3)
@@ -200,7 +201,7 @@ def test_windows_are_of_text_and_soft_caps_of_all():
 # Decoding
 
 
-@pytest.mark.parametrize("kv", [None, "int4"])
+@pytest.mark.parametrize("kv", often([None, "int4"], None))
 def test_what_is_generated_is_what_the_whole_text_says(kv):
     """Greedy tokens against a pass over the whole text for each, keys rounded alike."""
     model = made("hybrid")
@@ -397,6 +398,7 @@ def test_sounds_that_are_refused(sounds, told):
         pal.hear(made("hybrid"), sounds)
 
 
+@pytest.mark.slow
 def test_a_mesh_learns_the_same():
     model, sounds = made("hybrid"), SOUNDS
     batch = jax.tree.map(lambda x: jnp.concatenate([x, x]), (sounds, TOKENS))

@@ -129,6 +129,7 @@ def test_layers_are_copies_that_may_be_donated():
     assert np.isfinite(run(model, IMAGES)).all()
 
 
+@pytest.mark.slow
 def test_a_shared_network_is_taught_and_its_descendants_go_on(tmp_path):
     """Distillation as the authors have it; then a model like any other."""
     model = auxiliary()
@@ -155,6 +156,7 @@ def test_a_shared_network_is_taught_and_its_descendants_go_on(tmp_path):
     assert len(models.removed(cut)) == 2 and np.isfinite(run(cut, IMAGES)).all()
 
 
+@pytest.mark.slow
 def test_decoders_and_encoders_have_stages_too():
     decoder, _ = transform.apply(share(repeats=(2, 1)), models.stack(tiny()))
     descendant = expanded(decoder, layers=5)

@@ -61,6 +61,7 @@ def test_without_supervision_it_is_the_cross_entropy():
     assert set(metrics) == {"accuracy", "classes"}
 
 
+@pytest.mark.slow
 def test_the_error_of_gradients_is_that_of_rebuilding():
     config = dataclasses.replace(SMALL, image=(4, 4), columns=5, save_every=4, tolerance=1.0)
     deep = models.stack(RevCol(config, key=jax.random.key(0)))
@@ -70,6 +71,7 @@ def test_the_error_of_gradients_is_that_of_rebuilding():
     assert saving(deep, 0, remat="nothing").remat == "nothing" and deep.config.save_every == 4
 
 
+@pytest.mark.slow
 def test_norms_of_zeros_make_features_of_rounding():
     """Black backgrounds are rebuilt where a mean is taken off them, and only there."""
     images = jnp.where(jnp.arange(8)[None, :, None, None] < 4, 0.0, 1.0) * jax.random.uniform(

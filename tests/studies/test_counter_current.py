@@ -35,6 +35,7 @@ def test_claims_are_decided_by_all_figures():
             assert [c.holds for c in study.accuracy_claims(worse)] == [False, False, False]
 
 
+@pytest.mark.slow
 def test_study_writes_its_result_and_picture(tmp_path, monkeypatch):
     small = lambda seed: gaussian_clusters(seed, train=75, test=20, width=6)  # noqa: E731
     monkeypatch.setattr(study, "clusters", small)

@@ -4,6 +4,7 @@ import importlib
 
 import jax
 import numpy as np
+import pytest
 
 from ffnlab.data import Labelled
 from ffnlab.models import HypernetConfig
@@ -90,6 +91,7 @@ def test_tasks_and_batches():
     assert all(set(task.test.y.tolist()) == {0, 1} for task in pairs.tasks)
 
 
+@pytest.mark.slow
 def test_every_side_learns_its_tasks():
     """A step of a task leaves networks of others alone, and figures are those of the members."""
     case = small()

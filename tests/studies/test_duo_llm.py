@@ -102,6 +102,7 @@ def test_a_violated_inequality_is_seen():
     assert held(study.logical_claims([found])) == [False]
 
 
+@pytest.mark.slow
 def test_members_learn_as_seeds_of_their_own(monkeypatch):
     """Two seeds side by side are the two models, each drawn by its seed, after a few steps."""
     small = {"layers": 2, "width": 8, "hidden": 16, "heads": 1, "kv_heads": 1, "head_dim": 8}

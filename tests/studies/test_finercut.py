@@ -162,6 +162,7 @@ def test_attention_goes_first_in_every_prefix(monkeypatch):
     assert verdicts(found, monkeypatch)[4:] == [False, True]
 
 
+@pytest.mark.slow
 def test_study_writes_its_result_and_pictures(monkeypatch, tmp_path):
     monkeypatch.setattr(finercut, "embedded", lambda: (byte_lm(16, 4, 2), None))
     result = load("finercut").run(out=tmp_path, quick=True, seed=1)

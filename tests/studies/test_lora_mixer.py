@@ -84,6 +84,7 @@ def test_texts_are_real_where_data_is(data, monkeypatch):
     assert kind == "real" and "für" in texts["German"].decode()
 
 
+@pytest.mark.slow
 def test_adapters_and_routers_learn_on_little_text(monkeypatch):
     """Small shapes: each adapter learns its own text; routers of each setting start by the seed."""
     monkeypatch.setattr(measure, "LENGTH", 5)

@@ -142,6 +142,7 @@ def test_a_rate_is_chosen_by_validation_rows_and_kept_for_all_seeds(small, monke
     assert reached.parameters > 1.9 * sum(x.size for x in jax.tree.leaves(dense.layers))
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_learn_at_their_own_rates(small):
     shown = small[1]
     found = measure.learned(shown, "all", [1e-8, 2e-2], [0, 0])

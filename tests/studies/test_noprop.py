@@ -6,6 +6,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ffnlab.data import gaussian_clusters
 from ffnlab.learning import NoPropNet, NoPropOptions, NoPropState, noprop
@@ -66,6 +67,7 @@ def test_the_chain_trained_through_is_the_one_that_noprop_runs(key):
     assert all(np.any(slope.blocks.head.weight.dense()[t] != 0) for t in range(study.BLOCKS))
 
 
+@pytest.mark.slow
 def test_study_writes_its_result_and_picture(tmp_path, monkeypatch):
     small = lambda seed: gaussian_clusters(seed, train=75, test=20)  # noqa: E731
     monkeypatch.setattr(study, "clusters", small)

@@ -40,6 +40,7 @@ def test_an_answer_is_what_the_sound_says(count):
     assert len({tuple(row) for row in tokens}) > 5
 
 
+@pytest.mark.slow
 def test_rates_are_chosen_by_the_first_seed_on_other_problems(monkeypatch):
     monkeypatch.setattr(pal_tasks, "SIZES", pal_tasks.SIZES | {"layers": 1, "width": 16})
     monkeypatch.setattr(pal_tasks, "VALIDATION", 32)
