@@ -41,6 +41,7 @@ from ffnlab.analysis.nearest import (
 )
 from ffnlab.analysis.principal import Components, Scatter, components_of, principal
 from ffnlab.analysis.table import METHODS, PROBES
+from ffnlab.analysis.universal import Construction, construct, corners_and_grid, errors_of
 from ffnlab.analysis.verification import Cube, Grid, Verdict, verify
 from ffnlab.analysis.weight_norms import NormReport, weight_norms
 
@@ -53,6 +54,7 @@ __all__ = [
     "Box",
     "Cells",
     "Components",
+    "Construction",
     "CostReport",
     "Cube",
     "DomainDistance",
@@ -78,8 +80,11 @@ __all__ = [
     "bottleneck",
     "compiled_cost",
     "components_of",
+    "construct",
+    "corners_and_grid",
     "domain_distance",
     "entropy",
+    "errors_of",
     "gradient_alignment",
     "gradient_drift",
     "information",

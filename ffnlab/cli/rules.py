@@ -59,7 +59,7 @@ OWN: Mapping[str, Own] = MappingProxyType(
             "ffnlab.learning.backprop:backprop",
             (
                 *("decoder", "encoder", "vit", "resnet", "uvit", "revcol", "mlp", "convnet"),
-                *("graph", "hypernet"),
+                *("graph", "hypernet", "sequence"),
             ),
         ),
         "counter_current": Own(

@@ -24,6 +24,7 @@ from ffnlab.cli.inputs.data_kinds import (
     GraphConfig,
     PermutationConfig,
     QuestionsConfig,
+    SequencesConfig,
     SpeechConfig,
     TextsConfig,
 )
@@ -33,6 +34,7 @@ from ffnlab.cli.inputs.labelled import LabelledData, load_labelled
 from ffnlab.cli.inputs.nodes import NodeData, node_data
 from ffnlab.cli.inputs.permutation import PermutationData, load_permutation
 from ffnlab.cli.inputs.questions import QuestionsData, load_questions
+from ffnlab.cli.inputs.sequences import SequencesData, load_sequences
 from ffnlab.cli.inputs.speech import SpeechData, load_speech
 from ffnlab.cli.inputs.texts import TextsData, load_texts
 from ffnlab.cli.keys import Section, method_keys, training_keys
@@ -71,6 +73,7 @@ RunData = (
     | CaptionedData
     | DomainsData
     | PermutationData
+    | SequencesData
 )
 
 
@@ -225,6 +228,8 @@ def load_data(settings: TrainConfig) -> RunData:
         return load_domains(data, model)
     if isinstance(data, PermutationConfig):
         return load_permutation(data)
+    if isinstance(data, SequencesConfig):
+        return load_sequences(data, model)
     if isinstance(model, EncoderConfig):
         whole = jax.eval_shape(functools.partial(fresh, settings), jax.random.key(0)).config
         if isinstance(data, TextsConfig):

@@ -31,6 +31,7 @@ from ffnlab.data.known_information import (
 )
 from ffnlab.data.links import LinkPairs, LinkSplit, link_split
 from ffnlab.data.ring import Ring, ring
+from ffnlab.data.sequence_maps import SequencePairs, drawn_pairs, read_pairs
 from ffnlab.data.sound_rows import asked, sound_rows
 from ffnlab.data.speech import Recording, SpokenDigits, fsdd, log_mel, read_wav, resampled
 from ffnlab.data.tasks import permuted, split
@@ -92,6 +93,7 @@ __all__ = [
     "Recording",
     "Ring",
     "RuleSegments",
+    "SequencePairs",
     "SpanLayout",
     "SpanWindows",
     "SpokenDigits",
@@ -116,6 +118,7 @@ __all__ = [
     "crop",
     "cutmix",
     "digits",
+    "drawn_pairs",
     "eda",
     "erase",
     "find_folder",
@@ -139,6 +142,7 @@ __all__ = [
     "permuted",
     "rand_augment",
     "read_idx",
+    "read_pairs",
     "read_svmlight",
     "read_text",
     "read_wav",

@@ -44,6 +44,8 @@ from ffnlab.models import (
     ResNetConfig,
     RevCol,
     RevColConfig,
+    SequenceConfig,
+    SequenceTransformer,
     UViT,
     UViTConfig,
     ViT,
@@ -53,7 +55,7 @@ from ffnlab.models import (
 
 __all__ = ["KINDS", "Config", "Kind", "check_kind", "check_runs", "kind_of", "reads_of"]
 
-Reads = Literal["tokens", "rows", "images", "graphs", "frames", "target"]
+Reads = Literal["tokens", "rows", "images", "graphs", "frames", "sequences", "target"]
 
 
 @runtime_checkable
@@ -72,8 +74,8 @@ class Kind:
       model: class of the model.
       make: (config, key=, dtype=) -> the model, drawn.
       reads: what it is called with: "tokens" int [b, t], "rows" [b, d], "images" [b, h, w, c],
-        "frames" [b, t, c] of sounds, "graphs", rows [n, d] of the nodes of one, or "target", what
-        the model reads whose weights it gives (`reads_of`).
+        "frames" [b, t, c] of sounds, "sequences" [b, n, d] of numbers, "graphs", rows [n, d] of the
+        nodes of one, or "target", what the model reads whose weights it gives (`reads_of`).
       example: (model) -> the least input that it takes, abstract.
       classes: (config) -> how many classes its scores tell apart, None for a configuration without;
         None where the kind has no scores.
@@ -116,6 +118,11 @@ def row(model: Any) -> jax.ShapeDtypeStruct:
 def frame(model: AudioEncoder) -> jax.ShapeDtypeStruct:
     """One frame of a sound."""
     return jax.ShapeDtypeStruct((1, 1, model.config.bands), jnp.float32)
+
+
+def sequence(model: SequenceTransformer) -> jax.ShapeDtypeStruct:
+    """One sequence of the length that the configuration says."""
+    return jax.ShapeDtypeStruct((1, model.config.length, model.config.inputs), jnp.float32)
 
 
 def image(model: Any) -> jax.ShapeDtypeStruct:
@@ -266,6 +273,9 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             "rows",
             row,
             lambda c: c.classes,
+        ),
+        "sequence": Kind(
+            SequenceConfig, SequenceTransformer, SequenceConfig.make, "sequences", sequence
         ),
     }
 )

@@ -58,6 +58,7 @@ from ffnlab.learning.physical.boxes import external, opaque
 from ffnlab.learning.physical.rule import PhysicalState, contrast, physical_ff
 from ffnlab.learning.physical.twin import TwinState, digital_twin
 from ffnlab.learning.rewriting import from_state, rewritten
+from ffnlab.learning.squares import squares
 from ffnlab.learning.stopping import StoppingState, early_stopping
 from ffnlab.losses import labelled, next_token, packed_next_token
 from ffnlab.models.noise import LearnedSchedule
@@ -129,4 +130,5 @@ __all__ = [
     "scale_by_trust_ratio",
     "shallow_dann",
     "sqrt_batch_schedule",
+    "squares",
 ]

@@ -37,6 +37,7 @@ from ffnlab.models.remove import remove, removed
 from ffnlab.models.resnet import ResNet, ResNetConfig, resnet50
 from ffnlab.models.revcol import RevCol, keep_invertible, revcol_of
 from ffnlab.models.revcol_config import RevColConfig
+from ffnlab.models.sequence import SequenceConfig, SequenceTransformer
 from ffnlab.models.stack import Shared, Stacked, stack, unstack
 from ffnlab.models.uvit import UViT, UViTConfig
 from ffnlab.models.vit import ViT, resized
@@ -95,6 +96,8 @@ __all__ = [
     "ResNetConfig",
     "RevCol",
     "RevColConfig",
+    "SequenceConfig",
+    "SequenceTransformer",
     "Shared",
     "Stacked",
     "Tasked",
@@ -113,7 +116,6 @@ __all__ = [
     "sentence_vectors",
     "stack",
     "unstack",
-    *ABOVE,
 ]
 
 

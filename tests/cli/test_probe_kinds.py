@@ -52,6 +52,7 @@ CONFIGS = {
         models.MLPConfig((64, 5, 10)), models.HypernetSpec(hidden=(4,), embedding=2)
     ),
     "physical": models.PhysicalConfig(64, 10, (4, 5)),
+    "sequence": models.SequenceConfig(3, 2, 1, 8, 5),
 }
 
 

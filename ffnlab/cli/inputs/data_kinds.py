@@ -19,6 +19,7 @@ __all__ = [
     "PermutationConfig",
     "QuestionsConfig",
     "RecordsConfig",
+    "SequencesConfig",
     "SpeechConfig",
     "TextsConfig",
 ]
@@ -330,6 +331,33 @@ class PermutationConfig:
         return self.length
 
 
+@dataclasses.dataclass(frozen=True)
+class SequencesConfig:
+    """Sequences of numbers and what each is mapped to; one pair in ten is held out.
+
+    Attributes:
+      sequences: a map by name, "waves" or "first", of uniform draws; or a safetensors file with
+        tensors "x" [rows, places, numbers] and "y" alike.
+      rows: how many are drawn.
+      low, high: ends of the draws.
+      draw: their seed.
+      batch: pairs of a batch.
+    """
+
+    sequences: str = "waves"
+    rows: int = 6000
+    low: float = -1.0
+    high: float = 1.0
+    draw: int = 0
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        at_least(1, rows=self.rows, batch=self.batch)
+        check_seed(self.draw)
+        if not self.low < self.high:
+            raise ConfigError(f"low={self.low} must lie below high={self.high}")
+
+
 AnyData = (
     DataConfig
     | TextsConfig
@@ -342,6 +370,7 @@ AnyData = (
     | CaptionedConfig
     | DomainsConfig
     | PermutationConfig
+    | SequencesConfig
 )
 # What `kind` may be in [data], the one without it first.
 DATA_KINDS: Mapping[str, type] = MappingProxyType(
@@ -357,5 +386,6 @@ DATA_KINDS: Mapping[str, type] = MappingProxyType(
         "captioned": CaptionedConfig,
         "domains": DomainsConfig,
         "permutation": PermutationConfig,
+        "sequences": SequencesConfig,
     }
 )

@@ -21,16 +21,18 @@ from ffnlab.cli.inputs.data_kinds import (
     PermutationConfig,
     QuestionsConfig,
     RecordsConfig,
+    SequencesConfig,
     SpeechConfig,
     TextsConfig,
 )
-from ffnlab.data import CaptionedDigits, Labelled, Packed
+from ffnlab.data import CaptionedDigits, Labelled, Packed, SequencePairs
 from ffnlab.data.images.files import ImageFolder
 from ffnlab.data.interleaved import NAMES, caption_length
 from ffnlab.data.sound_rows import PER_SECOND
 from ffnlab.errors import ConfigError, first_line
 from ffnlab.formats.kinds import KINDS, Config, kind_of, reads_of
 from ffnlab.learning.exact_permutations.ensemble import one_hot_squares
+from ffnlab.learning.squares import squares
 from ffnlab.losses import (
     InformedLoss,
     Loss,
@@ -234,6 +236,15 @@ def whole_basis(data: PermutationConfig, model: Any, rows: int, length: int) -> 
     return Labelled(jax.ShapeDtypeStruct((k, k), np.float32), ints(k))  # type: ignore[arg-type]
 
 
+def pairs_of(data: SequencesConfig, model: Any, rows: int, length: int) -> PyTree:
+    """A batch of sequences and what they are mapped to."""
+    parts = (
+        jax.ShapeDtypeStruct((rows, model.length, n), np.float32)
+        for n in (model.inputs, model.outputs)
+    )
+    return SequencePairs(*parts)  # type: ignore[arg-type]
+
+
 def whole_graph(data: Any, model: Any, rows: int, length: int) -> PyTree:
     """The one batch of a graph, as it is."""
     from ffnlab.cli.inputs.nodes import load_nodes, node_batch  # which needs this module
@@ -332,6 +343,9 @@ READINGS: Mapping[str, Reading] = MappingProxyType(
         "images": IMAGES,
         "graphs": Reading(
             (GraphConfig, BlockModelConfig), "a graph", lambda data: by_name(masked), whole_graph
+        ),
+        "sequences": Reading(
+            (SequencesConfig,), "sequences of numbers", lambda data: squares, pairs_of
         ),
     }
 )
