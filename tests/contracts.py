@@ -233,6 +233,7 @@ LAYERS: dict[str, Callable[[], None]] = {
         call=lambda m, x: m(x)[0],
     ),
     "PReLU": checked(lambda k: layers.PReLU(16)),
+    "SReLU": checked(lambda k: layers.SReLU(end=0.5, slope=2.0)),
     "Noisy": checked(
         lambda k: layers.Noisy(layers.MLP((16, 8, 16), key=k), 0.1),
         call=lambda m, x: m(x, jax.random.key(5)),

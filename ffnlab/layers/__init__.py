@@ -5,7 +5,7 @@ on graphs (`layer(x, graph)`), blocks.
 A whole network (embedding to logits) belongs in `ffnlab.models`.
 """
 
-from ffnlab.layers.activations import ACTIVATIONS, PReLU
+from ffnlab.layers.activations import ACTIVATIONS, PReLU, SReLU
 from ffnlab.layers.attention.attention import Attention, AttentionSpec
 from ffnlab.layers.attention.rope import Rope
 from ffnlab.layers.batch_norm import BatchNorm, FixedAffine, Moments, measured
@@ -104,6 +104,7 @@ __all__ = [
     "Residual",
     "Rope",
     "RoutedLinear",
+    "SReLU",
     "Routing",
     "ScaleNorm",
     "SkipGate",

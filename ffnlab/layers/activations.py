@@ -1,10 +1,11 @@
 """The one table of nonlinearities, by the names that configurations and layers give.
 
 A layer keeps the name, a static string, and looks the function up when it is called. What has a
-parameter is a layer of its own: `PReLU`.
+parameter is a layer of its own (`PARAMETRIC`), which an MLP has one of behind each hidden map.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float
 
 from ffnlab.errors import ConfigError
 
-__all__ = ["ACTIVATIONS", "PReLU", "check_activation"]
+__all__ = ["ACTIVATIONS", "PARAMETRIC", "PReLU", "SReLU", "check_activation"]
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "abs": jnp.abs,
@@ -57,3 +58,36 @@ class PReLU(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         return jnp.where(x >= 0, x, self.slope.get_value().astype(x.dtype) * x)
+
+
+class SReLU(nnx.Module):
+    """y = min(a, max(0, x)) + b (max(a, x) - a): a ReLU of another slope b from a on, both learned.
+
+    The S-shaped rectifier of arXiv 1512.07030, its part below 0 fixed at 0.
+
+    Attributes:
+      end: Param holding a, [channels], or [1] where all channels share one.
+      slope: Param holding b, alike.
+    """
+
+    def __init__(
+        self,
+        channels: int = 1,
+        *,
+        end: float = 5.0,
+        slope: float = 1.0,
+        axis: str = "embed",
+        dtype: DTypeLike = jnp.float32,
+    ):
+        """Sets a and b; by default it is a ReLU as long as it has not learned."""
+        self.end = nnx.Param(jnp.full((channels,), end, dtype), axes=(axis,))
+        self.slope = nnx.Param(jnp.full((channels,), slope, dtype), axes=(axis,))
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        end, slope = (each.get_value().astype(x.dtype) for each in (self.end, self.slope))
+        return jnp.minimum(end, jnp.maximum(0, x)) + slope * (jnp.maximum(end, x) - end)
+
+
+PARAMETRIC: Mapping[str, Callable[..., nnx.Module]] = MappingProxyType(
+    {"prelu": PReLU, "srelu": SReLU}
+)

@@ -18,7 +18,8 @@ class MLPConfig:
 
     Attributes:
       sizes: widths from input to output, two or more.
-      activation: name of the nonlinearity, a key of `layers.ACTIVATIONS`.
+      activation: name of the nonlinearity, a key of `layers.ACTIVATIONS`, or "prelu" or "srelu",
+        which learn.
       bias: whether maps have one.
     """
 

@@ -1,11 +1,12 @@
 """Adaptive estimators: information by cells and kernels that follow what a layer does at the time.
 
 Tanh and ReLU networks, with and without a penalty of their weights, eight initialisations each, all
-members of one program; every nonlinearity of the library in the full form. Information is of all
-4,096 inputs of a finite world, by cells that hold as many distinct values each; with kernels at the
-end, as wide as a share of the layer's activity and of one width for all.
+members of one program; all eight of the authors' nonlinearities in the full form. Information is of
+all 4,096 inputs of a finite world, by cells that hold as many distinct values each; with kernels at
+the end, as wide as a share of the layer's activity and of one width for all.
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -14,10 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from ffnlab.analysis import Cells, Kernels
 from ffnlab.analysis.information_plane import LOWS, layers_of
 from ffnlab.data import ring
+from ffnlab.layers import MLP
 from ffnlab.storage.files import StrPath
 from ffnlab.studies import STUDIES
 from ffnlab.studies.information_measure import Case, Course, World, course, world_of
@@ -28,7 +31,7 @@ __all__ = ["run"]
 
 SIZES, BINS, PENALTY = (12, 10, 7, 5, 4, 3, 2), 30, 0.015
 BOTH = ("tanh", "relu")
-OTHERS = ("abs", "elu", "silu", "softplus")
+OTHERS = ("abs", "elu", "silu", "softplus", "prelu", "srelu")
 LAYER = 2  # the third, whose information the card's limit is of
 LOWERED = 1.5  # bits
 LEAST = -10.0  # of nonlinearities without a floor, below all that they give
@@ -75,9 +78,22 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
     ).write(out)
 
 
+@dataclasses.dataclass(frozen=True)
+class Flat(Case):
+    """Networks whose parametric rectifiers begin as ReLU, as the authors' do."""
+
+    def made(self, key: Array) -> MLP:
+        """A network of it."""
+        net = super().made(key)
+        if self.activation == "prelu":
+            for unit in net.units or ():
+                unit.slope[...] = jnp.zeros_like(unit.slope[...])
+        return net
+
+
 def arms(name: str, world: World, seeds: Sequence[int], epochs: int, points: int) -> Course:
     """The members without a penalty, then as many with one, of a nonlinearity."""
-    case = Case(
+    case = Flat(
         SIZES,
         name,
         256,

@@ -20,6 +20,29 @@ def test_it_is_numpy_s(key, bias):
     assert len(jax.tree.leaves(net)) == (6 if bias else 3)
 
 
+@pytest.mark.parametrize("name", ["prelu", "srelu"])
+def test_units_that_learn_stand_behind_hidden_maps(key, name):
+    net = MLP([5, 7, 6, 3], key=key, activation=name)
+    x = np.asarray(3 * jax.random.normal(key, (4, 5)))
+    assert len(net.units) == 2
+    for i, unit in enumerate(net.units):
+        if name == "prelu":
+            unit.slope[...] = jax.numpy.array([0.1 * (i + 1)])
+        else:
+            unit.end[...], unit.slope[...] = jax.numpy.array([0.5]), jax.numpy.array([2.0 + i])
+    h = x
+    for i, linear in enumerate(net.maps):
+        h = h @ np.asarray(linear.weight.dense()) + linear.bias
+        if i < 2 and name == "prelu":
+            h = np.where(h >= 0, h, 0.1 * (i + 1) * h)
+        elif i < 2:
+            h = np.where(h < 0, 0, np.where(h < 0.5, h, 0.5 + (2.0 + i) * (h - 0.5)))
+    np.testing.assert_allclose(net(jax.numpy.asarray(x)), h, rtol=1e-5, atol=1e-5)
+    grads = jax.grad(lambda net: net(jax.numpy.asarray(x)).sum())(net)
+    assert all(np.abs(unit.slope[...]).max() > 0 for unit in grads.units)
+    assert MLP([5, 3], key=key, activation=name).stages and MLP([5, 3], key=key).units is None
+
+
 def test_entries_have_the_deviation_asked_for(key):
     for std, found in ((None, np.sqrt(2 / 200)), (0.1, 0.1), (0.0, 0.0)):
         net = MLP([200, 300], key=key, std=std)

@@ -201,3 +201,13 @@ def test_soft_labels_have_their_information_and_their_curve():
 def test_the_quick_forms(tmp_path, study, claims):
     result = study.run(out=tmp_path, quick=True)
     assert len(result.claims) == claims and list(tmp_path.glob("*.png"))
+
+
+def test_rectifiers_that_learn_begin_as_relu():
+    case = adaptive.Flat((3, 4, 4, 2), "prelu", 8, 1)
+    net = case.made(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (20, 3))
+    same = adaptive.Flat((3, 4, 4, 2), "relu", 8, 1).made(jax.random.key(0))
+    assert np.array_equal(net(x), same(x))
+    srelu = adaptive.Flat((3, 4, 4, 2), "srelu", 8, 1).made(jax.random.key(0))
+    assert np.asarray(srelu(x)) == pytest.approx(np.asarray(same(x)), abs=1e-6)

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ffnlab.errors import ConfigError
-from ffnlab.layers.activations import ACTIVATIONS, check_activation
+from ffnlab.layers.activations import ACTIVATIONS, PARAMETRIC
 from ffnlab.layers.linear import Linear
 
 __all__ = ["MLP", "check_mlp"]
@@ -23,7 +23,9 @@ def check_mlp(sizes: Sequence[int], activation: str) -> None:
     """Raises ConfigError unless there are two or more positive widths and a known nonlinearity."""
     if len(sizes) < 2 or min(sizes) < 1:
         raise ConfigError(f"sizes={list(sizes)} must be two or more positive widths")
-    check_activation(activation)
+    known = sorted({*ACTIVATIONS, *PARAMETRIC})
+    if activation not in known:
+        raise ConfigError(f"activation={activation!r} is not one of {known}")
 
 
 class MLP(nnx.Module):
@@ -31,8 +33,12 @@ class MLP(nnx.Module):
 
     Attributes:
       maps: nnx.List of Linear.
-      activation: name of phi, a key of `ACTIVATIONS` (static).
+      activation: name of phi, a key of `ACTIVATIONS` or `PARAMETRIC` (static).
+      units: of the latter one behind each map but the last; else None.
     """
+
+    # Set only where there are some, as older files know none.
+    units: nnx.List | None = None
 
     def __init__(
         self,
@@ -79,6 +85,9 @@ class MLP(nnx.Module):
             ]
         )
         self.activation = activation
+        if activation in PARAMETRIC:
+            make = PARAMETRIC[activation]
+            self.units = nnx.List([make(axis="mlp", dtype=dtype) for _ in sizes[2:]])
 
     @property
     def sizes(self) -> list[int]:
@@ -88,9 +97,11 @@ class MLP(nnx.Module):
     @property
     def stages(self) -> list[Callable[[Array], Array]]:
         """The network as a chain: a map with its nonlinearity each, the last without."""
-        phi = ACTIVATIONS[self.activation]
         *inner, last = self.maps
-        return [*(functools.partial(activated, linear, phi) for linear in inner), last]
+        units = self.units
+        phis = [ACTIVATIONS[self.activation]] * len(inner) if units is None else list(units)
+        pairs = zip(inner, phis, strict=True)
+        return [*(functools.partial(activated, linear, phi) for linear, phi in pairs), last]
 
     def __call__(self, x: Float[Array, "*b in"]) -> Float[Array, "*b out"]:
         for stage in self.stages:
