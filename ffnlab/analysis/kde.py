@@ -104,11 +104,13 @@ class Kernels:
           ConfigError: labels beyond the classes.
         """
         del inputs
-        if is_known(labels) and not (0 <= np.min(labels) and np.max(labels) < self.classes):
-            raise ConfigError(
-                f"labels are {np.min(labels)} to {np.max(labels)}; classes={self.classes} are "
-                "numbered from 0"
-            )
+        if is_known(labels):
+            told = np.asarray(labels)  # on the host: under jit what jax computes is not known
+            if not (0 <= told.min() and told.max() < self.classes):
+                raise ConfigError(
+                    f"labels are {told.min()} to {told.max()}; classes={self.classes} are numbered "
+                    "from 0"
+                )
         d = values.shape[1]
         largest = jnp.abs(values).max()
         v = jnp.float32(self.variance)

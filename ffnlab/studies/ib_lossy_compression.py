@@ -70,7 +70,10 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
             "pairs": COUNT,
             "images": "16 x 16; 6,000 others to learn from, a sixth of them held out",
             "compressors": "d-128-k-128-d, SiLU, Adam; the rate by the error on images held out",
-            "mean squared error by rate": {n: dict(c.tried) for n, c in compressors.items()},
+            "mean squared error by rate": {
+                name: {f"{rate:g}": error for rate, error in each.tried.items()}
+                for name, each in compressors.items()
+            },
             "of the variance lost": {n: c.share for n, c in compressors.items()},
             "networks": "noise of 1e-3 of each activation before every layer; four principal "
             "components of each layer, fitted anew at each epoch measured",

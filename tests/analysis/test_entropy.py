@@ -194,6 +194,16 @@ def test_kernels_that_follow_do_not_see_the_scale():
     )
 
 
+def test_labels_that_a_jitted_function_closes_over_are_checked():
+    """They are known, and what jax computes of them is not."""
+    values = jnp.asarray(np.random.default_rng(0).standard_normal((20, 2)), jnp.float32)
+    labels = jnp.arange(20) % 2
+    found = jax.jit(lambda v: Kernels(2, 0.1)(v, labels))(values)
+    assert float(found.y) == pytest.approx(float(Kernels(2, 0.1)(values, labels).y), abs=1e-5)
+    with pytest.raises(ConfigError, match="labels are 0 to 1; classes=1"):
+        jax.jit(lambda v: Kernels(1, 0.1)(v, labels))(values)
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [

@@ -35,7 +35,6 @@ TO_COME = (
     "exact-permutations",
     "forward-gnn",
     "hypernet-review",
-    "information-plane",
     "physical-ff",
     "scalelong",
     "structured-ffn",
