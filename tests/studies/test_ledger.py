@@ -38,7 +38,6 @@ TO_COME = (
     "physical-ff",
     "scalelong",
     "structured-ffn",
-    "uat-transformer",
 )
 RECORDED = [
     pytest.param(slug, marks=pytest.mark.xfail(strict=True, reason="its full run is to come"))
