@@ -276,8 +276,8 @@ def rows_of(found: Courses) -> list[dict[str, Any]]:
 
 
 def planes(figure: Any, found: Courses) -> None:
-    """Single runs thin, their means thick, without a penalty and with one."""
-    figure.set_size_inches(7, 3 * len(found))
+    """Means of all layers, and three single runs of the fifth, without a penalty and with one."""
+    figure.set_size_inches(6, 2.2 * len(found))
     grid = figure.subplots(len(found), 2, squeeze=False)
     for line, (name, each) in zip(grid, found.items(), strict=True):
         for axes, title, x, y in zip(
@@ -285,7 +285,8 @@ def planes(figure: Any, found: Courses) -> None:
         ):
             for layer in range(x.shape[2]):
                 color = f"C{layer}"
-                axes.plot(x[:, :, layer], y[:, :, layer], color=color, linewidth=0.4, alpha=0.4)
+                if layer == 4:
+                    axes.plot(x[:, :3, layer], y[:, :3, layer], color=color, linewidth=0.5)
                 mean = x[:, :, layer].mean(1), y[:, :, layer].mean(1)
                 axes.plot(*mean, color=color, linewidth=1.5, label=f"layer {layer + 1}")
                 axes.plot(mean[0][-1], mean[1][-1], "o", color=color, markersize=4)
