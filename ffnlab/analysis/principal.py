@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ffnlab import tree
 from ffnlab.analysis.activations import AFTER, activations, network_of, stage_of
-from ffnlab.errors import ConfigError, at_least
+from ffnlab.errors import ConfigError, NumericalError, at_least
 from ffnlab.layers import MLP, Linear
 from ffnlab.transform import Transform
 from ffnlab.weights import Dense
@@ -77,8 +77,11 @@ def components_of(found: Scatter, most: int = 4) -> Components:
 
     Raises:
       ConfigError: most below 1.
+      NumericalError: the layer gave NaN or infinity.
     """
     at_least(1, most=most)
+    if not jnp.isfinite(found.scatter).all():
+        raise NumericalError("the moments of a layer are not finite: it gave NaN or infinity")
     values, vectors = jnp.linalg.eigh(found.scatter)
     values, vectors = values[::-1], vectors[:, ::-1]
     eps = jnp.finfo(values.dtype).eps

@@ -17,7 +17,7 @@ from ffnlab.analysis import (
     principal,
 )
 from ffnlab.analysis.principal import INPUT
-from ffnlab.errors import ConfigError, SelectionError
+from ffnlab.errors import ConfigError, NumericalError, SelectionError
 from ffnlab.layers import MLP, Noisy
 from ffnlab.learning import backprop, fitted_by
 from ffnlab.models import ConvNetConfig
@@ -191,6 +191,9 @@ def test_bad_input_is_named():
     with pytest.raises(ConfigError, match="most=0"):
         lossy_information(stats, components=0)
     probe = lossy_information(stats)
+    bad = fitted(NET, X.at[3, 1].set(jnp.nan))
+    with pytest.raises(NumericalError, match="moments of a layer are not finite"):
+        lossy_information(bad)
     with pytest.raises(ConfigError, match="pairs of inputs and classes"):
         probe(NET, [X], progress=False)
     with pytest.raises(ConfigError, match="labels are float32; classes, whole numbers"):
