@@ -304,8 +304,7 @@ def planes(figure: Any, found: Courses) -> None:
                     each.x[:, member, layer],
                     each.y[:, member, layer],
                     color=color,
-                    linewidth=0.5,
-                    alpha=0.5,
+                    linewidth=0.4,
                 )
             mean = each.x[:, :, layer].mean(1), each.y[:, :, layer].mean(1)
             axes.plot(*mean, color=color, linewidth=1.5, label=label)

@@ -30,7 +30,7 @@ from ffnlab.storage.files import StrPath, atomic_write, sealed, write_json
 __all__ = ["PICTURE_LIMIT", "Claim", "Result", "versions"]
 
 PICTURE_LIMIT = 60_000  # bytes of a PNG, which is kept in the repository
-RESOLUTIONS = (120, 100, 80, 60)  # dots per inch, tried until a picture is within the limit
+RESOLUTIONS = (120, 100, 80, 60, 50, 40)  # dots per inch, tried until a picture is within the limit
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
