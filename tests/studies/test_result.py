@@ -150,6 +150,6 @@ def test_pictures_lose_resolution_until_they_are_small_enough(tmp_path):
 
 def test_a_picture_that_stays_too_large_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(result_module, "PICTURE_LIMIT", 1000)
-    with pytest.raises(ConfigError, match="picture 'line' has .* at 60 dpi; at most 1,000 bytes"):
+    with pytest.raises(ConfigError, match="picture 'line' has .* at 40 dpi; at most 1,000 bytes"):
         result().write(tmp_path)
     assert not list(tmp_path.iterdir())
