@@ -116,7 +116,7 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
             *([time_claim(measured)] if measured.ratios else []),
             exact_claim(errors),
             spoiled_claim(errors),
-            alike_claim(curves(data, seed)),
+            alike_claim(curves(data, seed, *((2, 50) if quick else (4, 100)))),
             *learned_claims(found),
         ],
         table=[*measured.rows(), *tuning.table(found)],
@@ -169,10 +169,10 @@ def rounding_errors(data: Splits, sizes: Sizes) -> Errors:
     return found
 
 
-def curves(data: Splits, seed: int, steps: int = 100) -> dict[str, list[float]]:
-    """Losses of supervised columns after every tenth step, rebuilt and plain, from one draw."""
+def curves(data: Splits, seed: int, columns: int, steps: int) -> dict[str, list[float]]:
+    """Losses of supervised columns at ten moments, rebuilt and plain, from one draw."""
     optimizer = optax.chain(optax.sgd(0.02, momentum=0.9), keep_invertible())
-    loss, drawn, found = supervised(), network(4, True, seed), {}
+    loss, drawn, found = supervised(), network(columns, True, seed), {}
     rule = backprop(loss, optimizer, informed=True)
     rows = tuple(jnp.asarray(part[:BATCH]) for part in data.train)
     moment = Moment(jnp.int32(0), jax.random.key(seed))
