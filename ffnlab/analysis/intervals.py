@@ -35,9 +35,14 @@ class Box:
     high: Any
 
     @property
+    def is_point(self) -> bool:
+        """Whether it is a constant, both of whose ends are one array."""
+        return self.low is self.high
+
+    @property
     def center(self) -> Any:
         """Halfway."""
-        return (self.low + self.high) / 2
+        return self.low if self.is_point else (self.low + self.high) / 2
 
     @property
     def radius(self) -> Any:
@@ -150,9 +155,14 @@ class Intervals(Meaning[Box]):
         rest = list(inputs[2:])
         ask = lambda a, b: bound(equation, [a, b, *rest])[0]  # noqa: E731
         center = ask(left.center, right.center)
-        radius = ask(left.radius, jnp.abs(right.center)) + ask(
-            jnp.abs(left.center) + left.radius, right.radius
-        )
+        parts = []  # products with the radius of a constant, which is 0, are left out
+        if not left.is_point:
+            parts.append(ask(left.radius, jnp.abs(right.center)))
+        if not right.is_point:
+            parts.append(ask(jnp.abs(left.center) + left.radius, right.radius))
+        if not parts:
+            return [Box(center, center)]
+        radius = sum(parts[1:], parts[0])
         return [Box(center - radius, center + radius)]
 
     def absolute(self, inputs: Sequence[Any], equation: Any) -> Sequence[Box]:
