@@ -225,7 +225,7 @@ def scaled(found: Course, world: World) -> dict[str, list[list[float]]]:
         "of one width": Kernels(2, 0.01),
     }
 
-    def of_member(net: Any, scale: float) -> dict[str, Any]:
+    def of_member(net: Any, scale: Any) -> dict[str, Any]:
         values = scale * list(layers_of(net, rows).values())[LAYER]
         return {name: way(values, labels).x / math.log(2) for name, way in ways.items()}
 
