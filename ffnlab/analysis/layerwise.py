@@ -178,7 +178,8 @@ def layerwise_search(
       NumericalError: a logit is NaN.
     """
     if not isinstance(net, MLP) or net.activation != "relu":
-        raise ConfigError(f"net is a {type(net).__name__}; an MLP with ReLU is accepted")
+        what = f"a {type(net).__name__} with activation={getattr(net, 'activation', None)!r}"
+        raise ConfigError(f"net is {what}; an MLP with 'relu' is accepted")
     hidden = len(net.maps) - 1
     layers = hidden if layers is None else layers
     at_least(1, units=units, groups=groups, count=count, most_points=most_points)

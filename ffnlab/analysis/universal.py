@@ -9,8 +9,9 @@ shows the same for sequences of one length n.
    1 / (1 + (n - 1) exp(-beta)).
 2. Its values copy x_h into block h of the stream: every place then holds x_1 .. x_n and E_i, up to
    2 (n - 1) exp(-beta) max |x|.
-3. What is left is a map of numbers, which a network of one hidden layer of ReLU approximates: rows
-   of W_1 are drawn on the unit sphere and b_1 in -1.5..1.5, W_2 is a ridge regression in float64.
+3. What is left is a map of numbers, which a network of one hidden layer of ReLU approximates:
+   columns of W_1 are drawn on the unit sphere and b_1 in -1.5..1.5, for numbers scaled to -1..1,
+   and W_2 is a ridge regression in float64.
 
 As many heads as places: fewer would want another argument.
 """
@@ -116,14 +117,9 @@ def construct(
     random = np.random.default_rng(seed)
     x = random.uniform(low, high, (samples, length, inputs))
     wanted = outputs_of(target, x)
-    stream = inputs + length + length * inputs
     u = np.concatenate([x, features(x, positions, gathers)], -1)
-    # What a place has of its own is gathered too, once it knows which it is.
-    places = slice(inputs if positions and gathers else 0, None)
-    w1 = np.zeros((stream, width))
-    drawn = random.standard_normal((stream - places.start, width))
-    w1[places] = drawn / np.linalg.norm(drawn, axis=0)
-    b1 = random.uniform(-OFFSET, OFFSET, width)
+    w1, b1 = drawn_features(random, (length, inputs, width), (low, high), positions and gathers)
+    stream = len(w1)
     hidden = np.maximum(u.reshape(-1, stream) @ w1 + b1, 0)
     w2, b2 = ridge(hidden, wanted.reshape(len(hidden), -1))
     left = hidden @ w2 + b2 - wanted.reshape(len(hidden), -1)
@@ -141,6 +137,35 @@ def construct(
     gather = 2 * (length - 1) * math.exp(-beta) * max(abs(low), abs(high)) if gathers else 0.0
     fitted = Errors(float(np.abs(left).max()), float(np.sqrt(np.mean(left**2))))
     return Construction(model, low, high, gather, fitted)
+
+
+def drawn_features(
+    random: np.random.Generator,
+    sizes: tuple[int, int, int],
+    box: tuple[float, float],
+    is_told: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(W_1, b_1) of random features of the stream.
+
+    Args:
+      random: of the draws.
+      sizes: places, numbers of each, features.
+      box: ends of the numbers, which features see scaled to -1..1.
+      is_told: whether a place knows which it is and all are gathered; what it has of its own is
+        among that, and not looked at again.
+    """
+    n, d, width = sizes
+    stream = d + n + n * d
+    w = np.zeros((stream, width))
+    seen = slice(d if is_told else 0, None)
+    drawn = random.standard_normal((stream - seen.start, width))
+    w[seen] = drawn / np.linalg.norm(drawn, axis=0)
+    b = random.uniform(-OFFSET, OFFSET, width)
+    numbers = np.r_[:d, d + n : stream]
+    middle, half = (box[0] + box[1]) / 2, (box[1] - box[0]) / 2
+    b = b - middle / half * w[numbers].sum(0)
+    w[numbers] /= half
+    return w, b
 
 
 def features(x: np.ndarray, positions: bool, gathers: bool) -> np.ndarray:

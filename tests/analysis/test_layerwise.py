@@ -164,5 +164,5 @@ def test_bad_input_is_named(options, said):
 
 
 def test_other_networks_are_refused():
-    with pytest.raises(ConfigError, match="an MLP with ReLU is accepted"):
+    with pytest.raises(ConfigError, match="activation='tanh'; an MLP with 'relu' is accepted"):
         layerwise_search(MLP((6, 3), activation="tanh", key=jax.random.key(0)), np.full(6, 0.5))
