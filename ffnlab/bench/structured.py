@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from rich.console import Group
 from rich.table import Table
 
 from ffnlab.bench.sparse import bound, timed
@@ -72,19 +73,19 @@ class Structured:
     crossover: Mapping[str, int | None]
     about: str
 
-    def __rich__(self) -> Table:
-        rows = list(next(iter(self.factors.values())))
-        names = ("form", "FFN ms", "dense / it", *(f"{r} rows" for r in rows), "crossover")
-        table = Table(*names, title="Structured FFNs; factors / product", caption=self.about)
+    def __rich__(self) -> Group:
+        ffns = Table("form", "FFN ms", "dense / it", title="structured FFNs")
         for name, seconds in self.seconds.items():
             over = f"{self.ratios[name]:.2f}" if name in self.ratios else ""
-            form, _, percent = name.partition(" ")
-            cells = ["" for _ in (*rows, "crossover")]
-            if percent == str(PERCENTS[-1]):
-                cells = [f"{self.factors[form][r]:.2f}" for r in rows]
-                cells.append(str(self.crossover[form] or f"> {rows[-1]}"))
-            table.add_row(name, f"{1e3 * seconds:.2f}", over, *cells)
-        return table
+            ffns.add_row(name, f"{1e3 * seconds:.2f}", over)
+        title = f"factors / product, {PERCENTS[-1]} %"
+        over = Table("rows of a call", *self.factors, title=title, caption=self.about)
+        tried = list(next(iter(self.factors.values())))
+        for rows in tried:
+            over.add_row(str(rows), *(f"{each[rows]:.2f}" for each in self.factors.values()))
+        found = (str(self.crossover[form] or f"> {tried[-1]}") for form in self.factors)
+        over.add_row("factors win from", *found)
+        return Group(ffns, over)
 
 
 def compare(settings: Settings = Settings(), *, progress: bool = False) -> Structured:

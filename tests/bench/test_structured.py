@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 import rich
+from rich.console import Console
 
 from ffnlab.bench import structured
 from ffnlab.errors import ConfigError
@@ -21,6 +22,20 @@ def test_all_forms_are_timed_and_told(capsys):
     assert set(found.crossover.values()) <= {1, 4, None}
     rich.print(found)
     assert "block_shuffle" in capsys.readouterr().out and "8 tokens" in found.about
+
+
+def test_no_figure_is_cut_in_a_terminal_of_80_columns(capsys):
+    over = dict.fromkeys(structured.Settings.rows, 1.25)
+    times = {"dense": 1.0} | {f"{form} {p}": 0.5 for form in structured.FORMS for p in (63, 32)}
+    factors = dict.fromkeys(structured.FORMS, over)
+    found = structured.Structured(
+        times, dict.fromkeys(times, 2.0), factors, dict.fromkeys(factors), "float32, cpu"
+    )
+    Console(width=80).print(found)
+    text = capsys.readouterr().out
+    assert (
+        "\u2026" not in text and "1000.00" in text and text.count("1.25") == 21 and "> 64" in text
+    )
 
 
 def test_the_forms_are_what_they_are_called():
