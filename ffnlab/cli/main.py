@@ -79,6 +79,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "prune, sparsify and quantize a model; say what each step cost and bought",
         ),
         "train": Command("ffnlab.cli.train:train", "train a model from a preset or a file"),
+        "report": Command("ffnlab.cli.report:report", "where the time of a training run went"),
         "plan": Command("ffnlab.cli.plan:plan", "what a training run would take on a mesh"),
         "generate": Command("ffnlab.cli.generate:generate", "continue a prompt"),
         "eval": Command("ffnlab.cli.evaluate:evaluate", "measure how well a model predicts a text"),

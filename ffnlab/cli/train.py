@@ -57,6 +57,7 @@ from ffnlab.models import EncoderConfig
 from ffnlab.models.account import parameters
 from ffnlab.models.calibration import called
 from ffnlab.parallel import Outcome, Work, bytes_per_device, to_table
+from ffnlab.parallel.clock import process_began
 from ffnlab.routing import pal
 from ffnlab.rule import Rule
 from ffnlab.storage import placing
@@ -104,7 +105,8 @@ def train(
     Args:
       config: a TOML file (see ffnlab/presets); instead of a preset.
       preset: name of a configuration that comes with the package; "embedded" without one.
-      out: folder of the run: checkpoint/, metrics.jsonl, run.json, and at the end model/.
+      out: folder of the run: checkpoint/, metrics.jsonl, times.jsonl (`ffnlab report`), run.json,
+        and at the end model/.
       steps: in place of the configured number of steps.
       resume: continue an interrupted run in `out`.
       no_progress: show no bar; without this there is one on a terminal.
@@ -139,6 +141,7 @@ def train(
                 announce(settings, Path(out))
             return 0
         shown = {"progress": not no_progress, "tensorboard": tensorboard, "profile": profile}
+        shown["began"] = process_began()
         record = run(settings, Path(out), resume=resume, **shown)
         if parallel.is_first():
             report(record, out)
@@ -250,9 +253,12 @@ def run(
     progress: bool = False,
     tensorboard: bool = False,
     profile: int = 0,
+    began: float | None = None,
 ) -> dict[str, object]:
     """What `train` does, from a configuration to the record it writes; arguments as there.
 
+    Args:
+      began: see `ffnlab.parallel.LoopOptions`.
     Returns:
       the content of `out`/model/training.json, or {"finished": False, ...} when a signal stopped
       the run.
@@ -269,6 +275,7 @@ def run(
         check_mesh(settings, rule, state, mesh)
     work, steps = work_of(settings, model), options.steps + settings.extension.steps
     shown = {"progress": progress, "tensorboard": tensorboard, "profile": profile}
+    shown["began"] = began
     with parallel.locked(out):
         outcome = parallel.train(
             rule if settings.start else from_nothing(rule, settings),

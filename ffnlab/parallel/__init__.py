@@ -14,6 +14,7 @@ from ffnlab.parallel.evaluate import (
     held_out_noise,
     held_out_spans,
 )
+from ffnlab.parallel.goodput import Goodput
 from ffnlab.parallel.guard import skip_bad_steps
 from ffnlab.parallel.lock import locked
 from ffnlab.parallel.loop import Outcome, mesh_of, train
@@ -38,6 +39,7 @@ from ffnlab.parallel.sharding import (
 )
 
 __all__ = [
+    "Goodput",
     "Identity",
     "LoopOptions",
     "MeshStep",

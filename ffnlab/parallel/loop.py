@@ -20,6 +20,7 @@ from jaxtyping import Array, PyTree
 from ffnlab.errors import ConfigError, NumericalError, at_least
 from ffnlab.layers.logical import LAYOUT, Layout
 from ffnlab.parallel import checkpoints
+from ffnlab.parallel.clock import Clock
 from ffnlab.parallel.feed import Feed, step_of
 from ffnlab.parallel.guard import Figures, first_bad, skip_bad_steps
 from ffnlab.parallel.lock import locked
@@ -84,8 +85,8 @@ def train(
         several processes each reads its rows only where it is `Parted`, else keeps them.
       steps: position to stop at; a resumed run takes the steps that are left.
       key: for the rule's `init`.
-      folder: receives `checkpoint/`, `metrics.jsonl` and what the options ask for; nothing is
-        written when None. It is locked meanwhile.
+      folder: receives `checkpoint/`, `metrics.jsonl`, `times.jsonl` (see `Goodput`) and what the
+        options ask for; nothing is written when None. It is locked meanwhile.
       resume: continue from the folder's checkpoint, if it has one.
       evaluate: state -> named figures; the mesh and its layout are set (`on`), so that activations
         are cut in it too.
@@ -123,8 +124,9 @@ def train(
     where = None if mesh is None else (mesh, layout)
     rule = skip_bad_steps(rule) if options.on_bad == "skip" else rule
     path = None if folder is None else Path(folder).absolute()  # whoever changes the directory
-    run = _Run(rule, steps, path, evaluate, options, where, work, identity, together)
     with locked(path):
+        clock = Clock(path, options.began, fresh=not resume)
+        run = _Run(rule, steps, path, evaluate, options, where, work, identity, together, clock)
         return run.go(batches, run.start(model, key, resume))
 
 
@@ -151,6 +153,26 @@ class _Begun:
     table: Mapping[str, object] | None
 
 
+@dataclasses.dataclass
+class _Notes:
+    """What is written down while a run goes; `begin` is when all parts of it would have begun."""
+
+    journal: Journal
+    meter: Meter
+    memory: Memory
+    begin: float
+    rates: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.begin
+
+    def measured(self) -> dict[str, float]:
+        """The rates since the last call."""
+        found = self.meter.figures()
+        self.rates |= found
+        return found
+
+
 @dataclasses.dataclass(frozen=True)
 class _Run:
     rule: Rule
@@ -162,6 +184,7 @@ class _Run:
     work: Work | None
     identity: Identity | None
     together: int
+    clock: Clock
 
     def start(self, model: PyTree, key: Array, resume: bool) -> _Begun:
         """Restores or initializes; only `run.json` has been written when it returns."""
@@ -210,55 +233,64 @@ class _Run:
 
     def go(self, batches: Callable[[int], PyTree], begun: _Begun) -> Outcome:
         state, position, memory = begun.state, begun.position, begun.memory
-        metrics, rates, stopped, taken, turn = {}, {}, False, 1, position
+        metrics, stopped, taken, turn, clock = {}, False, 1, position, self.clock
         step = step_of(self.rule, self.where, self.together)
         feed = Feed(batches, self.rule, self.where, self.together)
-        devices = jax.devices()[:1] if self.where is None else list(self.where[0].devices.flat)
-        meter = Meter(self.work, devices)
         figures = Figures(memory.skipped if self.options.on_bad == "skip" else None)
         settled = self._settled(memory)
-        begin = time.perf_counter() - begun.seconds
         with (
             self._journal(position) as journal,
             stop_request() as asked_to_stop,
             checkpoints.Saver(self._in("checkpoint"), position) as saver,
             Trace(self._in("profile"), position + 2, self.options.profile) as trace,
         ):
+            notes = _Notes(journal, self._meter(), memory, time.perf_counter() - begun.seconds)
+            clock.write(position)
             if position == 0 and self.evaluate is not None and 0 in self.options.evaluate_at:
-                journal.write(0, time.perf_counter() - begin, self._evaluate(state, 0, memory))
+                journal.write(0, notes.seconds(), self._evaluate(state, 0, memory))
+            clock.to("steps")
             while position < self.steps and not stopped and not settled:
                 end = min(self._next_due(position), trace.next_turn(position, self.steps))
-                batch, count = feed(state, position, end)  # while the device is at the one before
+                with clock.reading(metrics):
+                    batch, count = feed(state, position, end)
                 self._read(figures, metrics, state, position, taken)
                 trace.at(position)
-                state, metrics = step(state, batch)
+                with clock.dispatching():
+                    state, metrics = step(state, batch)
                 # The first turn is not counted: it compiles.
+                meter = notes.meter
                 meter.count(position, count) if position > begun.position else meter.restart()
                 position, taken, turn = position + count, count, turn + 1
                 stopped = asked_to_stop(turn)
-                evaluates = self._evaluates(position)
-                writes = evaluates or self._due("log_every", position)
+                writes = self._evaluates(position) or self._due("log_every", position)
                 saves = stopped or self._due("checkpoint_every", position)
                 if writes or saves:
                     memory.metrics = self._read(figures, metrics, state, position, taken)
                 if writes:
-                    measured = meter.figures()
-                    rates |= measured
-                    row = memory.metrics | measured
-                    if evaluates:
-                        row |= self._evaluate(state, position, memory)
-                        settled = self._settled(memory)
-                        meter.restart()
-                    journal.write(position, time.perf_counter() - begin, row)
-                    journal.show(position, memory.known() | rates)
+                    settled = self._note(notes, state, position)
                 if saves or settled:
-                    spent = time.perf_counter() - begin
-                    tree = _checkpoint(state, position, spent)
-                    saver.save(position, tree, self._about(begun, memory, figures))
+                    with clock.during("saving"):
+                        tree = _checkpoint(state, position, notes.seconds())
+                        saver.save(position, tree, self._about(begun, memory, figures))
                 journal.show(position)
-        done, spent = position >= self.steps or settled, time.perf_counter() - begin
+            clock.to("saving")
+        clock.write(position, ended=True)
+        done, spent = position >= self.steps or settled, notes.seconds()
         evaluations = dict(memory.evaluations)
         return Outcome(state, position, done, spent, memory.known(), evaluations)
+
+    def _note(self, notes: "_Notes", state: PyTree, position: int) -> bool:
+        """Evaluates where it is due, and logs; whether the run ends by itself."""
+        row, settled = notes.memory.metrics | notes.measured(), False
+        if self._evaluates(position):
+            row |= self._evaluate(state, position, notes.memory)
+            settled = self._settled(notes.memory)
+            notes.meter.restart()
+        with self.clock.during("logging"):
+            notes.journal.write(position, notes.seconds(), row)
+            notes.journal.show(position, notes.memory.known() | notes.rates)
+            self.clock.write(position)
+        return settled
 
     def _about(self, begun: _Begun, memory: Memory, figures: Figures) -> dict[str, object]:
         """What a checkpoint says of its run beside the state."""
@@ -276,6 +308,10 @@ class _Run:
     def _evaluates(self, position: int) -> bool:
         return self.evaluate is not None and self._due("evaluate_every", position)
 
+    def _meter(self) -> Meter:
+        here = jax.devices()[:1] if self.where is None else list(self.where[0].devices.flat)
+        return Meter(self.work, here)
+
     def _journal(self, position: int) -> Journal:
         options = self.options
         shown = {"progress": options.progress, "tensorboard": options.tensorboard}
@@ -292,7 +328,8 @@ class _Run:
         return since_lowest(history) >= options.patience
 
     def _evaluate(self, state: PyTree, position: int, memory: Memory) -> dict[str, float]:
-        with contextlib.nullcontext() if self.where is None else on(*self.where):
+        mesh = contextlib.nullcontext() if self.where is None else on(*self.where)
+        with self.clock.during("evaluating"), mesh:
             found = {name: float(value) for name, value in self.evaluate(state).items()}
         if self.options.patience and self.options.watch not in found:
             raise ConfigError(f"watch={self.options.watch!r} is not one of {sorted(found)}")
@@ -312,7 +349,8 @@ class _Run:
         Raises:
           NumericalError: one is not finite, and such steps are not left out.
         """
-        found = figures.read(metrics, position, steps)
+        with self.clock.waiting(metrics):
+            found = figures.read(metrics, position, steps)
         if not figures.bad or figures.skipped is not None:
             return found
         path = first_bad(state)

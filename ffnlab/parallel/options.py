@@ -36,6 +36,8 @@ class LoopOptions:
       tensorboard: event files too, in `events/`; needs the extra "log".
       profile: steps traced by the profiler, from the third one on, into `profile/`.
       evaluate_at: further positions where `evaluate` runs; 0 is before the first step.
+      began: when the process began, seconds since 1970, so that its start counts in the times of
+        the run; None for when the loop does.
     """
 
     log_every: int = 20
@@ -48,6 +50,7 @@ class LoopOptions:
     tensorboard: bool = False
     profile: int = 0
     evaluate_at: tuple[int, ...] = ()
+    began: float | None = None
 
     def __post_init__(self) -> None:
         for name in (*INTERVALS, "patience", "profile"):
