@@ -8,6 +8,7 @@ __all__ = [
     "DamagedError",
     "FFNLabError",
     "FormatError",
+    "MeshError",
     "MissingExtraError",
     "NumericalError",
     "SelectionError",
@@ -37,6 +38,10 @@ class DamagedError(FormatError):
 
 class ConfigError(FFNLabError):
     """An option, recipe or model configuration is unknown, out of range or inconsistent."""
+
+
+class MeshError(ConfigError):
+    """A mesh fits neither the devices that there are, nor what is to be cut by it."""
 
 
 class NumericalError(FFNLabError):

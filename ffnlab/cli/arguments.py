@@ -12,6 +12,7 @@ from ffnlab.errors import require
 
 __all__ = ["described", "description_of"]
 
+SHORT = {"processes": "-n"}
 WORDS = {"Path": "PATH", "str": "STR", "int": "INT", "float": "FLOAT"}
 
 
@@ -45,7 +46,8 @@ def annotated(parameter: inspect.Parameter, hint: typing.Any, text: str | None) 
     if name and is_optional and parameter.kind is parameter.POSITIONAL_ONLY:
         name = f"[{name.strip('[]')}]"
     hidden = {"help_behavior_hint": ""} if says_nothing else {}
-    return typing.Annotated[hint, tyro.conf.arg(metavar=name, help=text, **hidden)]
+    short = {"aliases": [SHORT[parameter.name]]} if parameter.name in SHORT else {}
+    return typing.Annotated[hint, tyro.conf.arg(metavar=name, help=text, **hidden, **short)]
 
 
 def metavar(hint: object) -> str | None:

@@ -15,7 +15,17 @@ from ffnlab.parallel import Identity, from_table, to_table
 __all__ = ["identity_of", "versions"]
 
 # What may differ when a run is resumed: it changes nothing that has been learned so far.
-FREE = ("steps", "mesh", "on_bad", "patience", "log_every", "evaluate_every", "checkpoint_every")
+FREE = (
+    "steps",
+    "mesh",
+    "on_bad",
+    "patience",
+    "log_every",
+    "evaluate_every",
+    "checkpoint_every",
+    "checkpoint_local",
+    "checkpoint_local_every",
+)
 
 
 def identity_of(settings: TrainConfig, text: Mapping) -> Identity:

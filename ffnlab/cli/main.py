@@ -3,7 +3,8 @@
 Only the module of the command asked for is imported, so that help and errors of spelling are quick.
 
 Exit status: 0, or what the command returns; 2 for an error of use, a full disk among them (one line
-on standard error; FFNLAB_TRACEBACK=1 gives the traceback); 130 when interrupted; 141 where the
+on standard error; FFNLAB_TRACEBACK=1 gives the traceback), 3 where that is a mesh which fits
+neither its devices nor what is to be cut; 130 when interrupted; 141 where the
 reader of the output has gone, as when SIGPIPE ends a program. Anything else is a bug and shows its
 traceback. A standard stream that was closed is the null device.
 """
@@ -11,6 +12,7 @@ traceback. A standard stream that was closed is the null device.
 import difflib
 import importlib
 import inspect
+import itertools
 import os
 import shlex
 import sys
@@ -22,11 +24,11 @@ from typing import NamedTuple
 import ffnlab
 from ffnlab.cli import streams
 from ffnlab.cli.arguments import described, description_of
-from ffnlab.errors import ConfigError, FFNLabError, MissingExtraError, require
+from ffnlab.errors import ConfigError, FFNLabError, MeshError, MissingExtraError, require
 
 __all__ = ["COMMANDS", "main"]
 
-USAGE_ERROR, INTERRUPTED, UNREAD = 2, 130, 141
+USAGE_ERROR, DOES_NOT_FIT, INTERRUPTED, UNREAD = 2, 3, 130, 141
 OURS = tuple(
     str(Path(ffnlab.__file__).resolve().parent.with_name(name)) + os.sep
     for name in ("ffnlab", "pallas_kernels")
@@ -79,6 +81,9 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "prune, sparsify and quantize a model; say what each step cost and bought",
         ),
         "train": Command("ffnlab.cli.train:train", "train a model from a preset or a file"),
+        "launch": Command(
+            "ffnlab.cli.launch:launch", "a training run in several processes, which some survive"
+        ),
         "report": Command("ffnlab.cli.report:report", "where the time of a training run went"),
         "plan": Command("ffnlab.cli.plan:plan", "what a training run would take on a mesh"),
         "generate": Command("ffnlab.cli.generate:generate", "continue a prompt"),
@@ -172,7 +177,7 @@ def failed(prefix: str, error: Exception) -> int:
             return UNREAD
         message = f"standard output: {message}"
     complain(prefix, message)
-    return USAGE_ERROR
+    return DOES_NOT_FIT if isinstance(error, MeshError) else USAGE_ERROR
 
 
 def call(name: str, command: Command, arguments: list[str]) -> int:
@@ -192,7 +197,8 @@ def call(name: str, command: Command, arguments: list[str]) -> int:
 
 def check_flags(arguments: Sequence[str]) -> None:
     """Raises ConfigError for a flag that is given twice: the first one's values would be lost."""
-    flags = [each.partition("=")[0] for each in arguments if each.startswith("--") and each != "--"]
+    own = itertools.takewhile(lambda each: each != "--", arguments)  # behind it is another command
+    flags = [each.partition("=")[0] for each in own if each.startswith("--")]
     for flag in flags:
         if flags.count(flag) > 1:
             raise ConfigError(f"{flag} is given twice; all its values follow one {flag}")

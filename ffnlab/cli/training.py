@@ -71,6 +71,10 @@ class RunConfig:
       log_every: steps between rows of metrics.
       evaluate_every: steps between measurements on the held-out text; 0 for the end alone.
       checkpoint_every: steps between checkpoints; 0 for the end alone.
+      checkpoint_local: a folder on a disk of each machine, where every process saves what it holds
+        of the state, without waiting for others; "" for none. A run resumes from there if all
+        processes find all that they need, and from the shared folder if not.
+      checkpoint_local_every: steps between those.
       dtype: of the saved parameters, "float32" or "bfloat16".
       mesh: of devices, "dp=2,fsdp=2,tp=2" (`ffnlab.parallel.parse_mesh`); "" for one device.
       scan: stack the layers and scan over them, so that compiling does not grow with depth.
@@ -90,6 +94,8 @@ class RunConfig:
     log_every: int = 20
     evaluate_every: int = 0
     checkpoint_every: int = 200
+    checkpoint_local: str = ""
+    checkpoint_local_every: int = 0
     dtype: str = "bfloat16"
     mesh: str = ""
     scan: bool = False
@@ -118,6 +124,8 @@ class RunConfig:
             on_bad=self.on_bad,
             watch=watch,
             patience=self.patience,
+            checkpoint_local=self.checkpoint_local,
+            checkpoint_local_every=self.checkpoint_local_every,
             **more,
         )
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, PyTree
 
-from ffnlab.errors import ConfigError
+from ffnlab.errors import ConfigError, MeshError
 from ffnlab.weights.base import AxisNames
 
 __all__ = ["LAYOUT", "Layout", "ambient", "batch_axes", "constrain", "partition", "using"]
@@ -85,7 +85,7 @@ def partition(
       layout: logical name -> mesh axes; names it lacks stay whole.
       path: of the array. Without one, a dimension that does not divide stays whole.
     Raises:
-      ConfigError: a dimension of the array at `path` that its mesh axes do not divide.
+      MeshError: a dimension of the array at `path` that its mesh axes do not divide.
 
     >>> tuple(partition(("embed", "mlp"), (8, 6), {"tp": 2, "fsdp": 4}))
     ('fsdp', 'tp')
@@ -98,7 +98,7 @@ def partition(
         if size % parts:
             if path is not None:
                 cut = " x ".join(f"{a}={sizes[a]}" for a in chosen)
-                raise ConfigError(
+                raise MeshError(
                     f"{path}: axis {name!r} of size {size} is not divisible by {parts} ({cut}); "
                     "use another mesh, layout or size"
                 )
@@ -116,7 +116,7 @@ def constrain(x: Array, axes: Sequence[str | None], *, path: str | None = None) 
       axes: a logical name per dimension, None for no name.
       path: what x is. Without one, a dimension that does not divide stays whole.
     Raises:
-      ConfigError: a dimension of the array at `path` that its mesh axes do not divide.
+      MeshError: a dimension of the array at `path` that its mesh axes do not divide.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
     if not sizes or math.prod(sizes.values()) == 1:

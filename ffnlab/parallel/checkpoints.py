@@ -24,6 +24,9 @@ T = TypeVar("T")
 KEEP = 2
 NAME = "step-{:09d}"
 
+# (folder, step, tree, about) -> what ends the save, told the steps that were passed over.
+Begin = Callable[[Path, int, object, Mapping[str, Any]], Callable[[set[int]], None]]
+
 
 def steps(folder: Path) -> list[int]:
     """The steps there are checkpoints of, newest first; some may be unfinished or damaged."""
@@ -35,6 +38,11 @@ def steps(folder: Path) -> list[int]:
 def exists(folder: Path) -> bool:
     """Whether a finished checkpoint is there; it may be damaged."""
     return any(is_finished(folder, step) for step in steps(folder))
+
+
+def newest(folder: Path) -> int:
+    """The newest step that was finished; 0 without one."""
+    return next((step for step in steps(folder) if is_finished(folder, step)), 0)
 
 
 def is_finished(folder: Path, step: int) -> bool:
@@ -71,9 +79,15 @@ class Saver:
         up an earlier one; the first save removes them.
     """
 
-    def __init__(self, folder: Path | None, position: int | None = None):
-        """A saver of a run that goes on from a position; None for a run of no known one."""
-        self.folder = folder
+    def __init__(
+        self, folder: Path | None, position: int | None = None, begin: Begin | None = None
+    ):
+        """A saver of a run that goes on from a position; None for a run of no known one.
+
+        Args:
+          begin: how; by all processes together when None.
+        """
+        self.folder, self._begin = folder, begin or _begin
         known = folder is not None and position is not None
         self.passed = {step for step in steps(folder) if step > position} if known else set()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -100,7 +114,7 @@ class Saver:
             return
         self.wait()
         self.passed.discard(step)
-        end = _begin(self.folder, step, tree, {**(about or {}), "step": step})
+        end = self._begin(self.folder, step, tree, {**(about or {}), "step": step})
         passed, self.passed = self.passed, set()
         self._running = self._thread.submit(lambda: end(passed))
 

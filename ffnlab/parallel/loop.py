@@ -19,7 +19,7 @@ from jaxtyping import Array, PyTree
 
 from ffnlab.errors import ConfigError, NumericalError, at_least
 from ffnlab.layers.logical import LAYOUT, Layout
-from ffnlab.parallel import checkpoints
+from ffnlab.parallel import checkpoints, local
 from ffnlab.parallel.clock import Clock
 from ffnlab.parallel.feed import Feed, step_of
 from ffnlab.parallel.guard import Figures, first_bad, skip_bad_steps
@@ -188,19 +188,21 @@ class _Run:
 
     def start(self, model: PyTree, key: Array, resume: bool) -> _Begun:
         """Restores or initializes; only `run.json` has been written when it returns."""
-        saved = self._in("checkpoint")
-        if saved is not None and saved.exists() and not saved.is_dir():
-            raise ConfigError(f"{saved} is not a folder; remove it or name another folder")
-        there = saved is not None and checkpoints.exists(saved)
-        if there and not resume:
-            raise ConfigError(
-                f"{self.folder} holds a run already; resume it or name another folder"
-            )
-        if resume and not there and saved is not None and checkpoints.steps(saved):
+        saved, near = self._in("checkpoint"), self._local()
+        for folder in (saved, near):
+            if folder is not None and folder.exists() and not folder.is_dir():
+                raise ConfigError(f"{folder} is not a folder; remove it or name another folder")
+        shared = saved is not None and checkpoints.exists(saved)
+        there = {self.folder: shared, near: near is not None and local.saved_anywhere(near)}
+        if any(there.values()) and not resume:
+            where = next(folder for folder, found in there.items() if found)
+            raise ConfigError(f"{where} holds a run already; resume it or name another folder")
+        begun = self._resumed(model, key, shared) if any(there.values()) else None
+        if resume and begun is None and saved is not None and checkpoints.steps(saved):
             warnings.warn(
                 f"{saved} holds no finished checkpoint: the run begins at step 0", stacklevel=3
             )
-        begun = self._resumed(model, key) if there else self._new(model, key)
+        begun = self._new(model, key) if begun is None else begun
         if self.identity is not None and self.folder is not None:
             keep_table(self.folder, self.identity, begun.table)
         return begun
@@ -215,14 +217,20 @@ class _Run:
             state = create(lambda model: self.rule.init(model, key), placed, *self.where)
         return _Begun(state, 0, 0.0, Memory(), None)
 
-    def _resumed(self, model: PyTree, key: Array) -> _Begun:
+    def _resumed(self, model: PyTree, key: Array, shared: bool) -> _Begun | None:
+        """Restores the newest checkpoint; None where no local one serves, and none is shared."""
         state = jax.eval_shape(self.rule.init, model, key)
         state = state if self.where is None else abstract(state, *self.where)
         like = _checkpoint(state, 0, 0.0)
         accept = None if self.identity is None else self.identity.accept
         # Not every state held a key from the beginning; it is the run's where it does.
         absent = {"['state'].key": jnp.copy(key)}  # a step donates it; this one is the caller's
-        saved, about = checkpoints.resume(self._in("checkpoint"), like, accept, absent)
+        folder, near = self._in("checkpoint"), self._local()
+        least = checkpoints.newest(folder) if shared else 0
+        found = None if near is None else local.newest(near, like, accept, least)
+        if found is None and not shared:
+            return None
+        saved, about = found or checkpoints.resume(folder, like, accept, absent)
         if saved["position"] > self.steps:
             raise ConfigError(
                 f"steps={self.steps}, but {self.folder} has taken {saved['position']} already; "
@@ -242,6 +250,7 @@ class _Run:
             self._journal(position) as journal,
             stop_request() as asked_to_stop,
             checkpoints.Saver(self._in("checkpoint"), position) as saver,
+            local.LocalSaver(self._local(), position) as near,
             Trace(self._in("profile"), position + 2, self.options.profile) as trace,
         ):
             notes = _Notes(journal, self._meter(), memory, time.perf_counter() - begun.seconds)
@@ -264,14 +273,16 @@ class _Run:
                 stopped = asked_to_stop(turn)
                 writes = self._evaluates(position) or self._due("log_every", position)
                 saves = stopped or self._due("checkpoint_every", position)
-                if writes or saves:
+                nearby = self._due("checkpoint_local_every", position)
+                if writes or saves or nearby:
                     memory.metrics = self._read(figures, metrics, state, position, taken)
                 if writes:
                     settled = self._note(notes, state, position)
-                if saves or settled:
+                if saves or settled or nearby:
                     with clock.during("saving"):
                         tree = _checkpoint(state, position, notes.seconds())
-                        saver.save(position, tree, self._about(begun, memory, figures))
+                        tier = saver if saves or settled else near
+                        tier.save(position, tree, self._about(begun, memory, figures))
                 journal.show(position)
             clock.to("saving")
         clock.write(position, ended=True)
@@ -316,6 +327,10 @@ class _Run:
         options = self.options
         shown = {"progress": options.progress, "tensorboard": options.tensorboard}
         return Journal(self.folder, position, self.steps, **shown)
+
+    def _local(self) -> Path | None:
+        name = self.options.checkpoint_local
+        return Path(name).absolute() if name and self.folder is not None else None
 
     def _in(self, name: str) -> Path | None:
         return None if self.folder is None else self.folder / name

@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ffnlab import compat
-from ffnlab.errors import ConfigError
+from ffnlab.errors import ConfigError, MeshError
 from ffnlab.layers.logical import LAYOUT, Layout, using
 
 __all__ = ["check_use", "mesh_sizes", "on", "parse_mesh"]
@@ -33,8 +33,8 @@ def parse_mesh(
     Returns:
       the mesh.
     Raises:
-      ConfigError: as `mesh_sizes`; too few devices; a number of devices that is not divided, where
-        a size is -1.
+      ConfigError: as `mesh_sizes`.
+      MeshError: too few devices; a number of devices that is not divided, where a size is -1.
 
     >>> parse_mesh("dp=1").axis_names
     ('dp',)
@@ -43,13 +43,13 @@ def parse_mesh(
     sizes = mesh_sizes(text, layout)
     given, there = math.prod(size for size in sizes.values() if size > 0), len(devices)
     if given > there:
-        raise ConfigError(f"mesh={text!r} needs {given} devices; there are {there}")
+        raise MeshError(f"mesh={text!r} needs {given} devices; there are {there}")
     if -1 in sizes.values() and there % given:
-        raise ConfigError(f"mesh={text!r}: {given} does not divide the {there} devices")
+        raise MeshError(f"mesh={text!r}: {given} does not divide the {there} devices")
     sizes = {name: there // given if size == -1 else size for name, size in sizes.items()}
     needed = math.prod(sizes.values())
     if jax.process_count() > 1 and needed < there:
-        raise ConfigError(
+        raise MeshError(
             f"mesh={text!r} takes {needed} of {there} devices; several processes use all"
         )
     return compat.make_mesh(tuple(sizes.values()), tuple(sizes), devices=devices[:needed])
@@ -110,7 +110,7 @@ def check_use(program: Any, mesh: Mesh, layout: Layout = LAYOUT) -> None:
       mesh: axes of size 1 need cut nothing.
       layout: for the message.
     Raises:
-      ConfigError: an axis that cuts none of the arrays whose placement the program fixes.
+      MeshError: an axis that cuts none of the arrays whose placement the program fixes.
     """
     used = set(axes_in(program)) if mesh.size > 1 else set()
     idle = {name: size for name, size in mesh.shape.items() if size > 1 and name not in used}
@@ -118,7 +118,7 @@ def check_use(program: Any, mesh: Mesh, layout: Layout = LAYOUT) -> None:
         return
     whole = ",".join(f"{name}={size}" for name, size in mesh.shape.items())
     each = [f"{axis}={size} {_wrong(axis, layout)}" for axis, size in idle.items()]
-    raise ConfigError(
+    raise MeshError(
         f"mesh={whole!r}: {'; '.join(each)}; its devices would repeat the work of others"
     )
 

@@ -8,7 +8,7 @@ from ffnlab.errors import ConfigError
 
 __all__ = ["LoopOptions"]
 
-INTERVALS = ("log_every", "evaluate_every", "checkpoint_every")
+INTERVALS = ("log_every", "evaluate_every", "checkpoint_every", "checkpoint_local_every")
 
 
 def check_positions(evaluate_at: object) -> None:
@@ -28,6 +28,9 @@ class LoopOptions:
       log_every: metrics are written; they also are where `evaluate` runs.
       evaluate_every: `evaluate` runs; it also runs after the last step.
       checkpoint_every: the state is saved; it is also saved after the last step and when stopped.
+      checkpoint_local_every: every process saves what it holds in `checkpoint_local`; never before
+        the end, where the state is saved for all.
+      checkpoint_local: a folder on a disk of each machine (`ffnlab.parallel.local`).
       progress: a progress bar where standard error is a terminal.
       on_bad: what a metric that is not finite does: "stop" ends the run and saves the state beside
         the checkpoints; "skip" undoes the step, counts it, and goes on.
@@ -51,12 +54,20 @@ class LoopOptions:
     profile: int = 0
     evaluate_at: tuple[int, ...] = ()
     began: float | None = None
+    checkpoint_local_every: int = 0
+    checkpoint_local: str = ""
 
     def __post_init__(self) -> None:
         for name in (*INTERVALS, "patience", "profile"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
         check_positions(self.evaluate_at)
+        if bool(self.checkpoint_local) != bool(self.checkpoint_local_every):
+            raise ConfigError(
+                f"checkpoint_local={self.checkpoint_local!r} and "
+                f"checkpoint_local_every={self.checkpoint_local_every} go together: a folder, and "
+                "how often it is written to"
+            )
         if self.on_bad not in ("stop", "skip"):
             raise ConfigError(f"on_bad={self.on_bad!r} is not one of 'stop', 'skip'")
         if self.patience and not (self.watch and self.evaluate_every):
