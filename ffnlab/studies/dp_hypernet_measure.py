@@ -30,13 +30,14 @@ from ffnlab.models import Condition, Hypernet, HypernetConfig, HypernetSpec, MLP
 from ffnlab.models.hypernet import generator
 from ffnlab.parallel import LoopOptions, train
 from ffnlab.rule import Rule
-from ffnlab.studies.tuning import Splits, Tuned, numbers, splits
+from ffnlab.studies.tuning import Setting, Splits, Tuned, numbers, splits
 
 __all__ = [
     "APART",
     "CHAINED",
     "EACH",
     "FINE",
+    "SIDES",
     "Case",
     "Followed",
     "dependency",
@@ -48,7 +49,7 @@ __all__ = [
 
 FINE, EACH = "fine-tuning", "a network for each task"
 APART, CHAINED = "chunks apart", "chunks in a chain"
-RATE = 2e-3  # of the hypernetworks
+SIDES = (FINE, EACH, APART, CHAINED)
 
 
 class Scores(NamedTuple):
@@ -121,30 +122,30 @@ class Followed(NamedTuple):
     """A side that learned the tasks of a case.
 
     Attributes:
-      scores: of every member, by setting and seed.
-      state: of all members at the end.
+      scores: of every member, by the numbers of its setting and by seed.
+      state: of all members at the end, in that order.
       size: numbers that a member learned.
     """
 
-    scores: dict[tuple[float, int], Scores]
+    scores: dict[tuple[tuple[float, ...], int], Scores]
     state: PyTree
     size: int
 
 
-def followed(case: Case, side: str, settings: Sequence[float], seeds: Sequence[int]) -> Followed:
+def followed(case: Case, side: str, settings: Sequence[Setting], seeds: Sequence[int]) -> Followed:
     """One side at every setting, with every seed.
 
     Args:
       case: the tasks.
       side: `FINE`, `EACH`, `APART` or `CHAINED`.
-      settings: rates of Adam of the first two, betas of hypernetworks.
+      settings: "rate" of Adam; of hypernetworks "beta" too, before it.
       seeds: of networks; the first one orders rows.
     """
-    runs = [(setting, seed) for setting in settings for seed in seeds]
+    runs = [(tuple(setting.values()), seed) for setting in settings for seed in seeds]
     keys = jnp.stack([jax.random.key(seed) for _, seed in runs])
-    values = [setting for setting, _ in runs]
     make, rule_of = making(case, side)
-    rule = members(rule_of, len(runs), vary={"value": values})
+    by_name = zip(*(values for values, _ in runs), strict=True)
+    rule = members(rule_of, len(runs), vary=dict(zip(settings[0], by_name, strict=True)))
     model = jax.jit(jax.vmap(make))(keys)
     after: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -168,12 +169,12 @@ def followed(case: Case, side: str, settings: Sequence[float], seeds: Sequence[i
 
 
 def making(case: Case, side: str) -> tuple[Callable[[Array], PyTree], Callable[..., Rule]]:
-    """(key -> what a side learns, value -> its rule)."""
+    """(key -> what a side learns, numbers of a setting by their names -> its rule)."""
     if side in (APART, CHAINED):
         config = HypernetConfig(case.target, case.spec(side))
         make = lambda key: config.make(key=key)  # noqa: E731
-        return make, lambda value: continual(
-            ContinualOptions(beta=value), labelled, optax.adam(RATE)
+        return make, lambda beta, rate: continual(
+            ContinualOptions(beta=beta), labelled, optax.adam(rate)
         )
     if side == FINE:
         make = lambda key: case.target.make(key=key)  # noqa: E731
@@ -182,7 +183,7 @@ def making(case: Case, side: str) -> tuple[Callable[[Array], PyTree], Callable[.
         keys = functools.partial(jax.random.split, num=len(case.tasks))
         make = lambda key: jax.vmap(lambda k: case.target.make(key=k))(keys(key))  # noqa: E731
         loss = of_all
-    return make, lambda value: backprop(loss, optax.adam(value))
+    return make, lambda rate: backprop(loss, optax.adam(rate))
 
 
 def of_all(models: PyTree, batch: tuple[Array, Array]) -> tuple[Array, dict[str, Array]]:
@@ -225,20 +226,20 @@ def known(case: Case, side: str, models: PyTree) -> tuple[np.ndarray, np.ndarray
     return tuple(np.stack(part, 1) for part in found)
 
 
-def tuned(found: Followed, settings: Sequence[float], seeds: Sequence[int], name: str) -> Tuned:
+def tuned(found: Followed, settings: Sequence[Setting], seeds: Sequence[int]) -> Tuned:
     """A side at the setting that the first seed's validation rows choose, at the end.
 
     Args:
       found: its runs.
       settings: those to choose from.
       seeds: of the runs.
-      name: of the setting.
     """
-    first = {s: float(found.scores[s, seeds[0]].validation[-1].mean()) for s in settings}
-    best = max(first, key=lambda setting: first[setting])
-    tried = tuple(({name: setting}, score) for setting, score in first.items())
-    scores = tuple(found.scores[best, seed].final for seed in seeds)
-    return Tuned({name: best}, tried, found.size, 0, tuple(seeds), scores)
+    values = [tuple(setting.values()) for setting in settings]
+    first = [float(found.scores[v, seeds[0]].validation[-1].mean()) for v in values]
+    best = first.index(max(first))
+    scores = tuple(found.scores[values[best], seed].final for seed in seeds)
+    tried = tuple(zip(settings, first, strict=True))
+    return Tuned(settings[best], tried, found.size, 0, tuple(seeds), scores)
 
 
 def dependency(net: Hypernet) -> tuple[Bool[np.ndarray, "K K"], Bool[np.ndarray, "K K"]]:

@@ -97,6 +97,40 @@ def test_chunks_are_those_of_hypercl(fixtures, key):
             np.testing.assert_allclose(found, saved[f"hypercl {task}"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru", "elman"])
+def test_a_chain_of_chunks_is_an_unrolled_loop(cell, key):
+    """(h, c)_k = cell([e_t; c_k], (h, c)_(k-1)) from 0, w_k = h_k W + b, the last chunk cut; in
+    float64, by torch's formulas."""
+    kinds = {"architecture": "rnn", "cell": cell, "hidden": (6,)}
+    net = drawn(HypernetConfig(SMALL, plain("chunk_wise", chunk=17, **kinds)), key)
+    random = np.random.default_rng(0)
+    net = jax.tree.map(lambda leaf: jnp.float32(random.normal(0, 0.5, leaf.shape)), net)
+    wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), net)
+    (reads,), (hears,), last = wide.trunk.input, wide.trunk.hidden, wide.heads
+    w, u, v = (linear.w.get_value().w for linear in (reads, hears, last))
+    b, c = reads.b.get_value(), hears.b.get_value() if cell == "gru" else 0.0
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    for task in range(2):
+        h, memory, found = np.zeros(6), np.zeros(6), []
+        for piece in wide.pieces.w.get_value().w:
+            x = np.concatenate([wide.tasks.w.get_value().w[task], piece]) @ w + b
+            y = h @ u + c
+            if cell == "lstm":
+                i, f, g, o = np.split(x + y, 4)
+                memory = sigmoid(f) * memory + sigmoid(i) * np.tanh(g)
+                h = sigmoid(o) * np.tanh(memory)
+            elif cell == "gru":
+                (x_r, x_z, x_n), (y_r, y_z, y_n) = np.split(x, 3), np.split(y, 3)
+                z = sigmoid(x_z + y_z)
+                h = (1 - z) * np.tanh(x_n + sigmoid(x_r + y_r) * y_n) + z * h
+            else:
+                h = np.tanh(x + y)
+            found.append(h @ v + last.b.get_value())
+        assert len(found) * 17 > net.layout.size
+        wanted = np.concatenate(found)[: net.layout.size]
+        np.testing.assert_allclose(net.vector(task), wanted, atol=1e-6)
+
+
 CELLS = list(itertools.product(INPUTS, OUTPUTS, VARIABILITIES, VARIABILITIES, ARCHITECTURES))
 
 

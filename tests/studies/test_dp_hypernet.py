@@ -10,6 +10,7 @@ from ffnlab.data import Labelled
 from ffnlab.models import HypernetConfig
 from ffnlab.studies import dp_hypernet_measure as measure
 from ffnlab.studies.dp_hypernet_measure import APART, CHAINED, EACH, FINE, Followed, Scores
+from ffnlab.studies.tuning import grid
 from tuned import assert_tuned, cases, reached, with_scores
 
 study = importlib.import_module("ffnlab.studies.dp_hypernet")
@@ -36,45 +37,80 @@ def scored(final, lost=0.0):
     return Scores(test, test)
 
 
-def runs(held=0.95, free=0.5, lost=0.01):
-    scores = {(b, s): scored(held if b else free, lost) for b in (0.0, 0.1) for s in SEEDS}
-    return {CHAINED: Followed(scores, None, 9)}
+HELD, LOOSE = {"beta": 0.1, "rate": 2e-3}, {"beta": 0.0, "rate": 8e-3}
 
 
-def test_what_is_kept_is_decided_by_every_seed():
-    found = {CHAINED: reached([0.95, 0.95], setting={"beta": 0.1})}
-    held = lambda runs: study.kept_claim(runs, found, SEEDS).holds  # noqa: E731
-    assert held(runs())
-    for wrong in ({"held": 0.92, "free": 0.1}, {"free": 0.71}, {"lost": 0.021}):
-        assert not held(runs(**wrong))
-    one = runs()
-    one[CHAINED].scores[0.1, 1] = scored(0.92)
-    assert not held(one)
+def kept(held=(0.95, 0.95), free=(0.5, 0.5), lost=(0.01, 0.01)):
+    """Whether a chain is said to be kept, where the second of two cases is of these figures."""
+
+    def case(held, free, lost):
+        """Runs of a chain, what it reached, and what it reached without being held."""
+        scores = {(0.1, 2e-3): map(scored, held, lost), (0.0, 8e-3): map(scored, free, lost)}
+        pairs = {(v, s): one for v, each in scores.items() for s, one in enumerate(each)}
+        worse = {((0.1, 8e-3), s): scored(0.1, 0.4) for s in SEEDS}
+        return (
+            {CHAINED: Followed(pairs | worse, None, 9)},
+            {CHAINED: reached(held, setting=HELD)},
+            reached(free, setting=LOOSE),
+        )
+
+    parts = [case([0.95] * 2, [0.5] * 2, [0.01] * 2), case(held, free, lost)]
+    return study.kept_claim(
+        *(dict(zip("ab", part, strict=True)) for part in zip(*parts, strict=True))
+    )
 
 
-def test_sides_are_compared_in_all_cases():
+def test_what_is_kept_is_decided_by_every_case_and_seed():
+    assert kept().holds and kept().seeds == 2
+    assert "rate 0.002" in kept().ours and "beta 0 rate 0.008" in kept().ours
+    for name, wrong in (("held", 0.929), ("free", 0.71), ("lost", 0.021)):
+        for i in SEEDS:
+            figures = {"held": [0.95, 0.95], "free": [0.5, 0.5], "lost": [0.01, 0.01]}[name]
+            figures[i] = wrong
+            assert not kept(**{name: figures}).holds, (name, i)
+
+
+def test_sides_are_compared_in_all_cases_and_seeds():
     good = {FINE: [0.5, 0.5], EACH: [0.96, 0.96], APART: [0.95, 0.95], CHAINED: [0.951, 0.951]}
     found = cases(a=good, b=good)
     held = lambda found: [c.holds for c in study.compared_claims(found)]  # noqa: E731
-    assert held(found) == [True] * 3 and study.better_claim(found).holds
-    assert held(with_scores(found, "b", FINE, [0.96, 0.96])) == [False, True, True]
-    assert held(with_scores(found, "b", EACH, [0.98, 0.98])) == [True, False, True]
-    better = with_scores(found, "b", APART, [0.951, 0.982])
-    assert held(better) == [True, True, False] and not study.better_claim(better).holds
-    pairs = (FINE, CHAINED), (EACH, CHAINED), (APART, CHAINED), (APART, CHAINED)
-    claims = [*study.compared_claims(found), study.better_claim(found)]
-    for claim, sides in zip(claims, pairs, strict=True):
-        assert_tuned(claim, *sides)
+    assert held(found) == [True] * 3
+    assert held(with_scores(found, "b", FINE, [0.4, 0.951])) == [False, True, True]
+    assert held(with_scores(found, "b", EACH, [0.9, 0.98])) == [True, False, True]
+    assert held(with_scores(found, "b", APART, [0.951, 0.982])) == [True, True, False]
+    claims = study.compared_claims(found)
+    for claim, side in zip(claims, (FINE, EACH, APART), strict=True):
+        assert_tuned(claim, side, CHAINED)
+    assert "means differ by a +0.001, b +0.001" in claims[-1].evidence
+
+
+def test_every_side_tries_as_many_settings():
+    sizes = study.Sizes(5, 400, study.BETAS, study.RATES, study.PLAIN, SEEDS, True)
+    tried = {side: len(sizes.settings(side)) for side in measure.SIDES}
+    assert set(tried.values()) == {9} and len(tried) == 4
+    assert {s["rate"] for s in sizes.free} == set(study.RATES) < set(study.PLAIN)
+    assert all(s["beta"] == 0 for s in sizes.free)
 
 
 def test_scores_of_a_run():
     test = np.array([[0.9, 0.2], [0.7, 0.8]])
     found = Scores(test, test)
     assert np.isclose(found.final, 0.75) and np.isclose(found.lost, 0.1)
-    run = Followed({(0.1, 0): found, (1.0, 0): scored(0.6), (0.0, 0): scored(0.99)}, None, 5)
-    best = measure.tuned(run, (0.1, 1.0), (0,), "beta")
-    assert best.setting == {"beta": 0.1} and best.parameters == 5 and len(best.tried) == 2
-    assert np.isclose(best.mean, 0.75)
+    swapped = Scores(test, test - 0.5)  # validation rows choose, test rows do not
+    run = Followed(
+        {
+            ((0.1, 1e-3), 0): swapped,
+            ((0.1, 1e-2), 0): Scores(scored(0.6).test, test),
+            ((0.0, 1e-3), 0): scored(0.99),
+            **{((0.1, rate), 1): scored(0.3) for rate in (1e-3, 1e-2)},
+        },
+        None,
+        5,
+    )
+    best = measure.tuned(run, grid(beta=(0.1,), rate=(1e-3, 1e-2)), SEEDS)
+    assert best.setting == {"beta": 0.1, "rate": 1e-3} and best.parameters == 5
+    assert [score for _, score in best.tried] == pytest.approx([0.75, 0.6])
+    assert best.scores == pytest.approx((0.25, 0.3))
 
 
 def test_tasks_and_batches():
@@ -95,9 +131,13 @@ def test_tasks_and_batches():
 def test_every_side_learns_its_tasks():
     """A step of a task leaves networks of others alone, and figures are those of the members."""
     case = small()
-    for side, settings in ((FINE, (1e-2, 1e-3)), (EACH, (1e-2,)), (CHAINED, (0.0, 1.0))):
+    for side, settings in (
+        (FINE, grid(rate=(1e-2, 1e-3))),
+        (EACH, grid(rate=(1e-2,))),
+        (CHAINED, grid(beta=(0.0, 1.0), rate=(1e-3,))),
+    ):
         found = measure.followed(case, side, settings, SEEDS)
-        assert set(found.scores) == {(s, seed) for s in settings for seed in SEEDS}
+        assert set(found.scores) == {(tuple(s.values()), d) for s in settings for d in SEEDS}
         for scores in found.scores.values():
             assert scores.test.shape == scores.validation.shape == (2, 2)
             assert ((scores.test >= 0) & (scores.test <= 1)).all()
