@@ -1,5 +1,7 @@
 """The loss of a hypernetwork: that of what it generates."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from jaxtyping import Array, Int, PyTree
 from ffnlab.errors import ConfigError, is_known
 from ffnlab.losses import Loss
 from ffnlab.models import Condition, Hypernet
+from ffnlab.models.hypernet.inputs import check_task
 
 __all__ = ["generated"]
 
@@ -38,13 +41,16 @@ def generated(loss: Loss, *, penalty: float | Array = 0.0) -> Loss:
     >>> generated(labelled)(net, (jnp.array([0]), rows))[0].shape
     ()
     """
-    if is_known(penalty) and not penalty >= 0:
-        raise ConfigError(f"penalty={penalty} must be at least 0")
+    if is_known(penalty) and not 0 <= penalty < math.inf:
+        raise ConfigError(f"penalty={penalty} must be finite and at least 0")
 
     def of_targets(
         net: Hypernet, batch: tuple[Condition | Int[Array | np.ndarray, "n"], PyTree]
     ) -> tuple[Array, dict[str, Array]]:
         inputs, rows = batch
+        tasks = inputs.task if isinstance(inputs, Condition) else inputs
+        if tasks is not None:
+            check_task(net.spec, tasks)
 
         def one(inputs: Condition | Array, rows: PyTree) -> tuple[Array, dict[str, Array]]:
             vector = net.vector(inputs)

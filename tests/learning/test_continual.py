@@ -76,7 +76,7 @@ def slopes_of(net, before, task, rows, importance=None):
     """dL of a task, and R with dR of tasks before it, after the step on L and without one."""
     own = jax.grad(lambda net: labelled(net.make(task), rows)[0])(net)
     ahead = jax.tree.map(lambda p, g: p - 0.5 * g, net, own)
-    tasks = jnp.arange(2 if importance is None else 1)
+    tasks = jnp.arange(2)
     pull = jax.value_and_grad(lambda net: drift(net, before, tasks, importance=importance))
     return own, {True: pull(ahead), False: pull(net)}
 
@@ -124,9 +124,20 @@ def test_the_drift_is_the_mean_of_sums_and_0_where_nothing_moved(net):
     np.testing.assert_allclose(of(moved, net), by_hand, rtol=1e-5)
     gradient = jax.grad(of, argnums=1)(moved, net)
     assert not any(leaf.any() for leaf in jax.tree.leaves(gradient))  # of targets and e_j
-    for wrong, message in (((), "must be a task that was learned"), ((3,), "there are tasks 0 to")):
+    for wrong, message in (
+        ((), "must be a task that was learned"),
+        ((3,), "there are tasks 0 to"),
+        ((1, 1), "each is accepted once"),
+    ):
         with pytest.raises(ValueError, match=message):
             drift(net, net, wrong)
+    size = net.layout.size
+    for weights, message in (
+        (jnp.ones((2, size)), r"importance has shape \(2, .*, \(1, "),
+        (-jnp.ones((1, size)), "importance must be at least 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            drift(net, net, (0,), importance=weights)
 
 
 @pytest.mark.parametrize("lookahead", [False, True])
@@ -178,6 +189,10 @@ def test_a_task_may_come_again(net, key):
     assert np.abs(now[0] - was[0]).max() > 0 and metrics["drift"] > 0
     before = jax.tree.map(jnp.copy, state.before)
     np.testing.assert_array_equal(table_of(before), was)
+    model = jax.tree.map(jnp.copy, state.model)
+    _, metrics = taken(rule_of(lookahead=False), state, 1, 3 * STEPS + 2)
+    np.testing.assert_allclose(metrics["drift"], drift(model, before, (1, 2)), rtol=1e-4)
+    assert not np.isclose(metrics["drift"], drift(model, before, (0, 1, 2)), rtol=1e-2)
 
 
 def test_targets_are_stored_or_computed(net, key):
@@ -195,21 +210,25 @@ def test_importance_is_the_mean_gradient_of_a_task(net, key, importance):
     rule = rule_of(importance=importance)
     state, slopes = rule.init(net, key), []
     of_weights = jax.jit(
-        lambda net, rows: jax.grad(lambda w: labelled(net.build(w), rows)[0])(net.vector(0))
+        lambda net, task, rows: jax.grad(lambda w: labelled(net.build(w), rows)[0])(
+            net.vector(task)
+        )
     )
-    for position in range(STEPS):
-        slopes.append(np.asarray(of_weights(state.model, rows_of(position))))
+    wanted = np.ones((3, net.layout.size))
+    for position in range(2 * STEPS + 1):
+        slopes.append(np.asarray(of_weights(state.model, position // STEPS, rows_of(position))))
         state, _ = rule.step(state, batches(position))
     power = {"fisher": 2, "absolute": 1}[importance]
-    wanted = np.mean(np.abs(slopes) ** power, axis=0)
-    wanted /= wanted.mean()
-    state, _ = rule.step(state, batches(STEPS))
-    np.testing.assert_allclose(state.importance[0], wanted, rtol=1e-4, atol=1e-6)
-    assert (state.importance[1:] == 1).all()
+    for task in range(2):
+        mine = slopes[task * STEPS : (task + 1) * STEPS]
+        wanted[task] = np.mean(np.abs(mine) ** power, axis=0)
+        wanted[task] /= wanted[task].mean()
+    np.testing.assert_allclose(state.importance, wanted, rtol=1e-3, atol=1e-5)
     model, before = (jax.tree.map(jnp.copy, part) for part in (state.model, state.before))
-    state, metrics = rule.step(state, batches(STEPS + 1))
-    rows = rows_of(STEPS + 1)
-    _, pulls = slopes_of(model, before, 1, rows, jnp.asarray(wanted, jnp.float32)[None])
+    position = 2 * STEPS + 1
+    _, metrics = rule.step(state, batches(position))
+    weights = jnp.asarray(wanted[:2], jnp.float32)
+    _, pulls = slopes_of(model, before, 2, rows_of(position), weights)
     np.testing.assert_allclose(metrics["drift"], pulls[True][0], rtol=1e-3)
 
 
@@ -232,12 +251,22 @@ def test_a_wider_generator_gives_what_it_gave(key, cell):
     for a, b in zip(*map(jax.tree.leaves, (wide.model, wide.before)), strict=True):
         assert a.shape == b.shape
     assert optax.tree.get(wide.optimizer, "count") == 2
+    moments = [
+        sum(np.abs(a).sum() for a in jax.tree.leaves(optax.tree.get(o, "mu")))
+        for o in (wide.optimizer, state.optimizer)
+    ]
+    assert moments[0] == pytest.approx(moments[1], rel=1e-6) and moments[1] > 0
+    cell = wide.model.trunk
+    parts = [np.split(m[0].weight.dense(), gates, axis=1) for m in (cell.input, cell.hidden)]
+    fresh = np.concatenate([part[:, h:].ravel() for each in parts for part in each])
+    assert len(np.unique(fresh)) == len(fresh) == gates * d * (e + h + d)
+    assert 0.9 * (h + d) ** -0.5 < np.abs(fresh).max() <= (h + d) ** -0.5
     rest = from_state(rule, wide)
     state, _ = taken(rest, rest.init(wide.model, key), 2, STEPS + 2)
     new = state.model.trunk.hidden[0].weight.dense()[4:]
     assert np.abs(new - wide.model.trunk.hidden[0].weight.dense()[4:]).max() > 0  # they wake
     for wrong, message in (
-        (lambda: grow(wide, 0, key=key), "width=0 must be at least 1"),
+        (lambda: grow(wide, 0, key=key), "width=0 must be a whole number of at least 1"),
         (
             lambda: grow(wide._replace(model=drawn(HypernetConfig(TARGET), key)), 1, key=key),
             "a recurrent generator of one layer can grow",
@@ -316,7 +345,8 @@ def test_what_the_rule_refuses(net, key):
     rows = batches(0).rows
     dynamic = HypernetSpec(tasks=2, input_variability="dynamic")
     for wrong, message in (
-        (lambda: ContinualOptions(beta=-0.1), "beta=-0.1 must be at least 0"),
+        (lambda: ContinualOptions(beta=-0.1), "beta=-0.1 must be finite and at least 0"),
+        (lambda: ContinualOptions(beta=float("inf")), "beta=inf must be finite"),
         (lambda: ContinualOptions(importance="all"), "importance='all' is not one of"),
         (lambda: ContinualOptions(targets="kept"), "targets='kept' is not one of"),
         (lambda: rule.init(MLP((3, 2), key=key), key), r"continual\(\) trains a Hypernet"),

@@ -17,7 +17,9 @@ from ffnlab.layers import MLP, Conv, Linear
 from ffnlab.learning import backprop, generated, labelled
 from ffnlab.models import Condition, Hypernet, HypernetConfig, HypernetSpec, MLPConfig, Tasked
 from ffnlab.models.hypernet import generator
+from ffnlab.models.hypernet.inputs import check_task
 from ffnlab.models.hypernet.spec import ARCHITECTURES, INPUTS, OUTPUTS, VARIABILITIES, why_invalid
+from ffnlab.models.hypernet.targets import check_target
 from ffnlab.testing import tiny
 from ffnlab.weights import Dense, Int4
 from tests.fixtures.hypernets import record
@@ -326,6 +328,7 @@ def test_an_absent_channel_is_one_less(key):
         tasks=2, output_variability="dynamic", optional="maps[0]**", hidden=(6,), embedding=2
     )
     net = drawn(HypernetConfig(MLPConfig((3, 4, 2), "tanh"), spec), key)
+    assert (net.gates.b.get_value() == 2).all()  # of scores of about +-1: most are there
     net.gates.b.set_value(jnp.array([9.0, -9.0, 9.0, -9.0]))
     np.testing.assert_array_equal(net.present(0), [1, 0, 1, 0])
     wide, x = net.make(0), ROWS[0][0]
@@ -343,6 +346,52 @@ def test_an_absent_channel_is_one_less(key):
     net.gates.w.set_value(Dense(9 * jnp.ones((2, 4))))
     masks = {tuple(np.asarray(net.present(task)).tolist()) for task in range(2)}
     assert len(masks) == 2  # another architecture for another task
+
+
+def test_embeddings_are_of_mean_square_1_and_orthogonal_where_they_can_be(key):
+    for rows in (3, 8):
+        found = np.asarray(generator.table(rows, 8, key=key))
+        np.testing.assert_allclose(found @ found.T, 8 * np.eye(rows), atol=1e-5)
+    assert np.mean(np.asarray(generator.table(900, 8, key=key)) ** 2) == pytest.approx(1, abs=0.05)
+    # As many tasks as pieces: they are drawn by keys of their own.
+    net = drawn(HypernetConfig(SMALL, HypernetSpec(tasks=3, outputs="component_wise")), key)
+    assert not np.isclose(net.tasks.weight.dense(), net.pieces.weight.dense()).any()
+
+
+def test_the_last_map_is_drawn_by_what_it_reads(key):
+    """w / sqrt(v_i / (H E[h^2])) is the draw; v_i is the mean over the pieces that have a place."""
+    source = np.array([[0, 1, 2], [3, 4, -1]])
+    wanted = generator.wanted_variances(source, np.array([1.0, 2.0, 4.0, 3.0, 6.0]))
+    np.testing.assert_array_equal(generator.mean_over(wanted), [2, 4, 4])
+    np.testing.assert_array_equal(generator.mean_over(np.full((2, 1), np.nan)), [0])
+    spec, h = HypernetSpec(), jax.random.normal(key, (4, 2, 8))
+    for scale in (1.0, 3.0):
+        last = generator.last_map(spec, scale * h, np.array([2.0, 4.0, 0.0]), key=key)
+        spread = np.sqrt(np.array([2.0, 4.0, 0.0]) / (8 * np.mean((scale * h) ** 2)))
+        by_hand = jax.random.normal(key, (8, 3)) * spread
+        np.testing.assert_allclose(last.weight.dense(), by_hand, rtol=1e-5)
+
+
+def test_heads_differ_and_examples_are_of_all_tasks(key):
+    spec = HypernetSpec(tasks=3, outputs="multi_head", hidden=(6, 4), init="target")
+    net = drawn(HypernetConfig(SMALL, spec), key)
+    for linear in net.heads.maps:
+        first, second = linear.w.get_value().w
+        assert not np.isclose(first, second).all()
+    seen = net.examples(key)
+    given = [net.calls(Condition(task=task)) for task in range(3)]
+    each = [generator.run_trunk(spec, net.trunk, u) for u in given]
+    np.testing.assert_allclose(seen, np.stack(each), rtol=1e-5)
+
+
+def test_blocks_of_attention_add_to_what_they_read(key):
+    spec = HypernetSpec(outputs="chunk_wise", architecture="attention", chunk=7, hidden=(4, 4))
+    net = drawn(HypernetConfig(SMALL, spec), key)
+    first, *blocks = net.trunk
+    still = nnx.List([first, *jax.tree.map(jnp.zeros_like, blocks)])
+    u = net.calls(Condition(task=0))
+    np.testing.assert_allclose(generator.run_trunk(spec, still, u), first(u), rtol=1e-6)
+    assert np.abs(generator.run_trunk(spec, net.trunk, u) - first(u)).max() > 0.1
 
 
 DEEP = MLPConfig((32,) * 7)
@@ -423,8 +472,8 @@ def test_which_pieces_read_which(architecture, key):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"chunk": 0}, "chunk=0 must be at least 1"),
-        ({"tasks": 0}, "tasks=0 must be at least 1"),
+        ({"chunk": 0}, "chunk=0 must be a whole number of at least 1"),
+        ({"tasks": 0}, "tasks=0 must be a whole number of at least 1"),
         ({"outputs": "multi_head", "heads": 3}, r"heads=3 must divide the last of hidden=\(64,\)"),
         (
             {"outputs": "chunk_wise", "architecture": "attention", "heads": 5},
@@ -442,7 +491,9 @@ def test_which_pieces_read_which(architecture, key):
         ),
         ({"noise": 2}, "noise=2 and inputs="),
         ({"inputs": ("task", "task")}, "each once"),
-        ({"inputs": ("class",)}, "must be some of"),
+        ({"inputs": ("class",)}, "must be a tuple of some of"),
+        ({"hidden": (4, 0)}, r"hidden=\(4, 0\) must be a tuple of positive whole numbers"),
+        ({"data": -1}, "data=-1 must be a whole number of at least 0"),
         ({"outputs": "all"}, "outputs='all' is not one of"),
         ({"inputs": ()}, "in one piece is the target's own weights"),
         (
@@ -462,6 +513,27 @@ def test_specs_that_cannot_be(options, message):
         HypernetSpec(**options)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("inputs", "task", "inputs='task' must be a tuple of some of"),
+        ("inputs", ["task"], "must be a tuple of some of"),
+        ("chunk", 2.5, "chunk=2.5 must be a whole number"),
+        ("embedding", float("nan"), "embedding=nan must be a whole number"),
+        ("tasks", True, "tasks=True must be a whole number"),
+        ("hidden", 64, "hidden=64 must be a tuple of positive whole numbers"),
+        ("hidden", [64], r"hidden=\[64\] must be a tuple"),
+        ("hidden", (2.5,), r"hidden=\(2.5,\) must be a tuple of positive whole numbers"),
+    ],
+)
+def test_specs_of_other_types(name, value, message):
+    """Types are checked at the call here, and not where the library is used: so after it."""
+    spec = HypernetSpec()
+    object.__setattr__(spec, name, value)
+    with pytest.raises(ConfigError, match=message):
+        spec.__post_init__()
+
+
 def test_targets_that_cannot_be_generated(key):
     packed, _ = transform.apply(quantization.nearest(group=4), tiny())
     with pytest.raises(ConfigError, match=r"target: .* is of (u?int|float8).*; codes and counters"):
@@ -470,6 +542,8 @@ def test_targets_that_cannot_be_generated(key):
         Hypernet(HypernetSpec(), Bare(), key=key)
     with pytest.raises(ConfigError, match="its constants are looked at"):
         jax.eval_shape(lambda key: Hypernet(HypernetSpec(), MLP((2, 2), key=key), key=key), key)
+    with pytest.raises(ConfigError, match=r"target is a MLP; one of .*'MLPConfig'.* is accepted"):
+        check_target(MLP((2, 2), key=key))
     gated = HypernetSpec(output_variability="dynamic", optional="layers**")
     with pytest.raises(ConfigError, match=r"optional='layers\*\*' matches nothing generated"):
         drawn(HypernetConfig(SMALL, gated), key)
@@ -490,7 +564,9 @@ def test_inputs_that_a_hypernetwork_does_not_read(key):
         (lambda: net.make(Condition()), r"inputs=\(\) are given; this hypernetwork reads"),
         (lambda: net.make(Condition(0, jnp.ones(3))), r"inputs=\('task', 'data'\) are given"),
         (lambda: net.present(0), "every channel is there"),
-        (lambda: generated(labelled, penalty=-1.0), "penalty=-1.0 must be at least 0"),
+        (lambda: check_task(net.spec, True), "task=True: tasks 0 to 2 are whole numbers"),
+        (lambda: generated(labelled, penalty=-1.0), "penalty=-1.0 must be finite and at least 0"),
+        (lambda: generated(labelled)(net, (np.array([0, 3]), ())), "there are tasks 0 to 2"),
     ):
         with pytest.raises(ValueError, match=message):
             wrong()
@@ -499,6 +575,13 @@ def test_inputs_that_a_hypernetwork_does_not_read(key):
     dynamic = drawn(HypernetConfig(SMALL, spec), key)
     with pytest.raises(ValueError, match=r"x is float32\[2, 3\]; data=4 needs 4 floats"):
         dynamic(x)
+    with pytest.raises(ValueError, match="x is a NoneType without examples"):
+        dynamic(None)
+    with pytest.raises(ValueError, match=r"x is float32\[0, 3\]; data=4 needs"):
+        dynamic(jnp.ones((0, 3)))
+    several = HypernetSpec(tasks=2, input_variability="dynamic", hidden=(4,))
+    with pytest.raises(ValueError, match=r"task has shape \(3,\): one for all of x"):
+        drawn(HypernetConfig(SMALL, several), key)(x, jnp.array([0, 1, 0]))
     with pytest.raises(ValueError, match=r"data has shape \(3,\), \(4,\) is accepted"):
         dynamic.make(Condition(data=jnp.ones(3)))
     with pytest.raises(ConfigError, match="only static inputs of tasks"):

@@ -73,7 +73,8 @@ def drift(
     Returns:
       the mean over tasks of the sum over weights, [].
     Raises:
-      ValueError: no task was learned, or one is not there.
+      ValueError: no task was learned, one is not there or is there twice, or importance is of
+        another shape or negative.
     """
     if np.ndim(tasks) != 1 or not len(tasks):
         raise ConfigError(
@@ -82,7 +83,19 @@ def drift(
         )
     if is_known(tasks):
         check_task(net.spec, np.asarray(tasks))
+        if len(np.unique(np.asarray(tasks))) != len(tasks):
+            raise ConfigError(f"tasks={tasks}: each is accepted once")
     tasks = jnp.asarray(tasks)
+    if importance is not None:
+        check_importance(importance, (len(tasks), net.layout.size))
     kept = with_table(net, stop_gradient(table_of(before)))
     found, targets = (jax.vmap(model.vector)(tasks) for model in (kept, before))
     return mean_drift(found, targets, jnp.ones(len(tasks), bool), importance)
+
+
+def check_importance(importance: Array, shape: tuple[int, int]) -> None:
+    """Raises ConfigError for other weights than one of each task's weights, none below 0."""
+    if importance.shape != shape:
+        raise ConfigError(f"importance has shape {importance.shape}, {shape} is accepted")
+    if is_known(importance) and not bool((np.asarray(importance) >= 0).all()):
+        raise ConfigError("importance must be at least 0 everywhere")

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ffnlab import tree
-from ffnlab.errors import ConfigError, at_least
+from ffnlab.errors import ConfigError
 from ffnlab.layers.recurrent import CELLS
+from ffnlab.layers.sliding import is_size
 from ffnlab.learning.continual.rule import ContinualState
 from ffnlab.models import Hypernet
 from ffnlab.weights import Dense
@@ -35,9 +36,11 @@ def grow(state: ContinualState, width: int, *, key: Array) -> ContinualState:
       width: units more, >= 1.
       key: of their draw, from U(-1, 1) / sqrt(H + width).
     Raises:
-      ConfigError: the generator is no recurrent one of one layer, or width is below 1.
+      ConfigError: the generator is no recurrent one of one layer, or width is no whole number
+        above 0.
     """
-    at_least(1, width=width)
+    if not is_size(width, 1):
+        raise ConfigError(f"width={width} must be a whole number of at least 1")
     model = state.model
     if model.spec.architecture != "rnn" or len(model.spec.hidden) != 1:
         raise ConfigError(

@@ -17,6 +17,7 @@ last layer too: all of it is kept, and a head for each task needs no masks.
 
 import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -64,7 +65,6 @@ class ContinualState(NamedTuple):
       targets: [tasks, P] w(e*; theta*), or [0, P] where they are computed anew at each step.
       importance: [tasks, P] Omega, or [0, P] where all weights matter alike.
       gathered: [P] sum over the steps of this task of g^2 or |g|, g = dL_t / dw; or [0].
-      count: [] int32, steps of this task.
       step: [] int32, all steps.
       key: that of the run.
     """
@@ -77,7 +77,6 @@ class ContinualState(NamedTuple):
     targets: Float[Array, "stored P"]
     importance: Float[Array, "kept P"]
     gathered: Float[Array, "weights"]
-    count: Int[Array, ""]
     step: Int[Array, ""]
     key: Array
 
@@ -101,8 +100,8 @@ class ContinualOptions:
     targets: str = "stored"
 
     def __post_init__(self) -> None:
-        if is_known(self.beta) and not self.beta >= 0:
-            raise ConfigError(f"beta={self.beta} must be at least 0")
+        if is_known(self.beta) and not 0 <= self.beta < math.inf:
+            raise ConfigError(f"beta={self.beta} must be finite and at least 0")
         for name, accepted in (("importance", IMPORTANCE), ("targets", TARGETS)):
             if getattr(self, name) not in accepted:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is not one of {accepted}")
@@ -148,7 +147,6 @@ def continual(
             jnp.ones((kept, size)),
             jnp.zeros(size if kept else 0),
             jnp.int32(0),
-            jnp.int32(0),
             key,
         )
 
@@ -171,7 +169,6 @@ def continual(
             model=model,
             optimizer=memory,
             gathered=gathered(options, state.gathered, slope),
-            count=state.count + 1,
             step=state.step + 1,
         )
         return state, {"loss": value, **metrics, "drift": moved}
@@ -230,8 +227,7 @@ def begun(
     """The state at the first batch of a task: what was learned is kept, the optimizer anew."""
     was = jnp.arange(len(state.learned)) == state.task  # none before the first task
     is_stored, matters = options.targets == "stored", options.importance != "equal"
-    mean = state.gathered / jnp.maximum(state.count, 1)
-    mean = mean / jnp.maximum(mean.mean(), 1e-30) if matters else mean
+    mean = state.gathered / jnp.maximum(state.gathered.mean(), 1e-30) if matters else None
     return state._replace(
         before=jax.tree.map(jnp.copy, state.model),
         optimizer=optimizer.init(tree.trained(state.model)[0]),
@@ -240,7 +236,6 @@ def begun(
         targets=outputs(state.model) if is_stored else state.targets,
         importance=jnp.where(was[:, None], mean, state.importance) if matters else state.importance,
         gathered=jnp.zeros_like(state.gathered),
-        count=jnp.zeros_like(state.count),
     )
 
 

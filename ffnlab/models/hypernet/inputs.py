@@ -1,5 +1,6 @@
 """What a hypernetwork is given, and how it is checked."""
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -44,8 +45,11 @@ def check_task(spec: HypernetSpec, task: Task) -> None:
     """Looks at the number of a task, or at several.
 
     Raises:
-      ValueError: it is known and there is no such task.
+      ValueError: it is no whole number, or is known and there is no such task.
     """
+    dtype = task.dtype if hasattr(task, "dtype") else np.asarray(task).dtype
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"task={task}: tasks 0 to {spec.tasks - 1} are whole numbers")
     if is_known(task) and np.size(task):
         numbers = np.asarray(task)  # of jax, its minimum would be traced where a function is
         low, high = int(numbers.min()), int(numbers.max())
@@ -73,7 +77,7 @@ def features(x: PyTree, width: int) -> Float[Array, "b d"]:
       ValueError: they have another number of them, or are no array of floats.
     """
     is_array = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
-    if not is_array or x[0].size != width:
+    if not is_array or math.prod(x.shape[1:]) != width:
         what = f"{x.dtype}{list(x.shape)}" if hasattr(x, "dtype") else type(x).__name__
         raise ValueError(f"x is {what}; data={width} needs {width} floats in each example")
     return jnp.asarray(x).reshape(len(x), width)

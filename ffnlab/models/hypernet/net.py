@@ -36,6 +36,7 @@ from ffnlab.models.hypernet.targets import (
     TARGETS,
     Start,
     TargetConfig,
+    check_target,
     config_of,
     drawn,
     frame_of,
@@ -62,6 +63,9 @@ class HypernetConfig:
 
     target: TargetConfig = dataclasses.field(metadata={BY_KIND: TARGETS})
     spec: HypernetSpec = HypernetSpec()
+
+    def __post_init__(self) -> None:
+        check_target(self.target)
 
     def make(self, *, key: Array, dtype: DTypeLike = jnp.float32) -> "Hypernet":
         """A hypernetwork, drawn; its target too, which it begins with where it has no inputs."""
@@ -283,7 +287,13 @@ class Hypernet(nnx.Module):
                     "input_variability='dynamic' takes one for each"
                 )
             return self.make(Condition(**given))(x)
-        count = len(jax.tree.leaves(x)[0])
+        count = rows_of(x)
+        for name, value in given.items():
+            if np.shape(value) not in ((), (count,)):
+                raise ValueError(
+                    f"{name} has shape {np.shape(value)}: one for all of x, or one for each of its "
+                    f"{count} examples, is accepted"
+                )
         each = {name: jnp.broadcast_to(value, (count,)) for name, value in given.items()}
         if spec.data:
             each["data"] = features(x, spec.data)
@@ -296,6 +306,14 @@ class Hypernet(nnx.Module):
             return jax.tree.map(lambda leaf: leaf[0], y)
 
         return jax.vmap(one)(each, x)
+
+
+def rows_of(x: PyTree) -> int:
+    """How many examples there are; ValueError where x has none to count."""
+    leaves = jax.tree.leaves(x)
+    if not leaves or not np.ndim(leaves[0]):
+        raise ValueError(f"x is a {type(x).__name__} without examples; leaves [b, …] are accepted")
+    return len(leaves[0])
 
 
 @jax.jit

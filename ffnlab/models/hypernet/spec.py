@@ -15,9 +15,10 @@ several from one call each; a dynamic output is a mask over the channels of the 
 
 import dataclasses
 
-from ffnlab.errors import ConfigError, at_least
+from ffnlab.errors import ConfigError
 from ffnlab.layers.activations import check_activation
 from ffnlab.layers.recurrent import CELLS
+from ffnlab.layers.sliding import is_size
 
 __all__ = [
     "ARCHITECTURES",
@@ -135,15 +136,28 @@ class HypernetSpec:
         ):
             if getattr(self, name) not in accepted:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is not one of {accepted}")
-        if len(set(self.inputs)) != len(self.inputs) or not set(self.inputs) <= {*INPUTS}:
-            raise ConfigError(f"inputs={self.inputs} must be some of {INPUTS}, each once")
+        names = self.inputs if isinstance(self.inputs, tuple) else (None,)
+        if len(set(names)) != len(names) or not set(names) <= {*INPUTS}:
+            raise ConfigError(
+                f"inputs={self.inputs!r} must be a tuple of some of {INPUTS}, each once"
+            )
         check_activation(self.activation)
-        at_least(1, tasks=self.tasks, embedding=self.embedding, heads=self.heads, chunk=self.chunk)
+        self.check_sizes()
         criteria = (self.input_variability, self.output_variability, self.architecture)
         if said := why_invalid(self.inputs, self.outputs, *criteria):
             raise ConfigError(said)
         self.check_inputs()
         self.check_widths()
+
+    def check_sizes(self) -> None:
+        """Raises ConfigError for a number that counts nothing."""
+        sizes = {"tasks": 1, "embedding": 1, "heads": 1, "chunk": 1, "data": 0, "noise": 0}
+        for name, least in sizes.items():
+            value = getattr(self, name)
+            if not is_size(value, least):
+                raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
+        if not isinstance(self.hidden, tuple) or not all(is_size(w, 1) for w in self.hidden):
+            raise ConfigError(f"hidden={self.hidden!r} must be a tuple of positive whole numbers")
 
     def check_inputs(self) -> None:
         """Raises ConfigError for sizes of inputs that are not there, or the other way round."""
@@ -164,8 +178,8 @@ class HypernetSpec:
     def check_widths(self) -> None:
         """Raises ConfigError for widths that the architecture cannot have."""
         hidden, heads = self.hidden, self.heads
-        if self.architecture != "linear" and (not hidden or min(hidden) < 1):
-            raise ConfigError(f"hidden={hidden} must be one or more positive widths")
+        if self.architecture != "linear" and not hidden:
+            raise ConfigError(f"hidden={hidden} must be one or more widths")
         if self.architecture in ("rnn", "attention") and len(set(hidden)) != 1:
             raise ConfigError(f"hidden={hidden}: widths of {self.architecture!r} must be equal")
         is_split = (self.outputs, self.architecture) == ("multi_head", "mlp")

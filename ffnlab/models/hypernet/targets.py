@@ -25,7 +25,16 @@ from ffnlab.models.resnet import ResNet, ResNetConfig
 from ffnlab.models.vit import ViT
 from ffnlab.models.vit_config import ViTConfig
 
-__all__ = ["TARGETS", "Start", "TargetConfig", "drawn", "frame_of", "start_of", "start_with"]
+__all__ = [
+    "TARGETS",
+    "Start",
+    "TargetConfig",
+    "check_target",
+    "drawn",
+    "frame_of",
+    "start_of",
+    "start_with",
+]
 
 TargetConfig = (
     MLPConfig
@@ -67,6 +76,16 @@ SAID: Mapping[type, Callable[[Any], Any]] = MappingProxyType(
         ConvAutoencoder: lambda m: AutoencoderConfig(tuple(m.sizes[: len(m.down) + 1])),
     }
 )
+
+
+def check_target(config: object) -> None:
+    """Raises ConfigError for what is no configuration of a target."""
+    if type(config) not in MAKERS:
+        kinds = [kind.__name__ for kind in MAKERS]
+        raise ConfigError(
+            f"target is a {type(config).__name__}; one of {kinds} is accepted, and any module by "
+            "Hypernet(spec, module)"
+        )
 
 
 def drawn(config: TargetConfig, *, key: Array) -> Any:
