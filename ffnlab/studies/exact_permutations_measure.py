@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ffnlab.errors import NumericalError
-from ffnlab.learning.exact_permutations.closed_form import Kernel, ensemble_size, safe_threshold
+from ffnlab.learning.exact_permutations.closed_form import Kernel, ensemble_size
 from ffnlab.learning.exact_permutations.ensemble import (
     averaged,
     basis,
@@ -21,7 +21,16 @@ from ffnlab.learning.exact_permutations.ensemble import (
 )
 from ffnlab.parallel import LoopOptions, train
 
-__all__ = ["ORDERS", "RECORDED", "STEPS", "THRESHOLD", "Ensemble", "ensemble", "predicted"]
+__all__ = [
+    "ORDERS",
+    "RECORDED",
+    "STEPS",
+    "THRESHOLD",
+    "Ensemble",
+    "ensemble",
+    "predicted",
+    "predicted_for_all",
+]
 
 STEPS = 300
 ORDERS = 21  # in which networks join an average
@@ -102,11 +111,12 @@ def first(reached: np.ndarray) -> float:
     return float(after + 1) if after < len(reached) else math.nan
 
 
-def predicted(k: int, kernel: Kernel, whole: bool = False) -> int:
-    """Networks that the closed form asks for: two ones, a cut of 0; or all inputs, the safe cut."""
-    if not whole:
-        return ensemble_size(k, 2, kernel)
-    cut = safe_threshold(k, kernel)
-    return max(
-        ensemble_size(k, m, kernel, threshold=cut, inputs=2.0**k - 1) for m in range(2, k + 1)
-    )
+def predicted(k: int, kernel: Kernel, *, inputs: float = 1.0) -> int:
+    """Networks that the closed form asks for at two ones and a cut of 0, for so many inputs."""
+    return ensemble_size(k, 2, kernel, inputs=inputs)
+
+
+def predicted_for_all(k: int, kernel: Kernel, cut: float) -> int:
+    """Networks that the closed form asks for at a cut, all inputs of any number of ones right."""
+    every = 2.0**k - 1
+    return max(ensemble_size(k, m, kernel, threshold=cut, inputs=every) for m in range(1, k + 1))

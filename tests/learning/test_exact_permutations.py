@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ffnlab.data import Labelled
-from ffnlab.errors import ConfigError
+from ffnlab.errors import ConfigError, NumericalError
 from ffnlab.learning.exact_permutations.closed_form import (
     KERNELS,
     ensemble_size,
@@ -39,12 +39,12 @@ from ffnlab.parallel import train
 
 def by_algebra(k, ones, kernel):
     """Mean and variance of all outputs by the regression on the basis itself, P the identity."""
-    x = binary_inputs((np.arange(k) < ones)[None].astype(int)).astype(float)
+    x = (np.arange(k) < ones) / np.sqrt(ones)
     matrix = np.vectorize(kernel)(np.eye(k))
-    row = np.vectorize(kernel)(np.eye(k) @ x[0])
+    row = np.vectorize(kernel)(x)
     weights = np.linalg.solve(matrix, row)
     q = np.vectorize(last_layer)(np.eye(k)) / k
-    seen = np.vectorize(last_layer)(np.eye(k) @ x[0]) / k
+    seen = np.vectorize(last_layer)(x) / k
     return weights, last_layer(1.0) / k + weights @ q @ weights - 2 * weights @ seen
 
 
@@ -55,9 +55,9 @@ def test_moments_are_those_of_linear_algebra(name):
         for ones in range(1, k + 1):
             mean, variance = by_algebra(k, ones, kernel)
             found = moments(k, ones, kernel)
-            np.testing.assert_allclose(mean[:ones], found.on, atol=1e-6 if k == 1 else 1e-7)
-            np.testing.assert_allclose(mean[ones:], found.off, atol=1e-7)
-            assert found.variance == pytest.approx(variance, abs=1e-7)
+            np.testing.assert_allclose(mean[:ones], found.on, rtol=0, atol=1e-10)
+            np.testing.assert_allclose(mean[ones:], found.off, rtol=0, atol=1e-10)
+            assert found.variance == pytest.approx(variance, rel=0, abs=1e-10)
 
 
 def test_kernels_are_expectations():
@@ -111,6 +111,10 @@ def test_the_size_bounds_the_chance():
         chance = ones * stats.norm.cdf(-found.on / spread)
         chance += (k - ones) * stats.norm.cdf(found.off / spread)
         assert chance < delta
+    assert ensemble_size(5, 1, threshold=0.02) == 1, "no less than one, where nothing varies"
+    exact = [ensemble_size(5, m, last_layer, threshold=0.02, inputs=31.0) for m in range(1, 6)]
+    assert max(exact) == 54, "a computation of its own"
+    assert ensemble_size(5, 2, inputs=31.0) == 908, "log(5 * 31 / .1) in place of log(5 / .1)"
     more = ensemble_size(8, 2, delta=0.1, threshold=0.02, inputs=2.0**8 - 1)
     assert more > ensemble_size(8, 2, delta=0.1, threshold=0.02)
 
@@ -120,7 +124,26 @@ def test_the_size_bounds_the_chance():
     [
         (lambda: moments(5, 0), "ones=0 of inputs of length k=5: an input of zeros has no dir"),
         (lambda: moments(5, 6), "ones=6 .*1 to k=5 are accepted"),
-        (lambda: moments(0, 1), "ones=1 of inputs of length k=0"),
+        (lambda: moments(0, 1), "k=0: inputs have a length of at least 1"),
+        (lambda: moments(5, True), "k=5 and ones=True must be whole numbers"),
+        (lambda: moments(5, 2, lambda u: 1.0 if u > 0.5 else 0.0), "not positive definite with t"),
+        (lambda: moments(5, 2, lambda u: np.nan if 0 < u < 1 else u), "not positive definite with"),
+        (lambda: ntk(1.5), "u=1.5 is no cosine"),
+        (lambda: last_layer(np.nan), "u=nan is no cosine"),
+        (lambda: safe_threshold(0), "k=0: inputs have a length of at least 1"),
+        (lambda: ensemble_size(5, 2, inputs=np.inf), "inputs=inf be at least 1 and finite"),
+        (lambda: ensemble_size(5, 2, threshold=np.nan), "threshold=nan does not part the means"),
+        (
+            lambda: permuted_bits(np.eye(3, dtype=int), [0, 0, 1]),
+            r"permutation=\[0, 0, 1\] is none",
+        ),
+        (
+            lambda: permuted_bits(np.eye(3, dtype=int), [0, 1]),
+            r"shape \(3, 3\): permutation is of 2",
+        ),
+        (lambda: permuted_bits(np.full((1, 2), 2), [0, 1]), "rows of 0 and 1 are accepted"),
+        (lambda: binary_inputs(np.array([["a", "b"]])), "rows of 0 and 1 are accepted"),
+        (lambda: kernel_of("standard", 3, 0), "width=0 must be at least 1"),
         (lambda: moments(5, 2, lambda u: 1.0), "kernel has 1.0 at cosine 1 and 1.0 at 0"),
         (lambda: ensemble_size(5, 2, delta=1.0), r"delta=1.0 must lie in \(0, 1\)"),
         (lambda: ensemble_size(5, 2, inputs=0.5), "inputs=0.5 be at least 1"),
@@ -142,10 +165,17 @@ def test_what_is_refused(call, message):
         call()
 
 
+def test_outputs_that_are_no_numbers_decide_nothing():
+    with pytest.raises(NumericalError, match="outputs are no finite numbers"):
+        decided(np.array([[1.0, np.nan]]), 0.02)
+
+
 def test_batches_that_are_refused(key):
     rule = exact_permutations(3, 8, 2)
     state = jax.eval_shape(rule.init, networks(3, 8, 2, key), key)
     rule.check(state, basis([2, 0, 1]))
+    with pytest.raises(ValueError, match="batch is a ndarray; inputs and classes"):
+        rule.check(state, np.eye(3, dtype=np.float32))
     with pytest.raises(ValueError, match="batch has inputs of shape .*the 3 basis vectors"):
         rule.check(state, Labelled(np.ones((3, 3), np.float32), np.arange(3)))
     with pytest.raises(ValueError, match=r"permutation=\[0, 0, 1\] is none"):

@@ -420,6 +420,9 @@ def test_members_end_their_layers_by_themselves(chunk):
         ({"limit": 0}, "limit=0"),
         ({"patience": -1}, "patience=-1"),
         ({"negatives": -1}, "negatives=-1"),
+        ({"temperature": np.nan}, "temperature=nan must be a finite number"),
+        ({"threshold": np.inf}, "threshold=inf must be a finite number"),
+        ({"every": True}, "every=True must be a whole number"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(given, said):
@@ -436,6 +439,24 @@ def test_options_that_mean_nothing_are_refused(given, said):
         (NODES._replace(train=NODES.train & False), {}, ValueError, "no node to learn from"),
         (NODES, {"objective": "label_appending", "negatives": 3}, ConfigError, "negatives=3, cl"),
         (NODES, {"objective": "links"}, ConfigError, "link_batch"),
+        (NODES._replace(x=NODES.x * np.nan), {}, ValueError, "x has values that are no finite"),
+        (NODES._replace(x=NODES.x[:-1]), {}, ValueError, r"x is float32\[23, 5\]; floats \[n, d\]"),
+        (NODES._replace(x=NODES.x[:, 0]), {}, ValueError, r"x is float32\[24\]; floats \[n, d\]"),
+        (NODES._replace(y=NODES.y[:-1]), {}, ValueError, r"y is int32\[23\]; integers \[n\]"),
+        (NODES._replace(y=NODES.y * 1.0), {}, ValueError, r"y is float64\[24\]; integers \[n\]"),
+        (
+            NODES._replace(train=NODES.train * 1),
+            {},
+            ValueError,
+            r"train is int64\[24\]; bool \[n\]",
+        ),
+        (NODES._replace(valid=NODES.train), {}, ValueError, "is in several of train, valid and te"),
+        (
+            NODES._replace(test=NODES.valid),
+            {},
+            ValueError,
+            "is in several of train, valid and test",
+        ),
     ],
 )
 def test_graphs_that_cannot_be_learned_are_refused(nodes, options, error, said):
@@ -468,10 +489,36 @@ def test_batches_that_do_not_fit_are_refused():
         (changed(batch, targets=np.where(batch.targets == 1, -1, batch.targets)), "of class 1"),
         (changed(batch, held_out=np.full(24, -1, np.int32)), "no node to validate on"),
         (changed(batch, held_out=np.full(24, 7, np.int32)), "classes from 7 to 7"),
-        (changed(batch, inputs=changed(batch.inputs, x=bad_x)), "no finite numbers"),
+        (changed(batch, inputs=changed(batch.inputs, x=bad_x)), "inputs.x has .* no finite num"),
     ):
         with pytest.raises(ValueError, match=said):
             check(wrong_one)
+
+
+def test_what_is_asked_is_looked_at_too():
+    options = options_of("label_appending")
+    batch = batch_of(options)
+    for name in ("x", "labels"):
+        asked = changed(batch.asked, **{name: getattr(batch.asked, name) * np.nan})
+        with pytest.raises(ValueError, match=f"asked.{name} has values that are no finite"):
+            rule_of(options).check(None, changed(batch, asked=asked))
+
+
+def test_virtual_nodes_of_no_class_are_refused():
+    for y in (np.full(24, CLASSES), np.full(24, -2), np.zeros(3, int)):
+        with pytest.raises(ValueError, match=r"y must be \[24\] of -1 to 2"):
+            with_virtual_nodes(NODES.graph, y, CLASSES)
+
+
+def test_answers_of_layers_that_are_not_there_are_refused():
+    options = options_of()
+    answers, model = forward_gnn_answers(batch_of(options), options), network(options)
+    for layers in (-1, 0, 3):
+        with pytest.raises(ConfigError, match=f"layers={layers}: 1 to 2 are there"):
+            answers(model, batch_of(options).inputs, layers)
+    other = GraphNetworkConfig((WIDTH + 1, 4), form="layerwise").make(key=jax.random.key(0))
+    with pytest.raises(ConfigError, match="the first must be 5"):
+        answers(other, batch_of(options).inputs)
 
 
 def test_pairs_that_do_not_fit_are_refused():

@@ -13,7 +13,6 @@ from ffnlab.studies.exact_permutations_measure import (
     ensemble,
     exact,
     first,
-    predicted,
 )
 
 study = importlib.import_module("ffnlab.studies.exact_permutations")
@@ -38,8 +37,11 @@ def drawn(kernel, k, scale=1.0, needed=None, whole=(20.0, 30.0), stuck=0.8):
     wanted[:, :2] = True
     means = np.where(wanted, known.on, known.off)
     noise = np.random.default_rng(0).normal(size=(400, 50, k)) * np.sqrt(scale * known.variance)
-    counts = predicted(k, last_layer) if needed is None else needed
-    return Ensemble(means + noise, wanted, dict.fromkeys(RECORDED, [counts] * 3), whole, stuck)
+    counts = {
+        share: [float(known.get(k, 0)) if needed is None else needed] * 3
+        for share, known in RECORDED.items()
+    }
+    return Ensemble(means + noise, wanted, counts, whole, stuck)
 
 
 def test_moments_are_of_their_own_kernel():
@@ -54,7 +56,7 @@ def test_moments_are_of_their_own_kernel():
 def test_sizes_and_exactness_are_decided_by_all():
     good = {("standard", 5): drawn(last_layer, 5), ("standard", 10): drawn(last_layer, 10)}
     assert study.sizes_claim(good).holds
-    for needed in (300.0, math.nan):
+    for needed in (300.0, 40.0, math.nan):
         off = good | {("standard", 10): drawn(last_layer, 10, needed=needed)}
         assert not study.sizes_claim(off).holds
     exact_at_all, stuck = study.exact_claims({("ntk", 5): drawn(ntk, 5)})
@@ -63,16 +65,24 @@ def test_sizes_and_exactness_are_decided_by_all():
         {("ntk", 5): drawn(ntk, 5), ("ntk", 8): drawn(ntk, 8, whole=(20.0, 201.0), stuck=1.0)}
     )
     assert not exact_at_all.holds and not stuck.holds
+    exact_at_all, _ = study.exact_claims({("ntk", 5): drawn(ntk, 5, whole=(20.0, math.nan))})
+    assert not exact_at_all.holds and "(20 to inf)" in exact_at_all.ours
 
 
 def test_closed_forms_hold_what_they_say(monkeypatch):
     monkeypatch.setattr(study, "SIZES", (3, 12))
     monkeypatch.setattr(study, "GROWTH", (8, 32))
     assert study.signs_claim().holds and study.recorded_claim().holds
-    assert [claim.holds for claim in study.growth_claims()] == [True, True]
-    rising = [4 * k**3 for k in study.GROWTH]
-    monkeypatch.setattr(study, "predicted", lambda k, kernel, whole=False: rising[k > 8])
-    assert [claim.holds for claim in study.growth_claims()] == [False, False]
+    assert [claim.holds for claim in study.growth_claims()] == [True, True, False]
+
+
+def test_growth_is_judged_by_every_kernel_and_size():
+    """A ratio that grows at one doubling, of one kernel alone."""
+    assert study.growth_claim("it grows", "O(k)", "so", lambda k, kernel: 1.0).holds
+    for at in study.GROWTH[1:]:
+        for rising in study.KERNELS.values():
+            grows = lambda k, kernel: 1.0 + ((k, kernel) == (at, rising))  # noqa: B023, E731
+            assert not study.growth_claim("it grows", "O(k)", "so", grows).holds
 
 
 @pytest.mark.slow

@@ -47,19 +47,33 @@ def last_layer(u: float) -> float:
     """E relu(g . x) relu(g . x') for g ~ N(0, I): (u (pi - acos u) + sqrt(1 - u^2)) / (2 pi).
 
     It is the kernel of the last layer, and the covariance of outputs as drawn but for 1 / k.
+
+    Args:
+      u: cosine of two unit vectors.
+    Raises:
+      ConfigError: it lies outside of [-1, 1] by more than rounding.
     """
-    u = min(max(u, -1.0), 1.0)
+    u = cosine_of(u)
     return (u * (math.pi - math.acos(u)) + math.sqrt(1 - u * u)) / (2 * math.pi)
 
 
 def ntk(u: float) -> float:
     """The kernel of both layers: u (pi - acos u) / (2 pi) + `last_layer`(u).
 
+    Args and errors as `last_layer`.
+
     >>> ntk(1.0), round(ntk(0.0), 5)
     (1.0, 0.15915)
     """
-    clipped = min(max(u, -1.0), 1.0)
-    return clipped * (math.pi - math.acos(clipped)) / (2 * math.pi) + last_layer(u)
+    u = cosine_of(u)
+    return u * (math.pi - math.acos(u)) / (2 * math.pi) + last_layer(u)
+
+
+def cosine_of(u: float) -> float:
+    """A cosine, of which rounding beyond -1 and 1 is cut; ConfigError for other numbers."""
+    if not abs(u) <= 1 + 1e-6:
+        raise ConfigError(f"u={u} is no cosine of two unit vectors; -1 to 1 is accepted")
+    return min(max(u, -1.0), 1.0)
 
 
 KERNELS: dict[str, Kernel] = {"ntk": ntk, "last layer": last_layer}
@@ -71,7 +85,7 @@ class Moments(NamedTuple):
     Attributes:
       on: mean where the output is to be 1.
       off: mean where it is to be 0.
-      variance_on, variance_off: likewise; they are equal.
+      variance: of either.
     """
 
     on: float
@@ -106,6 +120,12 @@ def moments(k: int, ones: int, kernel: Kernel = ntk, covariance: Kernel | None =
     q1, q0, qs = q(1.0), q(0.0), q(cosine)
     squares, total = ones * on**2 + (k - ones) * off**2, ones * on + (k - ones) * off
     seen = ones * qs * on + (k - ones) * q0 * off
+    rest = a - ones * s * on - (k - ones) * b * off  # of the kernel, given the basis
+    if not rest >= -1e-9 * a:
+        raise ConfigError(
+            f"kernel has {s} at cosine {cosine:.4f} of an input with {ones} ones, beside {a} at 1 "
+            f"and {b} at 0; it is not positive definite with the basis"
+        )
     return Moments(on, off, q1 + (q1 - q0) * squares + q0 * total**2 - 2 * seen)
 
 
@@ -120,6 +140,7 @@ def safe_threshold(k: int, kernel: Kernel = ntk) -> float:
     >>> round(safe_threshold(30), 3)
     0.023
     """
+    check_sizes(k, 1)
     found = [moments(k, m, kernel) for m in range(1, k + 1)]
     cut = min(each.on for each in found) / 2
     rest = [each.off for each in found[: k - 1]]  # an input of ones has no other outputs
@@ -147,15 +168,19 @@ def ensemble_size(
       k, ones, kernel: see `moments`.
       delta: in (0, 1).
       threshold: an average above it is a 1.
-      inputs: how many are to be right at once; 2^k - 1 for all.
+      inputs: how many are to be right at once; 2.0**k - 1 for all.
+    Returns:
+      at least 1.
     Raises:
       ConfigError: an option out of range, or a threshold that does not part the means.
 
     >>> [ensemble_size(k, 2, last_layer) for k in (5, 10, 20, 30)]
     [65, 107, 202, 303]
     """
-    if not 0 < delta < 1 or not inputs >= 1:
-        raise ConfigError(f"delta={delta} must lie in (0, 1), inputs={inputs} be at least 1")
+    if not 0 < delta < 1 or not 1 <= inputs < math.inf:
+        raise ConfigError(
+            f"delta={delta} must lie in (0, 1), inputs={inputs} be at least 1 and finite"
+        )
     found = moments(k, ones, kernel)
     gap = found.on - threshold
     if ones < k:
@@ -165,13 +190,16 @@ def ensemble_size(
             f"threshold={threshold} does not part the means {found.on} and {found.off} of inputs "
             f"with {ones} ones"
         )
-    return math.ceil(2 * found.variance / gap**2 * math.log(k * inputs / delta))
+    nats = math.log(k) + math.log(inputs) - math.log(delta)
+    return max(math.ceil(2 * found.variance / gap**2 * nats), 1)
 
 
 def check_sizes(k: int, ones: int) -> None:
     """Raises ConfigError unless 1 <= ones <= k."""
-    if not (isinstance(k, int | np.integer) and isinstance(ones, int | np.integer)):
+    if any(isinstance(n, bool) or not isinstance(n, int | np.integer) for n in (k, ones)):
         raise ConfigError(f"k={k!r} and ones={ones!r} must be whole numbers")
+    if k < 1:
+        raise ConfigError(f"k={k}: inputs have a length of at least 1")
     if not 1 <= ones <= k:
         said = "an input of zeros has no direction" if ones == 0 else f"1 to k={k} are accepted"
         raise ConfigError(f"ones={ones} of inputs of length k={k}: {said}")

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ffnlab.data import Labelled
-from ffnlab.errors import ConfigError, at_least
+from ffnlab.errors import ConfigError, NumericalError, at_least
 from ffnlab.layers import MLP
 from ffnlab.learning.backprop import backprop
 from ffnlab.learning.exact_permutations.closed_form import Kernel, last_layer, ntk
@@ -56,13 +56,19 @@ def basis(permutation: Permutation) -> Labelled:
     Raises:
       ConfigError: it is no permutation.
     """
+    to = destinations(permutation)
+    return Labelled(np.eye(len(to), dtype=np.float32), to)
+
+
+def destinations(permutation: Permutation) -> Int[np.ndarray, "k"]:
+    """A permutation as int32; ConfigError where it is none."""
     to = np.asarray(permutation)
     is_whole = to.ndim == 1 and len(to) > 0 and np.issubdtype(to.dtype, np.integer)
     if not is_whole or sorted(to.tolist()) != list(range(len(to))):
         raise ConfigError(
             f"permutation={to.tolist()} is none; each of 0 to {max(to.size - 1, 0)} is needed once"
         )
-    return Labelled(np.eye(len(to), dtype=np.float32), to.astype(np.int32))
+    return to.astype(np.int32)
 
 
 def binary_inputs(bits: np.ndarray) -> Float[np.ndarray, "n k"]:
@@ -73,21 +79,35 @@ def binary_inputs(bits: np.ndarray) -> Float[np.ndarray, "n k"]:
     Raises:
       ConfigError: other values, or a row of zeros, which has no direction.
     """
-    bits = np.asarray(bits)
-    if bits.ndim != 2 or not np.isin(bits, (0, 1)).all():
-        raise ConfigError(f"bits of shape {bits.shape}: rows of 0 and 1 are accepted, [n, k]")
-    ones = bits.sum(1, keepdims=True)
+    ones = checked_bits(bits).sum(1, keepdims=True)
     if not (ones > 0).all():
         raise ConfigError(f"bits: row {int(np.argmin(ones))} is zero, which has no direction")
     return (bits / np.sqrt(ones)).astype(np.float32)
 
 
 def permuted_bits(bits: np.ndarray, permutation: Permutation) -> Bool[np.ndarray, "n k"]:
-    """P applied to binary rows: output permutation[i] is bit i."""
-    bits = np.asarray(bits, bool)
-    moved = np.empty_like(bits)
-    moved[:, np.asarray(permutation)] = bits
+    """P applied to binary rows: output permutation[i] is bit i.
+
+    Args:
+      bits: [n, k] of 0 and 1.
+      permutation: of 0 .. k - 1.
+    Raises:
+      ConfigError: other values, rows of another length, or it is no permutation.
+    """
+    bits, to = checked_bits(bits), destinations(permutation)
+    if bits.shape[1] != len(to):
+        raise ConfigError(f"bits of shape {bits.shape}: permutation is of {len(to)}")
+    moved = np.empty(bits.shape, bool)
+    moved[:, to] = bits
     return moved
+
+
+def checked_bits(bits: np.ndarray) -> np.ndarray:
+    """Binary rows, [n, k]; ConfigError where they are none."""
+    bits = np.asarray(bits)
+    if bits.ndim != 2 or bits.dtype.kind not in "biuf" or not np.isin(bits, (0, 1)).all():
+        raise ConfigError(f"bits of shape {bits.shape}: rows of 0 and 1 are accepted, [n, k]")
+    return bits
 
 
 def kernel_of(parametrization: str, k: int, width: int) -> Kernel:
@@ -98,10 +118,11 @@ def kernel_of(parametrization: str, k: int, width: int) -> Kernel:
       k: inputs and outputs.
       width: hidden units, by which the last layer outweighs the first where it is "standard".
     Raises:
-      ConfigError: another parametrization.
+      ConfigError: another parametrization, or sizes below 1.
     """
     if parametrization not in PARAMETRIZATIONS:
         raise ConfigError(f"parametrization={parametrization!r} is not one of {PARAMETRIZATIONS}")
+    at_least(1, k=k, width=width)
     if parametrization == "ntk":
         return ntk
     # k0(u) u of the first layer is ntk less the last layer.
@@ -179,7 +200,6 @@ def exact_permutations(
       ConfigError: sizes below 1, or another parametrization.
       ValueError: from `check`, a batch that is not the basis and a permutation.
     """
-    at_least(1, k=k, width=width)
     kernel = kernel_of(parametrization, k, width)
     # Of a mean over k rows, whose kernel is that of the limit / k: descent is slower by k^2.
     rate = k * k / (kernel(1.0) + (k - 1) * kernel(0.0))
@@ -187,6 +207,8 @@ def exact_permutations(
     rule = members(lambda: backprop(one_hot_squares, optimizer), count, chunk=chunk)
 
     def check(state: PyTree, batch: PyTree) -> None:
+        if not isinstance(batch, tuple) or len(batch) != 2:
+            raise ValueError(f"batch is a {type(batch).__name__}; inputs and classes (`basis`)")
         x, y = batch
         if np.shape(x) != (k, k) or not np.array_equal(np.asarray(x), np.eye(k)):
             raise ValueError(
@@ -212,10 +234,13 @@ def decided(
 
     Raises:
       ConfigError: a threshold that is not positive: 0 is where outputs of training inputs lie.
+      NumericalError: outputs that are no finite numbers.
     """
     if not 0 < threshold < math.inf:
         raise ConfigError(
             f"threshold={threshold} must be positive: the outputs of a training input that are to "
             "be 0 are 0 up to rounding; closed_form.safe_threshold(k) parts all"
         )
+    if not np.isfinite(outputs).all():
+        raise NumericalError("outputs are no finite numbers; descent went astray, or too far")
     return np.asarray(outputs) > threshold

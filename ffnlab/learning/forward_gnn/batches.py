@@ -16,7 +16,7 @@ from ffnlab.data import LabelledNodes
 from ffnlab.data.links import LinkSplit
 from ffnlab.errors import ConfigError, check_seed
 from ffnlab.graph import Graph, with_self_loops
-from ffnlab.learning.forward_gnn.checks import check_classes
+from ffnlab.learning.forward_gnn.checks import check_classes, check_nodes
 from ffnlab.learning.forward_gnn.inputs import GraphBatch, GraphInputs
 from ffnlab.learning.forward_gnn.options import AUTHORS, ForwardGNNOptions
 
@@ -33,6 +33,8 @@ def with_virtual_nodes(
       y: class of each node, -1 for those that are joined with none.
       classes: how many (C).
       both_ways: edges go both ways; else from nodes to virtual nodes.
+    Raises:
+      ValueError: y of another length, or out of -1..C - 1.
     Returns:
       n + C nodes, the virtual ones last; e edges, and one or two for each node with a class.
 
@@ -40,7 +42,10 @@ def with_virtual_nodes(
     >>> found.num_nodes, found.senders.tolist(), found.receivers.tolist()
     (3, [0, 2, 1], [1, 1, 2])
     """
-    n, nodes = graph.num_nodes, np.flatnonzero(y >= 0)
+    n = graph.num_nodes
+    if y.shape != (n,) or not ((y >= -1) & (y < classes)).all():
+        raise ValueError(f"y must be [{n}] of -1 to {classes - 1}, a class or none for each node")
+    nodes = np.flatnonzero(y >= 0)
     virtual = n + y[nodes]
     more = ([nodes, virtual], [virtual, nodes]) if both_ways else ([nodes], [virtual])
     ends = (graph.senders, graph.receivers)
@@ -66,7 +71,8 @@ def node_batch(
       the batch: of "single_forward" one copy of the graph, else the true copy and one for each
       wrong class written, and for validation one for each class.
     Raises:
-      ValueError: classes that are not 0..C - 1, or one without a node to learn from.
+      ValueError: classes that are not 0..C - 1, one without a node to learn from, features that
+        are no finite numbers, parts that overlap, or arrays that are not of the graph's nodes.
       ConfigError: more wrong classes than there are, or an objective of pairs.
     """
     classes, learned = checked(nodes, options, seed)
@@ -102,7 +108,12 @@ def node_question(
 
 
 def link_batch(split: LinkSplit, *, loops: bool = True) -> GraphBatch:
-    """The one batch of a graph some of whose edges are hidden; `loops` as for `node_batch`."""
+    """The one batch of a graph some of whose edges are hidden; `loops` as for `node_batch`.
+
+    Raises:
+      ValueError: `split` is no LinkSplit.
+    """
+    check_split(split)
     graph = with_self_loops(split.graph) if loops else split.graph
     given, asked = (
         GraphInputs(split.x, graph, None, part.ends) for part in (split.train, split.valid)
@@ -112,9 +123,20 @@ def link_batch(split: LinkSplit, *, loops: bool = True) -> GraphBatch:
 
 
 def link_question(split: LinkSplit, *, loops: bool = True) -> GraphInputs:
-    """What `predict` is given for the pairs of the test: edges of validation are seen now."""
+    """What `predict` is given for the pairs of the test: edges of validation are seen now.
+
+    Raises:
+      ValueError: `split` is no LinkSplit.
+    """
+    check_split(split)
     graph = with_self_loops(split.seen) if loops else split.seen
     return GraphInputs(split.x, graph, None, split.test.ends)
+
+
+def check_split(split: LinkSplit) -> None:
+    """Raises ValueError for another thing."""
+    if not isinstance(split, LinkSplit):
+        raise ValueError(f"split is a {type(split).__name__}; what link_split gives is accepted")
 
 
 def checked(
@@ -122,6 +144,7 @@ def checked(
 ) -> tuple[int, Int[np.ndarray, "n"]]:
     """(how many classes, those of nodes to learn from and -1 for the others)."""
     check_seed(seed)
+    check_nodes(nodes)
     if options.objective == "links":
         raise ConfigError("objective='links' learns from pairs: link_batch")
     if not nodes.y.size or nodes.y.min() < 0:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from ffnlab.data import LabelledNodes
 from ffnlab.errors import ConfigError
 from ffnlab.learning.forward_gnn.inputs import GraphBatch, GraphInputs
 from ffnlab.learning.forward_gnn.options import ForwardGNNOptions
@@ -12,7 +13,7 @@ from ffnlab.learning.labels import check_labels
 from ffnlab.models import GraphNetwork
 from ffnlab.models.graph_network import Repeated
 
-__all__ = ["check_batch", "check_classes", "check_model", "classes_of"]
+__all__ = ["check_batch", "check_classes", "check_model", "check_nodes", "classes_of"]
 
 
 def classes_of(like: GraphBatch, options: ForwardGNNOptions) -> int:
@@ -21,6 +22,12 @@ def classes_of(like: GraphBatch, options: ForwardGNNOptions) -> int:
     Raises:
       ConfigError: it is not of the objective.
     """
+    for argument, value, kind in (
+        ("like", like, GraphBatch),
+        ("options", options, ForwardGNNOptions),
+    ):
+        if not isinstance(value, kind):
+            raise ConfigError(f"{argument} is a {type(value).__name__}; a {kind.__name__}")
     inputs, asked, name = like.inputs, like.asked, options.objective
     labels = np.shape(inputs.labels) if inputs.labels is not None else None
     nodes, targets = np.shape(inputs.x)[0], np.shape(like.targets)[0]
@@ -87,11 +94,13 @@ def check_batch(batch: PyTree, like: GraphBatch, options: ForwardGNNOptions, cla
         names = [name for name in sorted(found | wanted) if found.get(name) != wanted.get(name)]
         said = ", ".join(f"{n} {found.get(n)} and not {wanted.get(n)}" for n in names)
         raise ValueError(f"batch has other shapes than `like`, of which the state is: {said}")
-    values = [batch.targets, batch.held_out, batch.inputs.x]
-    if any(isinstance(v, jax.Array) and not v.is_fully_addressable for v in values):
+    leaves = jax.tree_util.tree_leaves_with_path(batch)
+    if any(isinstance(v, jax.Array) and not v.is_fully_addressable for _, v in leaves):
         return
-    if not np.isfinite(np.asarray(batch.inputs.x)).all():
-        raise ValueError("inputs.x has features that are no finite numbers")
+    for path, leaf in leaves:
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and not np.isfinite(leaf).all():
+            where = jax.tree_util.keystr(path).lstrip(".")
+            raise ValueError(f"{where} has values that are no finite numbers")
     for name in ("targets", "held_out"):
         y = np.asarray(getattr(batch, name))
         if options.objective == "links":
@@ -110,6 +119,28 @@ def shapes(tree: PyTree) -> dict[str, str]:
         jax.tree_util.keystr(path).lstrip("."): f"{jnp.result_type(leaf)}{list(np.shape(leaf))}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def check_nodes(nodes: LabelledNodes) -> None:
+    """Raises ValueError for a graph whose features, classes and parts do not fit together."""
+    if not isinstance(nodes, LabelledNodes):
+        raise ValueError(f"nodes is a {type(nodes).__name__}; a LabelledNodes is accepted")
+    n = nodes.graph.num_nodes
+    for name in ("x", "y", "train", "valid", "test"):
+        value, axes = np.asarray(getattr(nodes, name)), 2 if name == "x" else 1
+        kind = {"x": "f", "y": "i"}.get(name, "b")
+        if value.ndim != axes or len(value) != n or value.dtype.kind != kind:
+            said = {"f": "floats [n, d]", "i": "integers [n]", "b": "bool [n]"}[kind]
+            raise ValueError(
+                f"{name} is {value.dtype}{list(value.shape)}; {said} of the graph's n={n} nodes"
+            )
+    if not np.isfinite(nodes.x).all():
+        raise ValueError("x has values that are no finite numbers")
+    parts = np.sum([nodes.train, nodes.valid, nodes.test], axis=0)
+    if (parts > 1).any():
+        raise ValueError(
+            f"node {int(np.argmax(parts))} is in several of train, valid and test; one is accepted"
+        )
 
 
 def check_classes(name: str, y: np.ndarray, classes: int) -> None:

@@ -1,6 +1,7 @@
 """Which of the ways of forward learning, and its numbers."""
 
 import dataclasses
+import math
 
 from jaxtyping import Array
 
@@ -56,8 +57,18 @@ class ForwardGNNOptions:
                 f"top_down={self.top_down!r} is of objective {list(FED_BACK[self.top_down])}, not "
                 f"of {self.objective!r}"
             )
+        for name in ("temperature", "threshold"):
+            value = getattr(self, name)
+            if is_known(value) and not is_number(value):
+                raise ConfigError(f"{name}={value!r} must be a finite number")
         if is_known(self.temperature) and not self.temperature > 0:
             raise ConfigError(f"temperature={self.temperature} must be positive")
+        for name in ("every", "limit", "negatives", "patience"):
+            if type(getattr(self, name)) is not int:
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be a whole number")
+        for name in ("both_ways", "alternating"):
+            if type(getattr(self, name)) is not bool:
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be True or False")
         at_least(1, every=self.every, limit=self.limit)
         at_least(0, negatives=self.negatives, patience=self.patience)
 
@@ -70,6 +81,14 @@ class ForwardGNNOptions:
     def has_virtual(self) -> bool:
         """Whether a graph has a virtual node for each class."""
         return self.objective in ("single_forward", "virtual_nodes")
+
+
+def is_number(value: object) -> bool:
+    """Whether it is one finite number."""
+    try:
+        return math.isfinite(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False
 
 
 AUTHORS = ForwardGNNOptions()

@@ -28,6 +28,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ffnlab import tree
+from ffnlab.errors import ConfigError
 from ffnlab.learning.forward_gnn import layerwise, top_down
 from ffnlab.learning.forward_gnn.checks import check_batch, check_model, classes_of
 from ffnlab.learning.forward_gnn.inputs import GraphBatch, GraphInputs, parts_of
@@ -88,6 +89,8 @@ def forward_gnn(
         learn from, pairs out of range or of one kind alone, or nothing to validate on.
     """
     classes = classes_of(like, options)
+    if optimizer is not None and not isinstance(optimizer, optax.GradientTransformation):
+        raise ConfigError(f"optimizer is a {type(optimizer).__name__}; one of optax is accepted")
     made = default_optimizer(options) if optimizer is None else optimizer
     method = Method(options, objective_of(options, classes), in_float32(made))
     step = layer_step if options.top_down == "none" else sweep_step
@@ -227,15 +230,19 @@ def forward_gnn_answers(
       layers, which are a network of that depth; of all when None, and where they are told of those
       above.
     Raises:
-      ConfigError: `like` is not of the objective.
+      ConfigError: `like` is not of the objective; from the function, the network is not of it, or
+        has not so many layers.
     """
-    objective = objective_of(options, classes_of(like, options))
-    method = Method(options, objective, optax.identity())
+    classes = classes_of(like, options)
+    method = Method(options, objective_of(options, classes), optax.identity())
 
     def answer(
         model: GraphNetwork, inputs: GraphInputs, layers: int | None = None
     ) -> Float[Array, "..."]:
+        check_model(model, like, options, classes)
         count = len(model.layers) if layers is None else layers
+        if not isinstance(count, int) or not 1 <= count <= len(model.layers):
+            raise ConfigError(f"layers={count}: 1 to {len(model.layers)} are there")
         return said(method, model, inputs, count)
 
     return answer
