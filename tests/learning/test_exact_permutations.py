@@ -84,6 +84,7 @@ def test_signs_and_cuts_for_all_sizes(kernel):
         cut = safe_threshold(k, kernel)
         assert all(each.off < cut < each.on for each in found[: k - 1]) and cut < found[-1].on
         assert min(each.on for each in found) == pytest.approx(found[-1].on)
+        assert cut == pytest.approx(found[-1].on / 2), "half of the least"
 
 
 def test_the_card_s_figures():
@@ -225,19 +226,19 @@ def test_descent_by_inputs_is_that_of_the_ntk_parametrization(key):
     np.testing.assert_allclose(net(x), forward(raw, x), atol=1e-6)
 
 
-def test_the_empirical_kernel_is_near_its_limit(key):
-    """At width 4096, of both parametrizations, from the Jacobian."""
-    k, width = 4, 4096
-    net = jax.tree.map(lambda leaf: leaf[0], networks(k, width, 1, key))
+def test_the_mean_empirical_kernel_is_the_limit_s(key):
+    """At any width, of both parametrizations, from Jacobians; at width 8 both layers count."""
+    k, width, count = 4, 8, 4000
+    nets = networks(k, width, count, key)
     x = jnp.asarray(binary_inputs(np.array([[1, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0]])))
-    jacobian = jax.jit(jax.jacobian(lambda net: net(x)[:, 0]))(net)
-    first, last = (m.weight.dense().reshape(3, -1) for m in jacobian.maps)
-    products = first @ first.T, last @ last.T
+    jacobian = jax.jit(jax.vmap(jax.jacobian(lambda net: net(x)[:, 0])))(nets)
+    parts = (m.weight.w.reshape(count, 3, -1) for m in jacobian.maps)
+    products = [np.einsum("cid,cjd->ij", part, part) / count for part in map(np.asarray, parts)]
     cosines = np.asarray(x @ x.T, float)
     for name, scales in (("ntk", (1 / k, 1 / width)), ("standard", (1.0, 1.0))):
         found = k * sum(scale * part for scale, part in zip(scales, products, strict=True))
         wanted = np.vectorize(kernel_of(name, k, width))(cosines)
-        np.testing.assert_allclose(found, wanted, rtol=0.1)
+        np.testing.assert_allclose(found, wanted, rtol=0.05)  # two deviations of a mean are 2.6 %
 
 
 def learned(permutation, width, count, steps, key, **options):

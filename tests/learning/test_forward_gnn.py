@@ -33,6 +33,7 @@ from ffnlab.learning.forward_gnn import layerwise, top_down
 from ffnlab.learning.forward_gnn.batches import with_virtual_nodes, wrong
 from ffnlab.learning.forward_gnn.layerwise import Method
 from ffnlab.learning.forward_gnn.objectives import ForwardForward, objective_of, rank_auc
+from ffnlab.learning.forward_gnn.rule import default_optimizer
 from ffnlab.models import GraphNetwork, GraphNetworkConfig
 from ffnlab.models.account import compiled_cost
 from ffnlab.parallel import LoopOptions, parse_mesh, train
@@ -214,6 +215,47 @@ def test_other_classes_leave_training_as_it_is_bit_for_bit():
     options = options_of(patience=0, limit=3)
     other = node_batch(relabelled(NODES.valid | NODES.test), options)
     assert equal(after(5, options), after(5, options, other))
+
+
+@pytest.mark.parametrize("objective", [NAMES[0], NAMES[2]])
+def test_virtual_nodes_are_the_same_whenever_asked(objective):
+    """Features of virtual nodes are drawn by the seed: of a batch, what it asks, and the test."""
+    options = options_of(objective)
+    batch, other = node_batch(NODES, options, seed=4), node_batch(NODES, options, seed=5)
+    assert not equal(batch.inputs.x, other.inputs.x)
+    for inputs in (batch.asked or batch.inputs, node_question(NODES, options, seed=4)):
+        np.testing.assert_array_equal(inputs.x, batch.inputs.x)
+    assert np.asarray(batch.inputs.x)[24:].std() == pytest.approx(1, abs=0.4)
+
+
+def test_edges_that_are_asked_are_not_seen():
+    split = link_split(NODES, 1)
+    batch, question = link_batch(split), link_question(split)
+
+    def seen(inputs, part):
+        ends = zip(*map(np.asarray, (inputs.graph.senders, inputs.graph.receivers)), strict=True)
+        edges = {(int(a), int(b)) for a, b in ends}
+        return [(int(a), int(b)) in edges for a, b in part.ends[part.joined]]
+
+    for inputs in (batch.inputs, batch.asked):
+        assert all(seen(inputs, split.train))
+        assert not any(seen(inputs, split.valid) + seen(inputs, split.test))
+    assert all(seen(question, split.valid)) and not any(seen(question, split.test))
+
+
+def test_the_default_optimizer_is_the_authors(key):
+    """Adam at 1e-3 of the gradient and 5e-4 of the parameter: these two may cancel."""
+    w = {"w": jnp.array([2.0, 2.0])}
+
+    def step(options, gradient):
+        made = default_optimizer(options)
+        return np.asarray(made.update({"w": jnp.array(gradient)}, made.init(w), w)[0]["w"])
+
+    decayed = [options_of(), options_of("links"), options_of(top_down="loss")]
+    for options in decayed:
+        np.testing.assert_allclose(step(options, [-1e-3, 0.0]), [0, -1e-3], rtol=1e-4, atol=1e-7)
+    bare = options_of("links", top_down="input")
+    np.testing.assert_allclose(step(bare, [-1e-3, 0.0]), [1e-3, 0], rtol=1e-4)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

@@ -59,6 +59,10 @@ def test_sizes_and_exactness_are_decided_by_all():
     for needed in (300.0, 40.0, math.nan):
         off = good | {("standard", 10): drawn(last_layer, 10, needed=needed)}
         assert not study.sizes_claim(off).holds
+    for share in RECORDED:
+        one = good["standard", 10].needed | {share: [300.0] * 3}
+        off = good | {("standard", 10): good["standard", 10]._replace(needed=one)}
+        assert not study.sizes_claim(off).holds, share
     exact_at_all, stuck = study.exact_claims({("ntk", 5): drawn(ntk, 5)})
     assert exact_at_all.holds and stuck.holds
     exact_at_all, stuck = study.exact_claims(

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -114,6 +115,43 @@ def test_graphs_are_alike_in_size_and_the_node_that_is_added_is_of_no_part():
 def test_features_alone_are_nearest_means():
     nodes = block_model(0, nodes=60, classes=3, width=4, noise=0.0, train=30, valid=10)
     assert measure.by_features([nodes], [0]).scores == [1.0]
+
+
+def test_a_rate_is_chosen_by_validation_alone():
+    """Members in order of rates, then seeds; the best mean validation has the worst test."""
+    figures = {0.0: (0.5, 0.9), 1.0: (0.6, 0.8), 2.0: (0.9, 0.1), 3.0: (0.7, 0.2)}
+    config = study.layered(3, 4, 1)
+    way = measure.Way(
+        config,
+        lambda like, rate: None,
+        lambda graph, seed: None,
+        lambda graph, seed: (0, 0),
+        lambda like: lambda model, given, depth: model,
+        lambda graph, valid, test: figures[float(valid)],
+        1,
+        (1,),
+    )
+    budget = Budget((0.1, 0.2), 1, 1, 1, 1)
+    found = measure.chosen(way, budget, 1, np.arange(4.0), None, ["one", "other"], [0, 1])
+    assert found.setting == {"rate": 0.2} and found.scores == [0.1, 0.2]
+    assert [score for _, score in found.tried] == pytest.approx([0.55, 0.8])
+
+
+def test_both_sides_have_the_same_steps_validation_and_decay():
+    nodes = block_model(0, nodes=60, classes=3, width=4, train=30, valid=10)
+    budget = Budget((1e-2,), 7, 2, 3, 1)
+    ours = measure.by_forward(ForwardGNNOptions(), study.layered(4, 8, 2), budget)
+    theirs = measure.by_backprop(study.scored(4, 8, 2, 3), budget)
+    assert ours.steps == theirs.steps == 14
+    batch, (_, learned, held_out) = ours.batch(nodes, 0), theirs.batch(nodes, 0)
+    np.testing.assert_array_equal(learned, batch.targets)
+    np.testing.assert_array_equal(held_out, batch.held_out)
+    np.testing.assert_array_equal(held_out >= 0, nodes.valid)
+    w = jnp.array([2.0, 2.0])
+    for options in (None, ForwardGNNOptions(), ForwardGNNOptions(top_down="loss")):
+        made, gradient = measure.adam(1e-3, options), jnp.array([-1e-3, 0.0])
+        update = made.update(gradient, made.init(w), w)[0]
+        np.testing.assert_allclose(update, [0, -1e-3], rtol=1e-4, atol=1e-7)
 
 
 TINY = Budget((1e-2, 3e-2), 4, 2, 2, 2)
