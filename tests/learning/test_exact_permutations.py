@@ -238,7 +238,8 @@ def test_the_mean_empirical_kernel_is_the_limit_s(key):
     for name, scales in (("ntk", (1 / k, 1 / width)), ("standard", (1.0, 1.0))):
         found = k * sum(scale * part for scale, part in zip(scales, products, strict=True))
         wanted = np.vectorize(kernel_of(name, k, width))(cosines)
-        np.testing.assert_allclose(found, wanted, rtol=0.05)  # standard errors of means are up to 1.7 %
+        # Standard errors of these means are up to 1.7 %.
+        np.testing.assert_allclose(found, wanted, rtol=0.05)
 
 
 def learned(permutation, width, count, steps, key, **options):
