@@ -34,7 +34,6 @@ TO_COME = (
     "forward-gnn",
     "hypernet-review",
     "physical-ff",
-    "scalelong",
     "structured-ffn",
 )
 RECORDED = [
