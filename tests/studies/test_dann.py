@@ -2,23 +2,29 @@
 
 import importlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ffnlab.data import Labelled
+from ffnlab.data import Labelled, moons
+from ffnlab.layers import MLP
+from ffnlab.learning import features_of
 from ffnlab.rule import Rule
 from ffnlab.studies import dann_measure as measure
-from ffnlab.studies.dann_measure import ALONE, BOTH, Apart, Carried
+from ffnlab.studies import dann_moons
+from ffnlab.studies.dann_measure import Apart
+from ffnlab.studies.dann_moons import ALONE, BOTH, Carried
 from tuned import assert_tuned, cases, with_scores
 
 study = importlib.import_module("ffnlab.studies.dann")
 
 
 def carried(target, source=(1.0, 1.0), told=(0.5, 0.5), linear=(0.55, 0.55), fresh=(0.7, 0.7)):
-    return Carried(*map(np.array, (source, target, told, linear, fresh)), models=None)
+    return Carried(*map(np.array, (source, target, source, told, linear, fresh)), models=None)
 
 
-def moons(both, **alone):
+def on_moons(both, **alone):
     plain = {"told": (0.5, 0.5), "linear": (0.65, 0.65), "fresh": (0.85, 0.85)} | alone
     forms = (study.SHALLOW, study.EVERYTHING)
     return {form: {ALONE: carried((0.83, 0.82), **plain), BOTH: both} for form in forms}
@@ -30,7 +36,7 @@ def held(claims):
 
 def test_moons_are_decided_by_every_seed():
     good = {"target": (0.95, 0.91)}
-    assert held(study.moons_claims(moons(carried(**good)))) == [True] * 5
+    assert held(study.moons_claims(on_moons(carried(**good)))) == [True] * 5
     for change, wrong in (
         ({"target": (0.95, 0.89)}, [0, 1]),
         ({"source": (0.97, 1.0)}, [0, 1]),
@@ -38,11 +44,88 @@ def test_moons_are_decided_by_every_seed():
         ({"linear": (0.66, 0.5)}, [3]),
         ({"fresh": (0.7, 0.85)}, [4]),
     ):
-        found = held(study.moons_claims(moons(carried(**good | change))))
+        found = held(study.moons_claims(on_moons(carried(**good | change))))
         assert found == [i not in wrong for i in range(5)], change
-    close = moons(carried((0.95, 0.91)), linear=(0.65, 0.65))
+    close = on_moons(carried((0.95, 0.91)), linear=(0.65, 0.65))
     close[study.SHALLOW][ALONE] = carried((0.91, 0.82), linear=(0.65,) * 2, fresh=(0.85,) * 2)
     assert held(study.moons_claims(close))[:2] == [False, True]
+
+
+def test_deep_moons_are_tuned_alike():
+    for quick, count in ((True, 2), (False, 6)):
+        found = dann_moons.grids(quick)
+        assert {len(grid) for grid in found.values()} == {count}
+        assert {s["strength"] for s in found[ALONE]} == {0.0}
+        assert all(s["strength"] > 0 for s in found[BOTH])
+        assert {s["hidden"] for s in found[BOTH]} == {0, 100}, "of both kinds of the authors"
+
+
+def test_settings_of_moons_are_chosen_without_a_class_of_the_target(monkeypatch):
+    """The least of error on unseen rows of the source + half the A-distance, of the first seed."""
+
+    def ran(seeds, form, settings, steps):
+        found = {}
+        for s in settings:
+            hidden, strength = s["hidden"], s["strength"]
+            unseen = 0.5 if hidden == 0 else 0.9 if strength == 3 else 1.0
+            near = 0.5 if hidden == 0 else 0.52 if strength == 3 else 0.6 + strength / 100
+            each = {"linear": (near, 0.5), "target": (near, 1.0)}
+            found[f"{hidden:g} {strength:g}"] = carried(**each)._replace(
+                unseen=np.array([unseen, 1.0])
+            )
+        return found
+
+    monkeypatch.setattr(dann_moons, "ran", ran)
+    found = dann_moons.deep([0, 1], study.FEATURES, BOTH, steps=1, quick=False)
+    assert found.setting == "100 3" and len(found.tried) == 6
+    bounds = {"0 1": 0.5, "0 3": 0.5, "0 6": 0.5, "100 1": 0.22, "100 3": 0.14, "100 6": 0.32}
+    assert found.tried == pytest.approx(bounds)
+    both = study.chosen_text(found._replace(setting="alone", tried={"this": 1.0}), found)
+    assert "best of 6 settings" in both and "chosen alone, and 100 3" in both
+
+
+def test_members_of_moons_are_scored_each_on_its_own(monkeypatch):
+    """Against one network at a time."""
+    monkeypatch.setattr(dann_moons, "told_apart", lambda *features, seed: np.zeros(2))
+    keys = jax.random.split(jax.random.key(3))
+    models = dann_moons.stacked([dann_moons.network(key) for key in keys])
+    domain = dann_moons.stacked([MLP((15, 1), key=key) for key in keys])
+    predict = lambda models, x: jax.vmap(lambda m, x: m(x))(models, x)  # noqa: E731
+    rule = Rule("a rule", predict, predict, predict, model=lambda models: models)
+    for is_high in (True, False):
+        found = dann_moons.carried(rule, models, domain, [0, 4], source_is_high=is_high)
+        for i, seed in enumerate((0, 4)):
+            net, tells = jax.tree.map(lambda leaf, i=i: leaf[i], (models, domain))
+            here, there = moons(seed)
+            unseen = moons(dann_moons.OTHERS + seed)[0]
+            for name, part in (("source", here), ("target", there), ("unseen", unseen)):
+                right = (np.asarray(net(jnp.asarray(part.x))).argmax(-1) == part.y).mean()
+                assert getattr(found, name)[i] == pytest.approx(right)
+            logits = [np.asarray(tells(features_of(net, jnp.asarray(p.x)))) for p in (here, there)]
+            high = [(z > 0).mean() for z in logits]
+            told = (high[0] + 1 - high[1]) / 2 if is_high else (1 - high[0] + high[1]) / 2
+            assert found.told[i] == pytest.approx(told, abs=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", [ALONE, BOTH])
+def test_moons_of_two_seeds_are_run(side):
+    found = dann_moons.deep([0, 1], study.FEATURES, side, steps=500, quick=True)
+    assert len(found.tried) == 2 and found.setting in found.tried and found.target.shape == (2,)
+    np.testing.assert_allclose(found.bound[0], found.tried[found.setting])
+    assert jax.tree.leaves(found.models)[0].shape[0] == 2
+
+
+def test_members_share_the_batches_of_their_seed():
+    batches = dann_moons.AtOnce([lambda p: (np.full(2, p),), lambda p: (np.full(2, -p),)], 3)
+    np.testing.assert_array_equal(batches(5)[0][:, 0], [5, -5] * 3)
+
+
+def test_normals_are_shifted_where_the_class_is_not():
+    source, target = measure.normals(0, n=4000)
+    np.testing.assert_allclose(target.x.mean(0) - source.x.mean(0), [0, 2, -1, 0], atol=0.1)
+    for part in (source, target):
+        np.testing.assert_array_equal(part.y, part.x[:, 0] > 0)
 
 
 def test_normals_are_decided_by_every_seed():
@@ -122,7 +205,7 @@ def test_fresh_perceptrons_find_what_is_there():
     random = np.random.default_rng(0)
     source = random.normal(size=(2, 120, 3)).astype(np.float32)
     target = source[:, ::-1] + np.float32([[[0]], [[6]]])
-    found = measure.told_apart(source, target, seed=0)
+    found = dann_moons.told_apart(source, target, seed=0)
     assert 0.3 < found[0] < 0.7 and found[1] > 0.98
 
 
