@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy import optimize, sparse, special
 
-from ffnlab.errors import ConfigError
+from ffnlab.errors import ConfigError, check_seed
 
 __all__ = ["DomainDistance", "domain_distance"]
 
@@ -46,11 +46,13 @@ def domain_distance(source: Rows, target: Rows, *, seed: int = 0) -> DomainDista
       source, target: [n, d] and [m, d], two rows or more of each.
       seed: of the draw of halves, of which one is learned from and the other scored.
     Raises:
-      ConfigError: other shapes, fewer rows, or numbers that are not finite.
+      ConfigError: other shapes, fewer rows, no columns, numbers that are not finite, or a seed
+        outside 0..2**32 - 1.
     """
+    check_seed(seed)
     parts = {"source": np.asarray(source, np.float64), "target": np.asarray(target, np.float64)}
     for name, part in parts.items():
-        if part.ndim != 2 or len(part) < 2 or not np.isfinite(part).all():
+        if part.ndim != 2 or len(part) < 2 or not part.shape[1] or not np.isfinite(part).all():
             raise ConfigError(f"{name} {part.shape}: two finite rows or more are needed, [n, d]")
     shapes = [part.shape for part in parts.values()]
     if shapes[0][1] != shapes[1][1]:

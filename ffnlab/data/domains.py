@@ -12,7 +12,7 @@ from jaxtyping import Float32
 
 from ffnlab.data.clusters import Labelled
 from ffnlab.data.folders import folder
-from ffnlab.errors import ConfigError, FFNLabError, FormatError, at_least, require
+from ffnlab.errors import ConfigError, FFNLabError, FormatError, at_least, check_seed, require
 
 __all__ = ["moons", "on_photographs", "read_svmlight", "reviews"]
 
@@ -38,12 +38,16 @@ def moons(
       (source, target), x [count, 2], moved to the middle of the source and twice as large; they
       differ by the noise and the turn.
     Raises:
-      ConfigError: fewer than two points, or negative noise.
+      ConfigError: fewer than two points, negative noise, an angle that is not finite, or a seed
+        outside 0..2**32 - 1.
     Source: as in the experiments of DANN (arXiv 1505.07818, section 5.1.1).
     """
     at_least(2, count=count)
+    check_seed(seed)
     if not 0 <= noise < math.inf:
         raise ConfigError(f"noise={noise} must be at least 0")
+    if not math.isfinite(angle):
+        raise ConfigError(f"angle={angle} must be finite")
     random = np.random.default_rng(seed)
     y = np.arange(count) % 2
     t = math.pi * (np.arange(count) // 2) / np.maximum(np.bincount(y)[y] - 1, 1)
@@ -71,13 +75,15 @@ def on_photographs(
     Returns:
       values in [0, 1].
     Raises:
-      ConfigError: another shape, values outside [0, 1], or images larger than the photographs.
+      ConfigError: another shape, values outside [0, 1], images larger than the photographs, or a
+        seed outside 0..2**32 - 1.
       MissingExtraError: scikit-learn or its reader of images is not installed.
     """
     if images.ndim == 3:
         images = images[..., None]
     is_one = images.ndim == 4 and images.shape[-1] in (1, 3)
-    if not is_one or not images.size or images.min() < 0 or images.max() > 1:
+    check_seed(seed)
+    if not is_one or not images.size or not (images.min() >= 0 and images.max() <= 1):
         raise ConfigError(
             f"images {images.shape}; [n, h, w] or [n, h, w, 1 or 3] with values in [0, 1] are "
             "accepted"

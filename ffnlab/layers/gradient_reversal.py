@@ -11,8 +11,8 @@ __all__ = ["check_strength", "reverse_gradient"]
 
 
 def check_strength(strength: float | Array) -> None:
-    """Raises ConfigError unless a strength that is known is finite and at least 0."""
-    if is_known(strength) and not 0 <= float(strength) < np.inf:
+    """Raises ConfigError unless a strength that is known is one finite number of at least 0."""
+    if is_known(strength) and not (np.ndim(strength) == 0 and 0 <= float(strength) < np.inf):
         raise ConfigError(f"strength={strength} must be a finite number of at least 0")
 
 

@@ -10,6 +10,7 @@ systems are measurements that are not public. A row is brought to a mean square 
 in, as a source of limited power does; a row of zeros stays one.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -195,10 +196,15 @@ class BlackBox(nnx.Module):
 
 
 def check_system(noise: float, **sizes: int) -> None:
-    """Raises ConfigError for sizes below 1 and noise below 0."""
+    """Raises ConfigError for sizes below 1, and noise below 0 or without bound."""
     at_least(1, **sizes)
-    if not noise >= 0:
-        raise ConfigError(f"noise={noise} must not be negative")
+    check_noise(noise)
+
+
+def check_noise(noise: float) -> None:
+    """Raises ConfigError for noise below 0 or without bound."""
+    if not 0 <= noise < math.inf:
+        raise ConfigError(f"noise={noise} must not be negative, and be finite")
 
 
 def root(square: Float[Array, "*b"]) -> Float[Array, "*b"]:

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int
 from ffnlab.errors import ConfigError, at_least
 from ffnlab.layers import Linear, TanhChain, Transmission, TwoBit
 from ffnlab.layers.activations import ACTIVATIONS, check_activation
-from ffnlab.layers.physical import root
+from ffnlab.layers.physical import check_noise, root
 from ffnlab.layers.stacking import Statistic
 
 __all__ = ["PhysicalConfig", "PhysicalLayer", "PhysicalNet", "direction", "goodness"]
@@ -80,8 +80,7 @@ class PhysicalConfig:
             raise ConfigError(f"system={self.system!r} is not one of {sorted(SYSTEMS)}")
         if self.system == "none" and (self.skip or self.noise):
             raise ConfigError("system='none' has nothing to skip and no noise")
-        if not self.noise >= 0:
-            raise ConfigError(f"noise={self.noise} must not be negative")
+        check_noise(self.noise)
         check_activation(self.activation)
         check_label(self.inputs, self.classes, self.slots, self.level)
 
@@ -193,8 +192,9 @@ class PhysicalNet(nnx.Module):
         """Puts a network together; the first layer is given rows of slots + inputs.
 
         Raises:
-          ConfigError: as `PhysicalConfig`.
+          ConfigError: no layers, or as `PhysicalConfig`.
         """
+        at_least(1, layers=len(layers))
         check_label(inputs, classes, slots, level)
         self.layers = nnx.List(layers)
         self.inputs = inputs

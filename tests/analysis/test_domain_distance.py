@@ -59,6 +59,7 @@ def test_sparse_rows_give_what_dense_ones_do(monkeypatch):
     ("source", "target", "message"),
     [
         (np.ones((1, 2)), np.ones((5, 2)), r"source \(1, 2\): two finite rows"),
+        (np.ones((5, 0)), np.ones((5, 0)), r"source \(5, 0\): two finite rows"),
         (np.ones((5, 2)), np.ones(5), r"target \(5,\): two finite rows"),
         (np.ones((5, 2)), np.ones((5, 3)), r"source \(5, 2\) and target \(5, 3\) have unequal"),
         (np.full((5, 2), np.nan), np.ones((5, 2)), r"source \(5, 2\): two finite rows"),

@@ -49,8 +49,13 @@ def test_noise_and_seeds_of_moons():
     a, b = moons(0, noise=0.1), moons(0, noise=0.1)
     np.testing.assert_array_equal(a[0].x, b[0].x)
     assert not np.array_equal(a[0].x, moons(1, noise=0.1)[0].x)
-    with pytest.raises(ConfigError, match="count"):
-        moons(count=1)
+    for options, message in (
+        ({"count": 1}, "count=1"),
+        ({"angle": float("nan")}, "angle=nan must be finite"),
+        ({"seed": -1}, "seed=-1 must lie in 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            moons(**options)
 
 
 def test_images_on_photographs_are_differences_to_a_patch():
@@ -66,6 +71,8 @@ def test_images_on_photographs_are_differences_to_a_patch():
             np.allclose(photographs[k, i : i + 8, j : j + 6], patch, atol=1e-6) for k, i, j in first
         )
     assert not np.array_equal(found[0], found[1])
+    with pytest.raises(ConfigError, match="with values in"):
+        on_photographs(np.full((1, 4, 4), np.nan, np.float32))
     np.testing.assert_array_equal(on_photographs(images[..., None], seed=1), found)
     in_colour = np.repeat(images[..., None], 3, axis=-1)
     in_colour[..., 1:] = 0  # in the other colours the patch itself

@@ -130,6 +130,7 @@ def test_a_box_of_ones_own(key, x):
         (lambda key: TanhChain(3, key=key, rounds=0), "rounds=0"),
         (lambda key: TwoBit(3, 4, key=key, noise=-0.1), "noise=-0.1 must not be negative"),
         (lambda key: Transmission(3, 4, key=key, noise=float("nan")), "noise=nan"),
+        (lambda key: Transmission(3, 4, key=key, noise=float("inf")), "noise=inf"),
         (lambda key: BlackBox(max, 0), "outputs=0"),
     ],
 )

@@ -5,6 +5,7 @@
 
 import functools
 import importlib.util
+import re
 
 import jax
 import jax.numpy as jnp
@@ -72,14 +73,16 @@ def test_reversal_twice_in_a_graph_and_in_a_scan():
     assert jax.grad(reverse_gradient)(3.0, 0.0) == 0
 
 
-@pytest.mark.parametrize("strength", [-0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("strength", [-0.1, float("nan"), float("inf"), jnp.ones(2)])
 def test_a_strength_that_is_none(strength):
     for make in (
         lambda: reverse_gradient(jnp.ones(2), strength),
         lambda: dann(strength=strength),
         lambda: shallow_dann(strength=strength),
     ):
-        with pytest.raises(ConfigError, match=f"strength={strength} must be a finite number"):
+        with pytest.raises(
+            ConfigError, match=rf"strength={re.escape(str(strength))} must be a finite number"
+        ):
             make()
 
 
@@ -133,6 +136,25 @@ def test_the_shallow_algorithm_is_the_authors(official, name, key):
         is_target = np.asarray(state.domain(hidden))[:, 0] < 0
         np.testing.assert_array_equal(is_target, found[f"{name}.domain"])
     assert int(state.step) == passes and float(metrics["loss"]) > 0
+
+
+def test_figures_of_the_shallow_algorithm_are_those_before_its_step(key):
+    """Nats of a row's class, and of its domain with 1 for the source, of one row of either."""
+    rule, (x, t) = shallow_dann(strength=0.5), np.float32([[[1, -2]], [[0.5, 3]]])
+    state = rule.init(shallow_net(key, (2, 3, 4)), key)
+    W, b, V, c = (
+        np.asarray(part)
+        for linear in state.model.maps
+        for part in (linear.weight.dense(), linear.bias)
+    )
+    U, d = np.float32([2, -1, 0.5]), np.float32(0.3)
+    state = with_weights(state, Weights(*map(jnp.asarray, (W, b, V, c, U, d))))
+    _, metrics = rule.step(state, ((x, np.int32([2])), t))
+    hidden = [1 / (1 + np.exp(-(row[0] @ W + b))) for row in (x, t)]
+    scores, (mine, other) = hidden[0] @ V + c, (h @ U + d for h in hidden)
+    assert metrics["loss"] == pytest.approx(np.log(np.exp(scores).sum()) - scores[2], rel=1e-5)
+    nats = np.log1p(np.exp(-mine)) + np.log1p(np.exp(other))
+    assert metrics["domain"] == pytest.approx(nats / 2, rel=1e-5)
 
 
 def test_networks_that_the_shallow_algorithm_is_not_of(key):
@@ -236,6 +258,21 @@ def test_which_loss_moves_which_part(key, scaled):
         np.testing.assert_allclose(ours, -back * theirs, atol=1e-7)
     for ours, theirs in zip(*map(jax.tree.leaves, (found.domain, straight.domain)), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-7)
+
+
+def test_the_domain_is_right_where_a_high_logit_is_the_target(key):
+    """A share of each domain, and both count half."""
+    (x, y), t = jax.tree.map(jnp.asarray, two_domains(source=6, target=4))
+    network = MLP((5, 3, 4), key=key)
+    first = domain_classifier(0)(network.maps[1], key)
+    assert not np.any(first.maps[0].weight.dense()), "a logistic regression begins at zero"
+    tells = MLP((3, 1), key=key)
+    players = Players(network, tells)
+    metrics = adversarial(0.5)(players, ((x, y), t), NOW)[1]
+    here, there = (np.asarray(tells(features_of(network, part))) for part in (x, t))
+    expected = ((here < 0).mean() + (there > 0).mean()) / 2
+    assert metrics["domain_accuracy"] == pytest.approx(expected) and expected != 0.5
+    assert metrics["accuracy"] == pytest.approx((network(x).argmax(-1) == y).mean())
 
 
 def test_lambda_rises_over_the_ramp(key):
@@ -379,6 +416,8 @@ PLAIN = functools.partial(MLP, (5, 8, 4))
             "target has several parts: give its inputs alone",
         ),
         (((np.ones((4, 5)),), np.ones((4, 5))), "source has 1 parts"),
+        (((np.ones((4, 5)), np.full(4, 0.5)), np.ones((2, 5))), "y is float64; classes are whole"),
+        (((None, np.zeros(4, int)), np.ones((2, 5))), "source has no rows"),
     ],
 )
 def test_batches_that_are_refused(batch, message, key):
@@ -408,6 +447,8 @@ def test_options_that_are_refused(key):
     state = shallow.init(shallow_net(key, (5, 3, 4)), key)
     with pytest.raises(ValueError, match="source has 6 rows, target 4; equal numbers"):
         shallow.check(state, two_domains())
+    with pytest.raises(ValueError, match=r"source \(6, 4\); the network takes \[n, 5\]"):
+        shallow.check(state, two_domains(target=6, width=4))
 
 
 # The common loop.

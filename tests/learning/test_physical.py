@@ -242,6 +242,72 @@ def test_it_learns_new_systems_by_going_on():
     assert dropped < 0.9 < accuracy(rule, found.state, held_out)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_ten_classes_are_learned_in_five_epochs_and_again_in_two(seed):
+    """30 clusters of width 64 behind two media, the map reading the medium alone."""
+    data = gaussian_clusters(seed)
+    net = PhysicalConfig(64, 10, (128, 128), slots=10).make(key=jax.random.key(seed))
+    rule, source = physical_ff(optax.adam(1e-3), inner=2), ArrayBatches(data[0], 256, seed)
+    run = functools.partial(train, key=jax.random.key(seed), options=QUIET, together=31)
+    epoch = len(data[0].x) / 256
+    state = run(rule, net, source, round(5 * epoch)).state
+    assert accuracy(rule, state, data[1]) >= 0.95
+    changed = state._replace(model=state.model.redrawn(jax.random.key(seed + 10)))
+    assert accuracy(rule, changed, data[1]) < 0.85
+    state = run(from_state(rule, changed), changed.model, source, round(2 * epoch)).state
+    assert accuracy(rule, state, data[1]) >= 0.95
+
+
+def test_right_and_wrong_rows_meet_noise_of_their_own_in_every_layer_and_step(key):
+    """The seeds that hardware is given, of all layers, halves and steps."""
+    asked = set()
+
+    def device(params, h, seed):
+        asked.add(seed.tobytes())
+        return h[:, :8]
+
+    net = dataclasses.replace(SMALL, widths=(8, 8), skip=False).make(key=key)
+    net = with_boxes(net, lambda system: external(device, 8))
+    state, batch = RULE.init(net, key), tuple(map(jnp.asarray, rows()))
+    for steps in (1, 2):
+        state, metrics = RULE.step(state, batch)
+        jax.block_until_ready(metrics)
+        assert len(asked) == steps * 2 * 2
+    asked.clear()
+    jax.block_until_ready(contrast()(net, batch, Moment(jnp.int32(0), key))[0])
+    assert len(asked) == 2 * 2
+    asked.clear()
+    quiet = state._replace(key=jax.random.key(9))
+    for found in (state, quiet):
+        jax.block_until_ready(RULE.predict(found, batch[0]))
+    assert len(asked) == 2 * 2, "of both layers, drawn from the key of the state"
+
+
+def test_wrong_classes_differ_from_step_to_step(key, monkeypatch):
+    """From the key of the step; those of a run of the same key are the same."""
+    drawn = []
+
+    def other(y, classes, key):
+        jax.debug.callback(lambda words: drawn.append(words.tobytes()), jax.random.key_data(key))
+        return other_classes(y, classes, key)
+
+    monkeypatch.setattr(home, "other_classes", other)
+    rule = physical_ff(optax.sgd(0.1), inner=1)
+    for _ in range(2):
+        state = rule.init(SMALL.make(key=key), key)
+        for _ in range(3):
+            state, _ = rule.step(state, rows())
+    jax.effects_barrier()
+    assert len(drawn) == 6 and len(set(drawn)) == 3
+
+
+def test_directions_of_a_plain_network_are_drawn_apart(key):
+    first, second, last = RULE.init(MLP((8, 8, 8, 4), key=key), key).directions
+    assert np.any(first != second) and last.shape == (4,)
+    np.testing.assert_allclose([np.linalg.norm(p) for p in (first, second, last)], 1, rtol=1e-6)
+
+
 # Black boxes.
 
 
@@ -422,6 +488,7 @@ def test_refusals(key):
         ({"inner": 0}, "inner=0 must be at least 1"),
         ({"theta": 0.0}, "theta=0.0 must be positive"),
         ({"theta": float("nan")}, "theta=nan"),
+        ({"theta": float("inf")}, "theta=inf must be positive and finite"),
     ):
         with pytest.raises(ConfigError, match=message):
             physical_ff(**options)
@@ -445,3 +512,18 @@ def test_refusals(key):
         rule.check(state, (x[:, :4], y))
     with pytest.raises(ValueError, match="0 to 3 are there"):
         rule.check(state, (x, y + 1))
+    for batch, message in (
+        (x, "batch is a ndarray; .x, y. is accepted"),
+        ((x, y, y), "batch is a tuple"),
+        ((x, y[:4]), r"x has 12 rows, y shape \(4,\); a class for each"),
+        ((x, np.zeros((12, 4), int)), r"y shape \(12, 4\)"),
+        ((x[:0], y[:0]), "x has 0 rows"),
+        ((x, y + 0.5), "y is float64; classes are whole numbers, 0 to 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rule.check(state, batch)
+    first = SMALL.make(key=key).layers[0]
+    with pytest.raises(ConfigError, match=r"the layers do not read rows of 4 \+ 5 one after"):
+        rule.init(PhysicalNet([first, first], inputs=5, classes=4, slots=4), key)
+    with pytest.raises(ConfigError, match="layers=0 must be at least 1"):
+        PhysicalNet([], inputs=5, classes=4, slots=4)

@@ -274,7 +274,7 @@ def check_batch(network: PyTree, batch: PyTree, reader: str, *, needs_target: bo
             "data.Zipped(source, target) gives it; (x, y) alone with strength=0"
         )
     parts = {"source": x} | ({} if target is None else {"target": target})
-    rows = {name: len(jax.tree.leaves(part)[0]) for name, part in parts.items()}
+    rows = {name: len(next(iter(jax.tree.leaves(part)), ())) for name, part in parts.items()}
     for name, count in rows.items():
         if not count:
             raise ValueError(f"{name} has no rows; at least one is needed")

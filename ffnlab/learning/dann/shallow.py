@@ -116,7 +116,7 @@ def shallow_dann(*, rate: float | Array = 0.05, strength: float | Array = 1.0) -
     Raises:
       ConfigError: a rate that is not positive, a strength that is negative or not finite; from
         `init`, a network of another form.
-      ValueError: from `check`, as of `dann`, or other numbers of rows.
+      ValueError: from `check`, as of `dann`, another width, or other numbers of rows.
     """
     check_strength(strength)
     if is_known(rate) and not 0 < float(rate) < np.inf:
@@ -147,6 +147,8 @@ def shallow_dann(*, rate: float | Array = 0.05, strength: float | Array = 1.0) -
     def check(state: ShallowState, batch: PyTree) -> None:
         check_batch(state.model, batch, "maps[1]")
         (x, _), target = batch
+        if x.shape[1:] != (state.model.sizes[0],):
+            raise ValueError(f"source {x.shape}; the network takes [n, {state.model.sizes[0]}]")
         if len(x) != len(target):
             raise ValueError(
                 f"source has {len(x)} rows, target {len(target)}; equal numbers are needed"

@@ -21,12 +21,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float, Int, Integer, PyTree
 
 from ffnlab import tree
-from ffnlab.errors import ConfigError, at_least, is_known
+from ffnlab.errors import ConfigError, at_least, first_line, is_known
 from ffnlab.layers import MLP
 from ffnlab.learning.labels import check_labels
 from ffnlab.learning.optimizers.masters import in_float32
@@ -230,10 +231,10 @@ def physical_ff(
       and "gap" (mean difference of goodness after them). `predict` gives scores [n, classes], its
       noise drawn from the state's key. `step` donates its state.
     Raises:
-      ConfigError: inner below 1 or theta not positive; from `init`, another kind of model, an MLP
-        of fewer inputs than classes or of one class.
-      ValueError: from `init`, a box that gives another shape than it says; from `check`, rows of
-        another width, or classes that the network does not have.
+      ConfigError: inner below 1 or theta not positive and finite; from `init`, another kind of
+        model, layers that do not fit together, an MLP of fewer inputs than classes or of one class.
+      ValueError: from `init`, a box that gives another shape than it says; from `check`, no rows,
+        rows of another width or without a class each, or classes that the network does not have.
     """
     at_least(1, inner=inner)
     check_theta(theta)
@@ -317,9 +318,9 @@ def with_maps(model: PyTree, maps: Sequence[PyTree]) -> PyTree:
 
 
 def check_theta(theta: float | Array) -> None:
-    """Raises ConfigError for a known theta that is not positive."""
-    if is_known(theta) and not theta > 0:
-        raise ConfigError(f"theta={theta} must be positive")
+    """Raises ConfigError for a known theta that is not positive and finite."""
+    if is_known(theta) and not 0 < theta < np.inf:
+        raise ConfigError(f"theta={theta} must be positive and finite")
 
 
 def check_model(model: PyTree) -> None:
@@ -331,16 +332,28 @@ def check_model(model: PyTree) -> None:
 
 
 def check_network(net: PhysicalNet) -> None:
-    """Traces a network; ValueError where a box gives another shape than it says."""
+    """Traces a network; ValueError where a box gives another shape than it says, ConfigError where
+    a layer is given another width than it reads.
+    """
     row = jax.ShapeDtypeStruct((1, net.inputs), net.layers[0].map.weight.dtype)
-    jax.eval_shape(lambda net, x, key: net(x, key), net, row, jax.random.key(0))
+    try:
+        jax.eval_shape(lambda net, x, key: net(x, key), net, row, jax.random.key(0))
+    except TypeError as error:
+        raise ConfigError(
+            f"the layers do not read rows of {net.slots} + {net.inputs} one after the other: "
+            f"{first_line(error)}"
+        ) from None
 
 
 def check_batch(model: PyTree, batch: PyTree) -> None:
-    """Raises ValueError for rows of another width, or classes that a network does not have."""
+    """Raises ValueError for other than rows of the network's width, with a class of its each."""
+    if not isinstance(batch, tuple) or len(batch) != 2:
+        raise ValueError(f"batch is a {type(batch).__name__}; (x, y) is accepted, rows and classes")
     x, y = batch
     is_net = isinstance(model, PhysicalNet)
     inputs, classes = (model.inputs, model.classes) if is_net else (model.sizes[0], model.sizes[-1])
     if x.ndim != 2 or x.shape[1] != inputs:
         raise ValueError(f"x has shape {x.shape}; the network takes rows [n, {inputs}]")
+    if not len(x) or np.shape(y) != x.shape[:1]:
+        raise ValueError(f"x has {len(x)} rows, y shape {np.shape(y)}; a class for each is needed")
     check_labels(y, classes)
