@@ -46,7 +46,7 @@ FORMS = {
     FEATURES: "the deep rule, lambda on the features alone",
     EVERYTHING: "the deep rule, lambda on everything",
 }
-PASSES, STEPS, QUICK_STEPS = 500, 40_000, 10_000
+PASSES, STEPS, QUICK_STEPS = 500, 40_000, 6_000
 NORMAL_STEPS = 5_000
 PHOTOGRAPHS = "digits to photographs"
 Moons = Mapping[str, Mapping[str, Carried]]  # form -> side -> figures
