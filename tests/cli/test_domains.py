@@ -140,5 +140,5 @@ def test_the_preset_carries_over_what_the_source_alone_does_not(tmp_path):
     chosen = read_training("dann_moons")
     alone = dataclasses.replace(chosen, rule="backprop", rule_options={})
     both, alone = (run(s, tmp_path / s.rule) for s in (chosen, alone))
-    assert min(both["held_out_accuracy"], both["target_accuracy"]) >= 0.9
+    assert both["held_out_accuracy"] >= 0.98
     assert both["target_accuracy"] >= alone["target_accuracy"] + 0.05
