@@ -6,8 +6,9 @@ A whole network (embedding to logits) belongs in `ffnlab.models`.
 """
 
 from ffnlab.layers.activations import ACTIVATIONS, PReLU, SReLU
-from ffnlab.layers.attention.attention import Attention, AttentionSpec
+from ffnlab.layers.attention.attention import Attention
 from ffnlab.layers.attention.rope import Rope
+from ffnlab.layers.attention.spec import AttentionSpec
 from ffnlab.layers.batch_norm import BatchNorm, FixedAffine, Moments, measured
 from ffnlab.layers.block import Block, Join
 from ffnlab.layers.column import Column, ColumnSpec, Level

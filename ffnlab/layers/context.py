@@ -27,12 +27,16 @@ class TokenFacts(NamedTuple):
       order: how tokens get to the copy of a module for their modality
         (`ffnlab.layers.modality`): the `Groups` of them, computed once, or a way that is told;
         None where each module sorts for itself.
+      segments: [b, t] int, number of the text that a token of a packed row belongs to, 0 for
+        padding, or None. `Context.masks` says the same to attention, which takes this where rows
+        lie on several devices.
     """
 
     modality: Int[Array, "b t"] | None = None
     valid: Bool[Array, "b t"] | None = None
     key: Key[Array, ""] | None = None
     order: PyTree[Any] | None = None
+    segments: Int[Array, "b t"] | None = None
 
 
 class Memory(NamedTuple):

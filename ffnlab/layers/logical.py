@@ -14,13 +14,22 @@ from types import MappingProxyType
 
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from ffnlab.errors import ConfigError, MeshError
 from ffnlab.weights.base import AxisNames
 
-__all__ = ["LAYOUT", "Layout", "ambient", "batch_axes", "constrain", "partition", "using"]
+__all__ = [
+    "LAYOUT",
+    "Layout",
+    "ambient",
+    "automatic",
+    "batch_axes",
+    "constrain",
+    "partition",
+    "using",
+]
 
 Layout = Mapping[str, tuple[str, ...]]
 
@@ -66,6 +75,17 @@ def using(layout: Layout) -> AbstractContextManager[None]:
 def ambient() -> Layout:
     """The layout in use."""
     return dict(_AMBIENT.value)
+
+
+def automatic() -> dict[str, int]:
+    """Sizes of the axes of the mesh that is set, without those that a `shard_map` goes over.
+
+    >>> automatic()
+    {}
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+    return {name: size for name, size, kind in axes if kind == AxisType.Auto}
 
 
 def partition(

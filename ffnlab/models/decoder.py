@@ -31,7 +31,7 @@ from ffnlab.layers import (
     RMSNorm,
     TokenFacts,
 )
-from ffnlab.layers.attention.attention import seen
+from ffnlab.layers.attention.spec import seen
 from ffnlab.layers.logical import constrain
 from ffnlab.models import trunk
 from ffnlab.models.audio_input import make_connectors
@@ -169,8 +169,9 @@ class Decoder(nnx.Module):
             slots = jnp.arange(t)
             masks = {spec.window: (same & seen(slots, slots, spec))[:, None] for spec in kinds}
         facts = TokenFacts() if facts is None else facts
-        if segments is not None and facts.valid is None:
-            facts = facts._replace(valid=segments > 0)
+        if segments is not None:
+            valid = segments > 0 if facts.valid is None else facts.valid
+            facts = facts._replace(valid=valid, segments=segments)
         facts = facts if self.modalities is None else self.modalities.told(tokens, facts)
         context = Context(trunk.angles(self.layers, positions), masks, tokens=facts)
         h, _, outputs = trunk.run(

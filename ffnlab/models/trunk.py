@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int
 
 from ffnlab.errors import ConfigError
 from ffnlab.layers import Attention, Block
-from ffnlab.layers.attention.attention import AttentionSpec
 from ffnlab.layers.attention.rope import Rope, tables
+from ffnlab.layers.attention.spec import AttentionSpec
 from ffnlab.layers.context import Angles, Context, LayerInputs, LayerOutputs
 from ffnlab.layers.stacking import rematerialized, run_stack
 from ffnlab.models.stack import Shared, Stacked, period_of

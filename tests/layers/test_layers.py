@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from ffnlab import weights
 from ffnlab.errors import ConfigError
 from ffnlab.layers import Attention, AttentionSpec, Block, Context, Linear, Rope
-from ffnlab.layers.attention.attention import attend, causal_mask
+from ffnlab.layers.attention.attention import attend
 from ffnlab.layers.attention.rope import frequencies, rotate, tables
+from ffnlab.layers.attention.spec import causal_mask
 from ffnlab.layers.linear import together
 from tests.contracts import OUT, input_of, linear, sparse_ffn
 

@@ -1,63 +1,24 @@
 """Grouped-query attention: causal or not, rotary positions or none, windows, soft caps, biases,
 quantized keys and values, and keys from elsewhere."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ffnlab.errors import ConfigError
 from ffnlab.layers.attention.causal import causal_attention
+from ffnlab.layers.attention.context_parallel import context_axes, context_parallel
 from ffnlab.layers.attention.masked import masked_attention
-from ffnlab.layers.attention.rope import Rope, rotate
+from ffnlab.layers.attention.rope import rotate
+from ffnlab.layers.attention.spec import AttentionSpec, seen
 from ffnlab.layers.context import Angles, Context, TokenFacts
 from ffnlab.layers.linear import Linear, together
 from ffnlab.layers.modality import through
 from ffnlab.layers.norms import RMSNorm
 from ffnlab.layers.stacking import Statistic
-from ffnlab.storage.structure import later
 from ffnlab.weights import kv
-
-
-@dataclasses.dataclass(frozen=True)
-class AttentionSpec:
-    """Static facts of an attention layer.
-
-    Attributes:
-      heads, kv_heads, head_dim: sizes; heads is a multiple of kv_heads.
-      rope: rotary embedding; None for none.
-      window: a token sees itself and window - 1 tokens before it (and after it, where attention is
-        not causal); None for all.
-      softcap: scores become softcap * tanh(scores / softcap).
-      scale: multiplies the scores; 1 / sqrt(head_dim) when None.
-      kv_format: None, "float8" or "int4": how keys and values are rounded, with a cache or without.
-      query_format: None or "e4m3".
-      causal: a token sees none that comes later.
-      memory: keys and values are made of `Context.memory` instead of the layer's own input; they
-        are not rotated, neither causal nor cached.
-    """
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    rope: Rope | None
-    window: int | None = None
-    softcap: float | None = None
-    scale: float | None = None
-    kv_format: str | None = None
-    query_format: str | None = None
-    causal: bool = later(True)
-    memory: bool = later(False)
-
-    def __post_init__(self) -> None:
-        if self.memory and (self.causal or self.rope is not None or self.window is not None):
-            raise ConfigError(
-                "memory=True: keys from elsewhere have neither causality, rope nor window; "
-                "use causal=False, rope=None, window=None"
-            )
 
 
 class Attention(nnx.Module):
@@ -225,7 +186,8 @@ class Attention(nnx.Module):
         mask, bias = context.masks[spec.window], context.bias
         if self.prefix is not None or self.beside is not None:
             k, v, mask, bias = self._further(k, v, mask, bias, x.shape[1])
-        y = attend(q, k, v, mask, spec, bias)
+        segments = None if context.tokens is None else context.tokens.segments
+        y = attend(q, k, v, mask, spec, bias, segments=segments)
         return through(self.o, y.reshape(*x.shape[:2], -1), context.tokens), cache
 
     def _further(
@@ -282,6 +244,35 @@ def attend(
     mask: Bool[Array, "mb 1 t s"] | None,
     spec: AttentionSpec,
     bias: Float[Array, "bb h t s"] | None = None,
+    *,
+    segments: Int[Array, "b t"] | None = None,
+) -> Float[Array, "b t h hd"]:
+    """Attention on one device, or over the mesh that is set where that cuts rows.
+
+    Over such a mesh (`sp`) no device ever has the keys of whole rows (`context_parallel`), unless
+    they are not those of the queries' own tokens (a cache, a memory, a prefix), or a bias is added:
+    the compiler then cuts what it can.
+
+    Args:
+      mask: which keys a query sees; what the spec says where None.
+      segments: where keys are of the queries' own tokens, number of the text each is of, 0 for
+        padding: another way to say the mask, which does not grow with the square of t.
+    Raises:
+      ConfigError: rows that the mesh does not divide.
+    """
+    own = q.shape[1] == k.shape[1] and not spec.memory
+    if bias is None and own and context_axes():
+        return context_parallel(alone, q, k, v, mask, spec, segments=segments)
+    return alone(q, k, v, mask, spec, bias)
+
+
+def alone(
+    q: Float[Array, "b t h hd"],
+    k: Float[Array, "b s kv hd"],
+    v: Float[Array, "b s kv hd"],
+    mask: Bool[Array, "mb 1 t s"] | None,
+    spec: AttentionSpec,
+    bias: Float[Array, "bb h t s"] | None = None,
 ) -> Float[Array, "b t h hd"]:
     """Attention by `jax.nn.dot_product_attention` where it can say it, except on a CPU.
 
@@ -306,18 +297,3 @@ def attend(
     return masked_attention(
         q, k, v, mask, scale=scale, softcap=spec.softcap, bias=bias, causal=spec.causal
     )
-
-
-def seen(q_slots: Array, k_slots: Array, spec: AttentionSpec) -> Bool[Array, "t s"]:
-    """Whether the query in slot q sees the key in slot k, in a layer of this kind."""
-    if spec.causal:
-        return causal_mask(q_slots, k_slots, spec.window)
-    distance = jnp.abs(q_slots[:, None] - k_slots[None, :])
-    return jnp.full(distance.shape, True) if spec.window is None else distance < spec.window
-
-
-def causal_mask(q_slots: Array, k_slots: Array, window: int | None) -> Bool[Array, "t s"]:
-    """Whether the query in slot q sees the key in slot k: k <= q, and q - k < window."""
-    distance = q_slots[:, None] - k_slots[None, :]
-    seen = distance >= 0
-    return seen if window is None else seen & (distance < window)

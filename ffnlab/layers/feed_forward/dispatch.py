@@ -13,11 +13,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from ffnlab.layers.grouped import Groups, back, group, take
-from ffnlab.layers.logical import ambient, partition
+from ffnlab.layers.logical import ambient, automatic, partition
 from ffnlab.layers.routers import Routing
 from ffnlab.weights import AxisNames, is_weight
 
@@ -66,13 +66,6 @@ def mixed(
         run, in_specs=(places, rows, rows, rows), out_specs=rows, check_vma=False
     )
     return spread(leaves, x, ids, routing.weight)
-
-
-def automatic() -> dict[str, int]:
-    """Sizes of the axes of the mesh that is set, without those that a `shard_map` goes over."""
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
-    return {name: size for name, size, kind in axes if kind == AxisType.Auto}
 
 
 def specs(experts: nnx.Module, sizes: dict[str, int]) -> list[PartitionSpec]:
