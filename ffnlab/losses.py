@@ -27,6 +27,7 @@ from ffnlab import tree
 from ffnlab.errors import ConfigError, is_known
 from ffnlab.layers.balance import upkeep
 from ffnlab.layers.batch_norm import BatchNorm, measured
+from ffnlab.layers.exchange import loads
 from ffnlab.layers.routers import Routing
 from ffnlab.models.noise import denoising
 from ffnlab.models.watching import watched
@@ -164,7 +165,7 @@ def routed(
         loss + balance * load_balance + z * z_loss        (`ffnlab.layers.balance`)
 
     Args:
-      loss: of a model's call; its metrics gain "balance", "z" and the share of tokens "unrouted".
+      loss: of a model's call; its metrics gain those of `upkeep` and `exchange.loads`.
       balance: weight of the load balance, which is 1 where experts are used alike, >= 0.
       z: weight of the mean squared log-norm of the router's logits, >= 0.
       choices, per_sequence: see `ffnlab.layers.balance.load_balance`.
@@ -180,12 +181,11 @@ def routed(
     def whole(model: PyTree, batch: PyTree, key: Array | None = None) -> Costs:
         seen: list[Routing] = []
         total, metrics = loss(watched(model, seen, key), batch)[:2]
-        told = upkeep(seen, choices=choices, per_sequence=per_sequence)
+        told = upkeep(seen, choices=choices, per_sequence=per_sequence) | loads(seen)
         return total + balance * told["balance"] + z * told["z"], {**metrics, **told}
 
-    if keyed:
-        return lambda model, batch, moment: whole(model, batch, moment.key)
-    return lambda model, batch: whole(model, batch)
+    informed = lambda model, batch, moment: whole(model, batch, moment.key)  # noqa: E731
+    return informed if keyed else lambda model, batch: whole(model, batch)
 
 
 def labelled(

@@ -260,3 +260,6 @@ def test_a_mixture_learns_on_a_mesh_as_on_one_device():
     for one, other in zip(*(leaves for leaves, _ in found), strict=True):
         np.testing.assert_allclose(other, one, atol=1e-5)  # float32 sums in another order
     np.testing.assert_allclose(found[1][1], found[0][1], rtol=1e-5)
+    devices = [metrics[f"load.device_{i}"] for i in range(2)]
+    assert sum(devices) == pytest.approx(1) and "load.device_2" not in metrics
+    assert devices[0] == pytest.approx(sum(metrics[f"load.expert_{i}"] for i in range(2)))

@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ffnlab.errors import ConfigError, is_known
 from ffnlab.layers.context import TokenFacts
-from ffnlab.layers.feed_forward.dispatch import mixed
+from ffnlab.layers.exchange import mixed
 from ffnlab.layers.feed_forward.ffn import FFN, GatedFFN
 from ffnlab.layers.feed_forward.moe import GroupedFFN
 from ffnlab.layers.grouped import GroupedLinear, GroupedNorm, group

@@ -108,8 +108,10 @@ class Display:
         if self.bar is not None:
             self.bar.update(self.task, completed=position)
             if figures:
-                # Without spaces within, so that a line ends between two of them.
-                self.figures.plain = "  ".join(f"{name}={v:.4g}" for name, v in figures.items())
+                # Without spaces within, so that a line ends between two of them. Figures of parts
+                # ("load.expert_0") are too many, and stand in the file alone.
+                shown = {name: value for name, value in figures.items() if "." not in name}
+                self.figures.plain = "  ".join(f"{name}={v:.4g}" for name, v in shown.items())
 
 
 class Journal:

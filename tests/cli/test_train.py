@@ -204,7 +204,7 @@ def test_a_dry_run_prints_the_plan_and_does_nothing(config, tmp_path, capsys):
     [
         ("dp=3", "axis 'batch' of size 2"),
         ("pp=2", "'pp' is not an axis of the layout"),
-        ("sp=3", "sp=3 cuts neither a leaf of the state nor the batch nor an activation"),
+        ("sp=3", "attention over 16 tokens: sp=3 cuts a row in 6 equal parts"),
         ("dp=0", "'dp=0' must be at least 1"),
     ],
 )
@@ -314,4 +314,5 @@ def test_a_mixture_is_trained_with_its_balance_and_saved(config, tmp_path):
     assert train(config, out=tmp_path / "run", no_progress=True) == 0
     row = rows(tmp_path / "run")[0]
     assert 1 <= row["balance"] <= 4 and row["unrouted"] == 0
+    assert sum(row[f"load.expert_{i}"] for i in range(4)) == pytest.approx(1)
     assert load(tmp_path / "run" / "model").config.mixture.experts == 4

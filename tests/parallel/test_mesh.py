@@ -138,8 +138,10 @@ NOTHING = "neither a leaf of the state nor the batch nor an activation"
     ],
 )
 def test_an_axis_that_cuts_nothing_is_an_error(mesh, message):
+    """A model without tokens has no use for one that cuts the sequence."""
+    rule, model, batch = nameless()
     with pytest.raises(ConfigError, match=message):
-        traced(parse_mesh(mesh))
+        traced(parse_mesh(mesh), rule, model=model, batch=batch)
     assert traced(parse_mesh("sp=1,dp=2,tp=1"))
 
 
@@ -155,10 +157,15 @@ def test_no_step_is_taken_on_an_idle_axis():
         train(rule, decoder(), lambda _: ROWS, 1, key=jax.random.key(0), mesh=mesh)
 
 
-def test_a_model_without_names_is_not_cut():
-    model = {"w": jnp.ones((6, 64))}
+def nameless() -> tuple[Rule, dict[str, jax.Array], tuple[np.ndarray, np.ndarray]]:
+    """A rule, a model whose matrix names no axes, and a batch."""
     batch = (np.ones((8, 6), np.float32), np.zeros(8, np.int32))
     rule = backprop(lambda model, batch: labelled(lambda x: x @ model["w"], batch), optax.sgd(0.1))
+    return rule, {"w": jnp.ones((6, 64))}, batch
+
+
+def test_a_model_without_names_is_not_cut():
+    rule, model, batch = nameless()
     with pytest.raises(ConfigError, match=f"tp=2 cuts {NOTHING}"):
         traced(parse_mesh("tp=2"), rule, model=model, batch=batch)
     with pytest.raises(ConfigError, match="tp=2 cuts"):
@@ -168,7 +175,9 @@ def test_a_model_without_names_is_not_cut():
 
 def test_the_sequence_is_cut_only_where_its_length_divides():
     assert traced(parse_mesh("sp=4"))
-    with pytest.raises(ConfigError, match=r"sp=4 cuts .*none has an axis 'length' that it divides"):
+    with pytest.raises(
+        ConfigError, match=r"15 tokens: sp=4 cuts a row in 4 .*; use rows of 12 or 16"
+    ):
         traced(parse_mesh("sp=4"), batch=ROWS[:, :-1])
 
 

@@ -13,7 +13,7 @@ from ffnlab.errors import ConfigError
 from ffnlab.layers import routers
 from ffnlab.layers.activations import ACTIVATIONS, check_activation
 from ffnlab.layers.context import Context, LayerInputs, TokenFacts
-from ffnlab.layers.feed_forward.dispatch import mixed
+from ffnlab.layers.exchange import mixed
 from ffnlab.layers.feed_forward.ffn import FFN, GatedFFN
 from ffnlab.layers.grouped import GroupedLinear, Groups
 from ffnlab.layers.linear import Linear
