@@ -167,7 +167,7 @@ def test_a_query_that_sees_nothing_finds_nothing():
 
 def test_keys_of_another_length_are_left_to_the_compiler():
     spec, (q, k, v) = spec_of(4, 2), operands(12, 4, 2)
-    mask = sees_of(12, spec)[:1, None, -5:]
+    mask = jnp.asarray(sees_of(12, spec)[:1, None, -5:])
     with on(parse_mesh("sp=4")):
         found = jax.jit(lambda q: attend(q, k, v, mask, spec))(q[:, -5:])
     np.testing.assert_allclose(found, alone(q[:, -5:], k, v, mask, spec), atol=ATOL)

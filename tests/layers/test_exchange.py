@@ -120,9 +120,9 @@ def test_the_ragged_form_is_lowered_where_there_is_one(platform):
 
 def test_rows_are_exchanged_and_no_expert_is_gathered():
     mesh = parse_mesh("ep=8")
+    layer = shard(moe(), mesh)
     with on(mesh):
         x = place_batch(np.asarray(input_of((8, 3, D))), mesh)
-        layer = shard(moe(), mesh)
         compiled = jax.jit(lambda m, x: m(x)[0]).lower(layer, x).compile()
     text = compiled.as_text()
     assert text.count("all-to-all(") >= 3
