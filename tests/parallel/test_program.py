@@ -1,11 +1,11 @@
-"""Collectives as read from compiled programs, of which it is known what they send."""
+"""Programs as read from their text, of which it is known what they compute and send."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ffnlab.parallel.collectives import Sent, collectives
+from ffnlab.parallel.program import Program, Sent, read_program
 
 MESH = Mesh(jax.devices()[:4], ("a",))
 CUT = PartitionSpec("a")
@@ -17,6 +17,10 @@ def compiled(body, *shapes, out=CUT) -> str:
     place = NamedSharding(MESH, CUT)
     given = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place) for shape in shapes]
     return jax.jit(whole).lower(*given).compile().as_text()
+
+
+def collectives(text: str) -> dict[str, Sent]:
+    return read_program(text).sent
 
 
 ONE = {
@@ -65,7 +69,31 @@ def test_of_a_conditional_the_larger_branch_counts():
 
 def test_one_device_sends_nothing_and_text_that_is_no_program_has_nothing():
     text = jax.jit(lambda x: x @ x).lower(jnp.ones((4, 4))).compile().as_text()
-    assert collectives(text) == {} == collectives("")
+    assert read_program(text) == Program(64, {}) and read_program("") == Program(0, {})
+
+
+def test_products_count_as_often_as_they_run_in_fusions_and_backwards():
+    def loss(w, x):
+        x, _ = jax.lax.scan(lambda h, _: (jnp.tanh(h @ w), None), x, None, length=4)
+        return x.sum()
+
+    given = jnp.ones((64, 64)), jnp.ones((8, 64))
+    one = 8 * 64 * 64
+    forward = jax.jit(loss).lower(*given).compile().as_text()
+    assert read_program(forward).multiply_adds == 4 * one
+    both = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*given).compile().as_text()
+    assert read_program(both).multiply_adds == 3 * 4 * one
+
+
+def test_each_device_multiplies_its_share():
+    cut = NamedSharding(MESH, PartitionSpec("a", None))
+    x = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=cut)
+    w = jax.ShapeDtypeStruct((32, 48), jnp.float32, sharding=NamedSharding(MESH, PartitionSpec()))
+    text = jax.jit(jnp.matmul).lower(x, w).compile().as_text()
+    assert read_program(text) == Program(64 * 32 * 48 // 4, {})
+    batched = jax.jit(lambda a, b: jnp.einsum("bij,bkj->bik", a, b))
+    text = batched.lower(jnp.ones((3, 16, 32)), jnp.ones((3, 40, 32))).compile().as_text()
+    assert read_program(text).multiply_adds == 3 * 16 * 40 * 32
 
 
 def test_started_collectives_count_once():
