@@ -2,9 +2,12 @@
 
 Networks of simulated systems learn by the rule, which asks the systems and never differentiates
 them; by backpropagation through the systems themselves, which nobody can do to hardware; and by
-backpropagation through learned digital twins. Each is the best of as many settings, and changes
-its maps as often. Then every system is replaced by another specimen: the rule goes on, and what the
-frozen networks still know is measured. Vowels are real and need FFNLAB_DATA.
+backpropagation through learned digital twins. Each is the best of as many settings, and changes its
+maps as often. Then every system is replaced by another specimen: the rule goes on, and what the
+frozen networks still know is measured. All maps read their system's input too, as in the authors'
+acoustic and microwave networks; those of their optical ones read the medium alone, and that falls
+short here: clusters get .58 and .62 in five epochs (seeds 0 and 1, rate 1e-3). Vowels are real and
+need FFNLAB_DATA.
 """
 
 import functools

