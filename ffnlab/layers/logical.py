@@ -11,27 +11,36 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import MappingProxyType
+from typing import TypeVar
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from ffnlab.errors import ConfigError, MeshError
-from ffnlab.weights.base import AxisNames
+from ffnlab.weights.base import AxisNames, is_weight
 
 __all__ = [
     "LAYOUT",
     "Layout",
+    "Names",
     "ambient",
     "automatic",
     "batch_axes",
     "constrain",
+    "constrain_named",
+    "leaf_names",
     "partition",
     "using",
 ]
 
+T = TypeVar("T")
+
 Layout = Mapping[str, tuple[str, ...]]
+# What cuts a dimension: a logical name, several of which the first cuts coarsest, or nothing.
+Names = str | tuple[str, ...] | None
 
 # Batches are cut along dp, fsdp and ep, matrices along fsdp on one side and tp on the other.
 LAYOUT: Layout = MappingProxyType(
@@ -44,6 +53,7 @@ LAYOUT: Layout = MappingProxyType(
         "kv_heads": ("tp",),
         "vocab": ("tp",),
         "expert": ("ep",),
+        "stages": ("pp",),
     }
 )
 
@@ -89,7 +99,7 @@ def automatic() -> dict[str, int]:
 
 
 def partition(
-    axes: Sequence[str | None],
+    axes: Sequence[Names],
     shape: Sequence[int],
     sizes: Mapping[str, int],
     layout: Layout = LAYOUT,
@@ -99,7 +109,7 @@ def partition(
     """How one array is cut; a mesh axis is used once, by the first dimension that asks for it.
 
     Args:
-      axes: a logical name per dimension, None for no name.
+      axes: a logical name per dimension, None for no name, several for one cut by all of them.
       shape: of the array.
       sizes: of the mesh axes, by name; those of the layout that are missing are skipped.
       layout: logical name -> mesh axes; names it lacks stay whole.
@@ -113,7 +123,9 @@ def partition(
     used: set[str] = set()
     entries: list[str | tuple[str, ...] | None] = []
     for name, size in zip(axes, shape, strict=True):
-        chosen = [a for a in layout.get(name or "", ()) if a in sizes and a not in used]
+        several = name if isinstance(name, tuple) else (name or "",)
+        asked = [axis for each in several for axis in layout.get(each, ())]
+        chosen = [axis for axis in asked if axis in sizes and axis not in used]
         parts = math.prod(sizes[a] for a in chosen)
         if size % parts:
             if path is not None:
@@ -128,12 +140,12 @@ def partition(
     return PartitionSpec(*entries)
 
 
-def constrain(x: Array, axes: Sequence[str | None], *, path: str | None = None) -> Array:
+def constrain(x: Array, axes: Sequence[Names], *, path: str | None = None) -> Array:
     """x, cut as the layout in use says along the mesh that is set; x itself where none is.
 
     Args:
       x: an activation.
-      axes: a logical name per dimension, None for no name.
+      axes: see `partition`.
       path: what x is. Without one, a dimension that does not divide stays whole.
     Raises:
       MeshError: a dimension of the array at `path` that its mesh axes do not divide.
@@ -143,6 +155,55 @@ def constrain(x: Array, axes: Sequence[str | None], *, path: str | None = None) 
         return x
     spec = partition(axes, x.shape, sizes, ambient(), path=path)
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def constrain_named(tree: T) -> T:
+    """A tree whose parameters are cut by their own names, as `constrain` cuts an activation.
+
+    Gradients with respect to them are then cut alike, wherever they come into being.
+
+    Raises:
+      ConfigError: as `constrain`.
+    """
+
+    def of_node(path: tuple, node: PyTree) -> PyTree:
+        leaves, treedef = jax.tree.flatten(node)
+        where = jax.tree_util.keystr(path).lstrip(".")
+        return treedef.unflatten(
+            leaf if names is None else constrain(leaf, names, path=where)
+            for leaf, names in zip(leaves, leaf_names(node), strict=True)
+        )
+
+    return jax.tree_util.tree_map_with_path(of_node, tree, is_leaf=is_variable)
+
+
+def leaf_names(node: PyTree) -> list[AxisNames | None]:
+    """The logical names of each array of a variable; None for one that has none.
+
+    Args:
+      node: an `nnx.Variable`, which an optimizer's state may hold without some of its arrays, or
+        anything else, which has no names.
+    """
+    leaves = jax.tree.leaves(node)
+    names = node.get_metadata().get("axes") if isinstance(node, nnx.Variable) else None
+    if names is None or not leaves:
+        return [None] * len(leaves)
+    value = node.get_value()
+    axes = value.leaf_axes(names) if is_weight(value) else AxisNames(names)
+    each = jax.tree.leaves(axes, is_leaf=lambda x: x is None or isinstance(x, AxisNames))
+    # Of a state over what is trained, a weight lacks its other arrays.
+    held = jax.tree.leaves(value, is_leaf=lambda x: x is None)
+    # What an optimizer keeps of rows or columns alone, or in place of nothing, has no names.
+    return [
+        a if len(a) == np.ndim(x) and np.size(x) != 1 else None
+        for a, x in zip(each, held, strict=True)
+        if x is not None
+    ]
+
+
+def is_variable(node: object) -> bool:
+    """Whether a node of a tree is an `nnx.Variable`, which has the names of its arrays."""
+    return isinstance(node, nnx.Variable)
 
 
 def batch_axes(batch: PyTree, *, stacked: bool = False) -> PyTree:

@@ -32,13 +32,14 @@ from ffnlab.models.noise import LearnedSchedule
 from ffnlab.models.noprop_net import Denoiser, NoPropConfig, NoPropNet
 from ffnlab.models.norms import population_norms
 from ffnlab.models.physical_net import PhysicalConfig, PhysicalLayer, PhysicalNet
+from ffnlab.models.pipeline import pipeline, unpipeline
 from ffnlab.models.remat import remat
 from ffnlab.models.remove import remove, removed
 from ffnlab.models.resnet import ResNet, ResNetConfig, resnet50
 from ffnlab.models.revcol import RevCol, keep_invertible, revcol_of
 from ffnlab.models.revcol_config import RevColConfig
 from ffnlab.models.sequence import SequenceConfig, SequenceTransformer
-from ffnlab.models.stack import Shared, Stacked, stack, unstack
+from ffnlab.models.stack import Pipelined, Shared, Stacked, stack, unstack
 from ffnlab.models.uvit import UViT, UViTConfig
 from ffnlab.models.vit import ViT, resized
 from ffnlab.models.vit_config import ImageInput, ViTConfig
@@ -91,6 +92,7 @@ __all__ = [
     "PhysicalConfig",
     "PhysicalLayer",
     "PhysicalNet",
+    "Pipelined",
     "Repeated",
     "ResNet",
     "ResNetConfig",
@@ -106,6 +108,7 @@ __all__ = [
     "ViT",
     "ViTConfig",
     "keep_invertible",
+    "pipeline",
     "population_norms",
     "remat",
     "remove",
@@ -115,6 +118,7 @@ __all__ = [
     "revcol_of",
     "sentence_vectors",
     "stack",
+    "unpipeline",
     "unstack",
 ]
 

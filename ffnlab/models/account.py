@@ -21,7 +21,7 @@ from ffnlab.layers import Attention, Linear, SparseGatedFFN
 from ffnlab.models.cost import multiply_adds
 from ffnlab.models.decoder import Decoder
 from ffnlab.models.encoder import Encoder
-from ffnlab.models.stack import Stacked, unstack
+from ffnlab.models.stack import Pipelined, Stacked, unstack
 from ffnlab.weights import SparseInput, cost, is_weight
 
 __all__ = [
@@ -102,7 +102,7 @@ def flops_per_token(
     Raises:
       SelectionError: a path in `zeros` that the model does not have, or that is not sparse.
     """
-    if isinstance(getattr(model, "layers", None), Stacked):
+    if isinstance(getattr(model, "layers", None), Stacked | Pipelined):
         model = jax.eval_shape(unstack, model)
     zeros, used, total = dict(zeros or {}), set(), 0.0
     nodes = dict(tree.walk(model))

@@ -36,7 +36,7 @@ from ffnlab.layers.logical import constrain
 from ffnlab.models import trunk
 from ffnlab.models.audio_input import make_connectors
 from ffnlab.models.config import DecoderConfig
-from ffnlab.models.stack import Stacked, period_of
+from ffnlab.models.stack import Pipelined, Stacked, period_of
 from ffnlab.weights import kv, register
 
 
@@ -65,7 +65,7 @@ class Decoder(nnx.Module):
 
     Attributes:
       embed: Embedding [vocab, width].
-      layers: nnx.List of Block, or Stacked.
+      layers: nnx.List of Block, Stacked, or Pipelined.
       norm: final RMSNorm.
       head: Linear [width, vocab], or None where the embedding is the head (one Param read twice).
       connectors: nnx.List of `MLP`, from the features of sound to the residual stream, of a config
@@ -76,6 +76,8 @@ class Decoder(nnx.Module):
       remat: what blocks keep for a backward pass, see `ffnlab.models.remat` (static).
     """
 
+    pipelines = True  # `ffnlab.models.pipeline` takes it
+
     # Set only where there are any, as older files know none.
     connectors: nnx.List | None = None
     modalities: Modalities | None = None
@@ -84,7 +86,7 @@ class Decoder(nnx.Module):
         """Draws random weights; residual outputs are scaled down by sqrt(2 * layers)."""
         embed, head, *blocks = jax.random.split(key, 2 + config.layers)
         self.embed = Embedding(config.vocab, config.width, key=embed, dtype=dtype)
-        self.layers: Sequence[nnx.Module] | Stacked = nnx.List(
+        self.layers: Sequence[nnx.Module] | Stacked | Pipelined = nnx.List(
             [make_block(config, i, key=k, dtype=dtype) for i, k in enumerate(blocks)]
         )
         self.norm = _norm(config, dtype)
@@ -183,7 +185,9 @@ class Decoder(nnx.Module):
         """Final norm, head and soft cap: hidden states to logits, float32."""
         h = self.norm(h)
         logits = self.embed.logits(h) if self.head is None else self.head(h)
-        logits = constrain(logits.astype(jnp.float32), ("batch", "length", "vocab"))
+        logits = constrain(
+            logits.astype(jnp.float32), (trunk.rows(self.layers), "length", "vocab")
+        )
         cap = self.config.logit_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
@@ -197,8 +201,10 @@ class Decoder(nnx.Module):
             None.
           dtype: of dense caches; the compute dtype when None.
         Raises:
-          ConfigError: a block has more than one attention that reads its own input.
+          ConfigError: a block has more than one attention that reads its own input, or the model is
+        pipelined.
         """
+        trunk.check_cache(self.layers, batch)
         dtype = self.compute_dtype if dtype is None else dtype
 
         def empty(block: Block) -> kv.KV | None:

@@ -35,7 +35,7 @@ from ffnlab.layers import (
 from ffnlab.layers.logical import constrain
 from ffnlab.models import trunk
 from ffnlab.models.encoder_config import EncoderConfig
-from ffnlab.models.stack import Stacked, period_of
+from ffnlab.models.stack import Pipelined, Stacked, period_of
 
 __all__ = ["Encoder", "MaskedTransform", "abstract", "sentence_vectors"]
 
@@ -66,7 +66,7 @@ class Encoder(nnx.Module):
       embed: Embedding [vocab, width].
       position_embed, type_embed: Embedding [max_positions, width] and [types, width], or None.
       embed_norm: LayerNorm of the embeddings where norms stand after the sums, else None.
-      layers: nnx.List of Block, or Stacked.
+      layers: nnx.List of Block, Stacked, or Pipelined.
       norm: final LayerNorm where norms stand before the sublayers, else None.
       pooler: Linear [width, width], or None.
       transform: MaskedTransform of a masked head, else None.
@@ -75,6 +75,8 @@ class Encoder(nnx.Module):
       config: EncoderConfig (static).
       remat: what blocks keep for a backward pass, see `ffnlab.models.remat` (static).
     """
+
+    pipelines = True  # `ffnlab.models.pipeline` takes it
 
     def __init__(self, config: EncoderConfig, *, key: Array, dtype: DTypeLike = jnp.float32):
         """Draws random weights; residual outputs are scaled down by sqrt(2 * layers) where norms
@@ -92,7 +94,7 @@ class Encoder(nnx.Module):
             table(config.types, key=keys[2], axes=("type", "embed")) if config.types else None
         )
         self.embed_norm = nnx.data(norm() if config.norm == "after" else None)
-        self.layers: Sequence[nnx.Module] | Stacked = nnx.List(
+        self.layers: Sequence[nnx.Module] | Stacked | Pipelined = nnx.List(
             [
                 make_block(config, key=k, dtype=dtype)
                 for k in jax.random.split(trunk_key, config.layers)
@@ -210,7 +212,7 @@ class Encoder(nnx.Module):
             h = self.transform(h)
             logits = self.embed.logits(h) if self.head is None else self.head(h)
             h = logits + self.head_bias.get_value().astype(logits.dtype)
-            return constrain(h.astype(jnp.float32), ("batch", "length", "vocab"))
+            return constrain(h.astype(jnp.float32), (trunk.rows(self.layers), "length", "vocab"))
         if kind is not None:
             h = self.head(self.pooled(h) if kind == "classes" else h)
         return h.astype(jnp.float32)

@@ -5,7 +5,7 @@ from typing import TypeVar
 import jax
 
 from ffnlab.layers.stacking import check_policy
-from ffnlab.models.stack import check_layered
+from ffnlab.models.stack import layers_of
 
 __all__ = ["remat"]
 
@@ -17,14 +17,14 @@ def remat(model: M, policy: str | None) -> M:
     """The same model, whose layers keep less for the backward pass.
 
     Args:
-      model: any with layers, stacked or not.
+      model: any with layers, in a list, stacked or in a pipeline, whose stages then keep less of each tick.
       policy: "nothing" keeps only each layer's input; "products" also the results of its matrix
         products with parameters; None everything.
     Raises:
       ConfigError: another policy, or a model without layers.
     """
     check_policy(policy)
-    check_layered(model)
+    layers_of(model)
     new = jax.tree.map(lambda leaf: leaf, model)
     new.remat = policy
     return new

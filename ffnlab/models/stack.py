@@ -9,12 +9,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from ffnlab.errors import ConfigError
-from ffnlab.layers.stacking import stack_modules, unstack_modules
+from ffnlab.layers.pipelining import Schedule
+from ffnlab.layers.stacking import stack_modules, unstack_modules, with_axes
 
 __all__ = [
+    "Pipelined",
     "Shared",
     "Stacked",
     "check_layered",
@@ -39,6 +42,30 @@ class Stacked(nnx.Module):
     def __init__(self, period: list[nnx.Module], repeats: int):
         self.period = nnx.List(period)
         self.repeats = repeats
+
+
+class Pipelined(nnx.Module):
+    """Layers in stages that work at the same time: what `ffnlab.models.pipeline` makes.
+
+    Each leaf has three leading axes, of S stages, of R repeats and of the n periods of layers that
+    one stage has in one repeat: period ((r S + s) n + i) of the model is at [s, r, i].
+
+    Attributes:
+      period: nnx.List of modules; the logical axes of every variable begin with "stages",
+        "repeats", "layers".
+      schedule: when which stage works on what (static).
+      periods: n, how many a stage has in a repeat (static).
+    """
+
+    def __init__(self, period: list[nnx.Module], schedule: Schedule, periods: int):
+        self.period = nnx.List(period)
+        self.schedule = schedule
+        self.periods = periods
+
+    @property
+    def repeats(self) -> int:
+        """How often the period repeats."""
+        return self.schedule.stages * self.schedule.repeats * self.periods
 
 
 class Shared(nnx.Module):
@@ -66,11 +93,17 @@ class Shared(nnx.Module):
         self.source = tuple(source)
 
 
+N = TypeVar("N", bound=nnx.Module)
 M = TypeVar("M")  # any model whose `layers` are an `nnx.List` of modules, or the same `Stacked`
 
 
 def check_layered(model: object) -> None:
     """Raises ConfigError unless a model has `layers`, in a list or stacked."""
+    if isinstance(getattr(model, "layers", None), Pipelined):
+        raise ConfigError(
+            f"layers of the {type(model).__name__} are in the stages of a pipeline; "
+            "models.unpipeline(model) gives the list form"
+        )
     if isinstance(getattr(model, "layers", None), Shared):
         raise ConfigError(
             f"layers of the {type(model).__name__} share blocks; structure.expand gives each one"
@@ -81,22 +114,23 @@ def check_layered(model: object) -> None:
         )
 
 
-def period_of(layers: Sequence[nnx.Module] | Stacked | Shared) -> list[nnx.Module]:
-    """The layers in order; of a stack, those of one period."""
+def period_of(layers: Sequence[nnx.Module] | Stacked | Pipelined | Shared) -> list[nnx.Module]:
+    """The layers in order; of a stack or a pipeline, those of one period."""
     if isinstance(layers, Shared):
         return [layers.stages[stage] for stage in layers.source]
-    return list(layers.period if isinstance(layers, Stacked) else layers)
+    return list(layers.period if isinstance(layers, Stacked | Pipelined) else layers)
 
 
 def layers_of(model: object) -> int:
-    """How many layers a model has, in a list or stacked.
+    """How many layers a model has, in a list, stacked or in a pipeline.
 
     Raises:
       ConfigError: it has no layers.
     """
-    check_layered(model)
-    layers = model.layers  # type: ignore[attr-defined]
-    repeats = layers.repeats if isinstance(layers, Stacked) else 1
+    layers = getattr(model, "layers", None)
+    if not isinstance(layers, Pipelined):
+        check_layered(model)
+    repeats = layers.repeats if isinstance(layers, Stacked | Pipelined) else 1
     return repeats * len(period_of(layers))
 
 
@@ -110,35 +144,57 @@ def stack(model: M) -> M:
     check_layered(model)
     if isinstance(model.layers, Stacked):
         raise ValueError("model is stacked already; models.unstack(model) gives the list form")
-    layers = list(model.layers)
+    period = stacked_period(list(model.layers))
+    return with_layers(model, Stacked(period, len(model.layers) // len(period)))
+
+
+def stacked_period(layers: Sequence[nnx.Module]) -> list[nnx.Module]:
+    """The shortest period of layers that repeats, each with a leading axis of its repeats.
+
+    Raises:
+      ConfigError: there are none.
+    """
     n = len(layers)
     if not n:
         raise ConfigError("model.layers is empty: there is nothing to stack")
     kinds = [kind_of(layer) for layer in layers]
     width = next(p for p in range(1, n + 1) if n % p == 0 and kinds[p:] == kinds[: n - p])
-    period = [stack_modules(layers[i::width]) for i in range(width)]
-    return _with_layers(model, Stacked(period, n // width))
+    return [stack_modules(layers[i::width]) for i in range(width)]
 
 
 def unstack(model: M) -> M:
-    """The same model with its layers in a list; one that is not stacked is copied.
+    """The same model with its layers in a list, from a stack or a pipeline; else a copy.
 
     Raises:
       ConfigError: it has no layers.
     """
+    layers = getattr(model, "layers", None)
+    if isinstance(layers, Stacked | Pipelined):
+        return with_layers(model, nnx.List(in_order(layers)))
     check_layered(model)
-    layers = model.layers
-    if not isinstance(layers, Stacked):
-        return jax.tree.map(lambda leaf: leaf, model)
-    return _with_layers(model, nnx.List(in_order(layers)))
+    return jax.tree.map(lambda leaf: leaf, model)
 
 
-def in_order(layers: Sequence[nnx.Module] | Stacked) -> list[nnx.Module]:
+def in_order(layers: Sequence[nnx.Module] | Stacked | Pipelined) -> list[nnx.Module]:
     """Every layer by itself."""
-    if not isinstance(layers, Stacked):
+    if not isinstance(layers, Stacked | Pipelined):
         return list(layers)
-    columns = [unstack_modules(module, layers.repeats) for module in layers.period]
+    period = layers.period if isinstance(layers, Stacked) else map(as_stack, layers.period)
+    columns = [unstack_modules(module, layers.repeats) for module in period]
     return [module for row in zip(*columns, strict=True) for module in row]
+
+
+def as_stages(module: N, schedule: Schedule, periods: int) -> N:
+    """A stacked module in stages, see `Pipelined`."""
+    shape = (schedule.repeats, schedule.stages, periods)
+    cut = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(*shape, *x.shape[1:]), 0, 1), module)
+    return with_axes(cut, lambda axes: ("stages", "repeats", *axes))
+
+
+def as_stack(module: N) -> N:
+    """The inverse of `as_stages`."""
+    whole = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[3:]), module)
+    return with_axes(whole, lambda axes: axes[2:])
 
 
 def in_list(model: M, change: Callable[[M], M]) -> M:
@@ -159,7 +215,8 @@ def kind_of(layer: nnx.Module) -> tuple:
     return treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
 
-def _with_layers(model: M, layers: nnx.Module) -> M:
+def with_layers(model: M, layers: nnx.Module) -> M:
+    """The same model with its layers in another form."""
     new = jax.tree.map(lambda leaf: leaf, model)
     new.layers = cast(Any, layers)
     return new

@@ -4,6 +4,7 @@ What the blocks share is one `Context`, what differs is `LayerInputs` with a lea
 and what they report comes back as `LayerOutputs` with the same axis, equal for both forms.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -18,13 +19,15 @@ from ffnlab.layers import Attention, Block
 from ffnlab.layers.attention.rope import Rope, tables
 from ffnlab.layers.attention.spec import AttentionSpec
 from ffnlab.layers.context import Angles, Context, LayerInputs, LayerOutputs
+from ffnlab.layers.logical import Names
 from ffnlab.layers.stacking import rematerialized, run_stack
-from ffnlab.models.stack import Shared, Stacked, period_of
+from ffnlab.models.pipeline import run_stages
+from ffnlab.models.stack import Pipelined, Shared, Stacked, period_of
 
-__all__ = ["angles", "check_given", "compute_dtype", "run", "self_attentions", "specs"]
+__all__ = ["angles", "check_cache", "check_given", "compute_dtype", "rows", "run", "self_attentions", "specs"]
 
 T = TypeVar("T")
-Layers = Sequence[nnx.Module] | Stacked | Shared
+Layers = Sequence[nnx.Module] | Stacked | Pipelined | Shared
 
 
 def run(
@@ -40,23 +43,26 @@ def run(
     """Runs all blocks.
 
     Args:
-      layers: `nnx.List` of n `Block`s, the same `Stacked`, or `Shared`.
+      layers: `nnx.List` of n `Block`s, the same `Stacked` or `Pipelined`, or `Shared`.
       inputs: of all layers, every leaf [n, ...].
       caches: one cache per block; of a stack, one per block of its period, with a leading axis.
-      remat: what blocks keep for a backward pass (`ffnlab.layers.stacking.rematerialized`); one
-        with a cache is not differentiated.
+      remat: what blocks keep for a backward pass (`ffnlab.layers.stacking.rematerialized`), or the
+        stages of a pipeline in each tick; one with a cache is not differentiated.
       branches: also return what each sublayer added.
     Returns:
       (h, caches, outputs), every leaf of the outputs with a leading axis of layers.
     Raises:
-      ConfigError: inputs of another number of layers, or reports or branches of different shapes.
+      ConfigError: inputs of another number of layers, or reports or branches of different shapes;
+        a pipeline with caches, or whose microbatches do not divide the rows.
     """
     period = period_of(layers)
-    repeats = layers.repeats if isinstance(layers, Stacked) else 1
+    repeats = layers.repeats if isinstance(layers, Stacked | Pipelined) else 1
     inputs = LayerInputs() if inputs is None else inputs
     check_inputs(inputs, period, repeats)
 
-    def call(blocks: Sequence[Block], h: Array, xs: tuple) -> tuple[Array, tuple]:
+    def call(
+        blocks: Sequence[Block], h: Array, xs: tuple, context: Context = context
+    ) -> tuple[Array, tuple]:
         given, kept = xs
         new, outputs = [], []
         for i, block in enumerate(blocks):
@@ -67,6 +73,12 @@ def run(
             outputs.append(output)
         return h, (None if kept is None else tuple(new), outputs)
 
+    if isinstance(layers, Pipelined):
+        check_cache(layers, caches)
+        remat, per_tick = None, remat
+        of_rows = lambda rows: functools.partial(call, context=rows)  # noqa: E731
+        h, outputs = run_stages(layers, of_rows, h, context, inputs, per_tick)
+        return h, None, gathered(outputs)
     if not isinstance(layers, Stacked):
         h, (new, outputs) = call(period, h, (inputs, caches))
         outputs = [jax.tree.map(lambda x: x[None], output) for output in outputs]
@@ -93,6 +105,19 @@ def _run_block(
         return block(h, context, inputs=inputs, branches=branches)
 
     return rematerialized(call, remat)(block, h, inputs)
+
+
+def check_cache(layers: Layers, caches: object) -> None:
+    """Raises ConfigError where a pipeline is asked to generate with a cache."""
+    if isinstance(layers, Pipelined) and caches is not None:
+        raise ConfigError(
+            "a pipelined model has no cache to generate with; models.unpipeline(model) has"
+        )
+
+
+def rows(layers: Layers) -> Names:
+    """By what the rows of a batch are cut before and after the layers."""
+    return layers.schedule.rows if isinstance(layers, Pipelined) else "batch"
 
 
 def check_inputs(inputs: LayerInputs, period: Sequence[Block], repeats: int) -> None:

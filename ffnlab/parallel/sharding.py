@@ -11,12 +11,10 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from ffnlab import weights
-from ffnlab.layers.logical import LAYOUT, Layout, batch_axes, partition
+from ffnlab.layers.logical import LAYOUT, Layout, batch_axes, is_variable, leaf_names, partition
 from ffnlab.parallel.mesh import check_use, on
 from ffnlab.rule import Metrics, Rule
 from ffnlab.storage import placing
@@ -54,24 +52,15 @@ def shardings(state: PyTree, mesh: Mesh, layout: Layout = LAYOUT) -> PyTree:
 
     def of_node(path: tuple, node: PyTree) -> PyTree:
         leaves, treedef = jax.tree.flatten(node)
-        names = node.get_metadata().get("axes") if isinstance(node, nnx.Variable) else None
-        if names is None or not leaves:
-            return treedef.unflatten([whole] * len(leaves))
-        value, where = node.get_value(), jax.tree_util.keystr(path).lstrip(".")
-        axes = value.leaf_axes(names) if weights.is_weight(value) else AxisNames(names)
-        # Of a state over what is trained, a weight lacks its other arrays.
-        each = jax.tree.leaves(axes, is_leaf=lambda x: x is None or isinstance(x, AxisNames))
-        held = jax.tree.leaves(value, is_leaf=lambda x: x is None)
+        where = jax.tree_util.keystr(path).lstrip(".")
         return treedef.unflatten(
-            NamedSharding(mesh, partition(a, np.shape(x), mesh.shape, layout, path=where))
-            if len(a) == np.ndim(x) and np.size(x) != 1
-            else whole  # what an optimizer keeps of rows or columns alone, or in place of nothing
-            for a, x in zip(each, held, strict=True)
-            if x is not None
+            whole
+            if names is None
+            else NamedSharding(
+                mesh, partition(names, np.shape(leaf), mesh.shape, layout, path=where)
+            )
+            for leaf, names in zip(leaves, leaf_names(node), strict=True)
         )
-
-    def is_variable(node: object) -> bool:
-        return isinstance(node, nnx.Variable)
 
     return jax.tree_util.tree_map_with_path(of_node, state, is_leaf=is_variable)
 
