@@ -41,7 +41,9 @@ def identity_of(settings: TrainConfig, text: Mapping) -> Identity:
     def check(found: Any, source: str, position: int | None) -> list[str]:
         earlier, kept = settings_of(found, source), settings.run
         free = {name: getattr(kept, name) for name in FREE}
-        adapted = dataclasses.replace(earlier, run=dataclasses.replace(earlier.run, **free))
+        check_stages(earlier, settings)
+        run = dataclasses.replace(earlier.run, **free)
+        adapted = dataclasses.replace(earlier, run=run, pipeline=settings.pipeline)
         same = {"config": adapted == settings, "text": found.get("text") == table["text"]}
         different = " and ".join(name for name in same if not same[name])
         if different:
@@ -58,6 +60,16 @@ def identity_of(settings: TrainConfig, text: Mapping) -> Identity:
         ]
 
     return Identity(table, check)
+
+
+def check_stages(earlier: TrainConfig, now: TrainConfig) -> None:
+    """Raises ConfigError where the layers of a run would be in other stages than they are."""
+    was, wanted = earlier.schedule, now.schedule
+    if was != wanted:
+        have = "no pipeline" if was is None else f"{was}"
+        asks = "none" if wanted is None else f"{wanted}"
+        hint = "" if was is None else f"; set stages = {was.stages} in [pipeline], on any mesh"
+        raise ConfigError(f"this run was started with {have}, and the file asks for {asks}{hint}")
 
 
 def check_extension(earlier: TrainConfig, now: TrainConfig, position: int | None) -> None:

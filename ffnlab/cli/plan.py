@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +32,7 @@ from ffnlab.cli.training import (
 from ffnlab.errors import ConfigError, FFNLabError, at_least
 from ffnlab.formats.huggingface import dialects
 from ffnlab.formats.opening import config_of
+from ffnlab.layers.pipelining import Schedule
 from ffnlab.storage.files import read_json
 
 __all__ = ["measure", "plan"]
@@ -49,6 +51,7 @@ def plan(
     mesh: str | None = None,
     batch: int | None = None,
     length: int | None = None,
+    microbatches: int | None = None,
     remat: Literal["nothing", "products"] | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
@@ -62,6 +65,8 @@ def plan(
       mesh: "dp=2,fsdp=16,tp=8"; the configured one when not given, else one device.
       batch: rows of a batch, over the whole mesh; the configured number when not given.
       length: predictions in a row; likewise.
+      microbatches: parts of a batch that go through the stages of a mesh with `pp`; likewise, else
+        as many as stages.
       remat: "nothing" or "products", what blocks keep for the backward pass; as configured when not
         given, else all.
       dtype: of the parameters, "float32" or "bfloat16".
@@ -69,7 +74,7 @@ def plan(
       ConfigError: no such file, or a bad one; a malformed mesh, or a size of it is left open.
       FFNLabError: whatever else does not fit, as the process that compiles says it.
     """
-    at_least(1, batch=batch, length=length)
+    at_least(1, batch=batch, length=length, microbatches=microbatches)
     settings = settings_of(config)
     find_methods(settings)  # as `ffnlab train` finds them; the other process searches more
     mesh = settings.run.mesh or "dp=1" if mesh is None else mesh
@@ -78,7 +83,7 @@ def plan(
         raise ConfigError(f"mesh={mesh!r}: a plan needs every size, there are no devices to count")
     flags = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}={math.prod(sizes)}"
     request = {"config": str(config), "mesh": mesh, "batch": batch, "length": length}
-    request |= {"remat": remat, "dtype": dtype}
+    request |= {"microbatches": microbatches, "remat": remat, "dtype": dtype}
     # The number of devices is fixed when jax starts: a process of its own.
     done = subprocess.run(
         [sys.executable, "-m", "ffnlab.cli.plan"],
@@ -112,6 +117,12 @@ def as_table(found: dict, mesh: str) -> Table:
         table.add_row(f"state: {name}", f"{size / GIB:.3f}", "exact, from the layout")
     how = "compiled for CPU, float32 activations"
     table.add_row("working memory", f"{found['temporary'] / GIB:.3f}", how)
+    if found["pipeline"] is not None:
+        schedule = Schedule(**found["pipeline"])
+        table.caption += (
+            f"\n{schedule.stages} stages, {schedule.microbatches} microbatches, "
+            f"{schedule.repeats} repeats: {schedule.ticks} ticks, a bubble of {schedule.bubble:.1%}"
+        )
     table.add_row("all", f"{(sum(found['state'].values()) + found['temporary']) / GIB:.3f}", "")
     return table
 
@@ -148,14 +159,21 @@ def measure(request: dict) -> dict[str, object]:
         nothing, or a bad configuration.
     """
     settings = settings_of(Path(request["config"]))
-    mesh, rule = parallel.parse_mesh(request["mesh"]), rule_of(settings)
+    mesh = parallel.parse_mesh(request["mesh"])
     rows = settings.data.batch if request["batch"] is None else request["batch"]
     length = getattr(settings.data, "length", 0) if request["length"] is None else request["length"]
     key, dtype = jax.random.key(0), jnp.dtype(request["dtype"])
 
     has_layers = settings.kind in LAYERED
-    changed = {"scan": has_layers, "remat": request["remat"] or settings.run.remat}
-    settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, **changed))
+    parts = request["microbatches"]
+    staged = settings.pipeline if parts is None else replace(settings.pipeline, microbatches=parts)
+    changed = {
+        "mesh": request["mesh"],
+        "scan": has_layers,
+        "remat": request["remat"] or settings.run.remat,
+    }
+    settings = replace(settings, run=replace(settings.run, **changed), pipeline=staged)
+    rule = rule_of(settings)
     make = functools.partial(fresh, settings, dtype=dtype)
 
     model = jax.eval_shape(make, key)
@@ -173,6 +191,7 @@ def measure(request: dict) -> dict[str, object]:
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(model)),
         "rows": rows,
         "length": length,
+        "pipeline": None if (found := settings.schedule) is None else dataclasses.asdict(found),
         "state": {name: parallel.bytes_per_device(part) for name, part in state._asdict().items()},
         "temporary": memory.temp_size_in_bytes,
         "lower_seconds": middle - begin,

@@ -38,6 +38,7 @@ from ffnlab.cli.inputs.sequences import SequencesData, load_sequences
 from ffnlab.cli.inputs.speech import SpeechData, load_speech
 from ffnlab.cli.inputs.texts import TextsData, load_texts
 from ffnlab.cli.keys import Section, method_keys, training_keys
+from ffnlab.cli.pipelining import in_list
 from ffnlab.cli.show import show
 from ffnlab.cli.streams import mute_orbax
 from ffnlab.cli.training import (
@@ -306,7 +307,7 @@ def written(
     work: Work,
 ) -> dict[str, object]:
     """Writes a trained model with its record, and returns the record."""
-    whole = placing.gather(rule.model(outcome.state))
+    whole = in_list(placing.gather(rule.model(outcome.state)))
     if parallel.is_first():
         save_as_can_be(whole, folder, settings)
         data.save_beside(folder)

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from ffnlab import parallel
+from ffnlab.cli import pipelining
 from ffnlab.cli.changes import (
     LOSSES,
     changed,
@@ -26,9 +27,11 @@ from ffnlab.cli.changes import (
 )
 from ffnlab.cli.inputs.data_kinds import DATA_KINDS, AnyData, DataConfig, SpeechConfig
 from ffnlab.cli.inputs.reading import Reading, check_speech, reading_of
+from ffnlab.cli.pipelining import PipelineConfig
 from ffnlab.cli.rules import RULES, check_accepted, check_domains
 from ffnlab.errors import ConfigError, at_least, check_seed
 from ffnlab.formats.kinds import KINDS, Config, kind_of
+from ffnlab.layers.pipelining import Schedule
 from ffnlab.learning import (
     OPTIMIZERS,
     Extension,
@@ -76,7 +79,8 @@ class RunConfig:
         processes find all that they need, and from the shared folder if not.
       checkpoint_local_every: steps between those.
       dtype: of the saved parameters, "float32" or "bfloat16".
-      mesh: of devices, "dp=2,fsdp=2,tp=2" (`ffnlab.parallel.parse_mesh`); "" for one device.
+      mesh: of devices, "dp=2,fsdp=2,tp=2" (`ffnlab.parallel.parse_mesh`); "" for one device. With
+        `pp` the layers are in stages, see [pipeline].
       scan: stack the layers and scan over them, so that compiling does not grow with depth.
       remat: what layers keep for the backward pass (`ffnlab.models.remat`); "" for everything.
       microbatches: parts of a batch that are computed one after the other, for less memory.
@@ -139,6 +143,7 @@ class TrainConfig:
       run: steps, seed, intervals.
       data: what is read, and its batches; `kind` says what it is.
       optimizer: for rules that take one.
+      pipeline: stages of the layers, where the mesh has `pp` or they are given.
       extension: steps after those of `run`, with longer rows; scoring then uses their length.
       rule: the learning rule: a name that --keys lists, one of a package, or "module:factory".
       rule_options: of the rule, by the names of its factory's parameters.
@@ -157,6 +162,7 @@ class TrainConfig:
     run: RunConfig
     data: AnyData = dataclasses.field(default=DataConfig(), metadata=by_kind(DATA_KINDS))
     optimizer: OptimizerConfig = OptimizerConfig()
+    pipeline: PipelineConfig = PipelineConfig()
     extension: Extension = Extension()
     rule: str = "backprop"
     rule_options: Mapping[str, object] = dataclasses.field(default_factory=dict)
@@ -182,6 +188,7 @@ class TrainConfig:
         if isinstance(self.data, SpeechConfig):
             check_speech(self.data, self.model)
         check_domains(self.rule, self.rule_options, self.data)
+        pipelining.check_staged(self.schedule, self.kind)
         check_loss(self.loss, self.data)
         reads_text = isinstance(self.data, DataConfig)
         if self.extension.steps and not reads_text:
@@ -206,6 +213,11 @@ class TrainConfig:
         """Whether the model is made with mixtures of experts, or becomes one with some."""
         made = any(table.get("name") == "upcycle" for table in self.transform)
         return made or getattr(self.model, "mixture", None) is not None
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """Of the pipeline of the run; None where it has none."""
+        return pipelining.schedule_of(self.pipeline, self.run.mesh)
 
     @property
     def kind(self) -> str:
@@ -288,6 +300,8 @@ def rule_of(settings: TrainConfig) -> Rule:
     if "like" in takes:
         options["like"] = batch_of(settings, settings.data.batch, 0)
     rule = by_names(RULES.make(name, **options))
+    if settings.schedule is not None:
+        rule = pipelining.of_whole_batches(rule, settings.data.batch)
     if not isinstance(settings.data, SpeechConfig):
         return rule
     answers = jax.jit(lambda state, given: pal.answer(rule.model(state), *given))
@@ -333,8 +347,8 @@ def fresh(settings: TrainConfig, key: Array, dtype: DTypeLike = jnp.float32) -> 
     """The model that a run starts from.
 
     Raises:
-      ConfigError: it is to be scanned or rematerialized and has no layers, a transform does not
-        take it, or `start` is a model of another configuration.
+      ConfigError: it is to be scanned or rematerialized and has no layers, stages do not divide
+        them, a transform does not take it, or `start` is a model of another configuration.
       FormatError: there is no model to go on from.
     """
     if settings.start:
@@ -343,6 +357,7 @@ def fresh(settings: TrainConfig, key: Array, dtype: DTypeLike = jnp.float32) -> 
         model = KINDS[settings.kind].make(settings.model, key=key, dtype=dtype)
     model = changed(model, settings.transform)
     model = stack(model) if settings.run.scan else model
+    model = pipelining.in_stages(model, settings.schedule)
     return remat(model, settings.run.remat) if settings.run.remat else model
 
 

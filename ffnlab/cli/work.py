@@ -6,6 +6,7 @@ from flax import nnx
 
 from ffnlab.cli.inputs.data_kinds import DataConfig, SpeechConfig
 from ffnlab.cli.inputs.reading import inputs_of, speech
+from ffnlab.cli.pipelining import in_list
 from ffnlab.cli.training import TrainConfig
 from ffnlab.formats.kinds import KINDS
 from ffnlab.models.account import flops_per_token
@@ -24,6 +25,7 @@ def work_of(settings: TrainConfig, model: nnx.Module) -> Work:
     A decoder's attention counts half of the longest row, which a token attends to on average. Of
     layers that learn one by one a step is that of an average one.
     """
+    model = in_list(model)  # a pipeline does the same work, in microbatches
     data, more, steps = settings.data, settings.extension, settings.run.steps
     if isinstance(data, SpeechConfig):
         sounds, (tokens, _) = speech(data, settings.model, 1, 0)

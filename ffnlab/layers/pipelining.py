@@ -8,16 +8,15 @@ is the stages and the waiting places beside each of them:
 
     tick t, stage s:  microbatch (t - s) mod P in repeat (t - s) div P,   P = S ceil(M / S)
 
-Each tick the ring turns by one place. A stage leaves what is no microbatch of its repeats as it is;
-in the last ticks only the stages turn, so that every microbatch ends where it began. No device holds
-more than its share of the batch, before, during or after.
+Each tick the ring turns by one place. A stage leaves what is no microbatch of its repeats as it
+is; in the last ticks only the stages turn, so that every microbatch ends where it began. No device
+holds more than its share of the batch, before, during or after.
 
     ticks = (R - 1) P + M + S - 1,   bubble = 1 - R M / ticks  ( = (S - 1) / (R M + S - 1), S | M )
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +29,6 @@ from ffnlab.layers.stacking import rematerialized
 
 __all__ = ["Schedule", "circulate"]
 
-T = TypeVar("T")
 # (weights and given of a stage in a repeat, number of the microbatch, h, rows) -> (h, outputs)
 Stage = Callable[[PyTree, Int[Array, ""], Array, PyTree], tuple[Array, PyTree]]
 
@@ -84,6 +82,16 @@ class Schedule:
     def rows(self) -> Names:
         """By what the rows of a batch are cut outside the stages, where all of them work alike."""
         return ("stages", "batch") if self.is_even else "batch"
+
+    def work(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What each stage does in each tick, all [ticks, stages]: (repeat, microbatch, whether).
+
+        Where it does nothing, repeat and microbatch are ones that there are.
+        """
+        at = np.arange(self.ticks)[:, None] - np.arange(self.stages)
+        repeat, number = at // self.period, at % self.period
+        busy = (repeat >= 0) & (repeat < self.repeats) & (number < self.microbatches)
+        return np.where(busy, repeat, 0), np.where(busy, number, 0), busy
 
     def numbers(self) -> Int[np.ndarray, "s k"]:
         """The microbatch at each place of the ring at first; from `microbatches` on there is none.
@@ -149,41 +157,44 @@ def circulate(
       ConfigError: the microbatches do not divide the rows, or the mesh does not divide those of a
         microbatch.
     """
-    s, period = schedule.stages, schedule.period
     ring = jax.tree.map(lambda x: _on_ring(schedule, x), (h, rows))
-    work, line = (jax.tree.map(lambda x, part=part: x[:, part], ring) for part in (0, slice(1, None)))
-    places = jnp.arange(s)
+    work, line = (jax.tree.map(lambda x: x[:, 0], ring), jax.tree.map(lambda x: x[:, 1:], ring))
 
     def one(given: PyTree, repeat: Array, number: Array, h: Array, rows: PyTree) -> tuple:
         own = jax.tree.map(lambda x: _pick(x, repeat), given)
         return stage(own, number, h, rows)
 
-    axes = tuple(a for a in ambient().get("stages", ()) if a in jax.sharding.get_abstract_mesh().shape)
+    mesh = jax.sharding.get_abstract_mesh().shape
+    axes = tuple(axis for axis in ambient().get("stages", ()) if axis in mesh)
     every = jax.vmap(rematerialized(one, remat), spmd_axis_name=axes or None)
 
-    def tick(ring: tuple, t: Array) -> tuple[tuple, PyTree]:
+    def tick(ring: tuple, now: tuple) -> tuple[tuple, PyTree]:
         (h, rows), line = ring
-        repeat, number = (t - places) // period, (t - places) % period
-        busy = (repeat >= 0) & (repeat < schedule.repeats) & (number < schedule.microbatches)
-        y, outputs = every(given, jnp.clip(repeat, 0, schedule.repeats - 1), number, h, rows)
+        (repeat, number, busy), turn = now
+        y, outputs = every(given, repeat, number, h, rows)
         y = jnp.where(_at_stages(busy, h), y, h)
-        return _turned(schedule, (y, rows), line, t), outputs
+        return _turned(schedule, (y, rows), line, turn), outputs
 
-    (work, line), outputs = jax.lax.scan(tick, (work, line), jnp.arange(schedule.ticks))
+    ticks = np.arange(schedule.ticks)
+    turns = ticks % max(schedule.slots - 1, 1), ticks < schedule.repeats * schedule.period
+    now = jax.tree.map(jnp.asarray, (schedule.work(), turns))
+    (work, line), outputs = jax.lax.scan(tick, (work, line), now)
     # The last ticks turned the stages alone, short of one whole turn.
-    last = jnp.roll(work[0], 1 + period - schedule.microbatches, axis=0)
+    last = jnp.roll(work[0], 1 + schedule.period - schedule.microbatches, axis=0)
     ring = jnp.concatenate([last[:, None], line[0]], axis=1)
     return _off_ring(schedule, ring), jax.tree.map(lambda x: _of_ticks(schedule, x), outputs)
 
 
-def _turned(schedule: Schedule, work: PyTree, line: PyTree, t: Array) -> tuple[PyTree, PyTree]:
-    """The ring one place on: from stage to stage, and from the last one by the line to the first."""
-    waiting = schedule.slots - 1
+def _turned(schedule: Schedule, work: PyTree, line: PyTree, turn: tuple) -> tuple[PyTree, PyTree]:
+    """The ring one place on: from stage to stage, and from the last one by the line to the first.
+
+    Args:
+      turn: which place of the line is next, and whether it turns with the stages.
+    """
     moved = jax.tree.map(lambda x: _cut(jnp.roll(x, 1, axis=0)), work)
-    if not waiting:
+    if schedule.slots == 1:
         return moved, line
-    places, column = jnp.arange(schedule.stages), t % waiting
-    feeds = t < schedule.repeats * schedule.period
+    (column, feeds), places = turn, np.arange(schedule.stages)
     heads = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, column, 1, False), line)
 
     def next_work(moved: Array, head: Array) -> Array:
@@ -230,8 +241,8 @@ def _pick(x: Array, repeat: Array) -> Array:
     return x[0] if x.shape[0] == 1 else jax.lax.dynamic_index_in_dim(x, repeat, 0, False)
 
 
-def _at_stages(flags: Array, x: Array) -> Array:
-    return flags.reshape(-1, *[1] * (x.ndim - 1))
+def _at_stages(flags: Array | np.ndarray, x: Array) -> Array:
+    return jnp.asarray(flags).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _of_ticks(schedule: Schedule, x: Array) -> Array:

@@ -185,9 +185,7 @@ class Decoder(nnx.Module):
         """Final norm, head and soft cap: hidden states to logits, float32."""
         h = self.norm(h)
         logits = self.embed.logits(h) if self.head is None else self.head(h)
-        logits = constrain(
-            logits.astype(jnp.float32), (trunk.rows(self.layers), "length", "vocab")
-        )
+        logits = constrain(logits.astype(jnp.float32), (trunk.rows(self.layers), "length", "vocab"))
         cap = self.config.logit_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
@@ -289,7 +287,7 @@ class Decoder(nnx.Module):
     def _start(self, tokens: Array | None, embeddings: Array | None) -> Float[Array, "b t d"]:
         trunk.check_given(tokens, embeddings, self.config.width)
         if embeddings is None:
-            return self.embed_tokens(tokens)
+            return self.embed_tokens(trunk.spread(self.layers, tokens))
         return embeddings.astype(self.compute_dtype)
 
 

@@ -185,7 +185,7 @@ class Encoder(nnx.Module):
             than the learned positions.
         """
         trunk.check_given(tokens, embeddings, self.config.width)
-        words = self.embed(tokens) if embeddings is None else embeddings
+        words = self.embed(trunk.spread(self.layers, tokens)) if embeddings is None else embeddings
         h = self._start(words, types, positions)
         b, t = h.shape[:2]
         positions = jnp.arange(t)[None] if positions is None else positions

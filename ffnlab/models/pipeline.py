@@ -1,8 +1,9 @@
-"""Layers in the stages of a pipeline, between which devices are cut, and back, without changing a bit.
+"""Layers in the stages of a pipeline, between which devices are cut, and back, bit for bit.
 
 `pipeline` puts the layers of a model on axes of stages, repeats and periods; the model is called as
-before, and its trunk sends the batch through the stages in microbatches (`ffnlab.layers.pipelining`).
-Embedding and head stay as they are, with the rows of the batch cut between the stages' devices too.
+before, and its trunk sends the batch through the stages in microbatches
+(`ffnlab.layers.pipelining`). Embedding and head stay as they are, with the rows of the batch cut
+between the stages' devices too.
 
 What differs from a list: rows are drawn for by microbatch, with the key of a layer or of the tokens
 folded by its number, and what a layer computes over the rows of a batch (the capacity of experts

@@ -17,7 +17,7 @@ def remat(model: M, policy: str | None) -> M:
     """The same model, whose layers keep less for the backward pass.
 
     Args:
-      model: any with layers, in a list, stacked or in a pipeline, whose stages then keep less of each tick.
+      model: any with layers, in a list or stacked; or pipelined: then a stage keeps less of a tick.
       policy: "nothing" keeps only each layer's input; "products" also the results of its matrix
         products with parameters; None everything.
     Raises:

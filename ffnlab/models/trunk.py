@@ -19,12 +19,22 @@ from ffnlab.layers import Attention, Block
 from ffnlab.layers.attention.rope import Rope, tables
 from ffnlab.layers.attention.spec import AttentionSpec
 from ffnlab.layers.context import Angles, Context, LayerInputs, LayerOutputs
-from ffnlab.layers.logical import Names
+from ffnlab.layers.logical import Names, constrain
 from ffnlab.layers.stacking import rematerialized, run_stack
 from ffnlab.models.pipeline import run_stages
 from ffnlab.models.stack import Pipelined, Shared, Stacked, period_of
 
-__all__ = ["angles", "check_cache", "check_given", "compute_dtype", "rows", "run", "self_attentions", "specs"]
+__all__ = [
+    "angles",
+    "check_cache",
+    "check_given",
+    "compute_dtype",
+    "rows",
+    "run",
+    "self_attentions",
+    "specs",
+    "spread",
+]
 
 T = TypeVar("T")
 Layers = Sequence[nnx.Module] | Stacked | Pipelined | Shared
@@ -118,6 +128,14 @@ def check_cache(layers: Layers, caches: object) -> None:
 def rows(layers: Layers) -> Names:
     """By what the rows of a batch are cut before and after the layers."""
     return layers.schedule.rows if isinstance(layers, Pipelined) else "batch"
+
+
+def spread(layers: Layers, tokens: Int[Array, "b t"]) -> Int[Array, "b t"]:
+    """Tokens, cut as a pipeline takes rows: they are less to move than what stands for them.
+
+    Those of other layers stay as they came.
+    """
+    return constrain(tokens, (rows(layers), None)) if isinstance(layers, Pipelined) else tokens
 
 
 def check_inputs(inputs: LayerInputs, period: Sequence[Block], repeats: int) -> None:

@@ -14,6 +14,7 @@ from ffnlab.parallel.evaluate import (
     held_out_noise,
     held_out_spans,
 )
+from ffnlab.parallel.forms import reformed
 from ffnlab.parallel.goodput import Goodput
 from ffnlab.parallel.guard import skip_bad_steps
 from ffnlab.parallel.lock import locked
@@ -72,6 +73,7 @@ __all__ = [
     "place_batch",
     "place_part",
     "read_config",
+    "reformed",
     "shard",
     "shardings",
     "skip_bad_steps",

@@ -127,6 +127,8 @@ def _wrong(axis: str, layout: Layout) -> str:
     names = [name for name, axes in layout.items() if axis in axes]
     lacking = f"has an axis {' or '.join(map(repr, names))} that it divides"
     why = f"none {lacking}" if names else "the layout does not name it"
+    if "stages" in names:
+        why += " (models.pipeline(model, stages=…, microbatches=…) makes a model that has)"
     return f"cuts neither a leaf of the state nor the batch nor an activation: {why}"
 
 

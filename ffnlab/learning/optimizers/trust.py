@@ -27,15 +27,15 @@ Rate = float | Array | optax.Schedule
 
 
 def stacked(params: PyTree) -> PyTree:
-    """How many leading axes of each leaf count layers: a tree of ints, 0 or 1.
+    """How many leading axes of each leaf count layers: a tree of ints, from 0 to 3.
 
     A parameter of a scanned model holds one tensor per layer, and its logical axes begin with
-    "layers" (`ffnlab.models.stack`).
+    "layers" (`ffnlab.models.stack`), after those of stages and repeats in a pipeline.
     """
 
     def of_node(node: PyTree) -> PyTree:
         axes = node.get_metadata().get("axes") if isinstance(node, nnx.Variable) else None
-        count = int(bool(axes) and axes[0] == "layers")
+        count = axes.index("layers") + 1 if axes and "layers" in axes else 0
         return jax.tree.map(lambda leaf: count, node)
 
     return jax.tree.map(of_node, params, is_leaf=lambda node: isinstance(node, nnx.Variable))
