@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ffnlab.cli.plan import measure, plan
+from ffnlab.cli.plan import as_table, measure, plan
 from ffnlab.errors import ConfigError, FFNLabError
 
 SMALL = """
@@ -49,6 +49,7 @@ def small(tmp_path):
 
 def ask(config, mesh, **options):
     request = {"batch": None, "length": None, "remat": None, "dtype": "float32"}
+    request |= {"microbatches": None}
     return measure({"config": str(config), "mesh": mesh, **request, **options})
 
 
@@ -75,6 +76,17 @@ def test_microbatches_hold_less(small):
     parts = ask(small, "dp=2", length=64)
     assert parts["temporary"] < whole["temporary"] and parts["rows"] == 8
     assert parts["state"] == whole["state"]
+
+
+def test_stages_hold_their_layers_and_the_bubble_is_told(small):
+    whole, cut = ask(small, "dp=2"), ask(small, "pp=2", microbatches=4)
+    outside = 64 * 16 + 16  # embedding and final norm, which every device has
+    assert cut["parameters"] == whole["parameters"]
+    assert cut["state"]["model"] == 4 * (outside + (whole["parameters"] - outside) // 2)
+    assert cut["pipeline"] == {"stages": 2, "microbatches": 4, "repeats": 1}
+    printed = as_table(cut, "pp=2").caption
+    assert "2 stages, 4 microbatches, 1 repeats: 5 ticks, a bubble of 20.0%" in printed
+    assert whole["pipeline"] is None
 
 
 def test_a_large_model_on_256_devices(tmp_path, capsys):
@@ -109,8 +121,10 @@ def test_refusals(small, tmp_path):
         plan(small, mesh="dp=-1")
     with pytest.raises(ConfigError, match="'dp=0' must be at least 1"):
         plan(small, mesh="dp=0")
-    with pytest.raises(ConfigError, match="'pp' is not an axis of the layout"):
-        plan(small, mesh="pp=4")
+    with pytest.raises(ConfigError, match="stages=3 x repeats=1 do not divide the 4 layers"):
+        ask(small, "pp=3")
+    with pytest.raises(ConfigError, match="microbatches=3 do not divide the 8 rows of a batch"):
+        ask(small, "pp=2", microbatches=3)
     with pytest.raises(ConfigError, match=r"attention over 15 tokens: sp=4 cuts a row in"):
         ask(small, "sp=4", length=15)
     with pytest.raises(FFNLabError, match="cannot be read"):

@@ -114,6 +114,40 @@ def test_a_run_on_a_mesh_of_scanned_layers_ends_alike(config, tmp_path):
     assert jax.tree.structure(a) == jax.tree.structure(b)
 
 
+PIPELINED = 'mesh = "dp=2,pp=2"\n[pipeline]\nmicrobatches = 4\nrepeats = 2\n'
+
+
+@pytest.mark.slow
+def test_a_run_in_stages_ends_alike_and_goes_on_on_another_mesh(config, tmp_path):
+    text = config.read_text().replace("layers = 1", "layers = 4").replace("batch = 2", "batch = 8")
+    config.write_text(text)
+    one = run(read_config(config, TrainConfig), tmp_path / "one")
+    config.write_text(text + PIPELINED)
+    assert train(config, out=tmp_path / "staged", steps=30, no_progress=True) == 0
+    other = PIPELINED.replace("dp=2,pp=2", "fsdp=2")
+    config.write_text(text + other)
+    with pytest.raises(ConfigError, match=r"set stages = 2 in \[pipeline\], on any mesh"):
+        train(config, out=tmp_path / "staged", resume=True, no_progress=True)
+    config.write_text(text + other + "stages = 2\n")
+    with pytest.warns(UserWarning, match="was written with mesh"):
+        train(config, out=tmp_path / "staged", resume=True, no_progress=True)
+    record = json.loads((tmp_path / "staged" / "model" / "training.json").read_text())
+    assert record["held_out_bits_per_byte"] == pytest.approx(
+        one["held_out_bits_per_byte"], abs=1e-3
+    )
+    assert len(load(tmp_path / "staged" / "model").layers) == 4
+
+
+def test_a_pipeline_needs_stages_and_a_model_that_has_some(config):
+    config.write_text(config.read_text() + "[pipeline]\nrepeats = 2\n")
+    with pytest.raises(ConfigError, match="has no pp: add pp=SIZE to it, or set stages"):
+        read_config(config, TrainConfig)
+    text = '[model]\nkind = "mlp"\nsizes = [4, 4]\n[data]\nkind = "images"\n[run]\nsteps = 1\nmesh = "pp=2"\n'
+    config.write_text(text)
+    with pytest.raises(ConfigError, match="kind 'mlp' has no stages; decoder or encoder has"):
+        read_config(config, TrainConfig)
+
+
 def test_a_resumed_run_must_be_the_same_run(config, tmp_path):
     settings = read_config(config, TrainConfig)
     half = dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=20))
@@ -203,7 +237,8 @@ def test_a_dry_run_prints_the_plan_and_does_nothing(config, tmp_path, capsys):
     ("mesh", "message"),
     [
         ("dp=3", "axis 'batch' of size 2"),
-        ("pp=2", "'pp' is not an axis of the layout"),
+        ("pp=2", "stages=2 x repeats=1 do not divide the 1 layers"),
+        ("pp=-1", r"pp=-1 leaves open what the model is; set stages in \[pipeline\]"),
         ("sp=3", "attention over 16 tokens: sp=3 cuts a row in 6 equal parts"),
         ("dp=0", "'dp=0' must be at least 1"),
     ],
