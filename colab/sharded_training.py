@@ -83,7 +83,7 @@ devices = len(jax.devices())
 meshes = ["dp=-1"] if devices < 8 else ["dp=8", "fsdp=8", "tp=2", "dp=2,fsdp=2,tp=2", "dp=2,sp=4"]
 
 
-def losses(mesh, steps):
+def losses(mesh, steps, model=model):
     """The state after some steps on a mesh, and the loss of each."""
     rule = backprop()
     state = parallel.shard(rule.init(model, jax.random.key(1)), mesh)
@@ -107,6 +107,39 @@ plt.xlabel("step")
 plt.ylabel("loss, nats")
 plt.legend(frameon=False)
 plt.show()
+
+# %% [markdown]
+# ## Stages
+# `pp` cuts the layers: each device has some of them, and the parts of a batch go through one after
+# the other. In every tick each stage works on another part; at both ends some have nothing to do,
+# the bubble. More parts make it smaller, and so do more repeats, in which a stage has layers of
+# several places of the model.
+
+# %%
+from ffnlab import models
+
+staged = models.pipeline(model, stages=2, microbatches=4)
+repeat, number, busy = staged.layers.schedule.work()
+plt.imshow(np.where(busy, number, np.nan).T)
+plt.xlabel("tick")
+plt.ylabel("stage")
+plt.title(f"which part is where; a bubble of {staged.layers.schedule.bubble:.0%}")
+plt.show()
+print(staged.layers.period[0].ffn.up.w.axes, staged.layers.period[0].ffn.up.weight.w.shape)
+
+# %%
+for text in ["dp=1"] if devices < 8 else ["pp=2", "dp=2,pp=2", "fsdp=2,pp=2,tp=2"]:
+    _, found = losses(parallel.parse_mesh(text), len(alone), staged)
+    print(f"{text:18} last loss {found[-1]:.4f}, from one device {np.abs(found - alone).max():.1e}")
+
+# %% [markdown]
+# The state goes on in any other form: a list that generates, or a stack on a mesh without stages.
+
+# %%
+listed = models.unpipeline(staged)
+print(
+    len(listed.layers), "layers;", all(map(np.array_equal, *map(jax.tree.leaves, (listed, model))))
+)
 
 # %% [markdown]
 # ## Where a matrix lies

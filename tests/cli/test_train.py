@@ -142,7 +142,8 @@ def test_a_pipeline_needs_stages_and_a_model_that_has_some(config):
     config.write_text(config.read_text() + "[pipeline]\nrepeats = 2\n")
     with pytest.raises(ConfigError, match="has no pp: add pp=SIZE to it, or set stages"):
         read_config(config, TrainConfig)
-    text = '[model]\nkind = "mlp"\nsizes = [4, 4]\n[data]\nkind = "images"\n[run]\nsteps = 1\nmesh = "pp=2"\n'
+    text = '[model]\nkind = "mlp"\nsizes = [4, 4]\n[data]\nkind = "images"\n'
+    text += '[run]\nsteps = 1\nmesh = "pp=2"\n'
     config.write_text(text)
     with pytest.raises(ConfigError, match="kind 'mlp' has no stages; decoder or encoder has"):
         read_config(config, TrainConfig)
