@@ -182,7 +182,7 @@ def shallow(seeds: Sequence[int], *, passes: int) -> dict[str, Carried]:
     return {ALONE: found.of(slice(len(seeds))), BOTH: found.of(slice(len(seeds), None))}
 
 
-def grids(quick: bool) -> dict[str, list[Setting]]:
+def grids(quick: bool) -> dict[str, Sequence[Setting]]:
     """As many settings of the deep rule for each side."""
     rates, strengths = ((0.1, RATE), (MOONS,)) if quick else (RATES, (1.0, 3.0, MOONS))
     return {
@@ -267,7 +267,8 @@ def carried(
     told = np.mean([(s * z > 0).mean((1, 2)) for s, z in zip(signs, logits, strict=True)], 0)
     linear = [1 - domain_distance(*pair, seed=seed).error for pair in zip(*features, strict=True)]
     fresh = told_apart(*features, seed=seed)
-    return Carried(*right, told, np.array(linear), fresh, models)
+    source, target, unseen = right
+    return Carried(source, target, unseen, told, np.array(linear), fresh, models)
 
 
 def told_apart(source: np.ndarray, target: np.ndarray, *, seed: int) -> np.ndarray:
