@@ -42,6 +42,7 @@ def annotated(parameter: inspect.Parameter, hint: typing.Any, text: str | None) 
     tyro = require("tyro", extra="run")
     is_optional = parameter.default is not parameter.empty
     says_nothing = any(parameter.default is nothing for nothing in (None, (), False, ""))
+    says_nothing = says_nothing or (not is_optional and typing.get_origin(hint) is tuple)
     name = metavar(hint)
     if name and is_optional and parameter.kind is parameter.POSITIONAL_ONLY:
         name = f"[{name.strip('[]')}]"

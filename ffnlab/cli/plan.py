@@ -33,6 +33,7 @@ from ffnlab.errors import ConfigError, FFNLabError, at_least
 from ffnlab.formats.huggingface import dialects
 from ffnlab.formats.opening import config_of
 from ffnlab.layers.pipelining import Schedule
+from ffnlab.parallel.program import read_program
 from ffnlab.storage.files import read_json
 
 __all__ = ["measure", "plan"]
@@ -57,8 +58,8 @@ def plan(
 ) -> None:
     """Compiles the training step for a mesh of pretended devices, without any data.
 
-    Parameters and optimizer state are exact; the memory of the step is that of a program compiled
-    for CPU devices, whose activations are float32.
+    Parameters and optimizer state are exact; the memory of the step, and what is sent between
+    devices in it, are those of a program compiled for CPU devices, whose activations are float32.
 
     Args:
       config: a TOML file of `ffnlab train`, or a model directory or config.json.
@@ -124,6 +125,8 @@ def as_table(found: dict, mesh: str) -> Table:
             f"{schedule.repeats} repeats: {schedule.ticks} ticks, a bubble of {schedule.bubble:.1%}"
         )
     table.add_row("all", f"{(sum(found['state'].values()) + found['temporary']) / GIB:.3f}", "")
+    for kind, (count, size) in sorted(found["sent"].items()):
+        table.add_row(f"sent: {kind}", f"{size / GIB:.3f}", f"{count} results a step, as compiled")
     return table
 
 
@@ -165,7 +168,7 @@ def measure(request: dict) -> dict[str, object]:
     key, dtype = jax.random.key(0), jnp.dtype(request["dtype"])
 
     has_layers = settings.kind in LAYERED
-    parts = request["microbatches"]
+    parts = request.get("microbatches")
     staged = settings.pipeline if parts is None else replace(settings.pipeline, microbatches=parts)
     changed = {
         "mesh": request["mesh"],
@@ -194,6 +197,7 @@ def measure(request: dict) -> dict[str, object]:
         "pipeline": None if (found := settings.schedule) is None else dataclasses.asdict(found),
         "state": {name: parallel.bytes_per_device(part) for name, part in state._asdict().items()},
         "temporary": memory.temp_size_in_bytes,
+        "sent": {kind: list(sent) for kind, sent in read_program(compiled.as_text()).sent.items()},
         "lower_seconds": middle - begin,
         "compile_seconds": time.perf_counter() - middle,
     }

@@ -119,7 +119,7 @@ class RunConfig:
                 raise ConfigError(f"{name}={found!r} is not one of 'float32', 'bfloat16'")
         self.loop("a figure")
 
-    def loop(self, watch: str, **more: bool | float) -> LoopOptions:
+    def loop(self, watch: str, **more: bool | int | float | None) -> LoopOptions:
         """The loop's options, of which some come from the command line; watch: what stops early."""
         return LoopOptions(
             self.log_every,
