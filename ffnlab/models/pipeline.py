@@ -55,9 +55,9 @@ def pipeline(model: M, *, stages: int, microbatches: int, repeats: int = 1) -> M
       UserWarning: fewer microbatches than stages, with the share of time that is lost.
 
     >>> from ffnlab.testing import tiny
-    >>> model = pipeline(tiny(), stages=2, microbatches=2)
+    >>> model = pipeline(tiny(), stages=3, microbatches=3)
     >>> model.layers.period[0].ffn.up.weight.w.shape, model.layers.schedule.bubble
-    ((2, 1, 1, 16, 32), 0.33333333333333337)
+    ((3, 1, 1, 16, 32), 0.4)
     """
     if not getattr(model, "pipelines", False):
         raise ConfigError(

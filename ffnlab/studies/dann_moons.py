@@ -38,7 +38,6 @@ from ffnlab.studies.tuning import Setting
 __all__ = [
     "ALONE",
     "BOTH",
-    "GLOROT",
     "MOONS",
     "MOONS_HIDDEN",
     "AtOnce",
