@@ -192,6 +192,7 @@ def start(arguments: Sequence[str], variables: Mapping[str, str]) -> subprocess.
 
 def relay(process: subprocess.Popen, index: int) -> None:
     """Prints what a process prints, each line with its rank."""
+    assert process.stdout is not None  # a pipe
     with process.stdout as lines:
         for line in lines:
             print(f"[{index}] {line.decode(errors='replace').rstrip()}", flush=True)
