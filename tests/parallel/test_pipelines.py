@@ -11,7 +11,7 @@ import optax
 import pytest
 from flax import nnx
 
-from ffnlab import models, tree
+from ffnlab import models, transform, tree
 from ffnlab.errors import ConfigError
 from ffnlab.layers import Context, Linear
 from ffnlab.learning import backprop, lamb
@@ -28,6 +28,7 @@ from ffnlab.parallel import (
     shard,
     train,
 )
+from ffnlab.quantization import nearest
 from ffnlab.storage import trees
 from ffnlab.weights import Int4, LoRA
 from tests.contracts_methods import RULES
@@ -45,13 +46,15 @@ def dense(layers: int = 8) -> Decoder:
 
 
 def low_rank() -> Decoder:
-    """INT4 matrices in the FFNs, each with an update that trains, begun away from zero."""
+    """INT4 matrices, those of the FFNs with an update that trains, begun away from zero."""
 
     def wrap(linear: Linear) -> Linear:
-        update = LoRA.init(Int4.quantize(linear.weight.dense(), group=8), 2, jax.random.key(2))
+        assert isinstance(linear.weight, Int4)
+        update = LoRA.init(linear.weight, 2, jax.random.key(2))
         return linear.replace(dataclasses.replace(update, b=update.b + 0.01))
 
-    return tree.map_at(dense(), tree.at("layers[*].ffn.*") & tree.of_type(Linear), wrap)
+    model, _ = transform.apply(nearest(format="int4", group=8), dense())
+    return tree.map_at(model, tree.at("layers[*].ffn.*") & tree.of_type(Linear), wrap)
 
 
 def adam() -> optax.GradientTransformation:
@@ -60,7 +63,7 @@ def adam() -> optax.GradientTransformation:
 
 @functools.cache
 def run(make, mesh_text: str | None, shape: tuple[int, ...] = (), optimizer=adam, steps=STEPS):
-    """Losses and gradient norms of a run, its first gradient by `steps=1` and SGD at rate 1."""
+    """Losses of a run on a mesh or on one device, and the model that it ends with."""
     rule, model = backprop(optimizer=optimizer()), models.stack(make())
     if shape:
         model = models.pipeline(model, **dict(zip(SIZES, shape, strict=False)))
@@ -72,7 +75,7 @@ def run(make, mesh_text: str | None, shape: tuple[int, ...] = (), optimizer=adam
     found = []
     for position in range(steps):
         state, metrics = step(state, place(batch_at(position)))
-        found.append((float(metrics["loss"]), float(metrics["gradient_norm"])))
+        found.append(float(metrics["loss"]))
     return np.array(found), jax.device_get(models.unstack(state.model))
 
 
@@ -102,18 +105,18 @@ def test_every_mix_has_the_losses_of_one_device(mesh, shape):
 def test_quantized_weights_with_updates_learn_alike(mesh, shape):
     found, wanted = run(low_rank, mesh, shape)[0], run(low_rank, None)[0]
     np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=0)
-    assert wanted[-1, 0] != wanted[0, 0]
+    assert wanted[-1] < wanted[0]
+
+
+PLAIN = functools.partial(optax.sgd, 1.0)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("mesh", "shape"), [MIXES[1], MIXES[7]], ids=str)
 @pytest.mark.parametrize("make", [dense, low_rank])
-def test_gradients_are_those_of_one_device(make):
+def test_gradients_are_those_of_one_device(make, mesh, shape):
     """A step at rate 1 is the gradient."""
-    plain = functools.partial(optax.sgd, 1.0)
-    found, wanted = (
-        run(make, mesh, shape, plain, 1)[1]
-        for mesh, shape in ((None, ()), ("dp=2,pp=2,tp=2", (2, 4, 2)))
-    )
+    found, wanted = run(make, mesh, shape, PLAIN, 1)[1], run(make, None, (), PLAIN, 1)[1]
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=0)
 
@@ -128,13 +131,13 @@ def test_an_optimizer_that_looks_at_layers_finds_them_in_stages():
 
 @pytest.mark.slow
 def test_every_rule_of_a_decoder_learns_in_stages():
-    mesh, key, ran = parse_mesh("pp=2"), jax.random.key(0), []
+    mesh, key, ran = parse_mesh("pp=3"), jax.random.key(0), []
     for name, case in RULES.items():
         model = case.model()
         if not isinstance(model, Decoder):
             continue
-        rule, batch = case.make(), np.tile(case.batches()[0], (2, 1))
-        staged = models.pipeline(model, stages=2, microbatches=2)
+        rule, batch = case.make(), np.tile(case.batches()[0], (3, 1))
+        staged = models.pipeline(model, stages=3, microbatches=3)
         wanted, _ = rule.step(rule.init(model, key), batch)
         state = shard(rule.init(staged, key), mesh)
         found, _ = make_step(rule, mesh)(state, place_batch(batch, mesh))
@@ -278,7 +281,7 @@ def test_checkpoints_move_between_forms_and_meshes(tmp_path):
             np.testing.assert_array_equal(a, b)
         _, metrics = make_step(rule, mesh)(moved, place_batch(batch_at(2), mesh))
         losses.append(float(metrics["loss"]))
-    np.testing.assert_allclose(losses, run(dense, None)[0][2, 0], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(losses, run(dense, None)[0][2], atol=1e-5, rtol=0)
 
 
 FOUR = {"stages": 4, "microbatches": 4}
