@@ -105,25 +105,30 @@ def test_a_step_that_compiles_is_compiling_and_tells_nothing_of_how_long_steps_t
 
 
 def test_a_run_tiles_its_wall_clock(key, tmp_path):
+    moments = []
+
     def slow(position):
+        moments.append(time.time())
         time.sleep(0.01)
         return numbers(position)
 
     def evaluate(state):
         time.sleep(0.05)
+        moments.append(time.time())
         return {"total": state.seen.sum()}
 
     options = LoopOptions(log_every=4, evaluate_every=6, checkpoint_every=5)
     begin = time.time()
     train(counting(), MODEL, slow, 12, key=key, folder=tmp_path, evaluate=evaluate, options=options)
-    wall = time.time() - begin
+    end = time.time()
     rows = [json.loads(line) for line in (tmp_path / TIMES).read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 4, 6, 8, 12, 12]
     assert [row.get("ended", False) for row in rows] == [False] * 5 + [True]
     last = rows[-1]["seconds"]
     assert set(last) == set(PHASES) and all(value >= 0 for value in last.values())
     assert sum(last.values()) == pytest.approx(rows[-1]["time"] - rows[-1]["began"], rel=1e-3)
-    assert sum(last.values()) == pytest.approx(wall, rel=0.01)
+    # No bound on what lies outside, which a busy machine stretches: the part holds all of the work.
+    assert begin <= rows[0]["began"] <= moments[0] and moments[-1] <= rows[-1]["time"] <= end
     assert last["evaluating"] >= 0.1 and last["input"] >= 0.12 * 0.8
     assert last["compiling"] > 0 and last["saving"] > 0 and last["starting"] > 0
     for earlier, later in zip(rows, rows[1:], strict=False):
