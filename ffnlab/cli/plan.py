@@ -2,11 +2,7 @@
 
 import dataclasses
 import functools
-import json
 import math
-import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -29,18 +25,16 @@ from ffnlab.cli.training import (
     read_training,
     rule_of,
 )
-from ffnlab.errors import ConfigError, FFNLabError, at_least
+from ffnlab.errors import ConfigError, at_least
 from ffnlab.formats.huggingface import dialects
 from ffnlab.formats.opening import config_of
 from ffnlab.layers.pipelining import Schedule
+from ffnlab.parallel import pretended
 from ffnlab.parallel.program import read_program
 from ffnlab.storage.files import read_json
 
 __all__ = ["measure", "plan"]
 
-DEVICES = "--xla_force_host_platform_device_count"
-# A failure that is not ours is shown whole, without jax's remark on the frames that it hides.
-PRETENDED = {"JAX_PLATFORMS": "cpu", "JAX_TRACEBACK_FILTERING": "off"}
 GIB = 2**30
 LAYERED = ("decoder", "encoder", "vit")  # kinds whose blocks are scanned
 
@@ -82,23 +76,9 @@ def plan(
     sizes = parallel.mesh_sizes(mesh).values()
     if -1 in sizes:
         raise ConfigError(f"mesh={mesh!r}: a plan needs every size, there are no devices to count")
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}={math.prod(sizes)}"
     request = {"config": str(config), "mesh": mesh, "batch": batch, "length": length}
     request |= {"microbatches": microbatches, "remat": remat, "dtype": dtype}
-    # The number of devices is fixed when jax starts: a process of its own.
-    done = subprocess.run(
-        [sys.executable, "-m", "ffnlab.cli.plan"],
-        input=json.dumps(request),
-        env=os.environ | PRETENDED | {"XLA_FLAGS": flags.strip()},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise FFNLabError(done.stderr.strip() or f"the plan ended with status {done.returncode}")
-    found = json.loads(done.stdout)
-    if "refused" in found:
-        raise FFNLabError(found["refused"])
+    found = pretended.ask("ffnlab.cli.plan", request, math.prod(sizes))
     show(as_table(found, mesh))
 
 
@@ -204,8 +184,4 @@ def measure(request: dict) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    try:
-        answer = measure(json.load(sys.stdin))
-    except FFNLabError as error:
-        answer = {"refused": str(error)}
-    json.dump(answer, sys.stdout)
+    pretended.answer(measure)

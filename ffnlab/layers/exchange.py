@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 from ffnlab.errors import ConfigError
 from ffnlab.layers.balance import counts
 from ffnlab.layers.grouped import Groups, back, group, take
-from ffnlab.layers.logical import ambient, automatic, partition
+from ffnlab.layers.logical import ambient, automatic, partition, row_names
 from ffnlab.layers.routers import Routing
 from ffnlab.weights import AxisNames, is_weight
 
@@ -62,9 +62,7 @@ def mixed(
         return combined(here(experts, x.reshape(-1, x.shape[-1]), groups), routing.weight)
     layout, leaves = ambient(), jax.tree.leaves(experts)
     structure, places = jax.tree.structure(experts), specs(experts, sizes)
-    names = ("batch", *(("length",) if x.ndim > 2 else ()))
-    names = (*names, *(None,) * (x.ndim - len(names)))
-    rows = partition(names, x.shape, sizes, layout)
+    rows = partition(row_names(x.ndim), x.shape, sizes, layout)
     axes, holders = holders_of(routing.experts)
     form = default_form() if form is None else form
     if form not in FORMS:

@@ -8,7 +8,7 @@ both.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import TypeVar
@@ -155,6 +155,34 @@ def constrain(x: Array, axes: Sequence[Names], *, path: str | None = None) -> Ar
         return x
     spec = partition(axes, x.shape, sizes, ambient(), path=path)
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def rowwise(fn: Callable[[Array], PyTree], x: Array, names: Sequence[Names]) -> PyTree:
+    """What a function makes of each row, computed on the devices that the rows lie on.
+
+    XLA gathers the operand of an operation that it cannot cut (TopK is one), and every device
+    computes all rows.
+
+    Args:
+      fn: of rows; every result has their leading axes.
+      x: the rows.
+      names: of the axes of x, None where a function needs the whole of one.
+    """
+    sizes = automatic()
+    if math.prod(sizes.values()) == 1:
+        return fn(x)
+    rows = partition(names, x.shape, sizes, ambient())
+    return jax.shard_map(fn, in_specs=rows, out_specs=rows, check_vma=False)(x)
+
+
+def row_names(dimensions: int) -> tuple[str | None, ...]:
+    """The names of rows of tokens or of plain rows: [b, t, ...] or [b, ...].
+
+    >>> row_names(2), row_names(4)
+    (('batch', None), ('batch', 'length', None, None))
+    """
+    names = ("batch", "length")[: 1 + (dimensions > 2)]
+    return (*names, *(None,) * (dimensions - len(names)))
 
 
 def constrain_named(tree: T) -> T:

@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ffnlab.errors import ConfigError
 from ffnlab.layers.context import TokenFacts
+from ffnlab.layers.logical import row_names, rowwise
 
 __all__ = [
     "Routing",
@@ -125,7 +126,7 @@ def _top_k(
 ) -> Routing:
     experts = scores.shape[-1]
     check_k(k, experts)
-    top, chosen = jax.lax.top_k(scores, k)
+    top, chosen = rowwise(lambda s: jax.lax.top_k(s, k), scores, row_names(scores.ndim))
     if normalize:
         top = top / jnp.maximum(jnp.sum(top, axis=-1, keepdims=True), TINY)
     log_norm = jnp.where(routed, jax.nn.logsumexp(logits, axis=-1), 0.0)
@@ -173,9 +174,13 @@ def expert_choice(
     seen, valid, routed = _usable(logits, valid)
     scores = jnp.where(routed[..., None], jax.nn.softmax(seen, axis=-1), 0.0)
     offered = jnp.swapaxes(jnp.where(routed[..., None], scores, -1.0), -1, -2)
-    _, taken = jax.lax.top_k(offered, min(capacity, offered.shape[-1]))
-    kept = jnp.zeros(offered.shape, bool)
-    kept = jnp.put_along_axis(kept, taken, True, axis=-1, inplace=False)
+    most = min(capacity, offered.shape[-1])
+
+    def largest(offered: Array) -> Array:
+        kept, taken = jnp.zeros(offered.shape, bool), jax.lax.top_k(offered, most)[1]
+        return jnp.put_along_axis(kept, taken, True, axis=-1, inplace=False)
+
+    kept = rowwise(largest, offered, ("batch", *(None,) * (offered.ndim - 1)))
     kept = jnp.swapaxes(kept, -1, -2) & routed[..., None]
     chosen = jnp.broadcast_to(jnp.arange(scores.shape[-1]), scores.shape)
     log_norm = jnp.where(routed, jax.nn.logsumexp(seen, axis=-1), 0.0)
@@ -256,7 +261,7 @@ def random(
         )
     p = jnp.asarray(p / p.sum(), jnp.float32)
     noisy = jnp.log(p) + jax.random.gumbel(key, (*shape, experts))
-    chosen = jax.lax.top_k(noisy, k)[1]
+    chosen = rowwise(lambda x: jax.lax.top_k(x, k)[1], noisy, row_names(noisy.ndim))
     valid = jnp.ones(shape, bool) if valid is None else valid
     scores = jnp.where(valid[..., None], p, 0.0)
     weight = jnp.full(chosen.shape, 1.0 / k)

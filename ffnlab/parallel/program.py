@@ -1,7 +1,8 @@
 """What a compiled program does on each device, read from its text: products, and what it sends.
 
 The compiler's own cost analysis counts the body of a loop once and no bytes of collectives. Here a
-body counts as often as it runs, where the compiler knows that (`known_trip_count`).
+body counts as often as it runs, where the compiler knows that (`known_trip_count`). How often a
+loop over the tokens of an expert runs depends on the tokens.
 """
 
 import math
@@ -47,12 +48,14 @@ class Program(NamedTuple):
     """What a device does.
 
     Attributes:
-      multiply_adds: of matrix products.
+      multiply_adds: of matrix products outside of loops of unknown length.
       sent: collectives by kind; kinds that do not occur are left out.
+      varying: multiply-adds of one turn of each loop of unknown length.
     """
 
     multiply_adds: int
     sent: dict[str, Sent]
+    varying: int = 0
 
     @property
     def bytes(self) -> int:
@@ -72,7 +75,8 @@ class Operation(NamedTuple):
 def read_program(text: str) -> Program:
     """Reads a program.
 
-    Of a conditional the branch that does most counts, and a loop of unknown length counts once.
+    Of a conditional the branch that does most counts, and what is sent in a loop of unknown length
+    counts once.
 
     Args:
       text: `compiled.as_text()`, for one device or several.
@@ -128,12 +132,14 @@ def of_operation(
     ]
     if branches:
         each = [of_computation(branch, bodies, known) for branch in branches]
-        return max(each, key=lambda found: (found.multiply_adds, found.bytes))
+        return max(each, key=lambda found: (found.multiply_adds + found.varying, found.bytes))
     trips = TRIPS.search(line.rest)
     times = int(trips[1]) if trips and kind == "while" else 1
     found = Program(0, {})
     for called in CALLED.findall(line.rest):
         found = added(found, of_computation(called, bodies, known), times)
+    if kind == "while" and trips is None:
+        return Program(0, found.sent, found.multiply_adds + found.varying)
     return found
 
 
@@ -143,7 +149,8 @@ def added(one: Program, other: Program, times: int = 1) -> Program:
     for kind, more in other.sent.items():
         before = sent.get(kind, Sent(0, 0))
         sent[kind] = Sent(before.count + times * more.count, before.bytes + times * more.bytes)
-    return Program(one.multiply_adds + times * other.multiply_adds, sent)
+    multiply_adds = one.multiply_adds + times * other.multiply_adds
+    return Program(multiply_adds, sent, one.varying + times * other.varying)
 
 
 def products(dot: Operation, shapes: Mapping[str, str]) -> int:

@@ -1,7 +1,6 @@
 """Experts over a mesh against experts on one device."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +117,7 @@ def test_the_ragged_form_is_lowered_where_there_is_one(platform):
         mixed(moe().experts, x, routing_of("even", x), form="dense")
 
 
-def test_rows_are_exchanged_and_no_expert_is_gathered():
+def test_rows_are_exchanged_and_nothing_is_gathered():
     mesh = parse_mesh("ep=8")
     layer = shard(moe(), mesh)
     with on(mesh):
@@ -126,8 +125,7 @@ def test_rows_are_exchanged_and_no_expert_is_gathered():
         compiled = jax.jit(lambda m, x: m(x)[0]).lower(layer, x).compile()
     text = compiled.as_text()
     assert text.count("all-to-all(") >= 3
-    for shape in re.findall(r"\[([0-9,]+)\][^=\n]* all-gather\(", text):
-        assert np.prod([int(n) for n in shape.split(",")]) < E * D * 24, shape
+    assert "all-gather(" not in text, "neither an expert nor the scores of the router"
     np.testing.assert_allclose(compiled(layer, x), moe()(input_of((8, 3, D)))[0], atol=ATOL)
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ffnlab.errors import ConfigError
 from ffnlab.layers import TokenFacts, routers
+from ffnlab.parallel import on, parse_mesh, place_batch
 from tests.contracts import input_of
 
 RTOL = 1e-5  # float32 against float64
@@ -191,6 +192,34 @@ def test_capacity():
 
 
 ONE = jnp.zeros((2, 3, 4))
+MESHED = {
+    "softmax": lambda logits: routers.softmax_top_k(logits, 2),
+    "sigmoid": lambda logits: routers.sigmoid_top_k(logits, 3, normalize=False),
+    "choice": lambda logits: routers.expert_choice(logits, 2),
+    "random": lambda logits: routers.random(jax.random.key(3), logits.shape[:-1], 8, 2),
+}
+
+
+@pytest.mark.parametrize("kind", MESHED)
+@pytest.mark.parametrize("mesh", ["dp=2,ep=4", "dp=2,sp=2,tp=2"])
+def test_on_a_mesh_each_device_chooses_for_its_own_tokens(kind, mesh):
+    """Gradients too; only experts that choose among cut rows need the scores of all of them."""
+    logits, mesh = input_of((8, 6, 8)), parse_mesh(mesh)
+
+    def weighed(logits):
+        found = MESHED[kind](logits)
+        return (found.weight * jnp.cos(found.chosen)).sum(), found
+
+    run = jax.grad(weighed, has_aux=True)
+    wanted = jax.jit(run)(logits)
+    with on(mesh):
+        compiled = jax.jit(run).lower(place_batch(np.asarray(logits), mesh)).compile()
+        found = compiled(place_batch(np.asarray(logits), mesh))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert "all-gather(" not in compiled.as_text() or (kind, "sp" in mesh.shape) == ("choice", True)
+
+
 BAD = {
     "k=5 of experts=4": lambda: routers.softmax_top_k(ONE, 5),
     "k=0 of experts=4": lambda: routers.sigmoid_top_k(ONE, 0),

@@ -85,6 +85,19 @@ def test_products_count_as_often_as_they_run_in_fusions_and_backwards():
     assert read_program(both).multiply_adds == 3 * 4 * one
 
 
+def test_products_of_loops_of_unknown_length_are_counted_apart():
+    def body(x, n):
+        once = lambda x: x @ x.T @ x  # noqa: E731
+
+        def turns(x, _):
+            return jax.lax.while_loop(lambda x: x.sum() < n, once, x), None
+
+        return jax.lax.scan(turns, once(x), None, length=3)[0]
+
+    text = jax.jit(body).lower(jnp.ones((4, 8)), 1.0).compile().as_text()
+    assert read_program(text) == Program(2 * 4 * 4 * 8, {}, varying=3 * 2 * 4 * 4 * 8)
+
+
 def test_each_device_multiplies_its_share():
     cut = NamedSharding(MESH, PartitionSpec("a", None))
     x = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=cut)
