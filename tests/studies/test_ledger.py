@@ -20,7 +20,10 @@ IN_REPOSITORY = pytest.mark.skipif(
     not (ROOT / "colab").is_dir(),
     reason="an archive of the sources has neither notebooks nor results",
 )
-PAGE = f"# A title\n\n{tables.BEGIN}\noutdated\n{tables.END}\n\nThe rest.\n"
+BEGIN, END = tables.marks(tables.SYSTEMS)
+PAGE = "\n".join(
+    ["# A title", "", BEGIN, "outdated", END, "", *tables.marks(tables.AXES), "", "The rest.", ""]
+)
 
 
 # What the repository holds.
@@ -210,18 +213,34 @@ def test_tables_say_what_was_recorded(repository):
 
 
 def test_a_page_without_its_marks_is_refused():
-    table = "| a |\n| --- |"
-    once = tables.with_systems(PAGE, table)
-    assert once == f"# A title\n\n{tables.BEGIN}\n\n{table}\n\n{tables.END}\n\nThe rest.\n"
-    assert tables.with_systems(once, table) == once
-    for page in (
-        PAGE.replace(tables.BEGIN, ""),
-        PAGE.replace(tables.END, ""),
-        PAGE * 2,
-        f"{tables.END}\n{tables.BEGIN}\n",
-    ):
+    table, page = "| a |\n| --- |", f"# A title\n\n{BEGIN}\noutdated\n{END}\n\nThe rest.\n"
+    once = tables.with_table(page, "systems", table)
+    assert once == f"# A title\n\n{BEGIN}\n\n{table}\n\n{END}\n\nThe rest.\n"
+    assert tables.with_table(once, "systems", table) == once
+    for bad in (page.replace(BEGIN, ""), page.replace(END, ""), page * 2, f"{END}\n{BEGIN}\n"):
         with pytest.raises(FormatError, match="no place for the systems"):
-            tables.with_systems(page, table)
+            tables.with_table(bad, "systems", table)
+    with pytest.raises(FormatError, match="no place for the axes"):
+        tables.with_table(page, "axes", table)
+
+
+def test_the_table_of_axes_is_that_of_its_study(tmp_path):
+    assert tables.axes_table(None) == "not run yet"
+    row = {"axis": "tensor", "mesh": "tp=8", "products": 0.125, "parameters": 0.12594}
+    row |= {"temporary": 0.25, "sent a step": "all-reduce 3 x, 1.50 MiB", "bubble": 0.0}
+    row |= {"loss differs by": 1.4e-06, "compiled in s": 3.0}
+    found = read(tmp_path, record(tmp_path, "mesh-axes", table=[row]).slug)
+    header, _, cut = cells(tables.axes_table(found))
+    assert dict(zip(header, cut, strict=True)) == {
+        "axis": "tensor",
+        "mesh": "tp=8",
+        "products": "0.125",
+        "parameters": "0.126",
+        "temporary": "0.25",
+        "sent a step": "all-reduce 3 x, 1.50 MiB",
+        "bubble": "0",
+        "loss differs by": "1.4e-06",
+    }
 
 
 # `make ledger` and `make ledger-check`.

@@ -4,7 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ffnlab.studies.ledger.recorded import Recorded, changes, read
-from ffnlab.studies.ledger.tables import Results, ledger_page, systems_table, with_systems
+from ffnlab.studies.ledger.tables import (
+    AXES,
+    SYSTEMS,
+    Results,
+    axes_table,
+    ledger_page,
+    systems_table,
+    with_table,
+)
 from ffnlab.studies.result import PICTURE_LIMIT
 from ffnlab.studies.table import STUDIES
 
@@ -29,11 +37,12 @@ def pages(root: Path, results: Results) -> dict[Path, str]:
     """The pages with tables as they should be.
 
     Raises:
-      FormatError: the README has no place for its table.
+      FormatError: the README has no place for its tables.
     """
     readme = root / "README.md"
-    table = with_systems(readme.read_text(encoding="utf-8"), systems_table(results))
-    return {root / FOLDER / "README.md": ledger_page(results), readme: table}
+    text = with_table(readme.read_text(encoding="utf-8"), SYSTEMS, systems_table(results))
+    text = with_table(text, AXES, axes_table(results.get("mesh-axes")))
+    return {root / FOLDER / "README.md": ledger_page(results), readme: text}
 
 
 def problems(root: Path, results: Results) -> Iterator[str]:

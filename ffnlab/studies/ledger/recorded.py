@@ -25,6 +25,7 @@ class Recorded(NamedTuple):
     versions: Mapping[str, str]
     sources: Mapping[str, str]
     claims: Sequence[Claim]
+    table: Sequence[Mapping[str, object]]
     pictures: Sequence[str]
 
     @property

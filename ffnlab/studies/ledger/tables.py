@@ -7,9 +7,9 @@ from ffnlab.errors import FormatError
 from ffnlab.studies.ledger.recorded import FULL, Recorded
 from ffnlab.studies.table import STUDIES, Study
 
-__all__ = ["ledger_page", "systems_table", "with_systems"]
+__all__ = ["AXES", "SYSTEMS", "axes_table", "ledger_page", "marks", "systems_table", "with_table"]
 
-BEGIN, END = "<!-- systems: written by make ledger -->", "<!-- end of systems -->"
+SYSTEMS, AXES = "systems", "axes"  # tables of the README
 SPECIAL = re.compile(r"([\\|*_<>\[\]~`$])")
 NONE_YET = "not run yet"
 
@@ -91,16 +91,41 @@ def systems_table(results: Results) -> str:
     return "\n".join(markdown(("system", "package", "what it does", "claims hold", "study"), rows))
 
 
-def with_systems(page: str, table: str) -> str:
+def axes_table(result: Recorded | None) -> str:
+    """The README's table of what each axis of a mesh costs, from the study `mesh-axes`."""
+    if result is None:
+        return NONE_YET
+    columns = ("axis", "mesh", "products", "parameters", "temporary", "sent a step", "bubble")
+    columns += ("loss differs by",)
+    rows = [
+        [str(row[c]) if isinstance(row[c], str) else f"{row[c]:.3g}" for c in columns]
+        for row in result.table
+    ]
+    return "\n".join(markdown(columns, rows))
+
+
+def marks(name: str) -> tuple[str, str]:
+    """What a table of the README stands between.
+
+    >>> marks("systems")
+    ('<!-- systems: written by make ledger -->', '<!-- end of systems -->')
+    """
+    return f"<!-- {name}: written by make ledger -->", f"<!-- end of {name} -->"
+
+
+def with_table(page: str, name: str, table: str) -> str:
     """A page with a table between the marks of it.
 
     Raises:
       FormatError: the marks are not there, or not once each in this order.
     """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in before + after:
-        raise FormatError(f"the README has no place for the systems: {BEGIN} and {END}, once each")
+    opening, closing = marks(name)
+    before, begin, rest = page.partition(opening)
+    _, end, after = rest.partition(closing)
+    if not begin or not end or opening in rest or closing in before + after:
+        raise FormatError(
+            f"the README has no place for the {name}: {opening} and {closing}, once each"
+        )
     return f"{before}{begin}\n\n{table}\n\n{end}{after}"
 
 
