@@ -99,6 +99,49 @@ def test_a_large_model_on_256_devices(tmp_path, capsys):
     assert "6.161" in said, "of float32 masters and of AdamW's two averages"
 
 
+MIXTURE = {  # Mixtral 8x22B
+    "architectures": ["MixtralForCausalLM"],
+    "model_type": "mixtral",
+    "vocab_size": 32768,
+    "hidden_size": 6144,
+    "intermediate_size": 16384,
+    "num_hidden_layers": 56,
+    "num_attention_heads": 48,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 65536,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1000000.0,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+    "sliding_window": None,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "mesh", "said", "sent"),
+    [
+        (
+            LARGE,
+            "dp=2,fsdp=8,tp=4,pp=4",
+            ["70.6 G", "4 stages, 8 microbatches, 1 repeats: 11 ticks, a bubble of 27.3%"],
+            "collective-permute",
+        ),
+        (MIXTURE, "dp=2,fsdp=8,ep=8,tp=2", ["141 G"], "all-to-all"),
+    ],
+    ids=["stages", "experts"],
+)
+def test_stages_and_experts_on_256_devices(tmp_path, capsys, config, mesh, said, sent):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    options = {"batch": 128, "length": 4096, "remat": "nothing", "dtype": "bfloat16"}
+    plan(tmp_path, mesh=mesh, **options, **({"microbatches": 8} if "pp" in mesh else {}))
+    found = capsys.readouterr().out
+    assert all(part in found for part in (*said, f"on {mesh}", f"sent: {sent}"))
+
+
 def test_a_plan_is_of_the_configured_run(small, capsys):
     """Mesh and remat of the file hold where nothing else is asked for; packed rows are three."""
     small.write_text(small.read_text() + 'mesh = "fsdp=2"\nremat = "nothing"\n')
