@@ -142,6 +142,27 @@ print(
 )
 
 # %% [markdown]
+# ## Context
+# `sp` cuts rows of tokens, and no device ever has the keys of whole rows. Where it divides the
+# heads, devices exchange heads for tokens (Ulysses); for other numbers of heads, windows and packed
+# rows, keys go round a ring. Which it is, the compiled step says.
+
+# %%
+import dataclasses
+
+from ffnlab.parallel.program import read_program
+
+windowed = Decoder(dataclasses.replace(config, windows=(16, 16)), key=jax.random.key(0))
+mesh = parallel.parse_mesh("dp=1" if devices < 8 else "dp=2,sp=4")
+for name, each in [("heads for tokens", model), ("keys of neighbours", windowed)]:
+    state = parallel.shard(backprop().init(each, jax.random.key(1)), mesh)
+    batch = parallel.place_batch(batches(0), mesh)
+    compiled = parallel.make_step(backprop(), mesh).trace(state, batch).lower().compile()
+    print(f"{name}:")
+    for kind, (count, size) in read_program(compiled.as_text()).sent.items():
+        print(f"    {count:3} x {kind}, {size / 2**20:.2f} MiB")
+
+# %% [markdown]
 # ## Where a matrix lies
 
 # %%

@@ -94,7 +94,7 @@ class Sizes:
     steps: int
 
 
-FULL, QUICK = Sizes(128, 16, 256, 16, 20), Sizes(128, 8, 64, 16, 3)
+FULL, QUICK = Sizes(128, 16, 64, 16, 20), Sizes(128, 8, 32, 16, 3)
 
 
 class Measured(NamedTuple):

@@ -110,7 +110,11 @@ def test_every_parameter_is_cut_as_it_was(name):
 
 def test_a_difference_names_the_parameter():
     golden = json.loads((FOLDER / "encoder.json").read_text())
-    (path,) = [path for path in golden if path.startswith("model") and path.endswith("layers.0.ffn.up.w.value.w")]
+    (path,) = [
+        path
+        for path in golden
+        if path.startswith("model") and path.endswith("layers.0.ffn.up.w.value.w")
+    ]
     other = {**golden, path: "float32 [32, 64] None None"}
     assert list(differences(golden, other)) == [
         f"{path}: was float32 [32, 64] None tp, is float32 [32, 64] None None"
