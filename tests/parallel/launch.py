@@ -85,11 +85,12 @@ def start_slurm(count: int, config: Path, out: Path, *more: str) -> list[subproc
     return [start(config, out, "--coordinator", "auto", *more, **job, **task) for task in tasks]
 
 
-def script(name: str, *arguments: str) -> None:
+def script(name: str, *arguments: str, devices: int = 1) -> None:
     """Runs a module of this folder, and fails with what it and its runs wrote."""
+    flags = FLAGS.replace("device_count=1", f"device_count={devices}")
     done = subprocess.run(
         [sys.executable, "-m", f"tests.parallel.{name}", *arguments],
-        env=os.environ | {"XLA_FLAGS": FLAGS},
+        env=os.environ | {"XLA_FLAGS": flags},
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -10,14 +10,24 @@ from tests.parallel import launch
 
 
 def killed_again_and_again(
-    tmp_path: Path, kills: int, saving: int, steps: int, seed: int, longest: int
+    tmp_path: Path,
+    kills: int,
+    saving: int,
+    steps: int,
+    seed: int,
+    longest: int,
+    more: str = "",
+    devices: int = 1,
 ) -> list[dict]:
-    """Runs `tests/parallel/kills.py`, compares its two runs, and returns what it wrote down."""
+    """Runs `tests/parallel/kills.py`, compares its two runs, and returns what it wrote down.
+
+    `more` are further lines of the configuration's [run].
+    """
     config = launch.write_config(tmp_path, steps)
     content = config.read_text().replace("checkpoint_every = 10", "checkpoint_every = 20")
-    config.write_text(content + 'dtype = "float32"\n')
+    config.write_text(content.replace("layers = 1", "layers = 2") + 'dtype = "float32"\n' + more)
     arguments = [str(config), str(tmp_path), str(kills), str(seed), str(saving), str(longest)]
-    launch.script("kills", *arguments)
+    launch.script("kills", *arguments, devices=devices)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     same = [(folder / "model" / "model.safetensors").read_bytes() for folder in (whole, cut)]
     assert same[0] == same[1]
@@ -32,6 +42,12 @@ def killed_again_and_again(
 
 def test_three_kills(tmp_path):
     killed_again_and_again(tmp_path, kills=3, saving=1, steps=300, seed=3, longest=300)
+
+
+@pytest.mark.faults
+def test_a_pipeline_that_is_killed_goes_on_with_the_same_bits(tmp_path):
+    options = {"kills": 4, "saving": 1, "steps": 300, "seed": 5, "longest": 300, "devices": 4}
+    killed_again_and_again(tmp_path, **options, more='mesh = "dp=2,pp=2"\n')
 
 
 @pytest.mark.faults
