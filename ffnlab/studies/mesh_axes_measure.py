@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 DEVICES = 8
-MICROBATCHES = 16  # of the pipelines: two to a stage
+MICROBATCHES = 16  # of a pipeline over all devices: two to a stage, a row in each
 RATE = 1e-3
 EXPERTS = 8
 
@@ -72,7 +72,7 @@ AXES: Mapping[str, Case] = {
 MIXES: Mapping[str, Case] = {
     "data, tensor, pipeline": Case("dp=2,tp=2,pp=2", cut="layers.**", parts=4),
     "data, FSDP, context": Case("dp=2,fsdp=2,sp=2", cut="**", parts=2),
-    "FSDP, tensor, expert": Case("fsdp=2,tp=2,ep=2", True, cut="**.experts.**", parts=2),
+    "FSDP, tensor, expert": Case("fsdp=2,tp=2,ep=2", True, cut="**.experts.**", parts=8),
 }
 
 
@@ -158,8 +158,7 @@ def measure(request: dict[str, Any]) -> dict[str, dict[str, object]]:
 def on_mesh(sizes: Sizes, case: Case, seed: int) -> Measured:
     """One case, on the devices of this process."""
     mesh, key = parallel.parse_mesh(case.mesh or "dp=1"), jax.random.key(seed)
-    stages = mesh.shape.get("pp", 1)
-    schedule = Schedule(stages, MICROBATCHES) if stages > 1 else None
+    schedule = schedule_of(mesh.shape)
     loss = routed(next_token) if case.mixture else next_token
     rule = backprop(loss, optimizer=optax.adam(RATE))
     state = parallel.shard(rule.init(made(sizes, case, schedule, key), key), mesh)
@@ -195,6 +194,13 @@ def on_mesh(sizes: Sizes, case: Case, seed: int) -> Measured:
         load=sum(loads) / len(loads),
         seconds=seconds,
     )
+
+
+def schedule_of(mesh: Mapping[str, int]) -> Schedule | None:
+    """Of a mesh with stages: a row in each microbatch for every device among which rows are cut."""
+    if mesh.get("pp", 1) == 1:
+        return None
+    return Schedule(mesh["pp"], MICROBATCHES // mesh.get("dp", 1))
 
 
 def trained(
