@@ -33,9 +33,7 @@ PAGE = "\n".join(
 TO_COME = (
     "dann",
     "dp-hypernet",
-    "exact-permutations",
     "forward-gnn",
-    "hypernet-review",
     "physical-ff",
     "structured-ffn",
 )
