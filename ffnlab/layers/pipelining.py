@@ -181,7 +181,9 @@ def circulate(
     (work, line), outputs = jax.lax.scan(tick, (work, line), now)
     # The last ticks turned the stages alone, short of one whole turn.
     last = jnp.roll(work[0], 1 + schedule.period - schedule.microbatches, axis=0)
-    ring = jnp.concatenate([last[:, None], line[0]], axis=1)
+    # Whose turn it is in the line goes round by itself, and did not end where it began.
+    waiting = jnp.roll(line[0], -schedule.repeats * schedule.period, axis=1)
+    ring = jnp.concatenate([last[:, None], waiting], axis=1)
     return _off_ring(schedule, ring), jax.tree.map(lambda x: _of_ticks(schedule, x), outputs)
 
 

@@ -108,6 +108,19 @@ def test_a_batch_goes_through_all_stages_and_gradients_come_back(sizes, remat):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+# Places that wait at each stage: 2, 3 or 4, which divide the turns of the line or do not.
+LONG = [(2, 5), (2, 6), (2, 8), (2, 8, 2), (2, 10), (3, 9), (3, 12, 2), (4, 13, 3), (4, 16, 2)]
+
+
+@pytest.mark.parametrize("sizes", LONG)
+def test_every_row_ends_where_it_began_however_many_wait(sizes):
+    schedule = Schedule(*sizes)
+    given = work(schedule, 2 * schedule.microbatches)
+    found = jax.jit(through(schedule))(*given)
+    for a, b in zip(found, one_by_one(schedule, *given)[0], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_what_a_stage_makes_of_rows_that_are_not_its_own_is_thrown_away():
     """The logarithm of the logarithm is finite here, and a third one is not."""
     run = jax.jit(lambda w, h: circulate(Schedule(2, 3), log_stage, w, h, ())[0])
