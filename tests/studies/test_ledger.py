@@ -33,7 +33,6 @@ PAGE = "\n".join(
 TO_COME = (
     "dann",
     "dp-hypernet",
-    "forward-gnn",
     "physical-ff",
     "structured-ffn",
 )
