@@ -1,0 +1,33 @@
+"""Searching for smaller networks: spaces, evolution, predictors, fronts, and the loop around them.
+
+NumPy and a seed; what a network is and what it costs is asked of a `measure(config)` that the
+caller gives. Cutting what was found out of a model belongs to `ffnlab.models`.
+"""
+
+from ffnlab.pruning.search.loop import Log, Measure, SearchOptions, measured, search, start
+from ffnlab.pruning.search.pareto import best_within, front, hypervolume, knee
+from ffnlab.pruning.search.predictor import COARSE, OFFICIAL, Grid, Predictor, fit, predict
+from ffnlab.pruning.search.space import Config, Space, Value, Variable
+
+__all__ = [
+    "COARSE",
+    "OFFICIAL",
+    "Config",
+    "Grid",
+    "Log",
+    "Measure",
+    "Predictor",
+    "SearchOptions",
+    "Space",
+    "Value",
+    "Variable",
+    "best_within",
+    "fit",
+    "front",
+    "hypervolume",
+    "knee",
+    "measured",
+    "predict",
+    "search",
+    "start",
+]
