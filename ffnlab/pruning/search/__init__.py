@@ -4,9 +4,10 @@ NumPy and a seed; what a network is and what it costs is asked of a `measure(con
 caller gives. Cutting what was found out of a model belongs to `ffnlab.models`.
 """
 
-from ffnlab.pruning.search.loop import Log, Measure, SearchOptions, measured, search, start
+from ffnlab.pruning.search.loop import Log, Measure, measured, search, start
 from ffnlab.pruning.search.pareto import best_within, front, hypervolume, knee
 from ffnlab.pruning.search.predictor import COARSE, OFFICIAL, Grid, Predictor, fit, predict
+from ffnlab.pruning.search.settings import SearchOptions, Tactic
 from ffnlab.pruning.search.space import Config, Space, Value, Variable
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Predictor",
     "SearchOptions",
     "Space",
+    "Tactic",
     "Value",
     "Variable",
     "best_within",

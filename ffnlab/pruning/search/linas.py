@@ -1,39 +1,19 @@
 """The inner search of LINAS: an evolution on predictors, and the best networks not yet measured."""
 
-from typing import Protocol
-
 import numpy as np
 from jaxtyping import Float, Int
 
 from ffnlab.pruning.search.nsga2 import algorithm, domain, evolution
-from ffnlab.pruning.search.predictor import Grid, fit, predict
+from ffnlab.pruning.search.predictor import fit, predict
+from ffnlab.pruning.search.settings import SearchOptions
 from ffnlab.pruning.search.space import Space
 
-__all__ = ["Inner", "predicted_best"]
-
-
-class Inner(Protocol):
-    """What of the options the inner search reads; see `SearchOptions`."""
-
-    @property
-    def population(self) -> int:
-        """Vectors per generation."""
-        ...
-
-    @property
-    def inner(self) -> int:
-        """Evaluations of predictors."""
-        ...
-
-    @property
-    def grid(self) -> Grid:
-        """What predictors are tuned over."""
-        ...
+__all__ = ["predicted_best"]
 
 
 def predicted_best(
     space: Space,
-    options: Inner,
+    options: SearchOptions,
     vectors: Int[np.ndarray, "k n"],
     values: Float[np.ndarray, "k m"],
     count: int,
