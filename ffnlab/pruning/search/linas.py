@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Int
 
-from ffnlab.pruning.search.nsga2 import algorithm, domain, evolution
+from ffnlab.pruning.search.nsga2 import Algorithm, domain, evolution
 from ffnlab.pruning.search.predictor import fit, predict
 from ffnlab.pruning.search.settings import SearchOptions
 from ffnlab.pruning.search.space import Space
@@ -14,6 +14,7 @@ __all__ = ["predicted_best"]
 def predicted_best(
     space: Space,
     options: SearchOptions,
+    of: Algorithm,
     vectors: Int[np.ndarray, "k n"],
     values: Float[np.ndarray, "k m"],
     count: int,
@@ -28,6 +29,7 @@ def predicted_best(
     Args:
       space: of networks.
       options: of the search.
+      of: the algorithm for m objectives.
       vectors: measured, canonical, k >= 1.
       values: their objectives, finite.
       count: how many are wanted.
@@ -43,7 +45,6 @@ def predicted_best(
         shown = space.one_hot(candidates)
         return np.stack([predict(p, shown) for p in predictors], axis=1)
 
-    of = algorithm(values.shape[1], options.population)
     first = space.canonical(space.sample(rng, options.population))
     kept, points = first[:0], values[:0]
     generations = evolution(evaluate, first, domain(space), of, rng)

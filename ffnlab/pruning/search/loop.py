@@ -26,7 +26,7 @@ from ffnlab.errors import ConfigError, NumericalError
 from ffnlab.options import nearest
 from ffnlab.parallel.log import Display
 from ffnlab.pruning.search.linas import predicted_best
-from ffnlab.pruning.search.nsga2 import algorithm, breed, domain
+from ffnlab.pruning.search.nsga2 import Algorithm, algorithm, breed, domain
 from ffnlab.pruning.search.pareto import knee
 from ffnlab.pruning.search.settings import SearchOptions
 from ffnlab.pruning.search.space import Config, Space
@@ -123,18 +123,19 @@ def search(
       NumericalError: all networks of the first round failed.
     """
     log = start(space, options)
+    of = algorithm(len(options.objectives), options.population)
     if checkpoint is not None and os.path.exists(checkpoint):
         log = resumed(log, checkpoint)
     with Display(options.budget, int(log.count), progress) as display:
         display.show(int(log.count), best_so_far(log, options))
         while log.count < options.budget:
             rng = np.random.default_rng([options.seed, int(log.count)])
-            vectors, expected = proposed(space, options, log, rng)
+            vectors, expected = proposed(space, options, of, log, rng)
             values = np.full_like(expected, np.nan)
             for i, vector in enumerate(vectors):
                 values[i] = one_measurement(space.decode(vector), measure, options.objectives)
                 display.show(int(log.count) + i + 1)
-            log = extended(log, options, vectors, values, expected, rng)
+            log = extended(log, of, vectors, values, expected, rng)
             if checkpoint is not None:
                 npz.save_stats(checkpoint, log)
             display.show(int(log.count), best_so_far(log, options))
@@ -185,7 +186,7 @@ def one_measurement(config: Config, measure: Measure, objectives: tuple[str, ...
 
 
 def proposed(
-    space: Space, options: SearchOptions, log: Log, rng: np.random.Generator
+    space: Space, options: SearchOptions, of: Algorithm, log: Log, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """(the vectors of the next round, what the predictors say of them).
 
@@ -195,11 +196,9 @@ def proposed(
     known = frozenset(row.tobytes() for row in log.vectors[: log.count])
     found = np.zeros((0, space.size), np.int64)
     expected = np.zeros((0, len(options.objectives)))
-    finite = measured(log)
     if log.count and options.tactic == "linas":
-        found, expected = predicted_best(space, options, *finite, count, known, rng)
+        found, expected = predicted_best(space, options, of, *measured(log), count, known, rng)
     elif log.count and options.tactic == "evolution":
-        of = algorithm(len(options.objectives), options.population)
         rows = log.population[log.population >= 0]
         alive = of.survive(log.values[rows], len(rows), rng)
         parents = log.vectors[rows[alive.rows]]
@@ -214,7 +213,7 @@ def proposed(
 
 def extended(
     log: Log,
-    options: SearchOptions,
+    of: Algorithm,
     vectors: np.ndarray,
     values: np.ndarray,
     expected: np.ndarray,
@@ -232,8 +231,7 @@ def extended(
         raise NumericalError(
             f"all {new} networks measured so far failed; see the warnings, and measure one by hand"
         )
-    of = algorithm(len(options.objectives), options.population)
-    alive = of.survive(log.values[candidates], options.population, rng).rows
+    alive = of.survive(log.values[candidates], len(log.population), rng).rows
     population = np.full_like(log.population, -1)
     population[: len(alive)] = candidates[alive]
     return log._replace(population=population)

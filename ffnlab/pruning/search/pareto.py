@@ -51,7 +51,9 @@ def front(points: Float[np.ndarray, "n m"]) -> Int[np.ndarray, "k"]:
     return rows[~dominates(kept, kept).any(axis=0)]
 
 
-def hypervolume(points: Float[np.ndarray, "n m"], reference: Sequence[float]) -> float:
+def hypervolume(
+    points: Float[np.ndarray, "n m"], reference: Sequence[float] | Float[np.ndarray, "k"]
+) -> float:
     """The volume that points dominate below a reference, exactly, for one to three objectives.
 
     In three dimensions it is a stack of slabs between neighbouring values of the last objective,

@@ -131,6 +131,7 @@ def test_tournaments():
 SPACE = Space((Variable("depth", (1, 2, 3)), Variable("width", (1, 2, 3, 4), 3, "depth")))
 
 
+@hypothesis.settings(max_examples=20)
 @hypothesis.given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 30))
 def test_children_are_new_canonical_and_in_bounds(seed, count):
     rng = np.random.default_rng(seed)

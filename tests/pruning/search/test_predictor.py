@@ -47,7 +47,8 @@ def points(kind, rows, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("kind", "rows", "chosen"), [("sums", 43, "ridge"), ("products", 60, "svr"), ("mae", 43, "svr")]
+    ("kind", "rows", "chosen"),
+    [("sums", 43, "ridge"), ("products", 60, "svr"), ("mae", 43, "ridge")],
 )
 def test_predictions_are_scikit_learns(kind, rows, chosen):
     x, y = points(kind, rows)

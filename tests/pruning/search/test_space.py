@@ -31,6 +31,7 @@ def test_the_space_of_the_card_has_its_sizes():
     assert MOBILE.networks == (9**2 + 9**3 + 9**4) ** 5
 
 
+@hypothesis.settings(max_examples=30)
 @hypothesis.given(seed=st.integers(0, 2**32 - 1), space=st.sampled_from([MOBILE, NESTED]))
 def test_round_trips(seed, space):
     vectors = space.sample(np.random.default_rng(seed), 20)
@@ -63,6 +64,7 @@ def built(config) -> tuple:
     return config["format"], [width[2 * s : 2 * s + depth[s]] for s in range(stages)]
 
 
+@hypothesis.settings(max_examples=10)
 @hypothesis.given(seed=st.integers(0, 2**32 - 1))
 def test_canonical_forms_are_equal_exactly_where_networks_are(seed):
     vectors = NESTED.sample(np.random.default_rng(seed), 60)
