@@ -21,7 +21,7 @@ from ffnlab.pruning.search import linas as inner
 
 WIDTHS = (16, 32, 48, 64)
 SPACE = Space((Variable("depth", (1, 2, 3)), Variable("width", WIDTHS, 3, "depth")))
-SMALL = Grid((0.1, 1.0), (1.0, 10.0))
+SMALL = Grid((1.0,), (10.0,))
 
 
 def small(config) -> dict[str, float]:
