@@ -52,7 +52,7 @@ def front(points: Float[np.ndarray, "n m"]) -> Int[np.ndarray, "k"]:
 
 
 def hypervolume(
-    points: Float[np.ndarray, "n m"], reference: Sequence[float] | Float[np.ndarray, "k"]
+    points: Float[np.ndarray, "n m"], reference: Sequence[float | int] | Float[np.ndarray, "k"]
 ) -> float:
     """The volume that points dominate below a reference, exactly, for one to three objectives.
 
@@ -116,7 +116,7 @@ def knee(points: Float[np.ndarray, "n m"]) -> int:
 
 
 def best_within(
-    points: Float[np.ndarray, "n m"], objectives: Sequence[str], limits: Mapping[str, float]
+    points: Float[np.ndarray, "n m"], objectives: Sequence[str], limits: Mapping[str, float | int]
 ) -> int:
     """The row with the lowest first objective among those within limits.
 
