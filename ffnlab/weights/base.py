@@ -13,11 +13,13 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
 
 from pallas_kernels import grouped
 
 Axes = tuple[str | None, ...]
+Indices = Int[np.ndarray, "n"] | None
 C = TypeVar("C", bound=type)
 W = TypeVar("W")
 
@@ -128,6 +130,20 @@ class Weight(abc.ABC):
             "use weights.Dense(weight.dense().T)"
         )
 
+    def take(self, rows: Indices = None, columns: Indices = None) -> "Weight":
+        """The weight of some rows and some columns, in its own format; what stays is not rounded
+        again.
+
+        Args:
+          rows, columns: numbers in ascending order, each once; None for all.
+        Raises:
+          ValueError: the format cannot say it: it has no parts, or rows go in groups only.
+        """
+        raise ValueError(
+            f"a {type(self).__name__} has no rows and columns to take; "
+            "use weights.Dense(weight.dense())"
+        )
+
     def prepare(self, backend: str) -> "Weight":
         """This weight in the layout `backend` ("cpu", "cuda", "tpu") reads fastest."""
         return self
@@ -180,6 +196,14 @@ def prepare(tree: W, backend: str | None = None) -> W:
 def map_weights(fn: Callable[[Weight], object], tree: W) -> W:
     """Applies `fn` to every outermost weight of a tree and keeps the rest."""
     return jax.tree.map(lambda n: fn(n) if is_weight(n) else n, tree, is_leaf=is_weight)
+
+
+def taken(
+    array: Shaped[Array, "*stack in out"], rows: Indices = None, columns: Indices = None
+) -> Shaped[Array, "*stack _ _"]:
+    """Some rows and columns of a matrix, or of each of a stack; None for all."""
+    array = array if rows is None else array[..., rows, :]
+    return array if columns is None else array[..., columns]
 
 
 def check_matrix(name: str, array: object) -> None:

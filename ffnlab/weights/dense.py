@@ -11,6 +11,7 @@ from ffnlab.weights.activations import fake_e4m3
 from ffnlab.weights.base import (
     Axes,
     AxisNames,
+    Indices,
     Weight,
     check_act,
     check_matrix,
@@ -18,6 +19,7 @@ from ffnlab.weights.base import (
     rebuild,
     register,
     static,
+    taken,
 )
 from pallas_kernels import sparse
 
@@ -110,6 +112,9 @@ class Dense(Weight):
     def transpose(self) -> "Dense":
         return Dense(jnp.swapaxes(self.w, -1, -2), self.act)
 
+    def take(self, rows: Indices = None, columns: Indices = None) -> "Dense":
+        return Dense(taken(self.w, rows, columns), self.act)
+
     def prepare(self, backend: str) -> "Dense":
         # A bf16 product on a CPU is widened inside every call; widening once is several times
         # faster.
@@ -158,6 +163,9 @@ class Transposed(Weight):
 
     def transpose(self) -> Weight:
         return self.w
+
+    def take(self, rows: Indices = None, columns: Indices = None) -> "Transposed":
+        return Transposed(self.w.take(columns, rows))
 
     def prepare(self, backend: str) -> "Transposed":
         return Transposed(self.w.prepare(backend))

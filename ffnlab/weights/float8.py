@@ -9,11 +9,13 @@ from ffnlab.weights.activations import fake_e4m3, quantize_e4m3
 from ffnlab.weights.base import (
     Axes,
     AxisNames,
+    Indices,
     check_act,
     check_matrix,
     rebuild,
     register,
     static,
+    taken,
 )
 from ffnlab.weights.quantized import Quantized
 
@@ -57,6 +59,10 @@ class Float8(Quantized):
         x = fake_e4m3(x) if self.act == "e4m3" else x
         product = jnp.matmul(x, self.codes.astype(x.dtype))
         return (product * self.scales[..., 0, :]).astype(x.dtype)
+
+    def take(self, rows: Indices = None, columns: Indices = None) -> "Float8":
+        scales = taken(self.scales, columns=columns)
+        return Float8(taken(self.codes, rows, columns), scales, self.act)
 
     def leaf_axes(self, axes: Axes) -> "Float8":
         scale_axes = AxisNames((*axes[:-2], None, axes[-1]))

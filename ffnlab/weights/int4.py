@@ -3,20 +3,23 @@
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Int8, UInt8
 
 from ffnlab.weights.base import (
     Axes,
     AxisNames,
+    Indices,
     Weight,
     check_act,
     check_matrix,
     rebuild,
     register,
     static,
+    taken,
 )
 from ffnlab.weights.packed_int4 import PackedInt4
-from ffnlab.weights.quantized import Quantized
+from ffnlab.weights.quantized import Quantized, whole_groups
 from pallas_kernels import w4a8
 
 
@@ -123,6 +126,24 @@ class Int4(Quantized):
     ) -> Float[Array, "m out"]:
         options = {"divisors": self.divisor, "group": self.group, "act": self.act}
         return w4a8.grouped(x, self.codes, self.scales, sizes, **options)
+
+    def take(self, rows: Indices = None, columns: Indices = None) -> "Int4":
+        """See `Weight.take`; rows go by whole groups, by whole bytes where all share a scale."""
+        group, groups, pairs = self.group, None, None
+        if rows is not None and self.scales.shape[-2] > 1:
+            groups = whole_groups(rows, group, self.rows, "Int4: a group")
+            pairs = (groups[:, None] * (group // 2) + np.arange(group // 2)).reshape(-1)
+        elif rows is not None:
+            pairs = whole_groups(rows, 2, self.rows, "Int4: a byte")
+            group = 2 * len(pairs)
+        return Int4(
+            taken(self.codes, pairs, columns),
+            taken(self.scales, groups, columns),
+            self.divisor,
+            group=group,
+            rows=self.rows if rows is None else len(rows),
+            act=self.act,
+        )
 
     def prepare(self, backend: str) -> Weight:
         if PackedInt4.pays(backend, self.group, self.act):

@@ -11,13 +11,15 @@ from ffnlab.weights.activations import fake_e4m3
 from ffnlab.weights.base import (
     Axes,
     AxisNames,
+    Indices,
     check_act,
     check_matrix,
     rebuild,
     register,
     static,
+    taken,
 )
-from ffnlab.weights.quantized import Quantized
+from ffnlab.weights.quantized import Quantized, whole_groups
 from pallas_kernels.numerics import divide
 
 # On a CPU up to CPU_TOKENS rows of activations multiply CPU_ROWS rows of the dequantized matrix at
@@ -118,6 +120,16 @@ class Int8(Quantized):
             return total + x @ w.reshape(CPU_ROWS, columns), None
 
         return jax.lax.scan(add, jnp.zeros((x.shape[0], columns), jnp.float32), parts)[0]
+
+    def take(self, rows: Indices = None, columns: Indices = None) -> "Int8":
+        """See `Weight.take`; rows go by whole groups, or freely where all share one scale."""
+        count, group, groups = self.shape[0], self.group, None
+        if rows is not None and self.scales.shape[-2] > 1:
+            groups = whole_groups(rows, group, count, "Int8: a group")
+        elif rows is not None:
+            group = min(group, len(rows))
+        scales = taken(self.scales, groups, columns)
+        return Int8(taken(self.codes, rows, columns), scales, group=group, act=self.act)
 
     def leaf_axes(self, axes: Axes) -> "Int8":
         # Groups follow the codes only where whole groups do: their axis stays unsharded.

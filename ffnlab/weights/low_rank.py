@@ -6,7 +6,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ffnlab.weights.base import Axes, AxisNames, Weight, check_matrix, rebuild, register, static
+from ffnlab.weights.base import (
+    Axes,
+    AxisNames,
+    Indices,
+    Weight,
+    check_matrix,
+    rebuild,
+    register,
+    static,
+    taken,
+)
 from pallas_kernels import grouped
 
 
@@ -92,6 +102,9 @@ class LowRank(Weight):
     def transpose(self) -> "LowRank":
         return LowRank(jnp.swapaxes(self.b, -1, -2), jnp.swapaxes(self.a, -1, -2))
 
+    def take(self, rows: Indices = None, columns: Indices = None) -> "LowRank":
+        return LowRank(taken(self.a, rows), taken(self.b, columns=columns))
+
     def leaf_axes(self, axes: Axes) -> "LowRank":
         stack = axes[:-2]
         a, b = AxisNames((*stack, axes[-2], None)), AxisNames((*stack, None, axes[-1]))
@@ -162,6 +175,10 @@ class LoRA(Weight):
 
     def trains(self, field: str) -> bool:
         return field != "base"
+
+    def take(self, rows: Indices = None, columns: Indices = None) -> "LoRA":
+        a, b = taken(self.a, rows), taken(self.b, columns=columns)
+        return LoRA(self.base.take(rows, columns), a, b, self.alpha)
 
     def prepare(self, backend: str) -> "LoRA":
         return dataclasses.replace(self, base=self.base.prepare(backend))

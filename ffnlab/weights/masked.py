@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ffnlab.weights.base import Axes, AxisNames, Weight, rebuild, register
+from ffnlab.weights.base import Axes, AxisNames, Indices, Weight, rebuild, register, taken
 from ffnlab.weights.dense import Dense
 from pallas_kernels import sparse
 
@@ -43,6 +43,9 @@ class Masked(Weight):
 
     def transpose(self) -> "Masked":
         return Masked(self.w.transpose(), jnp.swapaxes(self.keep_mask, -1, -2))
+
+    def take(self, rows: Indices = None, columns: Indices = None) -> "Masked":
+        return Masked(self.w.take(rows, columns), taken(self.keep_mask, rows, columns))
 
     def leaf_axes(self, axes: Axes) -> "Masked":
         return rebuild(self, w=self.w.leaf_axes(axes), keep_mask=AxisNames(axes))
@@ -95,6 +98,9 @@ class SparseInput(Weight):
 
     def trains(self, field: str) -> bool:
         return field != "threshold"
+
+    def take(self, rows: Indices = None, columns: Indices = None) -> "SparseInput":
+        return SparseInput(self.w.take(rows, columns), self.threshold)
 
     def prepare(self, backend: str) -> "SparseInput":
         return SparseInput(self.w.prepare(backend), self.threshold)

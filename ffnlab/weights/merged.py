@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ffnlab.errors import at_least
-from ffnlab.weights.base import Axes, Weight, rebuild, register, static
+from ffnlab.weights.base import Axes, Indices, Weight, rebuild, register, static
 from ffnlab.weights.dense import Dense
 
 __all__ = ["Merged"]
@@ -70,6 +70,10 @@ class Merged(Weight):
 
     def transpose(self) -> "Merged":
         return Merged(self.factors.transpose(), self.product.transpose(), self.rows)
+
+    def take(self, rows: Indices = None, columns: Indices = None) -> "Merged":
+        parts = (part.take(rows, columns) for part in (self.factors, self.product))
+        return Merged(*parts, self.rows)
 
     def prepare(self, backend: str) -> "Merged":
         return Merged(self.factors.prepare(backend), self.product.prepare(backend), self.rows)

@@ -1,6 +1,7 @@
 """What the weights of codes and scales share."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ffnlab.weights.activations import fake_e4m3
@@ -32,3 +33,31 @@ class Quantized(Weight):
     def prepare(self, backend: str) -> Weight:
         # XLA on a CPU writes the dequantized matrix at every call; do it once.
         return Dense(self.dense(), self.act) if backend == "cpu" else self
+
+
+def whole_groups(
+    rows: Int[np.ndarray, "n"], size: int, count: int, what: str
+) -> Int[np.ndarray, "g"]:
+    """The groups that rows are the whole of.
+
+    Args:
+      rows: numbers in ascending order.
+      size: rows of a group; the last may have fewer.
+      count: rows of the matrix.
+      what: a group is, for the message.
+    Raises:
+      ValueError: a group of which some rows are there and some are not.
+
+    >>> whole_groups(np.array([2, 3, 6]), 2, 7, "a pair").tolist()
+    [1, 3]
+    """
+    groups = np.unique(rows // size)
+    inside = (groups[:, None] * size + np.arange(size)).reshape(-1)
+    inside = inside[inside < count]
+    if not np.array_equal(rows, inside):
+        parts = sorted({int(row) // size for row in np.setxor1d(inside, rows)})
+        raise ValueError(
+            f"{len(rows)} of {count} rows: {what} of {size} rows goes as a whole, and of group "
+            f"{parts[0] if parts else 0} only a part is there"
+        )
+    return groups
