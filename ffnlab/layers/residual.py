@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -120,7 +121,12 @@ class Residual(nnx.Module):
       shortcut: ConvNorm of 1 x 1, or None: then x itself, every other pixel of it where the grid is
         halved, between zero channels where there are more (option A of the paper).
       stride: 1 or 2 (static).
+      sources: of a shortcut without parameters, the channel of x that is added to each channel, -1
+        for none; None for the usual ones (`usual_sources`) (static).
     """
+
+    # Set only where they differ, so that blocks of older files have the same structure.
+    sources: tuple[int, ...] | None = None
 
     def __init__(
         self,
@@ -195,14 +201,38 @@ class Residual(nnx.Module):
         kept = (
             self.shortcut(x)
             if self.shortcut is not None
-            else unlearned(x, self.stride, y.shape[-1])
+            else unlearned(x, self.stride, y.shape[-1], self.sources)
         )
         return jax.nn.relu(y + kept)
 
 
-def unlearned(x: Float[Array, "n h w c"], stride: int, d: int) -> Float[Array, "n _ _ d"]:
-    """Every `stride`-th pixel, between zero channels up to d of them."""
+def usual_sources(d_in: int, d_out: int) -> tuple[int, ...]:
+    """The channel of x that stands in each channel of a shortcut that learns nothing, -1 for zeros:
+    x in the middle, one more zero after it than before where their number is odd.
+
+    >>> usual_sources(2, 5)
+    (-1, 0, 1, -1, -1)
+    """
+    before = (d_out - d_in) // 2
+    return tuple(i - before if before <= i < before + d_in else -1 for i in range(d_out))
+
+
+def unlearned(
+    x: Float[Array, "n h w c"], stride: int, d: int, sources: tuple[int, ...] | None = None
+) -> Float[Array, "n _ _ d"]:
+    """Every `stride`-th pixel, between zero channels up to d of them.
+
+    Args:
+      sources: the channel that stands in each of d, -1 for zeros; the usual ones when None.
+    Raises:
+      ConfigError: sources that are not of d channels, or of more than x has.
+    """
     x, missing = x[:, ::stride, ::stride], d - x.shape[-1]
+    if sources is not None:
+        if len(sources) != d or not all(-1 <= source < x.shape[-1] for source in sources):
+            raise ConfigError(f"sources={sources} must be {d} numbers from -1 to {x.shape[-1] - 1}")
+        zero = jnp.zeros((*x.shape[:-1], 1), x.dtype)
+        return jnp.concatenate([x, zero], axis=-1)[..., np.array(sources)]
     if not missing:
         return x
     return jnp.pad(x, ((0, 0),) * 3 + ((missing // 2, missing - missing // 2),))

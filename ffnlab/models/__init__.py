@@ -23,11 +23,13 @@ from ffnlab.models.decoder import Cache, Decoder
 from ffnlab.models.encoder import Encoder, MaskedTransform, sentence_vectors
 from ffnlab.models.encoder_config import EncoderConfig
 from ffnlab.models.graph_network import GraphNetwork, GraphNetworkConfig, Repeated
+from ffnlab.models.groups import Group, Part, groups, masked
 from ffnlab.models.hypernet.inputs import Condition, Tasked
 from ffnlab.models.hypernet.net import Hypernet, HypernetConfig
 from ffnlab.models.hypernet.spec import HypernetSpec
 from ffnlab.models.image_decoder import ImageDecoder
 from ffnlab.models.mlp import MLPConfig
+from ffnlab.models.narrow import narrow
 from ffnlab.models.noise import LearnedSchedule
 from ffnlab.models.noprop_net import Denoiser, NoPropConfig, NoPropNet
 from ffnlab.models.norms import population_norms
@@ -79,6 +81,7 @@ __all__ = [
     "EncoderConfig",
     "GraphNetwork",
     "GraphNetworkConfig",
+    "Group",
     "Hypernet",
     "HypernetConfig",
     "HypernetSpec",
@@ -89,6 +92,7 @@ __all__ = [
     "MaskedTransform",
     "NoPropConfig",
     "NoPropNet",
+    "Part",
     "PhysicalConfig",
     "PhysicalLayer",
     "PhysicalNet",
@@ -107,7 +111,10 @@ __all__ = [
     "UViTConfig",
     "ViT",
     "ViTConfig",
+    "groups",
     "keep_invertible",
+    "masked",
+    "narrow",
     "pipeline",
     "population_norms",
     "remat",

@@ -42,6 +42,8 @@ class DecoderConfig:
       ffns: kind of each layer's FFN: "gated", "plain" or "mixture"; None for all alike: mixtures
         where there is one, else gated.
       mixture: sizes and rule of layers that are mixtures of experts.
+      hiddens: FFN channels of each layer, gated or plain, where these differ; `hidden` is the
+        largest. None where all have `hidden`.
       audio: what it hears beside its text (`ffnlab.routing.pal`), or None.
     """
 
@@ -76,6 +78,7 @@ class DecoderConfig:
     ffns: tuple[str, ...] | None = later(None)
     mixture: MoESpec | None = later(None)
     audio: AudioInput | None = later(None)
+    hiddens: tuple[int, ...] | None = later(None)
 
     def __post_init__(self) -> None:
         sizes = (
@@ -109,6 +112,7 @@ class DecoderConfig:
                 f"windows has {len(self.windows)} entries for layers={self.layers} layers"
             )
         self._check_ffns()
+        self._check_hiddens()
         if any(w is not None and w < 1 for w in self.windows or ()):
             raise ConfigError(f"windows={self.windows} must hold None or positive integers")
 
@@ -126,6 +130,18 @@ class DecoderConfig:
         if set(self.ffns) == {usual}:
             object.__setattr__(self, "ffns", None)  # the same said shorter
 
+    def _check_hiddens(self) -> None:
+        sizes = self.hiddens
+        if sizes is None:
+            return
+        if len(sizes) != self.layers or min(sizes) < 1 or max(sizes) != self.hidden:
+            raise ConfigError(
+                f"hiddens={sizes} must have a positive integer for each of the layers="
+                f"{self.layers}, of which hidden={self.hidden} is the largest"
+            )
+        if len(set(sizes)) == 1:
+            object.__setattr__(self, "hiddens", None)  # the same said shorter
+
     @property
     def reach(self) -> int:
         """Longest context that the rotary embedding allows, tokens; at least `max_positions`."""
@@ -140,6 +156,10 @@ class DecoderConfig:
         if self.ffns is None:
             return "gated" if self.mixture is None else "mixture"
         return self.ffns[layer]
+
+    def layer_hidden(self, layer: int) -> int:
+        """FFN channels of one layer that is no mixture."""
+        return self.hidden if self.hiddens is None else self.hiddens[layer]
 
     def layer_rope(self, layer: int) -> Rope:
         """Rotary embedding of one layer."""

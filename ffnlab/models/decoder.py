@@ -296,17 +296,18 @@ def abstract(config: DecoderConfig) -> Decoder:
     key = jax.random.key(0)
     windows = None if config.windows is None else config.windows[:1]
     ffns = None if config.ffns is None else config.ffns[:1]
+    hidden = config.layer_hidden(0)
     audio = None if config.audio is None else dataclasses.replace(config.audio, start=0)
-    outer = dataclasses.replace(config, layers=1, windows=windows, ffns=ffns, audio=audio)
+    outer = dataclasses.replace(
+        config, layers=1, windows=windows, ffns=ffns, audio=audio, hidden=hidden, hiddens=None
+    )
     model = jax.eval_shape(lambda key: Decoder(outer, key=key), key)
-    kinds = {}
+    kinds, order = {}, []
     for i in range(config.layers):
-        kind = config.window(i), config.layer_rope(i), config.ffn(i)
+        kind = config.window(i), config.layer_rope(i), config.ffn(i), config.layer_hidden(i)
         if kind not in kinds:
             kinds[kind] = jax.eval_shape(functools.partial(make_block, config, i), key=key)
-    order = [
-        kinds[config.window(i), config.layer_rope(i), config.ffn(i)] for i in range(config.layers)
-    ]
+        order.append(kinds[kind])
     model.layers = nnx.List([jax.tree.map(lambda leaf: leaf, block) for block in order])
     model.config = config
     return model
@@ -343,14 +344,22 @@ def make_block(
         out_scale=out_scale,
         dtype=dtype,
     )
-    ffn = make_ffn(config, config.ffn(layer), key=ffn_key, dtype=dtype)
+    kind, hidden = config.ffn(layer), config.layer_hidden(layer)
+    ffn = make_ffn(config, kind, key=ffn_key, dtype=dtype, hidden=hidden)
     norm = functools.partial(_norm, config, dtype)
     post = norm if config.sandwich_norms else lambda: None
     return Block(norm(), attn, norm(), ffn, post_attn_norm=post(), post_ffn_norm=post())
 
 
-def make_ffn(config: DecoderConfig, kind: str, *, key: Array, dtype: DTypeLike) -> nnx.Module:
-    """An FFN of random weights, of one of the kinds that a decoder may have."""
+def make_ffn(
+    config: DecoderConfig, kind: str, *, key: Array, dtype: DTypeLike, hidden: int | None = None
+) -> nnx.Module:
+    """An FFN of random weights, of one of the kinds that a decoder may have.
+
+    Args:
+      hidden: its channels, where it is no mixture; those of the config when None.
+    """
+    hidden = config.hidden if hidden is None else hidden
     options = {
         "key": key,
         "activation": config.activation,
@@ -360,4 +369,4 @@ def make_ffn(config: DecoderConfig, kind: str, *, key: Array, dtype: DTypeLike) 
     }
     if kind == "mixture":
         return MoE(config.width, config.mixture, **options)
-    return (GatedFFN if kind == "gated" else FFN)(config.width, config.hidden, **options)
+    return (GatedFFN if kind == "gated" else FFN)(config.width, hidden, **options)

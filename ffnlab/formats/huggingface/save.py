@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ffnlab import tree
 from ffnlab.errors import ConfigError, FormatError
 from ffnlab.formats.compressed_tensors.schemes import Scheme
 from ffnlab.formats.compressed_tensors.writing import Encoded, Encoder, extra_of_experts, scheme_of
@@ -35,6 +36,7 @@ from ffnlab.formats.huggingface.names import Place
 from ffnlab.formats.huggingface.plan import variables
 from ffnlab.formats.safetensors import Entry, write_directory
 from ffnlab.formats.stream import is_finite
+from ffnlab.layers import RMSNorm
 from ffnlab.models.config import DecoderConfig
 from ffnlab.models.encoder_config import EncoderConfig
 from ffnlab.models.stack import unstack
@@ -165,7 +167,18 @@ def _writer(
             )
     parts = jax.tree.map(lambda leaf: leaf, model)
     parts.layers = nnx.List(kept)
+    _check_eps(parts)
     return extra, _Writer(_kept_config(model, extra.kept), variables(parts), dtype, encoder)
+
+
+def _check_eps(model: Model) -> None:
+    """Raises FormatError for an RMS norm of another eps than the config says of all."""
+    for path, node in tree.walk(model):
+        if isinstance(node, RMSNorm) and node.eps != model.config.eps:
+            raise FormatError(
+                f"{path} has eps={node.eps}, and a {model.config.family} directory says "
+                f"{model.config.eps} of every norm; {NATIVE}"
+            )
 
 
 def _kept_config(model: Model, kept: tuple[int, ...]) -> Config:
@@ -176,8 +189,9 @@ def _kept_config(model: Model, kept: tuple[int, ...]) -> Config:
         is_masked = config.head == "masked"
         tied = model.head is None if is_masked else config.tie_embeddings
         return dataclasses.replace(config, layers=len(kept), tie_embeddings=tied)
-    of_layers = {"windows": config.windows, "ffns": config.ffns}
+    of_layers = {"windows": config.windows, "ffns": config.ffns, "hiddens": config.hiddens}
     left = {k: v if v is None else tuple(v[i] for i in kept) for k, v in of_layers.items()}
+    left["hidden"] = max(left["hiddens"] or (config.hidden,))
     return dataclasses.replace(config, layers=len(kept), tie_embeddings=model.head is None, **left)
 
 
@@ -219,6 +233,7 @@ class _Writer:
         unknown = [p for p in held if p not in self.wanted and not p.endswith(IN_SIDECAR)]
         if unknown:
             raise FormatError(f"{unknown[0]} has no place in a {config.family} directory; {NATIVE}")
+        self._check_sizes()
         self.places = list(self._places())
         self.encoded: Mapping[str, Sequence[Encoded]] = (
             {} if encoder is None else dict(self._encode(encoder))
@@ -228,6 +243,17 @@ class _Writer:
         }
         dense = [p for p in held if p in self.wanted and p not in packed]
         self.dtype = _dtype(dtype, [jnp.dtype(held[p].get_value().dtype) for p in dense])
+
+    def _check_sizes(self) -> None:
+        """Raises FormatError where a config says other sizes than the parameters have."""
+        for path, variable in self.held.items():
+            if path in self.wanted:
+                found, said = variable.get_value().shape, self.wanted[path].get_value().shape
+                if tuple(found) != tuple(said):
+                    raise FormatError(
+                        f"{path} is {list(found)}, and a {self.config.family} directory can only "
+                        f"say {list(said)} of it; {NATIVE}"
+                    )
 
     def _places(self) -> Iterator[Place]:
         for path in self.wanted:
