@@ -103,7 +103,7 @@ class Spatial(nnx.Module):
         self.conv = nnx.data(made)
         self.op, self.stride = op, stride
 
-    def __call__(self, x: Float[Array, "n h w d"]) -> Float[Array, "n _ _ d"]:
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n _ _ d"]:
         if self.conv is None:
             return FREE["max" if self.op == "hybrid" else self.op](x, self.stride)
         if self.op == "hybrid":

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int, Shaped
 
 from ffnlab import tree
 from ffnlab.errors import ConfigError
@@ -353,7 +353,7 @@ def _stream(model: Decoder) -> Group | None:
     return Group("embed", units, tuple(parts))
 
 
-def masked(model: M, masks: Mapping[str, Float[Array, "units"]]) -> M:
+def masked(model: M, masks: Mapping[str, Shaped[Array | np.ndarray, "_"]]) -> M:
     """The model, as wide as it was, in which units count as often as masks say.
 
     Every parameter's entries of a unit are multiplied by its number: a unit of 0 gives nothing, and
@@ -408,9 +408,8 @@ def _multiplied(value: Weight | Array, part: Part, mask: Array) -> Weight | Arra
     if isinstance(value, Weight) and not isinstance(value, Dense):
         raise ConfigError(f"{part.path} is a {type(value).__name__}; only a Dense can be masked")
     array = value.w if isinstance(value, Dense) else value
-    factor = jnp.ones((array.shape[part.axis],), array.dtype)
-    factor = factor.at[part.index.reshape(-1)].set(
-        jnp.repeat(mask.astype(array.dtype), part.index.shape[1])
-    )
+    unit_of = np.full(array.shape[part.axis], len(mask))  # whose number is 1
+    unit_of[part.index] = np.arange(len(mask))[:, None]
+    factor = jnp.concatenate([mask, jnp.ones(1, mask.dtype)])[unit_of].astype(array.dtype)
     array = array * (factor if part.axis == COLUMNS else factor[:, None])
     return dataclasses.replace(value, w=array) if isinstance(value, Dense) else array

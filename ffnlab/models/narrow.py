@@ -35,7 +35,7 @@ from ffnlab.weights import Weight
 __all__ = ["narrow"]
 
 M = TypeVar("M")
-Units = Sequence[int] | Bool[np.ndarray, "units"] | Int[np.ndarray, "n"]
+Units = Sequence[int] | Bool[np.ndarray, "_"] | Int[np.ndarray, "_"]
 Cuts = dict[str, dict[int, np.ndarray]]  # path, axis -> entries that go
 
 
@@ -69,9 +69,8 @@ def narrow(model: M, keep: Mapping[str, Units] | Iterable[tuple[str, Units]]) ->
     kept = _checked(pairs, known)
     if not kept:
         return tree.copy(model)
-    make = lambda model: _narrowed(model, known, kept)  # noqa: E731
-    jax.eval_shape(make, model)  # which refuses what cannot be sliced
-    new = make(model)
+    # One program, whose tracing refuses what cannot be sliced before anything is computed.
+    new = jax.jit(lambda model: _narrowed(model, known, kept))(model)
     if not isinstance(getattr(model, "layers", None), Stacked):
         return new
     again = stack(new)
@@ -80,7 +79,7 @@ def narrow(model: M, keep: Mapping[str, Units] | Iterable[tuple[str, Units]]) ->
 
 def _checked(
     pairs: Sequence[tuple[str, Units]], known: Mapping[str, Group]
-) -> dict[str, Int[np.ndarray, "n"]]:
+) -> dict[str, Int[np.ndarray, "_"]]:
     """The units that stay, ascending; without groups of which all do."""
     kept = {}
     check_names(dict(pairs), known)
@@ -91,7 +90,7 @@ def _checked(
     return {name: numbers for name, numbers in kept.items() if len(numbers) < known[name].size}
 
 
-def _numbers(name: str, units: Units, size: int) -> Int[np.ndarray, "n"]:
+def _numbers(name: str, units: Units, size: int) -> Int[np.ndarray, "_"]:
     given = np.asarray(units)
     if given.dtype == bool:
         if given.shape != (size,):

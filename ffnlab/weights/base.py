@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from pallas_kernels import grouped
 
 Axes = tuple[str | None, ...]
-Indices = Int[np.ndarray, "n"] | None
+Indices = Int[np.ndarray, "_"] | None
 C = TypeVar("C", bound=type)
 W = TypeVar("W")
 
