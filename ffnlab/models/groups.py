@@ -50,7 +50,7 @@ from ffnlab.layers.residual import ConvNorm, Spatial, usual_sources
 from ffnlab.models.convnet import ConvNet
 from ffnlab.models.decoder import Decoder
 from ffnlab.models.resnet import ResNet
-from ffnlab.models.stack import Stacked, check_layered, unstack
+from ffnlab.models.stack import Stacked, check_layered, period_of, unstack
 from ffnlab.weights import Dense, Weight
 
 __all__ = ["Group", "Part", "groups", "masked"]
@@ -328,7 +328,7 @@ def _stream(model: Decoder) -> Group | None:
         return None
     units = model.config.width
     parts, norms = [Part("embed.w", COLUMNS, runs(units))], [("norm", model.norm)]
-    for i, block in enumerate(model.layers):
+    for i, block in enumerate(period_of(model.layers)):
         for slot in block.slots:
             path, sublayer = f"layers[{i}].{slot}", getattr(block, slot)
             norms.append((f"{path}_norm", getattr(block, f"{slot}_norm")))

@@ -115,7 +115,9 @@ def _narrowed(model: M, known: Mapping[str, Group], kept: Mapping[str, np.ndarra
     nodes = dict(tree.walk(new))
     for path, by_axis in _cuts(known, kept).items():
         if isinstance(nodes[path], Residual):
-            nodes[path].sources = _reconnected(path, known, kept)
+            sources = _reconnected(path, known, kept)
+            if sources != nodes[path].sources:
+                nodes[path].sources = sources
             continue
         owner, attribute = owner_of(nodes, path)
         variable = getattr(owner, attribute)

@@ -72,8 +72,8 @@ class Merged(Weight):
         return Merged(self.factors.transpose(), self.product.transpose(), self.rows)
 
     def take(self, rows: Indices = None, columns: Indices = None) -> "Merged":
-        parts = (part.take(rows, columns) for part in (self.factors, self.product))
-        return Merged(*parts, self.rows)
+        factors, product = self.factors.take(rows, columns), self.product.take(rows, columns)
+        return Merged(factors, product, self.rows)
 
     def prepare(self, backend: str) -> "Merged":
         return Merged(self.factors.prepare(backend), self.product.prepare(backend), self.rows)

@@ -191,8 +191,9 @@ def _kept_config(model: Model, kept: tuple[int, ...]) -> Config:
         return dataclasses.replace(config, layers=len(kept), tie_embeddings=tied)
     of_layers = {"windows": config.windows, "ffns": config.ffns, "hiddens": config.hiddens}
     left = {k: v if v is None else tuple(v[i] for i in kept) for k, v in of_layers.items()}
-    left["hidden"] = max(left["hiddens"] or (config.hidden,))
-    return dataclasses.replace(config, layers=len(kept), tie_embeddings=model.head is None, **left)
+    hidden = max((config.layer_hidden(i) for i in kept), default=config.hidden)
+    more = {"layers": len(kept), "hidden": hidden, "tie_embeddings": model.head is None}
+    return dataclasses.replace(config, **more, **left)
 
 
 def _without_packed(extra: sidecar.Sidecar, writer: "_Writer") -> sidecar.Sidecar:
