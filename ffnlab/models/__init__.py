@@ -23,11 +23,12 @@ from ffnlab.models.decoder import Cache, Decoder
 from ffnlab.models.encoder import Encoder, MaskedTransform, sentence_vectors
 from ffnlab.models.encoder_config import EncoderConfig
 from ffnlab.models.graph_network import GraphNetwork, GraphNetworkConfig, Repeated
-from ffnlab.models.groups import Group, Part, groups, masked
+from ffnlab.models.groups import Group, Part, groups
 from ffnlab.models.hypernet.inputs import Condition, Tasked
 from ffnlab.models.hypernet.net import Hypernet, HypernetConfig
 from ffnlab.models.hypernet.spec import HypernetSpec
 from ffnlab.models.image_decoder import ImageDecoder
+from ffnlab.models.masking import masked
 from ffnlab.models.mlp import MLPConfig
 from ffnlab.models.narrow import narrow
 from ffnlab.models.noise import LearnedSchedule

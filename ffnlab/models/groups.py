@@ -22,13 +22,12 @@ go while the one that it is added to stays.
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Int
 
 from ffnlab import tree
 from ffnlab.errors import ConfigError
@@ -51,11 +50,9 @@ from ffnlab.models.convnet import ConvNet
 from ffnlab.models.decoder import Decoder
 from ffnlab.models.resnet import ResNet
 from ffnlab.models.stack import Stacked, check_layered, period_of, unstack
-from ffnlab.weights import Dense, Weight
 
-__all__ = ["Group", "Part", "groups", "masked"]
+__all__ = ["Group", "Part", "groups"]
 
-M = TypeVar("M")
 ROWS, COLUMNS = -2, -1
 
 
@@ -353,43 +350,6 @@ def _stream(model: Decoder) -> Group | None:
     return Group("embed", units, tuple(parts))
 
 
-def masked(model: M, masks: Mapping[str, Shaped[Array | np.ndarray, "_"]]) -> M:
-    """The model, as wide as it was, in which units count as often as masks say.
-
-    Every parameter's entries of a unit are multiplied by its number: a unit of 0 gives nothing, and
-    the model computes what `narrow` without it does. It may be called inside a compiled step, with
-    traced masks.
-
-    Args:
-      masks: name of a group -> a number for each unit, 0 and 1 for most uses.
-    Returns:
-      a new model; a stacked one in its list form.
-    Raises:
-      ConfigError: no such group, another number of units, or a parameter in another format than
-        `Dense`.
-    """
-    known = {group.name: group for group in groups(model)}
-    check_names(masks, known)
-    is_stacked = isinstance(getattr(model, "layers", None), Stacked)
-    new = unstack(model) if is_stacked else tree.copy(model)
-    nodes = dict(tree.walk(new))
-    for name, mask in masks.items():
-        if jnp.shape(mask) != (known[name].size,):
-            raise ConfigError(
-                f"masks[{name!r}] has shape {jnp.shape(mask)}, not one number for each of the "
-                f"{known[name].size} units"
-            )
-        for part in known[name].parts:
-            if isinstance(nodes[part.path], Residual):
-                continue
-            owner, attribute = owner_of(nodes, part.path)
-            variable = getattr(owner, attribute)
-            if isinstance(variable, nnx.Param) or isinstance(owner, FixedAffine):
-                value = _multiplied(variable.get_value(), part, jnp.asarray(mask))
-                setattr(owner, attribute, variable.replace(value))
-    return new
-
-
 def owner_of(nodes: Mapping[str, Any], path: str) -> tuple[Any, str]:
     """The module that holds the parameter at a path, and its name there."""
     owner, _, attribute = path.rpartition(".")
@@ -401,15 +361,3 @@ def check_names(given: Mapping[str, object], known: Mapping[str, Group]) -> None
     for name in given:
         if name not in known:
             raise ConfigError(f"{name!r} is no group of this model; it has {', '.join(known)}")
-
-
-def _multiplied(value: Weight | Array, part: Part, mask: Array) -> Weight | Array:
-    """A parameter whose entries are multiplied by the number of their unit."""
-    if isinstance(value, Weight) and not isinstance(value, Dense):
-        raise ConfigError(f"{part.path} is a {type(value).__name__}; only a Dense can be masked")
-    array = value.w if isinstance(value, Dense) else value
-    unit_of = np.full(array.shape[part.axis], len(mask))  # whose number is 1
-    unit_of[part.index] = np.arange(len(mask))[:, None]
-    factor = jnp.concatenate([mask, jnp.ones(1, mask.dtype)])[unit_of].astype(array.dtype)
-    array = array * (factor if part.axis == COLUMNS else factor[:, None])
-    return dataclasses.replace(value, w=array) if isinstance(value, Dense) else array

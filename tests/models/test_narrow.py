@@ -246,7 +246,7 @@ def test_a_decoder_of_unlike_layers_is_saved_natively_and_like_ones_as_their_fam
     like = narrow(model, keep | {"layers[0].attn": [0, 2], "layers[1].attn": [1, 2]})
     assert (like.config.hidden, like.config.hiddens, like.config.width) == (3, None, 7)
     assert (like.config.heads, like.config.kv_heads, format_of(like)) == (4, 2, "dense")
-    assert like.config.eps == like.norm.eps == 1e-3 * 12 / 7
+    assert like.config.eps == like.norm.eps == 1e-3 * (12 / 7)
     models.save(like, tmp_path / "b")
     back = models.load(tmp_path / "b")
     assert equal(back, like) and (tmp_path / "b" / "config.json").exists()
