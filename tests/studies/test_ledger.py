@@ -32,7 +32,6 @@ PAGE = "\n".join(
 # Studies whose full run is still to come; one that has come is taken out.
 TO_COME = (
     "dann",
-    "physical-ff",
     "structured-ffn",
 )
 RECORDED = [
