@@ -19,11 +19,6 @@ from ffnlab.pruning.search.nsga2 import Domain, Operators, algorithm, evolution
 from ffnlab.pruning.search.standing import ranks
 
 
-@pytest.fixture(scope="module")
-def official(fixtures):
-    return np.load(fixtures / "search" / "pymoo.npz")
-
-
 @pytest.mark.parametrize("case", range(4))
 def test_official_scaling_and_niches(official, case):
     points = official[f"many{case}"]

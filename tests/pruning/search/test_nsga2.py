@@ -25,11 +25,6 @@ from ffnlab.pruning.search.nsga2 import (
 from ffnlab.pruning.search.standing import Standing, ranks
 
 
-@pytest.fixture(scope="module")
-def official(fixtures):
-    return np.load(fixtures / "search" / "pymoo.npz")
-
-
 def peeled(points: list) -> list[int]:
     """Fronts taken off one after another, pair by pair."""
     rank, left, value = {}, set(range(len(points))), 0

@@ -10,11 +10,6 @@ from ffnlab.pruning.search import best_within, front, hypervolume, knee
 from ffnlab.pruning.search.pareto import dominates
 
 
-@pytest.fixture(scope="module")
-def official(fixtures):
-    return np.load(fixtures / "search" / "pymoo.npz")
-
-
 def cells(points: np.ndarray, reference: np.ndarray) -> float:
     """The volume counted cell by cell of the grid that all coordinates make."""
     columns = zip(points.T, reference, strict=True)
