@@ -104,13 +104,14 @@ def on_moons(seeds: Sequence[int], forms: Sequence[str], *, steps: int, quick: b
 def tuned(seeds: Sequence[int], quick: bool) -> tuple[Found, Distances]:
     """Both sides on digits and photographs, and on reviews where they are there."""
     steps = 150 if quick else 600
-    compared = sides(convnet, batch=64, steps=steps, hidden=100, quick=quick)
+    rates = (1e-3, 3e-3) if quick else (1e-3, 3e-3, 1e-2)
+    compared = sides(convnet, rates, batch=64, steps=steps, hidden=100, quick=quick)
     source, target = photographs(seeds[0])
     found = {PHOTOGRAPHS: pairs(source, target, compared, seeds)}
     far = {PHOTOGRAPHS: distances(found[PHOTOGRAPHS], source[1], target[1])}
     if quick or find_folder("amazon_reviews") is None:
         return found, far
-    compared = sides(reader, batch=64, steps=300, hidden=0, quick=quick)
+    compared = sides(reader, (3e-5, 1e-4, 3e-4), batch=64, steps=300, hidden=0, quick=quick)
     for one, other in itertools.permutations(DOMAINS, 2):
         name, (source, target) = f"{one} to {other}", review_pair(one, other)
         found[name] = pairs(source, target, compared, seeds)

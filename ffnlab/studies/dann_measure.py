@@ -57,6 +57,7 @@ __all__ = [
 ]
 
 DOMAINS = ("books", "dvd", "electronics")
+RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # without lambda
 SCORED = 1000  # rows of each domain whose features are told apart
 
 
@@ -145,14 +146,27 @@ def rule_of(strength: float, hidden: int, steps: int) -> Rule:
 
 
 def sides(
-    network: Callable[[int], PyTree], *, batch: int, steps: int, hidden: int, quick: bool
+    network: Callable[[int], PyTree],
+    rates: Sequence[float],
+    *,
+    batch: int,
+    steps: int,
+    hidden: int,
+    quick: bool,
 ) -> list[Side]:
-    """Without and with lambda, as many settings for each."""
-    rates = (1e-3, 3e-3) if quick else (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-    lambdas, fewer = ((0.1,), rates) if quick else ((0.1, 0.3, 1.0), rates[2:4])
+    """Without and with lambda, as many settings for each.
+
+    Args:
+      network: seed -> the network that starts.
+      rates: of Adam, tried with lambda; nine in all without.
+      batch, steps: of every run.
+      hidden: width of the domain's part, 0 for a linear one.
+      quick: whether to try few settings.
+    """
+    alone, lambdas = (rates, (0.1,)) if quick else (RATES, (0.01, 0.1, 1.0))
     grids = {
-        ALONE: tuning.grid(strength=(0.0,), rate=rates),
-        BOTH: tuning.grid(strength=lambdas, rate=fewer),
+        ALONE: tuning.grid(strength=(0.0,), rate=alone),
+        BOTH: tuning.grid(strength=lambdas, rate=rates),
     }
     rule = lambda s: at_rate(rule_of(s["strength"], hidden, steps), s["rate"])  # noqa: E731
     return [Side(name, grid, rule, network, batch, steps) for name, grid in grids.items()]

@@ -55,7 +55,7 @@ ALONE, BOTH = "source only", "dann"
 GLOROT = jax.nn.initializers.glorot_uniform()
 MOONS, MOONS_HIDDEN = 6.0, 15  # lambda and width of the authors' first experiment
 RATE = 0.2  # of the deep rule with a reversed gradient
-RATES = (0.02, 0.05, 0.1, RATE, 0.5, 1.0)  # without one
+RATES = (0.01, 0.02, 0.05, 0.1, RATE, 0.5, 1.0, 2.0)  # without one
 OTHERS = 1000  # added to a seed: of the rows of the source that nobody learns from
 
 
@@ -183,7 +183,7 @@ def shallow(seeds: Sequence[int], *, passes: int) -> dict[str, Carried]:
 
 def grids(quick: bool) -> dict[str, Sequence[Setting]]:
     """As many settings of the deep rule for each side."""
-    rates, strengths = ((0.1, RATE), (MOONS,)) if quick else (RATES, (1.0, 3.0, MOONS))
+    rates, strengths = ((0.1, RATE), (MOONS,)) if quick else (RATES, (0.3, 1.0, 3.0, MOONS))
     return {
         ALONE: tuning.grid(hidden=(100.0,), strength=(0.0,), rate=rates),
         BOTH: tuning.grid(hidden=(0.0, 100.0), strength=strengths, rate=(RATE,)),

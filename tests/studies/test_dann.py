@@ -52,7 +52,7 @@ def test_moons_are_decided_by_every_seed():
 
 
 def test_deep_moons_are_tuned_alike():
-    for quick, count in ((True, 2), (False, 6)):
+    for quick, count in ((True, 2), (False, 8)):
         found = dann_moons.grids(quick)
         assert {len(grid) for grid in found.values()} == {count}
         assert {s["strength"] for s in found[ALONE]} == {0.0}
@@ -77,11 +77,12 @@ def test_settings_of_moons_are_chosen_without_a_class_of_the_target(monkeypatch)
 
     monkeypatch.setattr(dann_moons, "ran", ran)
     found = dann_moons.deep([0, 1], study.FEATURES, BOTH, steps=1, quick=False)
-    assert found.setting == "100 3" and len(found.tried) == 6
-    bounds = {"0 1": 0.5, "0 3": 0.5, "0 6": 0.5, "100 1": 0.22, "100 3": 0.14, "100 6": 0.32}
+    assert found.setting == "100 3" and len(found.tried) == 8
+    bounds = {f"0 {strength}": 0.5 for strength in (0.3, 1, 3, 6)}
+    bounds |= {"100 0.3": 0.206, "100 1": 0.22, "100 3": 0.14, "100 6": 0.32}
     assert found.tried == pytest.approx(bounds)
     both = study.chosen_text(found._replace(setting="alone", tried={"this": 1.0}), found)
-    assert "best of 6 settings" in both and "chosen alone, and 100 3" in both
+    assert "best of 8 settings" in both and "chosen alone, and 100 3" in both
 
 
 def test_members_of_moons_are_scored_each_on_its_own(monkeypatch):
@@ -153,7 +154,9 @@ def test_pairs_are_decided_by_every_pair_and_seed():
 def test_sides_try_as_many_settings():
     for quick in (True, False):
         options = {"batch": 4, "steps": 1, "hidden": 0, "quick": quick}
-        alone, both = measure.sides(lambda seed: None, **options)
+        rates = (1e-3, 3e-3) if quick else (3e-5, 1e-4, 3e-4)
+        alone, both = measure.sides(lambda seed: None, rates, **options)
+        assert {s["rate"] for s in both.grid} == set(rates) <= {s["rate"] for s in alone.grid}
         assert len(alone.grid) == len(both.grid)
         assert {s["strength"] for s in alone.grid} == {0.0}
         assert all(s["strength"] > 0 for s in both.grid)
