@@ -15,6 +15,7 @@ __all__ = [
     "analysis",
     "bench",
     "cli",
+    "clock",
     "compat",
     "compress",
     "data",

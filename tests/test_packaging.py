@@ -26,7 +26,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Floors of ffnlab, lowest first: a package imports from its own floor and those below it.
 FLOORS = (
     {
-        *("errors", "compat", "docstrings", "options", "outside", "progress"),
+        *("clock", "errors", "compat", "docstrings", "options", "outside", "progress"),
         *("scores", "storage"),
     },
     {"weights", "tree", "transform", "rule", "probe", "report", "graph"},
