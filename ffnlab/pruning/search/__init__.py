@@ -1,10 +1,12 @@
 """Searching for smaller networks: spaces, evolution, predictors, fronts, and the loop around them.
 
-NumPy and a seed; what a network is and what it costs is asked of a `measure(config)` that the
-caller gives. Cutting what was found out of a model belongs to `ffnlab.models`.
+A search is NumPy and a seed; what a network is and what it costs is asked of a `measure(config)`
+that the caller gives (`meter` measures one on this machine). Cutting what was found out of a model
+belongs to `ffnlab.models`.
 """
 
 from ffnlab.pruning.search.loop import Log, Measure, measured, search, start
+from ffnlab.pruning.search.measure import Costs, drawn_alike, macs, meter
 from ffnlab.pruning.search.pareto import best_within, front, hypervolume, knee
 from ffnlab.pruning.search.predictor import COARSE, OFFICIAL, Grid, Predictor, fit, predict
 from ffnlab.pruning.search.settings import SearchOptions, Tactic
@@ -14,6 +16,7 @@ __all__ = [
     "COARSE",
     "OFFICIAL",
     "Config",
+    "Costs",
     "Grid",
     "Log",
     "Measure",
@@ -24,11 +27,14 @@ __all__ = [
     "Value",
     "Variable",
     "best_within",
+    "drawn_alike",
     "fit",
     "front",
     "hypervolume",
     "knee",
+    "macs",
     "measured",
+    "meter",
     "predict",
     "search",
     "start",
