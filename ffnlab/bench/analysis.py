@@ -13,7 +13,6 @@ estimates of information are told beside what is known.
 
 import dataclasses
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from ffnlab.analysis import (
 )
 from ffnlab.bench.peer import Peer
 from ffnlab.bench.turns import Comparison, Task, about
+from ffnlab.clock import in_turns, timed
 from ffnlab.data import gaussian_pairs
 from ffnlab.errors import FFNLabError, MissingExtraError, at_least
 from ffnlab.layers import MLP
@@ -97,19 +97,12 @@ def compare(settings: Settings = Settings(), *, progress: bool = False) -> Compa
             return Comparison("probes beside other ways", tasks, about(peer))
 
 
-def in_turns(
+def both(
     ours: Callable[[], Any], theirs: Callable[[], Any], turns: int
 ) -> list[tuple[float, float]]:
-    """Seconds of both, each turn, after one that is not counted."""
-    seconds = []
-    for _ in range(turns + 1):
-        times = []
-        for side in (ours, theirs):
-            start = time.perf_counter()
-            side()
-            times.append(time.perf_counter() - start)
-        seconds.append((times[0], times[1]))
-    return seconds[1:]
+    """Seconds of both, each turn."""
+    found = in_turns({"ours": ours, "theirs": theirs}, turns).seconds
+    return list(zip(found["ours"].tolist(), found["theirs"].tolist(), strict=True))
 
 
 def held(task: str, ours: Any, theirs: Any) -> float:
@@ -134,7 +127,7 @@ def states(rows: int, width: int, turns: int) -> Task:
 
     by_bytes = lambda: entropy(joint_states(codes))  # noqa: E731
     difference = held(f"states, {width}", by_bytes(), by_unique())
-    return Task.of(in_turns(by_bytes, by_unique, turns), difference, "numpy.unique(axis=0)")
+    return Task.of(both(by_bytes, by_unique, turns), difference, "numpy.unique(axis=0)")
 
 
 def neighbours(pairs: int, known: float, turns: int) -> Task:
@@ -161,7 +154,7 @@ def neighbours(pairs: int, known: float, turns: int) -> Task:
     )
     form = f"mutual_info_regression; nats off the known: {off}"
     difference = abs(found[0] - found[1]) / max(known, 1e-9)
-    return Task.of(in_turns(ours, theirs, turns), difference, form)
+    return Task.of(both(ours, theirs, turns), difference, form)
 
 
 @jax.jit
@@ -189,7 +182,7 @@ def interpreter(width: int, turns: int) -> Task:
     ]
     kept = [getattr(each, "temp_size_in_bytes", 0) / 1024 for each in bytes_of]
     form = f"jax.jacobian; temporaries {kept[0]:,.0f} KiB, its {kept[1]:,.0f}"
-    return Task.of(in_turns(sides[0], sides[1], turns), difference, form)
+    return Task.of(both(sides[0], sides[1], turns), difference, form)
 
 
 def boxes_of(count: int) -> tuple[MLP, Array, Array]:
@@ -215,10 +208,7 @@ def bounds(peer: Any, net: MLP, low: Array, high: Array, turns: int, result: Pat
         difference = max(held("bounds", a, b) for a, b in pairs)
     seconds = []
     for _ in range(turns + 1):
-        start = time.perf_counter()
-        ours()
-        own = time.perf_counter() - start
-        seconds.append((own, peer.ask("bounds", result="")["seconds"]))
+        seconds.append((timed(ours), peer.ask("bounds", result="")["seconds"]))
     return Task.of(seconds[1:], difference, answer["form"])
 
 

@@ -7,7 +7,6 @@ weights of every layer, chosen or not (.97 instead of .62). The oracle is that o
 """
 
 import dataclasses
-import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,11 +17,10 @@ from jaxtyping import Array
 from rich.table import Table
 
 from ffnlab import transform, tree
-from ffnlab.bench.sparse import bound, timed
+from ffnlab.clock import compiled, in_turns, timed
 from ffnlab.errors import at_least
 from ffnlab.layers import ByChoice, Linear
 from ffnlab.models import Decoder, DecoderConfig
-from ffnlab.progress import track
 from ffnlab.routing import BIG, duo, pattern_losses
 from ffnlab.text.generate import generate
 from ffnlab.weights import Dense
@@ -85,16 +83,11 @@ def compare(settings: Settings = Settings(), *, progress: bool = False) -> Choos
     s = settings
     sides = {name: decoder(s, BIG + (name == "small")) for name in ("small", "big")}
     calls = {name: decoding(model, s.tokens) for name, model in sides.items()}
-    for call in calls.values():
-        call()
-    turns = [
-        {name: timed(call) for name, call in calls.items()}
-        for _ in track(range(s.turns), "bench", enabled=progress)
-    ]
-    seconds = {name: statistics.median(turn[name] for turn in turns) / s.tokens for name in calls}
-    ratio = statistics.median(turn["small"] / turn["big"] for turn in turns)
+    times = in_turns(calls, s.turns, label="bench" if progress else None)
+    seconds = {name: times.of(name).median / s.tokens for name in calls}
+    ratio = times.over("small", "big").median
     model, rows = to_try(s.oracle_layers)
-    oracle = bound(tried, rows, model)
+    oracle = compiled(tried, rows, model)
     jax.block_until_ready(oracle())
     device = jax.devices()[0].platform
     about = (

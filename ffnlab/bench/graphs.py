@@ -24,6 +24,7 @@ from jaxtyping import Array, PyTree
 
 from ffnlab.bench.peer import Peer
 from ffnlab.bench.turns import Comparison, Task, about
+from ffnlab.clock import timed
 from ffnlab.errors import FFNLabError, at_least
 from ffnlab.graph import Graph, aggregate, symmetric_norm, with_self_loops
 from ffnlab.layers import GCN
@@ -172,10 +173,7 @@ def measure(peer: Any, do: str, case: str, ours: Callable, turns: int, folder: P
         raise FFNLabError(f"{do}, {case}: the two sides differ by {difference:.1e} of the largest")
     seconds = []
     for _ in range(turns):
-        start = time.perf_counter()
-        ours()
-        own = time.perf_counter() - start
-        seconds.append((own, peer.ask(do, case=case, result="")["seconds"]))
+        seconds.append((timed(ours), peer.ask(do, case=case, result="")["seconds"]))
     return Task.of(seconds, difference, answer["form"])
 
 

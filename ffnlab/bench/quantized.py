@@ -14,8 +14,6 @@ INT4. It stands in a column of its own, since who calls `qwix.dequantize` before
 """
 
 import dataclasses
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +26,7 @@ from rich import box
 from rich.table import Table
 
 from ffnlab import weights
+from ffnlab.clock import in_turns
 from ffnlab.errors import FFNLabError, at_least, require
 from ffnlab.formats.opening import config_of
 from ffnlab.progress import track
@@ -170,9 +169,9 @@ def measure(
     difference = differ(results["packed"], results["theirs"])
     if max(difference, differ(results["prepared"], results["theirs"])) > TOLERANCE[act]:
         raise FFNLabError(f"{name}: the two sides do not compute the same: {difference:.1e}")
-    turns = [{form: seconds(run) for form, run in forms.items()} for _ in range(settings.turns)]
-    medians = {form: statistics.median(turn[form] for turn in turns) for form in forms}
-    ratio = statistics.median(turn["theirs"] / turn["packed"] for turn in turns)
+    times = in_turns(forms, settings.turns)
+    medians = {form: times.of(form).median for form in forms}
+    ratio = times.over("theirs", "packed").median
     left = str(x.dtype) if act is None else f"{x.dtype} as {act}"
     mine = f"{left} @ {kind} -> {results['packed'].dtype}"
     other = f"{left} @ {theirs.qvalue.dtype} -> {results['theirs'].dtype}"
@@ -198,10 +197,3 @@ def qwix_product(qwix: ModuleType, act: str | None) -> Callable[..., Array]:
 def differ(a: Float[Array, "rows out"], b: Float[Array, "rows out"]) -> float:
     """Largest difference, relative to the largest entry."""
     return float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b)))
-
-
-def seconds(run: Callable[[], Array]) -> float:
-    """Of one call."""
-    start = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - start

@@ -7,7 +7,6 @@ else the machine does falls on all; a ratio is the median of the turns' ratios.
 """
 
 import dataclasses
-import statistics
 from collections.abc import Callable, Mapping
 
 import jax
@@ -16,10 +15,9 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree
 from rich.table import Table
 
-from ffnlab.bench.sparse import bound, timed
+from ffnlab.clock import compiled, in_turns
 from ffnlab.errors import at_least
 from ffnlab.layers import GatedFFN, MoE, MoESpec
-from ffnlab.progress import track
 
 __all__ = ["Comparison", "Settings", "compare", "ratios"]
 
@@ -85,18 +83,9 @@ def compare(settings: Settings = Settings(), *, progress: bool = False) -> Compa
       ConfigError: sizes out of range.
     """
     calls = {(work, side): call for work in WORKS for side, call in sides(settings, work).items()}
-    for call in calls.values():
-        jax.block_until_ready(call())
-    turns = track(range(settings.turns), "bench", enabled=progress)
-    seconds = [{name: timed(call) for name, call in calls.items()} for _ in turns]
-    medians = {
-        work: {side: statistics.median(turn[work, side] for turn in seconds) for side in SIDES}
-        for work in WORKS
-    }
-    found = {
-        work: statistics.median(turn[work, "routed"] / turn[work, "dense"] for turn in seconds)
-        for work in WORKS
-    }
+    times = in_turns(calls, settings.turns, label="bench" if progress else None)
+    medians = {work: {side: times.of((work, side)).median for side in SIDES} for work in WORKS}
+    found = {work: times.over((work, "routed"), (work, "dense")).median for work in WORKS}
     s, device = settings, jax.devices()[0].platform
     about = (
         f"float32, jax {jax.__version__}, {device}; {s.tokens} tokens x {s.width} x {s.hidden}, "
@@ -119,9 +108,9 @@ def sides(settings: Settings, work: str) -> dict[str, Callable[[], PyTree]]:
     else:
         forms = {"routed": mixture_gradient, "dense": layer_gradient, "products": all_products}
     return {
-        "routed": bound(forms["routed"], x, routed),
-        "dense": bound(forms["dense"], x, dense),
-        "products": bound(forms["products"], rows, inner, matrices),
+        "routed": compiled(forms["routed"], x, routed),
+        "dense": compiled(forms["dense"], x, dense),
+        "products": compiled(forms["products"], rows, inner, matrices),
     }
 
 
