@@ -28,7 +28,7 @@ from ffnlab.models.hypernet.inputs import Condition, Tasked
 from ffnlab.models.hypernet.net import Hypernet, HypernetConfig
 from ffnlab.models.hypernet.spec import HypernetSpec
 from ffnlab.models.image_decoder import ImageDecoder
-from ffnlab.models.masking import masked
+from ffnlab.models.masking import gated, masked
 from ffnlab.models.mlp import MLPConfig
 from ffnlab.models.narrow import narrow
 from ffnlab.models.noise import LearnedSchedule
@@ -112,6 +112,7 @@ __all__ = [
     "UViTConfig",
     "ViT",
     "ViTConfig",
+    "gated",
     "groups",
     "keep_invertible",
     "masked",
