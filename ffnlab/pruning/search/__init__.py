@@ -11,9 +11,11 @@ from ffnlab.pruning.search.pareto import best_within, front, hypervolume, knee
 from ffnlab.pruning.search.predictor import COARSE, OFFICIAL, Grid, Predictor, fit, predict
 from ffnlab.pruning.search.settings import SearchOptions, Tactic
 from ffnlab.pruning.search.space import Config, Space, Value, Variable
+from ffnlab.pruning.search.supernet import FORMATS, Supernet, measuring, supernet
 
 __all__ = [
     "COARSE",
+    "FORMATS",
     "OFFICIAL",
     "Config",
     "Costs",
@@ -23,6 +25,7 @@ __all__ = [
     "Predictor",
     "SearchOptions",
     "Space",
+    "Supernet",
     "Tactic",
     "Value",
     "Variable",
@@ -34,8 +37,10 @@ __all__ = [
     "knee",
     "macs",
     "measured",
+    "measuring",
     "meter",
     "predict",
     "search",
     "start",
+    "supernet",
 ]
