@@ -6,7 +6,7 @@
 without `reduce` and with 3 x 3 in `expand` it is a basic block.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
 import jax
@@ -21,9 +21,10 @@ from ffnlab.layers.batch_norm import BatchNorm
 from ffnlab.layers.conv import Conv
 from ffnlab.layers.pooling import avg_pool, shifted_max_pool
 
-__all__ = ["OPS", "ConvNorm", "Residual", "Spatial"]
+__all__ = ["OPS", "SHORTCUTS", "ConvNorm", "Residual", "Spatial"]
 
 EXPANSION = 4
+SHORTCUTS = ("padded", "projected", "pooled")
 HE = jax.nn.initializers.he_normal()
 # What learns nothing: (x, stride) -> y.
 FREE: MappingProxyType[str, Callable[[Array, int], Array]] = MappingProxyType(
@@ -85,20 +86,28 @@ class Spatial(nnx.Module):
         key: Array,
         op: str = "conv",
         stride: int = 1,
+        out: int | None = None,
         dtype: DTypeLike = jnp.float32,
     ):
         """An op of d channels.
 
+        Args:
+          out: channels that "conv" gives; d when None, and of every other op.
         Raises:
-          ConfigError: an unknown op or stride.
+          ConfigError: an unknown op or stride, or other channels of an op that keeps them.
         """
+        out = d if out is None else out
         if op not in OPS or stride not in (1, 2):
             raise ConfigError(f"op={op!r} is not one of {OPS}, or stride={stride} not 1 or 2")
+        if op != "conv" and out != d:
+            raise ConfigError(f"op={op!r} gives as many channels as it reads, {d}, not {out}")
         is_learned = op in ("conv", "depthwise") or (op == "hybrid" and stride == 2)
         groups = d if op == "depthwise" else 1
         own = 1 if op == "hybrid" else stride
         made = (
-            ConvNorm(d, d, key=key, stride=own, groups=groups, dtype=dtype) if is_learned else None
+            ConvNorm(d, out, key=key, stride=own, groups=groups, dtype=dtype)
+            if is_learned
+            else None
         )
         self.conv = nnx.data(made)
         self.op, self.stride = op, stride
@@ -123,10 +132,13 @@ class Residual(nnx.Module):
       stride: 1 or 2 (static).
       sources: of a shortcut without parameters, the channel of x that is added to each channel, -1
         for none; None for the usual ones (`usual_sources`) (static).
+      pooled: whether the shortcut's convolution reads means of stride x stride pixels instead of
+        every stride-th one (static).
     """
 
     # Set only where they differ, so that blocks of older files have the same structure.
     sources: tuple[int, ...] | None = None
+    pooled: bool = False
 
     def __init__(
         self,
@@ -155,16 +167,8 @@ class Residual(nnx.Module):
         dtype: DTypeLike = jnp.float32,
     ) -> "Residual":
         """d_in -> d -> d -> expansion * d channels, the stride in the spatial step."""
-        keys, out, one = jax.random.split(key, 4), expansion * d, {"size": 1, "dtype": dtype}
-        changes = stride > 1 or d_in != out
-        shortcut = ConvNorm(d_in, out, key=keys[3], stride=stride, **one) if changes else None
-        return cls(
-            ConvNorm(d_in, d, key=keys[0], **one),
-            Spatial(d, key=keys[1], op=op, stride=stride, dtype=dtype),
-            ConvNorm(d, out, key=keys[2], **one),
-            shortcut,
-            stride=stride,
-        )
+        more = {"op": op, "stride": stride, "shortcut": "projected", "dtype": dtype}
+        return cls.of_sizes((d_in, d, d, expansion * d), key=key, **more)
 
     @classmethod
     def basic(
@@ -174,36 +178,70 @@ class Residual(nnx.Module):
         *,
         key: Array,
         stride: int = 1,
-        projected: bool = False,
         dtype: DTypeLike = jnp.float32,
     ) -> "Residual":
-        """d_in -> d -> d channels, two 3 x 3 convolutions.
+        """d_in -> d -> d channels, two 3 x 3 convolutions, a shortcut that learns nothing."""
+        more = {"stride": stride, "shortcut": "padded", "dtype": dtype}
+        return cls.of_sizes((d_in, d, d), key=key, **more)
+
+    @classmethod
+    def of_sizes(
+        cls,
+        sizes: Sequence[int],
+        *,
+        key: Array,
+        op: str = "conv",
+        stride: int = 1,
+        shortcut: str = "projected",
+        dtype: DTypeLike = jnp.float32,
+    ) -> "Residual":
+        """A block by its channels: of two convolutions a basic one, of three a bottleneck.
 
         Args:
-          projected: a convolution in the shortcut where sizes change; else option A.
+          sizes: channels of its input and after each convolution, three or four.
+          key: of the draw.
+          op, stride: of the spatial step; a basic block has the op "conv".
+          shortcut: what changes the sizes, where they change: "projected" (a convolution of 1 x 1
+            with that stride), "pooled" (means of stride x stride pixels, then one of 1 x 1) or
+            "padded" (no parameters: option A of the paper).
+          dtype: of the parameters.
+        Raises:
+          ConfigError: another shortcut, op or number of sizes.
         """
-        keys = jax.random.split(key, 3)
-        changes = projected and (stride > 1 or d_in != d)
-        one = {"size": 1, "stride": stride, "dtype": dtype}
-        return cls(
-            None,
-            ConvNorm(d_in, d, key=keys[0], stride=stride, dtype=dtype),
-            ConvNorm(d, d, key=keys[1], dtype=dtype),
-            ConvNorm(d_in, d, key=keys[2], **one) if changes else None,
-            stride=stride,
-        )
+        if len(sizes) not in (3, 4) or shortcut not in SHORTCUTS:
+            raise ConfigError(
+                f"sizes={tuple(sizes)} must be three or four, shortcut={shortcut!r} one of "
+                f"{SHORTCUTS}"
+            )
+        (d_in, *inner, out), keys = sizes, jax.random.split(key, len(sizes))
+        changes = shortcut != "padded" and (stride > 1 or d_in != out)
+        pooled = shortcut == "pooled" and stride > 1
+        one = {"size": 1, "dtype": dtype}
+        joined = {"key": keys[-1], "stride": 1 if pooled else stride}
+        kept = ConvNorm(d_in, out, **joined, **one) if changes else None
+        if len(inner) == 1:
+            reduce = None
+            spatial = ConvNorm(d_in, *inner, key=keys[0], stride=stride, dtype=dtype)
+            expand = ConvNorm(*inner, out, key=keys[1], dtype=dtype)
+        else:
+            a, b = inner
+            reduce = ConvNorm(d_in, a, key=keys[0], **one)
+            spatial = Spatial(a, key=keys[1], op=op, stride=stride, out=b, dtype=dtype)
+            expand = ConvNorm(b, out, key=keys[2], **one)
+        made = cls(reduce, spatial, expand, kept, stride=stride)
+        if pooled:
+            made.pooled = True
+        return made
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n _ _ d"]:
         y = x if self.reduce is None else jax.nn.relu(self.reduce(x))
         y = self.spatial(y)
         y = jax.nn.relu(y) if isinstance(self.spatial, ConvNorm) else y
         y = self.expand(y)
-        kept = (
-            self.shortcut(x)
-            if self.shortcut is not None
-            else unlearned(x, self.stride, y.shape[-1], self.sources)
-        )
-        return jax.nn.relu(y + kept)
+        if self.shortcut is None:
+            return jax.nn.relu(y + unlearned(x, self.stride, y.shape[-1], self.sources))
+        x = avg_pool(x, self.stride, padding="SAME") if self.pooled else x
+        return jax.nn.relu(y + self.shortcut(x))
 
 
 def usual_sources(d_in: int, d_out: int) -> tuple[int, ...]:
@@ -213,7 +251,7 @@ def usual_sources(d_in: int, d_out: int) -> tuple[int, ...]:
     >>> usual_sources(2, 5)
     (-1, 0, 1, -1, -1)
     """
-    before = (d_out - d_in) // 2
+    before = (d_out - d_in) // 2  # where there are fewer, those in the middle stay
     return tuple(i - before if before <= i < before + d_in else -1 for i in range(d_out))
 
 
@@ -228,6 +266,8 @@ def unlearned(
       ConfigError: sources that are not of d channels, or of more than x has.
     """
     x, missing = x[:, ::stride, ::stride], d - x.shape[-1]
+    if sources is None and missing < 0:
+        sources = usual_sources(x.shape[-1], d)
     if sources is not None:
         if len(sources) != d or not all(-1 <= source < x.shape[-1] for source in sources):
             raise ConfigError(f"sources={sources} must be {d} numbers from -1 to {x.shape[-1] - 1}")

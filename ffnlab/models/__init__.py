@@ -38,7 +38,7 @@ from ffnlab.models.physical_net import PhysicalConfig, PhysicalLayer, PhysicalNe
 from ffnlab.models.pipeline import pipeline, unpipeline
 from ffnlab.models.remat import remat
 from ffnlab.models.remove import remove, removed
-from ffnlab.models.resnet import ResNet, ResNetConfig, resnet50
+from ffnlab.models.resnet import ResNet, ResNetConfig, resnet50, resnet_cifar
 from ffnlab.models.revcol import RevCol, keep_invertible, revcol_of
 from ffnlab.models.revcol_config import RevColConfig
 from ffnlab.models.sequence import SequenceConfig, SequenceTransformer
@@ -124,6 +124,7 @@ __all__ = [
     "removed",
     "resized",
     "resnet50",
+    "resnet_cifar",
     "revcol_of",
     "sentence_vectors",
     "stack",

@@ -28,6 +28,7 @@ from ffnlab.models.groups import (
     is_sparse,
     owner_of,
 )
+from ffnlab.models.resnet import ResNet, sizes_of
 from ffnlab.models.stack import Stacked, period_of, stack, unstack
 from ffnlab.models.vit_config import ViTConfig
 from ffnlab.weights import Weight
@@ -49,8 +50,9 @@ def narrow(model: M, keep: Mapping[str, Units] | Iterable[tuple[str, Units]]) ->
     A stacked model stays stacked where its layers repeat as they did, else it comes back unstacked.
     The configuration says the new sizes where it has words for them: a Decoder's always for hidden
     channels and the stream, and for heads where layers have as many; an Encoder's and a ViT's where
-    layers have as many hidden channels, an Encoder's heads. What it cannot say, the model itself
-    does, in the native format.
+    layers have as many hidden channels, an Encoder's heads; a ResNet's but where a shortcut without
+    parameters has a map of channels of its own. What it cannot say, the model itself does, in the
+    native format.
 
     Args:
       model: see `ffnlab.models.groups`; it is not changed.
@@ -200,6 +202,9 @@ def _reconnected(
 def _told(model: Any) -> Any:
     """The configuration with the sizes that the model has now, as far as it has words for them."""
     config = model.config
+    if isinstance(model, ResNet):
+        sizes = sizes_of(model)
+        return config if sizes is None else dataclasses.replace(config, sizes=sizes)
     if not isinstance(config, DecoderConfig | EncoderConfig | ViTConfig):
         return config
     ffns = [getattr(block, "ffn", None) for block in model.layers]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,16 @@ from ffnlab import models
 from ffnlab.errors import ConfigError
 from ffnlab.layers import Residual, Spatial, fold
 from ffnlab.layers.residual import OPS, unlearned
-from ffnlab.models import ResNet, ResNetConfig, account, resnet50
+from ffnlab.models import (
+    ResNet,
+    ResNetConfig,
+    account,
+    narrow,
+    resnet50,
+    resnet_cifar,
+)
+from ffnlab.models.cost import multiply_adds
+from ffnlab.models.resnet import sizes_of
 
 BASIC = ResNetConfig((1, 2), (4, 6), 3, channels=2)
 BOTTLENECK = ResNetConfig((1, 1), (2, 3), 5, block="bottleneck", stem="large", stem_width=4)
@@ -78,7 +88,7 @@ def test_what_ops_without_parameters_do():
 
 
 def test_a_norm_folds_into_its_convolution():
-    block = Residual.basic(3, 4, key=jax.random.key(0), stride=2, projected=True)
+    block = Residual.of_sizes((3, 4, 4), key=jax.random.key(0), stride=2)
     norm = block.spatial.norm.with_statistics(jnp.arange(4.0), 1 + jnp.arange(4.0))
     x = images(2, 6, 6, 3)
     folded = fold(block.spatial.conv, norm)
@@ -114,3 +124,132 @@ def test_images_and_configurations_that_are_refused():
             dataclasses.replace(BASIC, **change)
     with pytest.raises(ConfigError, match="stride=3 not 1 or 2"):
         Spatial(3, key=jax.random.key(0), stride=3)
+
+
+# Multiplications, by hand: k^2 a b for every pixel of a convolution's output.
+
+
+def by_hand(sizes, blocks, classes, *, whole=None):
+    """Of a network for images of 32 x 32, shortcuts of 1 x 1 convolutions where sizes change.
+
+    Args:
+      sizes: after the stem and after each convolution.
+      blocks: that are computed, of each stage.
+      whole: blocks of each stage that `sizes` has, where some are left out; then what follows a
+        stage reads as many channels as its last block would have given, as the authors count.
+    """
+    whole = blocks if whole is None else whole
+    each = (len(sizes) - 1) // sum(whole)
+    total, at = 9 * 32 * 32 * 3 * sizes[0], 0
+    for stage, (kept, count) in enumerate(zip(blocks, whole, strict=True)):
+        side = 32 >> stage
+        for i in range(count):
+            halves = stage > 0 and i == 0
+            c, at = sizes[at : at + each + 1], at + each
+            if i >= kept:
+                continue
+            before = (2 * side) ** 2 if halves else side**2
+            if each == 2:
+                total += 9 * side**2 * (c[0] * c[1] + c[1] * c[2])
+            else:
+                total += before * c[0] * c[1] + side**2 * (9 * c[1] * c[2] + c[2] * c[3])
+            if halves or c[0] != c[-1]:
+                total += side**2 * c[0] * c[-1]
+    return total + sizes[-1] * classes
+
+
+def counted(config):
+    model = jax.eval_shape(lambda key: ResNet(config, key=key), jax.random.key(0))
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    return multiply_adds(lambda model, x: model(x), model, image)
+
+
+@pytest.mark.parametrize(
+    ("depth", "published"),
+    [
+        (20, 40.8),
+        (32, 69.1),
+        pytest.param(56, 125.7, marks=pytest.mark.slow),
+        pytest.param(110, 253.1, marks=pytest.mark.slow),
+        (164, 247.6),
+    ],
+)
+def test_multiplications_of_the_networks_for_small_images(depth, published):
+    """The figures of arXiv 1905.09717, whose shortcuts are convolutions."""
+    block = "bottleneck" if depth == 164 else "basic"
+    config = resnet_cifar(depth, block=block, shortcut="pooled")
+    want = by_hand(config.usual_sizes, config.blocks, 10)
+    assert want / 1e6 == pytest.approx(published, rel=1e-3)
+    assert counted(config) == want
+    assert counted(dataclasses.replace(config, shortcut="projected")) == want
+
+
+LONG = ["C100-20", "C010-32", "C100-56", "C010-110", "C100-110", "C010-164", "C100-164"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["C010-20", "C100-32", "C010-56", *(pytest.param(n, marks=pytest.mark.slow) for n in LONG)],
+)
+def test_multiplications_of_searched_networks(name, fixtures):
+    """The authors count a network that is cut in depth as if the last block that is left out still
+    gave the channels that the next stage reads; the network itself has up to 3.4 % more."""
+    found = json.loads((fixtures / "tas" / "shapes.json").read_text())[name]
+    depth = int(name.partition("-")[2])
+    full = resnet_cifar(depth, block="bottleneck" if depth == 164 else "basic")
+    given = found["sizes"], tuple(found["blocks"]), found["classes"]
+    assert by_hand(*given, whole=full.blocks) / 1e6 == pytest.approx(found["megamacs"], rel=1e-4)
+    n, sizes, at = full.convolutions, found["sizes"][:1], 0
+    for kept, count in zip(found["blocks"], full.blocks, strict=True):
+        sizes += found["sizes"][1 + n * at : 1 + n * (at + kept)]
+        at += count
+    config = dataclasses.replace(
+        full, blocks=given[1], sizes=tuple(sizes), classes=given[2], shortcut="pooled"
+    )
+    want = by_hand(sizes, given[1], given[2])
+    assert counted(config) == want
+    assert -1e-4 < want / 1e6 / found["megamacs"] - 1 < 0.035
+    assert (want / 1e6 == pytest.approx(found["megamacs"], rel=1e-3)) == (given[1] == full.blocks)
+
+
+def test_sizes_are_a_configuration():
+    config = dataclasses.replace(BASIC, sizes=(3, 2, 3, 4, 5, 1, 4), shortcut="projected")
+    model = ResNet(config, key=jax.random.key(0))
+    assert sizes_of(model) == config.sizes
+    assert model(images(2, 6, 6, 2)).shape == (2, 3)
+    assert [block.shortcut is None for block in model.residuals] == [True, False, False]
+    bottleneck = dataclasses.replace(BOTTLENECK, sizes=(4, 2, 1, 7, 3, 2, 7))
+    assert sizes_of(ResNet(bottleneck, key=jax.random.key(0))) == bottleneck.sizes
+    assert ResNet(bottleneck, key=jax.random.key(0))(images(1, 8, 8, 3)).shape == (1, 5)
+    assert dataclasses.replace(BASIC, sizes=BASIC.usual_sizes) == BASIC
+    with pytest.raises(ConfigError, match="has 2 entries; 7 positive numbers are accepted"):
+        dataclasses.replace(BASIC, sizes=(3, 3))
+    with pytest.raises(ConfigError, match="'max' gives as many channels as it reads, 2, not 1"):
+        ResNet(dataclasses.replace(bottleneck, op="max"), key=jax.random.key(0))
+    with pytest.raises(ConfigError, match=r"depth=21 of basic blocks must be 6 n \+ 2"):
+        resnet_cifar(21)
+
+
+def test_a_narrowed_network_says_its_sizes():
+    model = ResNet(dataclasses.replace(BASIC, shortcut="pooled"), key=jax.random.key(0))
+    small = narrow(model, {"stem": [0, 2], "residuals[1].expand": [1, 2, 3]})
+    assert small.config.sizes == (2, 4, 2, 6, 3, 6, 3)
+    again = jax.eval_shape(lambda key: ResNet(small.config, key=key), jax.random.key(0))
+    shapes = lambda m: jax.tree.map(lambda leaf: leaf.shape, jax.tree.leaves(m))  # noqa: E731
+    assert shapes(again) == shapes(small)
+
+
+def test_shortcuts_of_means():
+    """Over the pixels that are there, at the edge of an odd grid too."""
+    block = Residual.of_sizes((2, 3, 4), key=jax.random.key(0), stride=2, shortcut="pooled")
+    x = images(1, 3, 3, 2)
+    parts = slice(0, 2), slice(2, 3)
+    means = jnp.stack([jnp.stack([x[0, a, b].mean((0, 1)) for b in parts]) for a in parts])[None]
+    inner = block.expand(jax.nn.relu(block.spatial(x)))
+    want = jax.nn.relu(inner + block.shortcut.norm(means @ block.shortcut.conv.weight.dense()))
+    assert difference(block(x), want) < TOLERANCE
+
+
+def test_a_shortcut_without_parameters_to_fewer_channels_keeps_those_in_the_middle():
+    x = images(1, 4, 4, 5)
+    np.testing.assert_array_equal(unlearned(x, 2, 2), x[:, ::2, ::2, 2:4])
