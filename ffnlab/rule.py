@@ -49,6 +49,8 @@ class Rule:
         which computes with any. The loop calls it with every batch on the host, before it is
         placed; of the state, which may be abstract, only shapes are to be looked at. It accepts
         all unless the rule says otherwise.
+      result: state -> what a run is for, on the host; None where that is `model`. A search gives
+        the network that it found, whose sizes are others. `finished` asks for it.
     """
 
     name: str
@@ -57,3 +59,8 @@ class Rule:
     predict: Callable[[PyTree, PyTree], PyTree]
     model: Callable[[PyTree], PyTree] = held_model
     check: Callable[[PyTree, PyTree], None] = accept
+    result: Callable[[PyTree], PyTree] | None = None
+
+    def finished(self, state: PyTree) -> PyTree:
+        """What is kept of a run: what it found, or the model as learned."""
+        return self.model(state) if self.result is None else self.result(state)
