@@ -246,6 +246,12 @@ def of_two_domains(make: Callable[[], Rule], network: Callable = PLAIN) -> RuleC
     return dataclasses.replace(classifier(make, network), batches=two_domains, inputs=inputs)
 
 
+def halves() -> list[tuple]:
+    """Pairs of batches: rows for weights, and others for what is searched."""
+    one, other = labelled()
+    return [(one, other), (other, one)]
+
+
 def task_rows() -> list[learning.TaskRows]:
     """The two batches of `labelled`, of two tasks."""
     return [learning.TaskRows(np.int32(task), rows) for task, rows in enumerate(labelled())]
@@ -341,6 +347,12 @@ RULES: dict[str, RuleCase] = {
     ),
     "shallow_dann": of_two_domains(
         learning.shallow_dann, functools.partial(MLP, (5, 8, 4), activation="sigmoid")
+    ),
+    "tas": RuleCase(
+        lambda: pruning.tas(example=jax.ShapeDtypeStruct((1, 5), jnp.float32), steps=10),
+        functools.partial(PLAIN, key=jax.random.key(0)),
+        halves,
+        lambda batch: jnp.asarray(batch[0][0]),
     ),
     "physical_ff": classifier(lambda: learning.physical_ff(inner=2), around_systems),
     "physical_ff-mlp": classifier(lambda: learning.physical_ff(inner=2)),

@@ -165,7 +165,10 @@ def legal(counts: Sequence[int], n: int) -> Bool[np.ndarray, "rows n"]:
 
 
 def noisy(
-    logits: Float[Array, "rows n"], counts: Sequence[int], tau: Array | float, noise: Array
+    logits: Float[Array, "rows n"],
+    counts: Sequence[int],
+    tau: Array | float,
+    noise: Float[Array, "rows n"],
 ) -> Float[Array, "rows n"]:
     """z = (log softmax(logits) + noise) / tau over the candidates that there are."""
     if is_known(tau) and not tau > 0:
