@@ -4,9 +4,19 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
+import jax
 import optax
+from jaxtyping import PyTree
 
-from ffnlab.cli.inputs.data_kinds import AnyData, DomainsConfig, PermutationConfig
+from ffnlab.cli.inputs.data_kinds import (
+    AnyData,
+    DataConfig,
+    DomainsConfig,
+    ImagesConfig,
+    PermutationConfig,
+    RecordsConfig,
+)
+from ffnlab.cli.inputs.reading import inputs_of
 from ffnlab.errors import ConfigError
 from ffnlab.learning import (
     ForwardGNNOptions,
@@ -23,11 +33,14 @@ from ffnlab.learning import (
     physical_ff,
 )
 from ffnlab.learning.counter_current.rule import mirrored
+from ffnlab.losses import Loss
 from ffnlab.models import ConvAutoencoder, ConvMirror
 from ffnlab.outside import Methods
+from ffnlab.pruning import TASOptions, tas
+from ffnlab.pruning.tas.core import RATIOS
 from ffnlab.rule import Rule
 
-__all__ = ["RULES", "check_accepted", "check_domains"]
+__all__ = ["HALVED", "RULES", "check_accepted", "check_domains", "check_halves"]
 
 # What counter-current learning compares layers by, and its second network, by kind of model.
 PAIRS = {
@@ -38,6 +51,7 @@ PAIRS = {
 
 
 OF_TWO = ("backprop", "dann")  # what learns from two domains, the former from the source alone
+HALVED = ("tas",)  # what learns one thing from half of the data, another from the rest
 
 
 class Own(NamedTuple):
@@ -71,6 +85,7 @@ OWN: Mapping[str, Own] = MappingProxyType(
         # An MLP learns by it too, but a saved one does not say what its layers are judged by.
         "physical_ff": Own("ffnlab.cli.rules:by_physical_ff", ("physical",)),
         "digital_twin": Own("ffnlab.cli.rules:by_digital_twin", ("physical",)),
+        "tas": Own("ffnlab.cli.rules:by_tas", ("decoder", "vit", "resnet", "mlp", "convnet")),
     }
 )
 # A factory is given these where it has a parameter of that name; the rest are options.
@@ -80,7 +95,10 @@ RULES = Methods(
     Rule,
     MappingProxyType({name: own.factory for name, own in OWN.items()}),
     given=frozenset(
-        {"loss", "informed", "trainable", "optimizer", "microbatches", "model_kind", "like"}
+        {
+            *("loss", "informed", "trainable", "optimizer", "microbatches"),
+            *("model_kind", "like", "steps"),
+        }
     ),
 )
 
@@ -108,6 +126,15 @@ def check_domains(rule: str, options: Mapping[str, object], data: AnyData) -> No
         raise ConfigError(
             "rule 'dann' learns from two domains: set kind = \"domains\" in [data], or strength = "
             "0 in [rule_options] to learn from one"
+        )
+
+
+def check_halves(rule: str, data: AnyData) -> None:
+    """Raises ConfigError where a rule of ours takes two halves of data that has none."""
+    if rule in HALVED and not isinstance(data, DataConfig | ImagesConfig | RecordsConfig):
+        raise ConfigError(
+            f"rule {rule!r} learns from two halves of text, images or records; [data] is of "
+            "another kind"
         )
 
 
@@ -240,3 +267,49 @@ def by_digital_twin(
     return digital_twin(
         optimizer, of_twins, theta=theta, forward=forward, measured=measured or None
     )
+
+
+def by_tas(
+    *,
+    like: tuple[PyTree, PyTree],
+    loss: Loss,
+    steps: int,
+    optimizer: optax.GradientTransformation | None = None,
+    target: float = 0.5,
+    slack: float = 0.05,
+    strength: float = 2.0,
+    ratios: tuple[float, ...] = RATIOS,
+    depth: bool = True,
+    tied: bool = True,
+    rate: float = 1e-3,
+    decay: float = 1e-3,
+    high: float = 5.0,
+    low: float = 0.1,
+) -> Rule:
+    """A search for a smaller network, which is what the run writes.
+
+    Args:
+      like: a batch of the run.
+      loss: of the weights and of the sizes.
+      steps: of the run.
+      optimizer: of the weights.
+      target: multiply-adds of the network that is looked for, over those of the whole one.
+      slack: how far below the target they may be.
+      strength: weight of the term that steers to the target.
+      ratios: of a layer's channels that may be kept.
+      depth: blocks may be left out too, the last ones of a stage.
+      tied: convolutions of a ResNet that a sum joins keep as many channels; else each its own.
+      rate: of the Adam that learns the sizes.
+      decay: its weight decay.
+      high: temperature at which sizes are drawn first.
+      low: temperature at the end.
+    """
+    rows = inputs_of(like[0])
+    shape = rows.shape[1:]
+    if not jax.numpy.issubdtype(rows.dtype, jax.numpy.floating):
+        shape = (shape[0] - 1,)  # of tokens, the last one is predicted alone
+    example = jax.ShapeDtypeStruct((1, *shape), rows.dtype)
+    sizes = {"target": target, "slack": slack, "strength": strength, "ratios": ratios}
+    pace = {"rate": rate, "decay": decay, "high": high, "low": low}
+    options = TASOptions(depth=depth, tied=tied, **sizes, **pace)
+    return tas(loss, optimizer, example=example, steps=steps, options=options)

@@ -30,6 +30,7 @@ from ffnlab.cli.inputs.data_kinds import (
 )
 from ffnlab.cli.inputs.domains import DomainsData, load_domains
 from ffnlab.cli.inputs.forward import ForwardNodeData, forward_data
+from ffnlab.cli.inputs.halves import halved
 from ffnlab.cli.inputs.labelled import LabelledData, load_labelled
 from ffnlab.cli.inputs.nodes import NodeData, node_data
 from ffnlab.cli.inputs.permutation import PermutationData, load_permutation
@@ -39,6 +40,7 @@ from ffnlab.cli.inputs.speech import SpeechData, load_speech
 from ffnlab.cli.inputs.texts import TextsData, load_texts
 from ffnlab.cli.keys import Section, method_keys, training_keys
 from ffnlab.cli.pipelining import in_list
+from ffnlab.cli.rules import HALVED
 from ffnlab.cli.show import show
 from ffnlab.cli.streams import mute_orbax
 from ffnlab.cli.training import (
@@ -266,7 +268,8 @@ def run(
     """
     rule, options = rule_of(settings), settings.run
     data = load_data(settings)
-    batches, scorer = data.batches(settings), data.scorer(settings)
+    is_halved, scorer = settings.rule in HALVED, data.scorer(settings)
+    batches = halved(data, settings) if is_halved else data.batches(settings)
     key = jax.random.key(options.seed)
     parallel.agree([to_table(settings), data.identity], "the configuration or the data")
     model = jax.eval_shape(functools.partial(fresh, settings), key)
@@ -307,9 +310,9 @@ def written(
     work: Work,
 ) -> dict[str, object]:
     """Writes a trained model with its record, and returns the record."""
-    whole = in_list(placing.gather(rule.model(outcome.state)))
+    whole = in_list(placing.gather(rule.finished(outcome.state)))
     if parallel.is_first():
-        save_as_can_be(whole, folder, settings)
+        save_as_can_be(whole, folder, settings, is_other=rule.result is not None)
         data.save_beside(folder)
     parallel.meet("the model is written")
     own = isinstance(data, ForwardNodeData)
@@ -321,16 +324,22 @@ def written(
     return record
 
 
-def save_as_can_be(model: nnx.Module, folder: Path, settings: TrainConfig) -> None:
-    """Writes a model as other tools read it, or in the native format where they cannot."""
+def save_as_can_be(
+    model: nnx.Module, folder: Path, settings: TrainConfig, *, is_other: bool
+) -> None:
+    """Writes a model as other tools read it, or in the native format where they cannot.
+
+    Args:
+      is_other: the rule made it, of other sizes than `[model]` says.
+    """
     dtype = settings.run.dtype
     usual = format_for(KINDS[settings.kind].model, settings.model)
     if usual == "dense" and not is_factored(model):
         try:
             save(model, folder, dtype=dtype)
             return
-        except (ConfigError, FormatError):  # what a transform made of it no family can say
-            if not settings.transform and not settings.start:
+        except (ConfigError, FormatError):  # what was made of it no family can say
+            if not (settings.transform or settings.start or is_other):
                 raise
     save(model, folder, dtype=dtype, format="ffnlab")
 

@@ -28,7 +28,7 @@ from ffnlab.cli.changes import (
 from ffnlab.cli.inputs.data_kinds import DATA_KINDS, AnyData, DataConfig, SpeechConfig
 from ffnlab.cli.inputs.reading import Reading, check_speech, reading_of
 from ffnlab.cli.pipelining import PipelineConfig
-from ffnlab.cli.rules import RULES, check_accepted, check_domains
+from ffnlab.cli.rules import HALVED, RULES, check_accepted, check_domains, check_halves
 from ffnlab.cli.running import RunConfig
 from ffnlab.errors import ConfigError
 from ffnlab.formats.kinds import KINDS, Config, kind_of
@@ -118,6 +118,7 @@ class TrainConfig:
         if isinstance(self.data, SpeechConfig):
             check_speech(self.data, self.model)
         check_domains(self.rule, self.rule_options, self.data)
+        check_halves(self.rule, self.data)
         pipelining.check_staged(self.schedule, self.kind)
         check_loss(self.loss, self.data)
         reads_text = isinstance(self.data, DataConfig)
@@ -188,8 +189,8 @@ def rule_of(settings: TrainConfig) -> Rule:
 
     Its factory is given what the run decides, where it has a parameter of that name: `loss`
     ((model, batch) -> (mean, metrics)) and whether it is `informed` of the moment, `trainable` (a
-    selector), `optimizer` (an optax transformation), `microbatches`, `model_kind`, and a batch
-    to see shapes of (`like`). The rest are options.
+    selector), `optimizer` (an optax transformation), `microbatches`, `model_kind`, the `steps` of
+    the run, and a batch to see shapes of (`like`). The rest are options.
 
     Raises:
       ConfigError: the rule cannot be had, takes other options, or has no use for what is set.
@@ -227,8 +228,11 @@ def rule_of(settings: TrainConfig) -> Rule:
         options["microbatches"] = run.microbatches
     if "model_kind" in takes:
         options["model_kind"] = settings.kind
+    if "steps" in takes:
+        options["steps"] = run.steps + settings.extension.steps
     if "like" in takes:
-        options["like"] = batch_of(settings, settings.data.batch, 0)
+        length = getattr(settings.data, "length", 0)
+        options["like"] = batch_of(settings, settings.data.batch, length)
     rule = by_names(RULES.make(name, **options))
     if settings.schedule is not None:
         rule = pipelining.of_whole_batches(rule, settings.data.batch)
@@ -297,7 +301,8 @@ def batch_of(settings: TrainConfig, rows: int, length: int) -> PyTree:
         from ffnlab.cli.inputs.forward import forward_batch  # which needs this module
 
         return forward_batch(settings)
-    return settings.reading.batch(settings.data, settings.model, rows, length)
+    batch = settings.reading.batch(settings.data, settings.model, rows, length)
+    return (batch, batch) if settings.rule in HALVED else batch
 
 
 def abstract_batch(settings: TrainConfig, mesh: Mesh, rows: int, length: int) -> PyTree:

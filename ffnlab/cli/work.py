@@ -7,6 +7,7 @@ from flax import nnx
 from ffnlab.cli.inputs.data_kinds import DataConfig, SpeechConfig
 from ffnlab.cli.inputs.reading import inputs_of, speech
 from ffnlab.cli.pipelining import in_list
+from ffnlab.cli.rules import HALVED
 from ffnlab.cli.training import TrainConfig
 from ffnlab.formats.kinds import KINDS
 from ffnlab.models.account import flops_per_token
@@ -41,8 +42,10 @@ def work_of(settings: TrainConfig, model: nnx.Module) -> Work:
         row = inputs_of(settings.reading.batch(data, settings.model, 1, length))
         call = called if isinstance(row, Mapping) else KINDS[settings.kind].call
         forward = 2.0 * multiply_adds(call, model, row)
+    times = 2 if settings.rule in HALVED else 1
     if not isinstance(data, DataConfig):
-        return Work(lambda position: getattr(data, "rows", data.batch), 3 * forward, "input")
+        rows = times * getattr(data, "rows", data.batch)
+        return Work(lambda position: rows, 3 * forward, "input")
     per_token = forward if settings.kind == "decoder" else forward / data.length
-    short, long = data.batch * data.length, more.batch * more.length
+    short, long = times * data.batch * data.length, times * more.batch * more.length
     return Work(lambda position: short if position < steps else long, 3 * per_token)
