@@ -143,6 +143,11 @@ TRANSFORMS: dict[str, TransformCase] = {
         lambda: MLP((4, 2, 4), key=jax.random.key(0)),
         rows,
     ),
+    "group_norm": TransformCase(lambda: pruning.group_norm(rate=0.4, select="layers[*].ffn")),
+    "group_norm-budget": TransformCase(lambda: pruning.group_norm(speed_up=1.5, steps=20)),
+    "group_norm-mlp": TransformCase(
+        lambda: pruning.group_norm(rate=0.5), lambda: MLP((4, 6, 3), key=jax.random.key(0)), rows
+    ),
     "guided": TransformCase(structure.guided, thin),
     "head": TransformCase(adapters.head),
     "lora": TransformCase(lambda: adapters.lora(rank=2)),

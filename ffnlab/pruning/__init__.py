@@ -7,6 +7,8 @@ is `ffnlab.sparsity`; a mask on a weight is a weight (`ffnlab.weights.Masked`).
 
 from ffnlab.pruning.elastic import Net, cut, elastic, formed
 from ffnlab.pruning.finercut import Search, finercut, removal_order
+from ffnlab.pruning.group_importance import group_penalty, importance
+from ffnlab.pruning.group_norm import group_norm, removal_steps, to_budget
 from ffnlab.pruning.removal_map import RemovalMap, removal_map
 from ffnlab.pruning.tas.rule import TASOptions, TASState, tas
 
@@ -20,7 +22,12 @@ __all__ = [
     "elastic",
     "finercut",
     "formed",
+    "group_norm",
+    "group_penalty",
+    "importance",
     "removal_map",
     "removal_order",
+    "removal_steps",
     "tas",
+    "to_budget",
 ]

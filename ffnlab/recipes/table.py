@@ -23,6 +23,7 @@ TRANSFORMS: Mapping[str, str] = MappingProxyType(
         "finercut": "ffnlab.pruning.finercut:finercut",
         "expand": "ffnlab.structure.learngene_sws:expand",
         "fireq": "ffnlab.quantization.fireq:fireq",
+        "group_norm": "ffnlab.pruning.group_norm:group_norm",
         "guided": "ffnlab.structure.structured_ffn:guided",
         "head": "ffnlab.models.adapters:head",
         "lora": "ffnlab.models.adapters:lora",
