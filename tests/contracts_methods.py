@@ -156,6 +156,13 @@ TRANSFORMS: dict[str, TransformCase] = {
     "macaron-kept": TransformCase(lambda: structure.macaron(start="kept")),
     "macaron-split": TransformCase(lambda: structure.macaron(start="split"), tiny_encoder),
     "macaron-twice": TransformCase(lambda: structure.macaron(start="twice")),
+    "meta_prune": TransformCase(
+        lambda: pruning.meta_prune(
+            metanetwork=models.MetaNetworkConfig(2, 2, width=4).make(key=jax.random.key(7)),
+            rate=0.4,
+            select="layers[*].ffn",
+        )
+    ),
     "mixed": TransformCase(lambda: routing.mixed([updated(1), updated(2)])),
     "nearest": TransformCase(lambda: quantization.nearest(format="int4", group=8)),
     "nearest-encoder": TransformCase(lambda: quantization.nearest(group=8), tiny_encoder),

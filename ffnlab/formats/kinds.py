@@ -35,6 +35,8 @@ from ffnlab.models import (
     GraphNetworkConfig,
     Hypernet,
     HypernetConfig,
+    MetaNetwork,
+    MetaNetworkConfig,
     MLPConfig,
     NoPropConfig,
     NoPropNet,
@@ -55,7 +57,7 @@ from ffnlab.models import (
 
 __all__ = ["KINDS", "Config", "Kind", "check_kind", "check_runs", "kind_of", "reads_of"]
 
-Reads = Literal["tokens", "rows", "images", "graphs", "frames", "sequences", "target"]
+Reads = Literal["tokens", "rows", "images", "graphs", "frames", "sequences", "target", "networks"]
 
 
 @runtime_checkable
@@ -75,7 +77,8 @@ class Kind:
       make: (config, key=, dtype=) -> the model, drawn.
       reads: what it is called with: "tokens" int [b, t], "rows" [b, d], "images" [b, h, w, c],
         "frames" [b, t, c] of sounds, "sequences" [b, n, d] of numbers, "graphs", rows [n, d] of the
-        nodes of one, or "target", what the model reads whose weights it gives (`reads_of`).
+        nodes of one, "networks", nodes and edges of theirs, or "target", what the model reads whose
+        weights it gives (`reads_of`).
       example: (model) -> the least input that it takes, abstract.
       classes: (config) -> how many classes its scores tell apart, None for a configuration without;
         None where the kind has no scores.
@@ -109,6 +112,8 @@ def row(model: Any) -> jax.ShapeDtypeStruct:
         width = model.inputs
     elif isinstance(model, GraphNetwork):
         width = model.config.sizes[0]
+    elif isinstance(model, MetaNetwork):
+        width = model.config.nodes
     else:
         first = model.blocks.of_input if isinstance(model, NoPropNet) else model.maps[0]
         width = first.weight.shape[0]
@@ -141,6 +146,13 @@ def on_one_node(model: GraphNetwork, x: Any) -> Any:
     with jax.ensure_compile_time_eval():  # a graph checks its indices, which may not be traced
         graph = Graph.make([0], [0], nodes=1)
     return model(x, graph)
+
+
+def on_one_edge(model: MetaNetwork, x: Any) -> Any:
+    """The metanetwork on a neuron that reads itself, with a weight of 0."""
+    with jax.ensure_compile_time_eval():
+        graph = Graph.make([0], [0], nodes=1)
+    return model(x, jnp.zeros((1, model.config.edges), x.dtype), graph)
 
 
 def denoise(model: NoPropNet, x: Any) -> Any:
@@ -265,6 +277,14 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             of_target,
             classes_of_target,
             call=of_first_task,
+        ),
+        "meta": Kind(
+            MetaNetworkConfig,
+            MetaNetwork,
+            MetaNetworkConfig.make,
+            "networks",
+            row,
+            call=on_one_edge,
         ),
         "physical": Kind(
             PhysicalConfig,

@@ -9,6 +9,7 @@ from ffnlab.pruning.elastic import Net, cut, elastic, formed
 from ffnlab.pruning.finercut import Search, finercut, removal_order
 from ffnlab.pruning.group_importance import group_penalty, importance
 from ffnlab.pruning.group_norm import group_norm, removal_steps, to_budget
+from ffnlab.pruning.meta import corrected, lesson, meta_loss, meta_prune
 from ffnlab.pruning.removal_map import RemovalMap, removal_map
 from ffnlab.pruning.tas.rule import TASOptions, TASState, tas
 
@@ -18,6 +19,7 @@ __all__ = [
     "Search",
     "TASOptions",
     "TASState",
+    "corrected",
     "cut",
     "elastic",
     "finercut",
@@ -25,6 +27,9 @@ __all__ = [
     "group_norm",
     "group_penalty",
     "importance",
+    "lesson",
+    "meta_loss",
+    "meta_prune",
     "removal_map",
     "removal_order",
     "removal_steps",

@@ -29,6 +29,7 @@ TRANSFORMS: Mapping[str, str] = MappingProxyType(
         "lora": "ffnlab.models.adapters:lora",
         "lora_experts": "ffnlab.routing.lora_mixer:lora_experts",
         "macaron": "ffnlab.structure.macaron:macaron",
+        "meta_prune": "ffnlab.pruning.meta.pruning:meta_prune",
         "nearest": "ffnlab.quantization.nearest:nearest",
         "pflayer": "ffnlab.structure.pflayer:pflayer",
         "premerged": "ffnlab.structure.structured_ffn:premerged",
