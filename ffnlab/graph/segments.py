@@ -49,8 +49,9 @@ def segment_sum(edges: Edges, values: Float[Array, "e *f"]) -> Float[Array, "n *
 def segment_mean(edges: Edges, values: Float[Array, "e *f"]) -> Float[Array, "n *f"]:
     """The mean of the values of each receiver's edges, [n, …]; 0 where there are none."""
     check_values("values", values, edges.num_edges, "edges")
+    total = segment_sum(edges, wide(values))
     count = jnp.maximum(edges.degrees, 1).reshape(-1, *[1] * (values.ndim - 1))
-    return (segment_sum(edges, wide(values)) / count).astype(values.dtype)
+    return (total / count.astype(total.dtype)).astype(values.dtype)
 
 
 def segment_max(edges: Edges, values: Float[Array, "e *f"]) -> Float[Array, "n *f"]:
