@@ -1,6 +1,7 @@
 """Meta-training and its transform: the loss by hand, one program, relabelled nets, recipes."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
