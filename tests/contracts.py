@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ffnlab import layers, weights
 from ffnlab.graph import Graph, with_self_loops
@@ -172,6 +173,10 @@ LAYERS: dict[str, Callable[[], None]] = {
     "ConvNorm": checked(lambda k: layers.ConvNorm(16, 8, key=k, groups=4), INPUT[:, :, None]),
     "EffLayer": checked(lambda k: layers.EffLayer(16, key=k, leading=1)),
     "Embedding": checked(lambda k: layers.Embedding(64, 16, key=k), IDS),
+    "EnsembleScale": checked(
+        lambda k: layers.EnsembleScale(np.array([1, 0, 1]), jax.random.uniform(k, (3, 16))),
+        call=lambda m, x: m(jnp.stack([x, 2 * x, 3 * x])),
+    ),
     "FFN": checked(lambda k: layers.FFN(16, 32, key=k)),
     "FoldedFFN": checked(
         lambda k: layers.FoldedFFN(linear(k, 16, 8), linear(k, 8, 16), linear(k, 16, 16))

@@ -121,6 +121,8 @@ TRANSFORMS: dict[str, TransformCase] = {
     "chess-abs-attention": TransformCase(
         lambda: sparsity.chess(sparsity=0.5, importance="abs", attention=True)
     ),
+    "ensemble_scale": TransformCase(pruning.ensemble_scale),
+    "ensemble_scale-vit": TransformCase(lambda: pruning.ensemble_scale(drop=(1,)), vit, images),
     "expand": TransformCase(lambda: structure.expand(layers=4)),
     "expand-source": TransformCase(lambda: structure.expand(source=(0, 0, 2)), tiny_encoder),
     "duo": TransformCase(lambda: routing.duo(ratio=8, skip=True)),
@@ -170,6 +172,10 @@ TRANSFORMS: dict[str, TransformCase] = {
         lambda: quantization.nearest(format="float8", activations="e4m3")
     ),
     "nearest-vit": TransformCase(lambda: quantization.nearest(group=8), vit, images),
+    "path_ensemble": TransformCase(lambda: pruning.path_ensemble(remove=2, how="greedy")),
+    "path_ensemble-vit": TransformCase(
+        lambda: pruning.path_ensemble(remove=2, distance="kl"), vit, images
+    ),
     "pflayer": TransformCase(structure.pflayer, vit, images),
     "repa": TransformCase(structure.repa, vit, images),
     "repa_fold": TransformCase(lambda: structure.repa_fold(force=True), repaired, images),

@@ -17,6 +17,7 @@ from ffnlab.layers.conv import Conv
 from ffnlab.layers.convnext import ConvNeXt
 from ffnlab.layers.dropout import drop_path, dropout
 from ffnlab.layers.eff_layer import EffLayer
+from ffnlab.layers.ensemble_scale import EnsembleScale
 from ffnlab.layers.feed_forward.choice import ByChoice
 from ffnlab.layers.feed_forward.ffn import FFN, GatedFFN, JoinedGatedFFN, SparseGatedFFN
 from ffnlab.layers.feed_forward.idle import FoldedFFN, IdleFFN
@@ -69,6 +70,7 @@ __all__ = [
     "ConvNorm",
     "EffLayer",
     "Embedding",
+    "EnsembleScale",
     "EveryCopy",
     "FixedAffine",
     "FoldedFFN",

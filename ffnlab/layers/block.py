@@ -1,7 +1,7 @@
 """One block: sublayers on a residual stream, in the order of its slots, each removable."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -119,13 +119,29 @@ class Block(nnx.Module):
           cache: this block's keys and values; None without caching.
           branches: also return what each sublayer added.
         """
+        h, cache, reports, added = self.apart(h, context, inputs=inputs, cache=cache)
+        if not branches:
+            return h, cache, LayerOutputs(reports)
+        return h, cache, LayerOutputs(reports, stacked(added, h))
+
+    def apart(
+        self,
+        h: Float[Array, "b t d"],
+        context: Context,
+        *,
+        inputs: LayerInputs | None = None,
+        cache: kv.KV | None = None,
+    ) -> tuple[Float[Array, "b t d"], kv.KV | None, dict[str, Any], list[Array | None]]:
+        """(h, cache, reports by slot, what each sublayer added); arguments as of a call.
+
+        What was added is not on one axis as `stacked` has it: a gradient would take that apart
+        again, and None where a sublayer is removed.
+        """
         inputs = LayerInputs() if inputs is None else inputs
         reports, added, tokens = {}, [], context.tokens
         for i, (name, join) in enumerate(zip(self.slots, self.joins, strict=True)):
-            gate = None if inputs.gates is None else inputs.gates[i]
-            if getattr(self, name) is None:
-                y = jnp.zeros_like(h) if branches else None
-            else:
+            gate, y = None if inputs.gates is None else inputs.gates[i], None
+            if getattr(self, name) is not None:
                 y, cache, report = self._branch(name, join, h, context, inputs, cache)
                 if report is not None:
                     reports[name] = report
@@ -135,8 +151,7 @@ class Block(nnx.Module):
             norm = getattr(self, f"{name}_norm")
             h = through(norm, h, tokens) if join.norm == "after" and norm is not None else h
             added.append(y)
-        outputs = LayerOutputs(reports, jnp.stack(added) if branches else None)
-        return constrain(h, ("batch", "length", "embed")), cache, outputs
+        return constrain(h, ("batch", "length", "embed")), cache, reports, added
 
     def _branch(
         self,
@@ -211,3 +226,10 @@ class Block(nnx.Module):
             if hasattr(new, name):
                 setattr(new, name, nnx.data(None))
         return new
+
+
+def stacked(
+    added: Sequence[Float[Array, "b t d"] | None], like: Float[Array, "b t d"]
+) -> Float[Array, "s b t d"]:
+    """What each sublayer added, on one axis; 0 where it is removed."""
+    return jnp.stack([jnp.zeros_like(like) if y is None else y for y in added])

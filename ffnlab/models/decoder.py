@@ -22,6 +22,7 @@ from ffnlab.layers import (
     Block,
     Context,
     Embedding,
+    EnsembleScale,
     GatedFFN,
     LayerInputs,
     LayerOutputs,
@@ -72,6 +73,8 @@ class Decoder(nnx.Module):
         with `audio`; None of others.
       modalities: Modalities, of a decoder with copies of its modules for each
         (`ffnlab.routing.mixture_of_transformers`); None of others.
+      ensemble: EnsembleScale, of a decoder whose head reads its paths with weights
+        (`ffnlab.pruning.path_ensemble`); None of others.
       config: DecoderConfig (static).
       remat: what blocks keep for a backward pass, see `ffnlab.models.remat` (static).
     """
@@ -81,6 +84,7 @@ class Decoder(nnx.Module):
     # Set only where there are any, as older files know none.
     connectors: nnx.List | None = None
     modalities: Modalities | None = None
+    ensemble: EnsembleScale | None = None
 
     def __init__(self, config: DecoderConfig, *, key: Array, dtype: DTypeLike = jnp.float32):
         """Draws random weights; residual outputs are scaled down by sqrt(2 * layers)."""
@@ -133,7 +137,8 @@ class Decoder(nnx.Module):
         segments: Int[Array, "b t"] | None = None,
         inputs: LayerInputs | None = None,
     ) -> Float[Array, "b t d"]:
-        """The residual stream after the last block, before the final norm; see `run`."""
+        """What the final norm reads: the residual stream after the last block, or the ensemble of
+        its paths; see `run`."""
         options = {"positions": positions, "segments": segments, "inputs": inputs}
         return self.run(tokens, embeddings=embeddings, **options)[0]
 
@@ -177,7 +182,13 @@ class Decoder(nnx.Module):
         facts = facts if self.modalities is None else self.modalities.told(tokens, facts)
         context = Context(trunk.angles(self.layers, positions), masks, tokens=facts)
         h, _, outputs = trunk.run(
-            self.layers, h, context, inputs=inputs, remat=self.remat, branches=branches
+            self.layers,
+            h,
+            context,
+            inputs=inputs,
+            remat=self.remat,
+            branches=branches,
+            ensemble=self.ensemble,
         )
         return h, outputs
 
@@ -261,7 +272,9 @@ class Decoder(nnx.Module):
         facts = TokenFacts(valid=valid)
         facts = facts if self.modalities is None else self.modalities.told(tokens, facts)
         context = Context(angles, masks, cache.index, facts)
-        h, layers, _ = trunk.run(self.layers, h, context, caches=cache.layers)
+        h, layers, _ = trunk.run(
+            self.layers, h, context, caches=cache.layers, ensemble=self.ensemble
+        )
         logits = self.logits(h[:, -1:] if last else h)
         new = Cache(layers, cache.index + t, filled, cache.positions + steps[:, -1])
         return logits, new

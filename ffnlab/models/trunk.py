@@ -15,12 +15,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ffnlab.errors import ConfigError
-from ffnlab.layers import Attention, Block
+from ffnlab.layers import Attention, Block, EnsembleScale
 from ffnlab.layers.attention.rope import Rope, tables
 from ffnlab.layers.attention.spec import AttentionSpec
 from ffnlab.layers.context import Angles, Context, LayerInputs, LayerOutputs
 from ffnlab.layers.logical import Names, constrain
 from ffnlab.layers.stacking import rematerialized, run_stack
+from ffnlab.models.paths import Streams, added_up, sizes_of
 from ffnlab.models.pipeline import run_stages
 from ffnlab.models.stack import Pipelined, Shared, Stacked, period_of
 
@@ -49,6 +50,7 @@ def run(
     caches: tuple | None = None,
     remat: str | None = None,
     branches: bool = False,
+    ensemble: EnsembleScale | None = None,
 ) -> tuple[Float[Array, "b t d"], tuple | None, LayerOutputs]:
     """Runs all blocks.
 
@@ -59,62 +61,93 @@ def run(
       remat: what blocks keep for a backward pass (`ffnlab.layers.stacking.rematerialized`), or the
         stages of a pipeline in each tick; one with a cache is not differentiated.
       branches: also return what each sublayer added.
+      ensemble: weights of the paths in what is returned; layers read the stream without them.
     Returns:
-      (h, caches, outputs), every leaf of the outputs with a leading axis of layers.
+      (h, or the ensemble in its place, caches, outputs), every leaf of the outputs with a leading
+      axis of layers.
     Raises:
       ConfigError: inputs of another number of layers, or reports or branches of different shapes;
-        a pipeline with caches, or whose microbatches do not divide the rows.
+        a pipeline with caches, or whose microbatches do not divide the rows; an ensemble of other
+        paths, or of layers that have none (`ffnlab.models.paths.sizes_of`).
     """
     period = period_of(layers)
     repeats = layers.repeats if isinstance(layers, Stacked | Pipelined) else 1
     inputs = LayerInputs() if inputs is None else inputs
     check_inputs(inputs, period, repeats)
 
+    streams, weights = _begun(layers, h, ensemble)
+
     def call(
-        blocks: Sequence[Block], h: Array, xs: tuple, context: Context = context
-    ) -> tuple[Array, tuple]:
+        blocks: Sequence[Block], streams: Streams, xs: tuple, context: Context = context
+    ) -> tuple[Streams, tuple]:
         given, kept = xs
         new, outputs = [], []
         for i, block in enumerate(blocks):
             own = jax.tree.map(lambda x, i=i: x[i], given)
             cache = None if kept is None else kept[i]
-            h, cache, output = _run_block(block, remat, h, context, own, cache, branches)
+            streams, cache, output = _run_block(
+                block, remat, streams, context, own, cache, branches
+            )
             new.append(cache)
             outputs.append(output)
-        return h, (None if kept is None else tuple(new), outputs)
+        return streams, (None if kept is None else tuple(new), outputs)
 
     if isinstance(layers, Pipelined):
         check_cache(layers, caches)
         remat, per_tick = None, remat
-        of_rows = lambda rows: functools.partial(call, context=rows)  # noqa: E731
+
+        def stage(rows: Context, blocks: Sequence[Block], h: Array, xs: tuple) -> tuple:
+            streams, rest = call(blocks, (h, None), ((xs[0], None), xs[1]), rows)
+            return streams[0], rest
+
+        of_rows = lambda rows: functools.partial(stage, rows)  # noqa: E731
         h, outputs = run_stages(layers, of_rows, h, context, inputs, per_tick)
         return h, None, gathered(outputs)
+    given = (inputs, weights)
     if not isinstance(layers, Stacked):
-        h, (new, outputs) = call(period, h, (inputs, caches))
+        streams, (new, outputs) = call(period, streams, (given, caches))
         outputs = [jax.tree.map(lambda x: x[None], output) for output in outputs]
-        return h, new, gathered(outputs)
-    given = jax.tree.map(lambda x: x.reshape(repeats, len(period), *x.shape[1:]), inputs)
-    h, (new, outputs) = run_stack(layers.period, h, call, xs=(given, caches), length=repeats)
-    return h, new, gathered(outputs)
+        return _read(streams), new, gathered(outputs)
+    given = jax.tree.map(lambda x: x.reshape(repeats, len(period), *x.shape[1:]), given)
+    streams, (new, outputs) = run_stack(
+        layers.period, streams, call, xs=(given, caches), length=repeats
+    )
+    return _read(streams), new, gathered(outputs)
+
+
+def _begun(
+    layers: Layers, h: Float[Array, "b t d"], ensemble: EnsembleScale | None
+) -> tuple[Streams, Float[Array, "n s *d"] | None]:
+    """(both streams before the first block, weights of all branches)."""
+    if ensemble is None:
+        return (h, None), None
+    first, weights = ensemble.weights(*sizes_of(layers))
+    return (h, first.astype(h.dtype) * h), weights
+
+
+def _read(streams: Streams) -> Float[Array, "b t d"]:
+    """What the last norm reads."""
+    h, ensemble = streams
+    return h if ensemble is None else ensemble
 
 
 def _run_block(
     block: Block,
     remat: str | None,
-    h: Array,
+    streams: Streams,
     context: Context,
-    inputs: LayerInputs,
+    given: tuple[LayerInputs, Array | None],
     cache: Any,
     branches: bool,
 ) -> tuple:
     if cache is not None:
-        return block(h, context, inputs=inputs, cache=cache, branches=branches)
+        return added_up(block, streams, context, given, cache, branches)
 
     # The context is no argument: keys of its masks (None beside numbers) cannot be sorted.
-    def call(block: Block, h: Array, inputs: LayerInputs) -> tuple:
-        return block(h, context, inputs=inputs, branches=branches)
+    def call(block: Block, streams: Streams, given: tuple) -> tuple:
+        return added_up(block, streams, context, given, None, branches)
 
-    return rematerialized(call, remat)(block, h, inputs)
+    return rematerialized(call, remat)(block, streams, given)
 
 
 def check_cache(layers: Layers, caches: object) -> None:

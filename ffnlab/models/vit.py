@@ -27,6 +27,7 @@ from ffnlab.layers import (
     Block,
     Context,
     Conv,
+    EnsembleScale,
     LayerInputs,
     LayerNorm,
     LayerOutputs,
@@ -55,9 +56,14 @@ class ViT(nnx.Module):
       norm: final LayerNorm.
       pooler: Linear [width, width], or None.
       head, distilled_head: Linear [width, classes], or None.
+      ensemble: EnsembleScale, of a model whose heads read its paths with weights
+        (`ffnlab.pruning.path_ensemble`); None of others.
       config: ViTConfig (static).
       remat: what blocks keep for a backward pass, see `ffnlab.models.remat` (static).
     """
+
+    # Set only where there is one, as older files know none.
+    ensemble: EnsembleScale | None = None
 
     def __init__(self, config: ViTConfig, *, key: Array, dtype: DTypeLike = jnp.float32):
         """Draws random weights; residual outputs are scaled down by sqrt(2 * layers)."""
@@ -135,7 +141,8 @@ class ViT(nnx.Module):
         Returns:
           (h [b, t, d], outputs with a leading axis of layers); tokens first, then patches.
         Raises:
-          ConfigError: images of another size or other channels; branches of several stages.
+          ConfigError: images of another size or other channels; branches or an ensemble of several
+            stages.
         """
         h = self.embed_images(images)
         context = Context({}, {spec.window: None for spec in trunk.specs(self.layers)})
@@ -144,7 +151,13 @@ class ViT(nnx.Module):
             own = jax.tree.map(lambda leaf, part=part: leaf[part], given)
             h = self._pooled(i, h) if i else h
             h, _, outputs = trunk.run(
-                layers, h, context, inputs=own, remat=self.remat, branches=branches
+                layers,
+                h,
+                context,
+                inputs=own,
+                remat=self.remat,
+                branches=branches,
+                ensemble=self.ensemble,
             )
             found.append(outputs)
         return self.norm(h), found[0] if len(found) == 1 else one_after_other(found)

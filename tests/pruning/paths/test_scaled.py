@@ -1,0 +1,73 @@
+"""Weights of paths that are trained: the same function at first, the right parameters, refusals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ffnlab import models
+from ffnlab.errors import ConfigError
+from ffnlab.layers import EnsembleScale
+from ffnlab.learning import backprop
+from ffnlab.losses import next_token
+from ffnlab.models.account import parameters
+from ffnlab.models.paths import with_ensemble
+from ffnlab.pruning import ensemble_scale, path_ensemble
+from ffnlab.testing import batches, tiny
+from ffnlab.transform import apply, chain
+
+TOKENS = [np.asarray(batch) for batch in batches()]
+
+
+@pytest.mark.parametrize(("kind", "more"), [("vector", 7 * 16), ("scalar", 7)])
+def test_training_begins_at_the_same_loss_and_moves_the_weights(kind, more):
+    model = tiny()
+    new, _ = apply(ensemble_scale(kind=kind), model)
+    mask = 7  # numbers of the mask are held, and not trained
+    assert parameters(new) - parameters(model) in (more, more + mask)
+    rule = backprop(next_token, optax.sgd(0.1))
+    found = {}
+    for name, start in (("plain", model), ("weighed", new)):
+        state, metrics = rule.step(
+            rule.init(jax.tree.map(jnp.copy, start), jax.random.key(0)), TOKENS[0]
+        )
+        found[name] = (float(metrics["loss"]), rule.model(state))
+    assert found["plain"][0] == pytest.approx(found["weighed"][0], abs=1e-6)
+    ensemble = found["weighed"][1].ensemble
+    assert np.abs(ensemble.scale[...] - 1).min() > 0
+    np.testing.assert_array_equal(ensemble.kept[...], 1)
+
+
+def test_paths_are_dropped_and_masks_stay():
+    new, _ = apply(ensemble_scale(drop=(1, 3)), models.stack(tiny()))
+    np.testing.assert_array_equal(new.ensemble.kept[...], [1, 0, 1, 0, 1, 1, 1])
+    assert isinstance(new.layers, models.Stacked)
+    both, stats = apply(
+        chain(path_ensemble(remove=2), ensemble_scale(kind="scalar")),
+        tiny(),
+        TOKENS,
+        progress=False,
+    )
+    np.testing.assert_array_equal(both.ensemble.kept[...] == 0, stats.done[0].step >= 0)
+    assert both.ensemble.scale.shape == (7,)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "matrix"}, "not one of"),
+        ({"drop": (7,)}, "some of the paths 0 to 6"),
+        ({"drop": (-1,)}, "some of the paths 0 to 6"),
+        ({"drop": tuple(range(7))}, "not all"),
+    ],
+)
+def test_what_is_not_there_is_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        apply(ensemble_scale(**options), tiny())
+
+
+def test_weights_are_given_once():
+    model = with_ensemble(tiny(), EnsembleScale(np.ones(7), jnp.ones(7)))
+    with pytest.raises(ConfigError, match="has weights of its paths already"):
+        apply(ensemble_scale(), model)
