@@ -9,6 +9,7 @@ shared by all exits. The paper's weights and depths were not at hand; the defaul
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,8 @@ from jaxtyping import Array, Float
 
 from ffnlab.errors import ConfigError, is_known
 from ffnlab.losses import Loss, check_distillation, distillation, labelled
-from ffnlab.models.paths import sizes_of
-from ffnlab.pruning.paths.unroll import Paths, exits
+from ffnlab.models.paths import check_ensemble, sizes_of
+from ffnlab.pruning.paths.unroll import exits
 
 __all__ = ["self_distilled"]
 
@@ -49,8 +50,9 @@ def self_distilled(
         raise ConfigError(f"weight={weight} must be 0 or more")
     check_distillation(temperature, "batchmean")
 
-    def loss(model: Paths, batch: tuple) -> tuple[Float[Array, ""], dict[str, Array]]:
+    def loss(model: Any, batch: tuple) -> tuple[Float[Array, ""], dict[str, Array]]:
         inputs, classes = batch
+        check_ensemble(model)
         layers, _ = sizes_of(model.layers)
         if max(depths) >= layers:
             raise ConfigError(f"depths={depths}: below the {layers} layers of the model")

@@ -18,17 +18,18 @@ the loss. Decoders are taken too.
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from ffnlab import tree
 from ffnlab.errors import ConfigError, NumericalError
 from ffnlab.layers import EnsembleScale
-from ffnlab.losses import labelled, packed_next_token
+from ffnlab.losses import labelled
 from ffnlab.models import Decoder
 from ffnlab.models.calibration import Given, given
 from ffnlab.models.paths import check_ensemble, path_names, with_ensemble
@@ -43,21 +44,13 @@ __all__ = ["path_ensemble"]
 FAR = tuple(name for name in DISTANCES if name != "perplexity")  # which the loss is
 
 
-class Rows(NamedTuple):
-    """Tokens as `losses.packed_next_token` takes them; it does not look at positions here."""
-
-    tokens: Array
-    segments: Array
-    positions: Array
-
-
 def path_ensemble(
     *,
     remove: int | None = None,
     rate: float | None = None,
-    how: Literal["one_out", "greedy"] = "one_out",
+    how: str = "one_out",
     distance: str | None = None,
-) -> Transform[Paths, PathSearch]:
+) -> Transform[Any, PathSearch]:
     """Leaves paths out of what the head reads, by what the loss is without them.
 
     Every pass runs the layers once, and norm and head for each path that is left. It is compiled
@@ -89,7 +82,7 @@ def path_ensemble(
     check_options(remove, rate, how, distance)
     chunk_sums = summing(None if distance is None else DISTANCES[distance])
 
-    def init(model: Paths) -> PathSearch:
+    def init(model: Any) -> PathSearch:
         check_ensemble(model)
         present = np.concatenate([[True], sublayers_of(model).reshape(-1)])
         if model.ensemble is not None:
@@ -97,7 +90,7 @@ def path_ensemble(
         goal(present, remove, rate)
         return start(present)
 
-    def observe(stats: PathSearch, model: Paths, batch: Any) -> PathSearch:
+    def observe(stats: PathSearch, model: Any, batch: Any) -> PathSearch:
         inputs, classes = parted(model, batch, distance is None)
         inputs = given(inputs, model, least=2 if distance is None and classes is None else 1)
         open_ = np.flatnonzero(stats.left)
@@ -114,13 +107,13 @@ def path_ensemble(
         count = np.asarray(stats.count + terms)
         return stats._replace(sums=new, total=np.asarray(stats.total + total), count=count)
 
-    def advance(model: Paths, stats: PathSearch) -> tuple[PathSearch, bool]:
+    def advance(model: Any, stats: PathSearch) -> tuple[PathSearch, bool]:
         wanted = goal(stats.present, remove, rate)
         if stats.passes == 0 or len(left_out(stats)) < wanted:
             stats = decide(stats, wanted, greedy=how == "greedy")
         return stats, len(left_out(stats)) >= wanted
 
-    def rewrite(model: Paths, stats: PathSearch) -> Paths:
+    def rewrite(model: Any, stats: PathSearch) -> Paths:
         if not np.array_equal(init(model).present, stats.present):
             raise ConfigError(
                 "stats are of a model with other paths; rewrite the model that was calibrated"
@@ -203,10 +196,9 @@ def loss_of(
         return labelled(lambda x: x, (outputs, classes))[0] * count, count
     tokens = jnp.asarray(batch.tokens)
     segments = jnp.asarray(batch.options.get("segments", jnp.ones_like(tokens)))
-    rows = Rows(tokens, segments, segments)
-    mean, metrics = packed_next_token(lambda *_, **__: outputs[:, :-1], rows)
-    count = metrics["count"].astype(jnp.float32)
-    return mean * count, count
+    nats = optax.softmax_cross_entropy_with_integer_labels(outputs[:, :-1], tokens[:, 1:])
+    counted = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    return jnp.sum(jnp.where(counted, nats, 0.0)), jnp.sum(counted).astype(jnp.float32)
 
 
 def parted(model: Paths, batch: Any, is_loss: bool) -> tuple[Any, np.ndarray | None]:

@@ -6,7 +6,7 @@ function is the same until training changes it. One number for each path is the 
 LayerScale the weights do not change what later layers read.
 """
 
-from typing import Literal
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,8 +23,8 @@ KINDS = ("vector", "scalar")
 
 
 def ensemble_scale(
-    *, kind: Literal["vector", "scalar"] = "vector", drop: tuple[int, ...] = ()
-) -> Transform[Paths, tuple[()]]:
+    *, kind: str = "vector", drop: tuple[int, ...] = ()
+) -> Transform[Any, tuple[()]]:
     """The transform that gives every path of a model a weight of 1, to be trained.
 
     Args:
@@ -47,7 +47,7 @@ def ensemble_scale(
     if kind not in KINDS:
         raise ConfigError(f"kind={kind!r} is not one of {KINDS}")
 
-    def init(model: Paths) -> tuple[()]:
+    def init(model: Any) -> tuple[()]:
         check_ensemble(model)
         paths = paths_of(model)
         if model.ensemble is not None and model.ensemble.scale is not None:
@@ -56,7 +56,7 @@ def ensemble_scale(
             raise ConfigError(f"drop={drop}: some of the paths 0 to {paths - 1}, not all")
         return ()
 
-    def rewrite(model: Paths, stats: tuple[()]) -> Paths:
+    def rewrite(model: Any, stats: tuple[()]) -> Paths:
         init(model)
         paths, old = paths_of(model), model.ensemble
         kept = np.ones(paths) if old is None else np.array(old.kept[...])

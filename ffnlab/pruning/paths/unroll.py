@@ -26,7 +26,7 @@ __all__ = ["combine", "components_of", "exits", "path_weights", "unroll"]
 Paths = ViT | Decoder
 
 
-def unroll(model: Paths, batch: Any) -> Float[Array, "p b t d"]:
+def unroll(model: Any, batch: Any) -> Float[Array, "p b t d"]:
     """The component of every path.
 
     Args:
@@ -48,18 +48,19 @@ def unroll(model: Paths, batch: Any) -> Float[Array, "p b t d"]:
 
 def components_of(model: Paths, batch: Given) -> Float[Array, "p b t d"]:
     """`unroll` of a batch that was looked at."""
+    batch = jax.tree.map(jnp.asarray, batch)
     _, outputs = model.run(*batch.args, **batch.options, branches=True)
     if isinstance(model, ViT):
         start = model.embed_images(batch.first)
     elif batch.tokens is not None:
         start = model.embed_tokens(batch.tokens)
     else:
-        start = jnp.asarray(batch.first).astype(model.compute_dtype)
+        start = batch.first.astype(model.compute_dtype)
     return jnp.concatenate([start[None], outputs.branches.reshape(-1, *start.shape)])
 
 
 def combine(
-    model: Paths, components: Float[Array, "p b t d"], weights: PathWeights
+    model: Paths, components: Float[Array, "p b t d"], weights: Float[Array, "q ..."]
 ) -> Float[Array, "b *s"]:
     """What the model's norm and head make of a weighted sum of paths.
 
@@ -86,7 +87,7 @@ def path_weights(model: Paths, mask: Float[Array, "p"]) -> PathWeights:
     return values * (mask if values.ndim == 1 else mask[:, None])
 
 
-def exits(model: Paths, batch: Any, depths: Sequence[int]) -> Float[Array, "m b *s"]:
+def exits(model: Any, batch: Any, depths: Sequence[int]) -> Float[Array, "m b *s"]:
     """What norm and head make of the paths through the first layers, for several depths.
 
     Args:

@@ -19,35 +19,37 @@ BATCH = (jax.random.uniform(jax.random.key(1), (4, 8, 8, 1)), jnp.array([0, 1, 2
 
 
 def test_the_loss_is_that_of_the_formula():
-    value, metrics = self_distilled((1, 2), weight=0.7, temperature=2.0)(VIT, BATCH)
-    short, middle, whole = np.asarray(exits(VIT, BATCH[0], (1, 2, 3)), np.float64)
+    loss = self_distilled((1, 2), weight=0.7, temperature=2.0)
+    both = jax.jit(lambda m: (loss(m, BATCH), exits(m, BATCH[0], (1, 2, 3))))
+    (value, metrics), found = both(VIT)
+    short, middle, whole = np.asarray(found, np.float64)
     p = lambda y: np.exp(y) / np.exp(y).sum(-1, keepdims=True)  # noqa: E731
     kl = lambda y: (p(whole / 2) * (np.log(p(whole / 2)) - np.log(p(y / 2)))).sum(-1).mean()  # noqa: E731
     nats = -np.log(p(whole)[np.arange(4), BATCH[1]]).mean()
     np.testing.assert_allclose(metrics["labels"], nats, rtol=1e-5)
     np.testing.assert_allclose(metrics["teacher"], 4 * (kl(short) + kl(middle)), rtol=1e-4)
     np.testing.assert_allclose(value, nats + 0.7 * 4 * (kl(short) + kl(middle)), rtol=1e-5)
-    right = (short.argmax(-1) == BATCH[1]).mean()
-    np.testing.assert_allclose(metrics["exit 1"], right)
+    np.testing.assert_allclose(metrics["exit 1"], (short.argmax(-1) == BATCH[1]).mean())
 
 
 def test_the_teacher_learns_nothing_of_its_pupils():
-    """What only the whole ensemble reads, the last block, has no gradient of the distillation."""
+    """What only the whole ensemble reads, the last blocks, has no gradient of the distillation."""
     trained, fixed = tree.trained(VIT)
 
-    def value(trained, weight):
-        return self_distilled((1,), weight=weight)(tree.combine(trained, fixed), BATCH)[0]
+    @jax.jit
+    def gradients(trained, weight):
+        taught = lambda t: self_distilled((1,), weight=weight)(tree.combine(t, fixed), BATCH)[0]  # noqa: E731
+        plain = lambda t: labelled(tree.combine(t, fixed), BATCH)[0]  # noqa: E731
+        return jax.grad(taught)(trained), jax.grad(plain)(trained)
 
-    plain = jax.grad(lambda t: labelled(tree.combine(t, fixed), BATCH)[0])(trained)
-    taught, none = (jax.grad(value)(trained, weight) for weight in (3.0, 0.0))
+    (taught, plain), (none, _) = gradients(trained, 3.0), gradients(trained, 0.0)
     same = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6)  # noqa: E731
     jax.tree.map(same, none, plain)
     for i in (1, 2):
         jax.tree.map(same, taught.layers[i], plain.layers[i])
     same(taught.ensemble.scale[3:], plain.ensemble.scale[3:])
-    first = jax.tree.leaves(taught.layers[0])
-    old = jax.tree.leaves(plain.layers[0])
-    assert max(float(jnp.abs(a - b).max()) for a, b in zip(first, old, strict=True)) > 1e-4
+    pairs = zip(jax.tree.leaves(taught.layers[0]), jax.tree.leaves(plain.layers[0]), strict=True)
+    assert max(float(jnp.abs(a - b).max()) for a, b in pairs) > 1e-4
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,9 @@ def test_one_pass_takes_the_best_together():
     assert left_out(stats) == np.argsort(stats.deltas)[:3].tolist() and stats.passes == 1
 
 
-@pytest.mark.parametrize("name", ["kl", "js", "norm"])
+@pytest.mark.parametrize(
+    "name", ["kl", *(pytest.param(n, marks=pytest.mark.slow) for n in ("js", "norm"))]
+)
 def test_distances_are_from_the_model_as_it_was(name):
     model, data = tiny(), TOKENS[:1]
     stats = calibrate(path_ensemble(remove=1, distance=name), model, data, progress=False)
@@ -132,7 +134,7 @@ def test_sublayers_that_are_gone_are_no_candidates():
     assert np.isnan(stats.deltas).tolist() == [False, False, False, True, False, False, False]
 
 
-@pytest.mark.parametrize("model", [tiny(), VIT])
+@pytest.mark.parametrize("model", [tiny(), pytest.param(VIT, marks=pytest.mark.slow)])
 def test_it_is_pruned_quantized_and_saved_further(model, tmp_path):
     data = DIGITS if isinstance(model, ViT) else TOKENS
     plain = [batch[0] for batch in DIGITS] if isinstance(model, ViT) else TOKENS

@@ -20,6 +20,8 @@ IMAGES = jax.random.uniform(jax.random.key(1), (3, 8, 8, 1))
 CONFIG = ViTConfig((8, 8), 4, 8, 12, 2, 2, channels=1, classes=3, pool="token")
 VIT = ViT(CONFIG, key=jax.random.key(0))
 run = jax.jit(lambda model, x: model(x))
+parts_of = jax.jit(unroll)
+whole = jax.jit(combine)
 
 
 class Fixed(nnx.Module):
@@ -80,18 +82,19 @@ def test_combined_paths_are_the_model(model, x):
         weights = weights.at[2].set(0)
         ensemble = EnsembleScale(np.ones(len(parts)), weights)
         np.testing.assert_allclose(
-            combine(model, parts, weights), run(with_ensemble(model, ensemble), x), atol=1e-5
+            whole(model, parts, weights), run(with_ensemble(model, ensemble), x), atol=1e-5
         )
 
 
 def test_a_weight_of_zero_takes_a_component_away():
-    parts = unroll(VIT, IMAGES)
-    h = VIT.embed_images(IMAGES)
+    parts = parts_of(VIT, IMAGES)
+    h = jax.jit(lambda m: m.embed_images(IMAGES))(VIT)
+    read = jax.jit(lambda m, e: m.output(m.norm(e)))
     np.testing.assert_array_equal(parts[0], h)
     for j in range(5):
         kept = np.ones(5)
         kept[j] = 0
-        less = VIT.output(VIT.norm(parts.sum(0) - parts[j]))
+        less = read(VIT, parts.sum(0) - parts[j])
         found = run(with_ensemble(VIT, EnsembleScale(kept)), IMAGES)
         np.testing.assert_allclose(found, less, atol=1e-5)
 
@@ -100,22 +103,24 @@ def test_embeddings_and_segments_are_taken():
     model, tokens = tiny(), batches()[0]
     segments = jnp.ones_like(tokens).at[:, 6:].set(2)
     batch = {"tokens": tokens, "segments": segments}
-    parts = unroll(model, batch)
-    np.testing.assert_allclose(
-        combine(model, parts, jnp.ones(7)), model(tokens, segments=segments), atol=1e-5
-    )
+    parts = parts_of(model, batch)
+    y = jax.jit(lambda m: m(tokens, segments=segments))(model)
+    np.testing.assert_allclose(whole(model, parts, jnp.ones(7)), y, atol=1e-5)
+    rows = {"embeddings": model.embed_tokens(tokens), "segments": segments}
+    np.testing.assert_allclose(parts_of(model, rows), parts, atol=1e-5)
 
 
 def test_exits_are_of_the_layers_before():
-    found = exits(VIT, IMAGES, (1, 2))
+    at = jax.jit(exits, static_argnums=2)
+    found = at(VIT, IMAGES, (1, 2))
     short = models.remove(VIT, [2, 3])
     np.testing.assert_allclose(found[0], run(short, IMAGES), atol=1e-5)
     np.testing.assert_allclose(found[1], run(VIT, IMAGES), atol=1e-5)
     weights = jnp.array([0.5, 1.0, 2.0, 0.0, 1.0])
     weighed = with_ensemble(VIT, EnsembleScale(np.array([1, 1, 0, 1, 1]), weights))
     own = jnp.array([0.5, 1.0, 0.0, 0.0, 0.0])
-    want = combine(VIT, unroll(VIT, IMAGES), own)
-    np.testing.assert_allclose(exits(weighed, IMAGES, [1])[0], want, atol=1e-5)
+    want = whole(VIT, parts_of(VIT, IMAGES), own)
+    np.testing.assert_allclose(at(weighed, IMAGES, (1,))[0], want, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +128,7 @@ def test_exits_are_of_the_layers_before():
     [
         (lambda: unroll(tiny_encoder(), batches()[0]), "a ViT or a Decoder"),
         (lambda: unroll(tiny(), [[1, 99]]), "the vocabulary is 0..63"),
-        (lambda: combine(VIT, unroll(VIT, IMAGES), jnp.ones(4)), "4 weights for 5 paths"),
+        (lambda: combine(VIT, jnp.ones((5, 3, 5, 8)), jnp.ones(4)), "4 weights for 5 paths"),
         (lambda: exits(VIT, IMAGES, (0,)), "of 1 to 2 are accepted"),
         (lambda: exits(VIT, IMAGES, (3,)), "of 1 to 2 are accepted"),
         (lambda: exits(VIT, IMAGES, ()), "of 1 to 2 are accepted"),
