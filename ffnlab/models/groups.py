@@ -347,6 +347,8 @@ def _stream(model: Decoder) -> Group | None:
         return None
     parts += [Part(f"{path}.scale", COLUMNS, runs(units)) for path, _ in found]
     parts += [] if model.head is None else inputs("head", model.head, units)
+    if model.ensemble is not None and model.ensemble.values.ndim == 2:
+        parts.append(Part("ensemble.scale", COLUMNS, runs(units)))
     return Group("embed", units, tuple(parts))
 
 

@@ -227,3 +227,12 @@ def test_training_with_weights_takes_a_tenth_more_memory_at_most(form):
         return jax.jit(step).lower(model).compile().memory_analysis().temp_size_in_bytes
 
     assert temporary(model) <= 1.1 * temporary(plain)
+
+
+def test_narrower_streams_take_their_weights_along():
+    model, kept = weighed(tiny(), width=16), np.arange(16) % 3 > 0
+    small = models.narrow(model, {"embed": kept})
+    assert small.ensemble.scale.shape == (7, int(kept.sum()))
+    tokens = batches()[0]
+    want = run(models.masked(model, {"embed": kept.astype(np.float32)}), tokens)
+    np.testing.assert_allclose(run(small, tokens), want, atol=1e-4)

@@ -50,12 +50,8 @@ def components_of(model: Paths, batch: Given) -> Float[Array, "p b t d"]:
     """`unroll` of a batch that was looked at."""
     batch = jax.tree.map(jnp.asarray, batch)
     _, outputs = model.run(*batch.args, **batch.options, branches=True)
-    if isinstance(model, ViT):
-        start = model.embed_images(batch.first)
-    elif batch.tokens is not None:
-        start = model.embed_tokens(batch.tokens)
-    else:
-        start = batch.first.astype(model.compute_dtype)
+    is_vit = isinstance(model, ViT)
+    start = model.embed_images(batch.first) if is_vit else model.embed_tokens(batch.first)
     return jnp.concatenate([start[None], outputs.branches.reshape(-1, *start.shape)])
 
 

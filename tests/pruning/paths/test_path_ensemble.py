@@ -104,14 +104,17 @@ def test_distances_are_from_the_model_as_it_was(name):
 
 
 def test_padding_does_not_count():
-    model, tokens = tiny(), TOKENS[0]
+    tokens, other = np.array(TOKENS[0]), np.array(TOKENS[0])
     segments = np.ones_like(tokens)
     segments[:, 8:] = 0
-    stats = calibrate(
-        cut(remove=0), model, [{"tokens": tokens, "segments": segments}], progress=False
+    other[:, 8:] = 3
+    first, second = (
+        calibrate(cut(remove=0), tiny(), [{"tokens": rows, "segments": segments}], progress=False)
+        for rows in (tokens, other)
     )
-    short = calibrate(cut(remove=0), model, [tokens[:, :8]], progress=False)
-    np.testing.assert_allclose(stats.deltas, short.deltas, atol=1e-5)
+    np.testing.assert_allclose(first.deltas, second.deltas, atol=1e-6)
+    np.testing.assert_allclose(first.whole[0], of_tokens(tiny(), tokens[:, :8]), rtol=1e-5)
+    assert first.passes == 1 and np.ptp(first.deltas) > 1e-3
 
 
 def test_an_ensemble_that_is_there_keeps_its_scale():
@@ -149,9 +152,6 @@ def test_it_is_pruned_quantized_and_saved_further(model, tmp_path):
     y = run(new, plain[0])
     assert equal(back, new) and np.isfinite(y).all()
     np.testing.assert_array_equal(run(back, plain[0]), y)
-    tokens = plain[0]
-    if not isinstance(model, ViT):  # what the head does not read still feeds what it reads
-        assert models.generate(back, [tokens[0].tolist()], max_tokens=2).tokens.shape == (1, 2)
 
 
 def test_recipes_name_it():
@@ -188,7 +188,7 @@ def test_options_out_of_range_are_refused(options, message):
         (VIT, (X[0], np.zeros(6)), {}, "integers, one for each"),
         (VIT, (X[0], np.full(6, 3)), {}, "tells 3 apart"),
         (tiny(), [[1]], {}, "t >= 2"),
-        (tiny(), {"embeddings": np.ones((1, 2, 16), np.float32)}, {}, "no next ones"),
+        (tiny(), {"embeddings": np.ones((1, 2, 16), np.float32)}, {}, "are accepted"),
         (tiny(), TOKENS[0], {"remove": 7}, "one has to stay"),
     ],
 )
@@ -200,7 +200,7 @@ def test_models_and_batches_that_do_not_fit_are_refused(model, batch, options, m
 def test_stats_of_another_model_and_numbers_that_are_none_are_refused():
     search = cut(remove=1)
     stats = search.init(tiny())
-    with pytest.raises(ConfigError, match="leave 0 of 1 paths out"):
+    with pytest.raises(ConfigError, match="leave 0 paths of 1 out"):
         search.rewrite(tiny(), stats)
     with pytest.raises(ConfigError, match="stats are of a model with other paths"):
         search.rewrite(VIT, stats)

@@ -14,7 +14,7 @@ from ffnlab.pruning import ensemble_scale, path_ensemble
 from ffnlab.testing import batches, tiny
 from ffnlab.transform import apply, chain
 
-TOKENS = [np.asarray(batch) for batch in batches()]
+TOKENS = batches()
 
 
 @pytest.mark.parametrize("kind", ["vector", pytest.param("scalar", marks=pytest.mark.slow)])

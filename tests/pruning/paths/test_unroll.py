@@ -68,22 +68,21 @@ def test_a_linear_network_is_the_sum_of_all_products_of_its_layers():
 
 
 @pytest.mark.parametrize(
-    ("model", "x"),
-    [(VIT, IMAGES), (models.stack(tiny()), batches()[0]), (models.remove(tiny(), [3]), None)],
+    ("model", "x", "width"),
+    [
+        (VIT, IMAGES, 8),
+        (models.stack(tiny()), batches()[0], None),
+        pytest.param(models.remove(tiny(), [3]), batches()[0], 16, marks=pytest.mark.slow),
+    ],
 )
-def test_combined_paths_are_the_model(model, x):
-    x = batches()[0] if x is None else x
-    parts = unroll(model, x)
-    np.testing.assert_allclose(
-        combine(model, parts, jnp.ones(len(parts))), run(model, x), atol=1e-5
-    )
-    draw = jax.random.uniform(jax.random.key(3), (len(parts), model.config.width))
-    for weights in (draw, draw[:, 0]):
-        weights = weights.at[2].set(0)
-        ensemble = EnsembleScale(np.ones(len(parts)), weights)
-        np.testing.assert_allclose(
-            whole(model, parts, weights), run(with_ensemble(model, ensemble), x), atol=1e-5
-        )
+def test_combined_paths_are_the_model(model, x, width):
+    parts = parts_of(model, x)
+    p = len(parts)
+    ones = jnp.ones(p if width is None else (p, width))
+    np.testing.assert_allclose(whole(model, parts, ones), run(model, x), atol=1e-5)
+    weights = jax.random.uniform(jax.random.key(3), ones.shape).at[2].set(0)
+    weighed = with_ensemble(model, EnsembleScale(np.ones(p), weights))
+    np.testing.assert_allclose(whole(model, parts, weights), run(weighed, x), atol=1e-5)
 
 
 def test_a_weight_of_zero_takes_a_component_away():
@@ -99,15 +98,13 @@ def test_a_weight_of_zero_takes_a_component_away():
         np.testing.assert_allclose(found, less, atol=1e-5)
 
 
-def test_embeddings_and_segments_are_taken():
+def test_segments_are_taken():
     model, tokens = tiny(), batches()[0]
     segments = jnp.ones_like(tokens).at[:, 6:].set(2)
     batch = {"tokens": tokens, "segments": segments}
     parts = parts_of(model, batch)
     y = jax.jit(lambda m: m(tokens, segments=segments))(model)
     np.testing.assert_allclose(whole(model, parts, jnp.ones(7)), y, atol=1e-5)
-    rows = {"embeddings": model.embed_tokens(tokens), "segments": segments}
-    np.testing.assert_allclose(parts_of(model, rows), parts, atol=1e-5)
 
 
 def test_exits_are_of_the_layers_before():
