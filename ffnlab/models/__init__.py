@@ -29,7 +29,6 @@ from ffnlab.models.hypernet.net import Hypernet, HypernetConfig
 from ffnlab.models.hypernet.spec import HypernetSpec
 from ffnlab.models.image_decoder import ImageDecoder
 from ffnlab.models.masking import gated, masked
-from ffnlab.models.masking import masked
 from ffnlab.models.meta_network import MetaNetwork, MetaNetworkConfig, MetaRound
 from ffnlab.models.mlp import MLPConfig
 from ffnlab.models.narrow import narrow
