@@ -220,9 +220,9 @@ class Residual(nnx.Module):
         joined = {"key": keys[-1], "stride": 1 if pooled else stride}
         kept = ConvNorm(d_in, out, **joined, **one) if changes else None
         if len(inner) == 1:
-            reduce = None
-            spatial = ConvNorm(d_in, *inner, key=keys[0], stride=stride, dtype=dtype)
-            expand = ConvNorm(*inner, out, key=keys[1], dtype=dtype)
+            reduce, a = None, inner[0]
+            spatial = ConvNorm(d_in, a, key=keys[0], stride=stride, dtype=dtype)
+            expand = ConvNorm(a, out, key=keys[1], dtype=dtype)
         else:
             a, b = inner
             reduce = ConvNorm(d_in, a, key=keys[0], **one)

@@ -159,7 +159,8 @@ class MetaNetwork(nnx.Module):
         back = graph.transpose()
 
         def one(each: MetaRound, carry: tuple, _: None) -> tuple[tuple, None]:
-            return each(*carry, graph, back), None
+            x, e = carry
+            return each(x, e, graph, back), None
 
         start = self.of_node(nodes), self.of_edge(edges)
         (x, e), _ = run_stack(self.rounds, start, one, remat="nothing")
