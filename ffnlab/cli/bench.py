@@ -7,6 +7,7 @@ __all__ = [
     "analysis",
     "bottleneck",
     "columns",
+    "elastic",
     "folding",
     "graphs",
     "kernels",
@@ -42,14 +43,14 @@ def model(
     Other benches: `ffnlab bench sparse` (skipping inactive channels of a large FFN), `ffnlab bench
     loading` (memory while a checkpoint is loaded), `ffnlab bench routing` (a mixture of experts
     beside a dense layer), `ffnlab bench bottleneck` (a block of images by its spatial step),
-    `ffnlab bench folding` (an FFN with idle channels, folded), `ffnlab bench columns` (memory and
-    time of reversible columns), `ffnlab bench structured` (FFNs of thin products and of blocks,
-    beside dense ones), `ffnlab bench train` (training steps, beside torch), `ffnlab bench learning`
-    (steps of an LSTM and of a small network, beside torch), `ffnlab bench graphs` (sparse products
-    and a layer, beside torch and PyTorch Geometric), `ffnlab bench loop` (what the training loop
-    adds), `ffnlab bench analysis` (inner loops of probes, beside NumPy, scikit-learn, Jacobians and
-    torch), and `ffnlab bench kernels` (those for GPUs, beside XLA). `ffnlab bench model DIR` is
-    this one in full.
+    `ffnlab bench folding` (an FFN with idle channels, folded), `ffnlab bench elastic` (steps that
+    train networks of all widths), `ffnlab bench columns` (memory and time of reversible columns),
+    `ffnlab bench structured` (FFNs of thin products and of blocks, beside dense ones), `ffnlab
+    bench train` (training steps, beside torch), `ffnlab bench learning` (steps of an LSTM and of a
+    small network, beside torch), `ffnlab bench graphs` (sparse products and a layer, beside torch
+    and PyTorch Geometric), `ffnlab bench loop` (what the training loop adds), `ffnlab bench
+    analysis` (inner loops of probes, beside NumPy, scikit-learn, Jacobians and torch), and `ffnlab
+    bench kernels` (those for GPUs, beside XLA). `ffnlab bench model DIR` is this one in full.
 
     Args:
       directory: a model directory; without one, the model that comes with ffnlab (with qwix,
@@ -230,6 +231,23 @@ def columns(
     from ffnlab.cli.show import show
 
     show(compare(Settings(columns, images, side, turns=turns), progress=True))
+
+
+def elastic(*, width: int = 256, rows: int = 256, drawn: int = 2, turns: int = 15) -> None:
+    """Measures steps that train networks of several widths and depths, beside a plain step.
+
+    Of FFN blocks and of an MLP; the ratio is of a step's time for each network in it.
+
+    Args:
+      width: of the blocks' stream; they have four times as many channels.
+      rows: of a batch.
+      drawn: networks of a step beside the largest and the smallest.
+      turns: of both steps.
+    """
+    from ffnlab.bench.elastic import Settings, compare
+    from ffnlab.cli.show import show
+
+    show(compare(Settings(width, rows, drawn, turns), progress=True))
 
 
 def graphs(*, width: int = 64, inputs: int = 128, turns: int = 15) -> None:

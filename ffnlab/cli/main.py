@@ -61,6 +61,7 @@ BENCHES = {
     "columns": Command(
         "ffnlab.cli.bench:columns", "reversible columns, by what is kept for the backward pass"
     ),
+    "elastic": Command("ffnlab.cli.bench:elastic", "steps that train networks of all widths"),
     "folding": Command("ffnlab.cli.bench:folding", "an FFN with idle channels, folded"),
     "structured": Command("ffnlab.cli.bench:structured", "FFNs of thin products and of blocks"),
     "routing": Command("ffnlab.cli.bench:routing", "a mixture of experts, beside a dense layer"),

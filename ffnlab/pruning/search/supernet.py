@@ -229,10 +229,7 @@ def measuring(
     """
     inputs = batch[0]
     timed = None if turns is None else meter(model, inputs, turns=turns)
-
-    @jax.jit
-    def evaluate(model: Any, batch: tuple[PyTree, PyTree], chosen: Chosen) -> tuple:
-        return loss(net.formed(model, chosen), batch)[:2]
+    evaluate = evaluator(net, loss)
 
     def measure(config: Config) -> dict[str, float]:
         value, metrics = evaluate(model, batch, net.numbers(config))
@@ -245,3 +242,14 @@ def measuring(
         return {name: float(number) for name, number in found.items()}
 
     return measure
+
+
+@functools.cache
+def evaluator(net: Supernet, loss: Loss) -> Callable[..., tuple]:
+    """The compiled loss of any configuration, which all models of one kind share."""
+
+    @jax.jit
+    def evaluate(model: Any, batch: tuple[PyTree, PyTree], chosen: Chosen) -> tuple:
+        return loss(net.formed(model, chosen), batch)[:2]
+
+    return evaluate
