@@ -113,6 +113,7 @@ def macs_of(config: Config) -> int:
 
 
 def alike(net: Supernet, config: Config, seed: int, count: int) -> list[Config]:
-    """Networks drawn with as many multiply-adds as another."""
+    """Other networks, drawn, with as many multiply-adds as one."""
     rng, target = np.random.default_rng([7, seed]), macs_of(config)
-    return [drawn_alike(net.space, macs_of, target, rng) for _ in range(count)]
+    draw = lambda: drawn_alike(net.space, macs_of, target, rng, besides=config)  # noqa: E731
+    return [draw() for _ in range(count)]

@@ -95,6 +95,7 @@ def drawn_alike(
     *,
     within: float = 0.01,
     draws: int = 2000,
+    besides: Config | None = None,
 ) -> Config:
     """A network drawn from those that cost as much as another: what a search has to beat.
 
@@ -105,10 +106,11 @@ def drawn_alike(
       rng: drawn from.
       within: how far the cost may be from the target, relative to it.
       draws: tried; of that many the first within is taken.
+      besides: a configuration, of a canonical vector, that is not taken.
     Returns:
       the configuration; where none drawn was within, the nearest of them.
     Raises:
-      ConfigError: a target that is not above 0, or draws below 1.
+      ConfigError: a target that is not above 0, draws below 1, or nothing drawn but `besides`.
 
     >>> from ffnlab.pruning.search import Variable
     >>> space = Space((Variable("width", tuple(range(1, 9)), count=4),))
@@ -122,10 +124,13 @@ def drawn_alike(
     best, nearest = None, np.inf
     for _ in range(draws):
         config = space.decode(space.canonical(space.sample(rng, 1))[0])
+        if config == besides:
+            continue
         far = abs(cost(config) / target - 1)
         if best is None or far < nearest:
             best, nearest = config, far
         if nearest <= within:
             break
-    assert best is not None  # at least one was drawn
+    if best is None:
+        raise ConfigError(f"draws={draws} gave nothing but besides={besides}; give more")
     return best

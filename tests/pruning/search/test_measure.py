@@ -123,6 +123,9 @@ def test_networks_drawn_alike_cost_as_much_and_differ():
 
     drawn = [drawn_alike(WIDTHS, cost, 12, rng)["width"] for _ in range(60)]
     assert all(sum(widths) == 12 for widths in drawn) and len(set(drawn)) > 40
+    only = Space((Variable("width", (1, 2)),))
+    same, other = {"width": (1,)}, {"width": (2,)}
+    assert drawn_alike(only, lambda c: 1.0, 1.0, rng, besides=same) == other
     near = drawn_alike(WIDTHS, cost, 12.5, rng, within=0.05)["width"]
     assert sum(near) in (12, 13)
     # Nothing costs so much: the nearest of all that were drawn.
@@ -136,5 +139,8 @@ def test_bad_input():
         meter(net(2), ROWS, turns=0)
     with pytest.raises(ConfigError, match="target=0 must be above 0"):
         drawn_alike(WIDTHS, lambda config: 1.0, 0, np.random.default_rng(0))
+    one = Space((Variable("width", (1,)),))
+    with pytest.raises(ConfigError, match="draws=9 gave nothing but besides"):
+        drawn_alike(one, sum, 1, np.random.default_rng(0), draws=9, besides={"width": (1,)})
     with pytest.raises(ConfigError, match="draws=0"):
         drawn_alike(WIDTHS, lambda config: 1.0, 1, np.random.default_rng(0), draws=0)
