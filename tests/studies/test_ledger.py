@@ -33,6 +33,7 @@ PAGE = "\n".join(
 TO_COME = (
     "dann",
     "path-ensemble",
+    "hardware-aware-nas",
     "structured-ffn",
 )
 RECORDED = [

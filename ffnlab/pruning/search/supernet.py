@@ -205,9 +205,10 @@ def check(name: str, values: Sequence[int], most: int) -> None:
 def measuring(
     net: Supernet,
     model: Any,
-    batch: tuple[PyTree, PyTree],
+    batch: PyTree,
     *,
     loss: Loss = labelled,
+    inputs: PyTree | None = None,
     turns: int | None = 21,
 ) -> Measure:
     """What a search asks: the loss and the costs of a configuration.
@@ -219,15 +220,17 @@ def measuring(
     Args:
       net: the super-network.
       model: its trained weights.
-      batch: validation rows, inputs first; those of `latency` too.
+      batch: validation rows.
       loss: of the batch; its metrics are given too.
+      inputs: what the model is called with to be counted and timed, rows on the first axis; the
+        first part of the batch when None.
       turns: that a network and the whole model take to be timed; None for no latency.
     Returns:
       config -> {"loss", "macs" (of one row), "bytes", "latency" (time of the rows over that of the
       whole model as it is, in turns), and the metrics of the loss}. Only what a network fails by is
       raised (`ffnlab.pruning.search.search`).
     """
-    inputs = batch[0]
+    inputs = batch[0] if inputs is None else inputs
     timed = None if turns is None else meter(model, inputs, turns=turns)
     evaluate = evaluator(net, loss)
 
@@ -249,7 +252,7 @@ def evaluator(net: Supernet, loss: Loss) -> Callable[..., tuple]:
     """The compiled loss of any configuration, which all models of one kind share."""
 
     @jax.jit
-    def evaluate(model: Any, batch: tuple[PyTree, PyTree], chosen: Chosen) -> tuple:
+    def evaluate(model: Any, batch: PyTree, chosen: Chosen) -> tuple:
         return loss(net.formed(model, chosen), batch)[:2]
 
     return evaluate
