@@ -161,7 +161,7 @@ def test_a_run_on_a_mesh(tmp_path):
         (
             {"rule": "noprop"},
             r"rule 'noprop' does not train a model of kind 'convnet'; it takes 'noprop' "
-            r"\('backprop', 'counter_current', 'dann' would\)",
+            r"\('backprop', 'counter_current', 'dann', 'tas' would\)",
         ),
         ({"model": {"kind": "autoencoder", "channels": [1, 2]}}, "rule 'backprop' does not train"),
         ({"model": PHYSICAL}, r"'backprop' does not .* \('physical_ff', 'digital_twin' would\)"),

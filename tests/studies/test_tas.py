@@ -1,0 +1,139 @@
+"""The study of transformable architecture search on little data: claims, table, pictures."""
+
+import importlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ffnlab.data import Labelled
+from ffnlab.layers import MLP
+from ffnlab.learning import backprop
+from ffnlab.losses import labelled
+from ffnlab.studies import load
+from ffnlab.studies import tas_decoder as decoder
+from ffnlab.studies import tas_measure as measured
+from ffnlab.studies.tuning import Splits
+from ffnlab.testing import tiny
+
+study = importlib.import_module("ffnlab.studies.tas")
+
+
+def rows(count, seed):
+    random = np.random.default_rng(seed)
+    y = np.arange(count, dtype=np.int32) % 10
+    x = np.eye(10, 64, dtype=np.float32)[y] + 0.3 * random.normal(size=(count, 64))
+    return Labelled(x.astype(np.float32), y)
+
+
+# Searches of a few steps need not meet their budget.
+pytestmark = pytest.mark.filterwarnings("ignore:no step of the search met")
+DATA = Splits(rows(60, 0), rows(20, 1), rows(20, 2))
+TEXT = np.random.default_rng(0).integers(0, 64, 400).astype(np.int32)
+TEXTS = decoder.Texts(TEXT, TEXT[:120], TEXT[::-1].copy())
+PACE = decoder.Pace(3, 2, 2, 8, (1e-3, 1e-2), 4)
+SETTINGS = study.Settings((0, 1), (3, 2), (0.03, 0.1), (20,), None)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return study.measure(DATA, TEXTS, SETTINGS)
+
+
+def test_smaller_networks_learn_as_members_of_the_whole_one_do():
+    """Channels that are zero stay zero, and the others learn as if they were alone."""
+    shape = (64, 5, 7, 10)
+    rule = backprop(labelled, optax.sgd(0.1, momentum=0.9))
+    alone = rule.init(MLP(shape, key=jax.random.key(4)), jax.random.key(0))
+    wide = measured.networks_of([shape], [4])
+    inside = rule.init(measured.member(wide, 0), jax.random.key(0))
+    for _ in range(3):
+        alone, inside = (rule.step(state, DATA.train)[0] for state in (alone, inside))
+    again = measured.cut(inside.model, shape)
+    assert again.sizes == list(shape)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(alone.model), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert not np.any(inside.model.maps[0].weight.w[:, 5:])
+
+
+def test_shapes_drawn_cost_as_much():
+    shapes = [(64, 38, 38, 10), (64, 19, 25, 10)]
+    for drawn, given in zip(measured.random_shapes(shapes, 3), shapes, strict=True):
+        assert drawn != given
+        assert measured.share(drawn) == pytest.approx(measured.share(given), rel=0.011)
+
+
+def test_what_was_measured(found):
+    search = found.search
+    assert search.cases == [(0.5, 0), (0.5, 1), (0.25, 0), (0.25, 1)]
+    assert search.ratio.shape == search.expected.shape == (3, 4)
+    for i, widths in enumerate(search.widths[-1]):
+        assert search.ratio[-1, i] == pytest.approx(measured.share((64, *widths.tolist(), 10)))
+    assert search.apart < 1e-5 and found.kept == 0
+    assert set(found.groups) == {
+        (t, s, w) for t in (0.5, 0.25) for s in ("searched", "random") for w in (0.0, 0.9)
+    }
+    for (target, shape, _), trained in found.groups.items():
+        nets = trained.networks
+        assert len(nets) == len(trained.test) == 2 and trained.rate in SETTINGS.rates
+        if shape == "searched":
+            assert [tuple(net.sizes) for net in nets] == search.shapes(target)
+        x, y = jnp.asarray(DATA.test.x), DATA.test.y
+        right = [float((np.asarray(net(x)).argmax(-1) == y).mean()) for net in nets]
+        np.testing.assert_allclose(right, trained.test, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_language_model_at_half_its_ffns():
+    halves = decoder.at_half(tiny(), TEXTS, PACE, seed=0)
+    assert list(halves) == ["whole", "searched", "FinerCut", "random"]
+    assert halves["whole"].share == pytest.approx(1.0)
+    assert decoder.hidden_of(halves["FinerCut"].model).count(0) == 1
+    channels = [sum(decoder.hidden_of(halves[way].model)) for way in ("searched", "random")]
+    assert abs(channels[0] - channels[1]) <= 0.01 * channels[0] + 1
+    for way in ("searched", "FinerCut", "random"):
+        half = halves[way]
+        assert half.share == pytest.approx(sum(decoder.hidden_of(half.model)) / 96)
+        assert half.rate in PACE.rates and len(half.tried) == 2
+    claim = study.half_claim(halves, PACE)
+    others = [halves[way].bits for way in ("FinerCut", "random")]
+    assert claim.holds == (halves["searched"].bits <= min(others))
+
+
+def test_claims_are_decided_by_what_was_measured(found):
+    claims = study.claims_of(found, SETTINGS)
+    assert len(claims) == 5
+    bad = found._replace(counted={20: 41.0}, kept=1e-3)
+    assert not study.count_claim(bad.counted).holds
+    assert not study.own_claim(bad, 2).holds
+    groups = {k: t._replace(test=(0.9, 0.9)) for k, t in found.groups.items()}
+    one = (study.SEARCHED, study.TEACHER), (study.RANDOM, study.TEACHER)
+    side = lambda groups: study.side_claim("a", "b", *one, found._replace(groups=groups), SETTINGS)  # noqa: E731
+    assert side(groups).holds
+    worse = groups[0.25, *one[0]]._replace(test=(0.89, 0.899))
+    assert not side(groups | {(0.25, *one[0]): worse}).holds
+    close = groups[0.25, *one[0]]._replace(test=(0.89, 0.901))
+    assert side(groups | {(0.25, *one[0]): close}).holds
+    nets = [
+        MLP((64, *w, 10), key=jax.random.key(0)) for w in ((38, 38), (38, 38), (19, 25), (64, 64))
+    ]
+    assert not study.budget_claim(found.search._replace(networks=nets), (0, 1)).holds
+    nets[-1] = nets[-2]
+    assert study.budget_claim(found.search._replace(networks=nets), (0, 1)).holds
+
+
+def test_the_study_writes_its_result_and_pictures(found, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "measure", lambda *_: found)
+        patch.setattr(study.Settings, "of", lambda quick, seed: SETTINGS)
+        result = load("tas").run(out=tmp_path, quick=True)
+    saved = json.loads((tmp_path / "result.json").read_text())
+    assert saved["pictures"] == ["search.png", "accuracy.png"]
+    assert all((tmp_path / name).stat().st_size > 5000 for name in saved["pictures"])
+    names = [row["network"] for row in saved["table"]]
+    assert names[:2] == ["ResNet-20", "whole"] and "0.25 searched + teacher" in names
+    assert {"MACs", "bytes", "latency ms", "accuracy", "shape"} <= saved["table"][-1].keys()
+    assert len(result.claims) == 5
