@@ -35,6 +35,7 @@ TO_COME = (
     "path-ensemble",
     "hardware-aware-nas",
     "structured-ffn",
+    "tas",
 )
 RECORDED = [
     pytest.param(slug, marks=pytest.mark.xfail(strict=True, reason="its full run is to come"))

@@ -1,6 +1,7 @@
 """The study of transformable architecture search on little data: claims, table, pictures."""
 
 import importlib
+import itertools
 import json
 
 import jax
@@ -38,9 +39,27 @@ PACE = decoder.Pace(3, 2, 2, 8, (1e-3, 1e-2), 4)
 SETTINGS = study.Settings((0, 1), (3, 2), (0.03, 0.1), (20,), None)
 
 
+def drawn(sizes, seed=0):
+    return MLP(sizes, key=jax.random.key(seed))
+
+
 @pytest.fixture(scope="module")
-def found():
-    return study.measure(DATA, TEXTS, SETTINGS)
+def made():
+    """What might have been measured, without measuring."""
+    cases = [(target, seed) for target in study.TARGETS for seed in SETTINGS.seeds]
+    hidden = [(38, 38), (38, 38), (19, 25), (19, 25)]
+    nets = [drawn((64, *w, 10)) for w in hidden]
+    ratio = np.array([[measured.share(net.sizes) for net in nets]] * 3)
+    widths = np.array([hidden] * 3)
+    search = measured.Search(cases, ratio, ratio, widths, nets, 1e-6)
+
+    def trained(networks):
+        return measured.Trained(SETTINGS.rates, (0.8, 0.7), (0.9, 0.9), networks)
+
+    names = itertools.product(study.TARGETS, (study.SEARCHED, study.RANDOM), (0.0, study.TEACHER))
+    groups = {key: trained(nets[2:] if key[0] < 0.5 else nets[:2]) for key in names}
+    whole = trained([drawn(study.WHOLE)] * 2)
+    return study.Measured(search, groups, whole, {20: 40.81}, 0.0, {})
 
 
 def test_smaller_networks_learn_as_members_of_the_whole_one_do():
@@ -66,13 +85,16 @@ def test_shapes_drawn_cost_as_much():
         assert measured.share(drawn) == pytest.approx(measured.share(given), rel=0.011)
 
 
-def test_what_was_measured(found):
+@pytest.mark.slow
+def test_what_is_measured():
+    found = study.measure(DATA, TEXTS, SETTINGS)
     search = found.search
     assert search.cases == [(0.5, 0), (0.5, 1), (0.25, 0), (0.25, 1)]
     assert search.ratio.shape == search.expected.shape == (3, 4)
     for i, widths in enumerate(search.widths[-1]):
         assert search.ratio[-1, i] == pytest.approx(measured.share((64, *widths.tolist(), 10)))
     assert search.apart < 1e-5 and found.kept == 0
+    assert found.counted[20] == pytest.approx(40.813184)
     assert set(found.groups) == {
         (t, s, w) for t in (0.5, 0.25) for s in ("searched", "random") for w in (0.0, 0.9)
     }
@@ -103,31 +125,31 @@ def test_the_language_model_at_half_its_ffns():
     assert claim.holds == (halves["searched"].bits <= min(others))
 
 
-def test_claims_are_decided_by_what_was_measured(found):
-    claims = study.claims_of(found, SETTINGS)
-    assert len(claims) == 5
-    bad = found._replace(counted={20: 41.0}, kept=1e-3)
-    assert not study.count_claim(bad.counted).holds
-    assert not study.own_claim(bad, 2).holds
-    groups = {k: t._replace(test=(0.9, 0.9)) for k, t in found.groups.items()}
-    one = (study.SEARCHED, study.TEACHER), (study.RANDOM, study.TEACHER)
-    side = lambda groups: study.side_claim("a", "b", *one, found._replace(groups=groups), SETTINGS)  # noqa: E731
-    assert side(groups).holds
-    worse = groups[0.25, *one[0]]._replace(test=(0.89, 0.899))
-    assert not side(groups | {(0.25, *one[0]): worse}).holds
-    close = groups[0.25, *one[0]]._replace(test=(0.89, 0.901))
-    assert side(groups | {(0.25, *one[0]): close}).holds
-    nets = [
-        MLP((64, *w, 10), key=jax.random.key(0)) for w in ((38, 38), (38, 38), (19, 25), (64, 64))
-    ]
-    assert not study.budget_claim(found.search._replace(networks=nets), (0, 1)).holds
-    nets[-1] = nets[-2]
-    assert study.budget_claim(found.search._replace(networks=nets), (0, 1)).holds
+def test_claims_are_decided_by_what_was_measured(made):
+    claims = study.claims_of(made, SETTINGS)
+    assert len(claims) == 5 and all(claim.holds for claim in claims)
+    assert not study.count_claim({20: 41.0}).holds
+    assert not study.own_claim(made._replace(kept=1e-3), 2).holds
+    ours, theirs = (study.SEARCHED, study.TEACHER), [(study.RANDOM, 0.0), (study.RANDOM, 0.9)]
+
+    def holds(side, *test):
+        key = 0.25, *side
+        groups = {**made.groups, key: made.groups[key]._replace(test=test)}
+        given = made._replace(groups=groups), SETTINGS
+        return study.side_claim("a", "b", ours, theirs, *given).holds
+
+    assert holds(ours, 0.9, 0.9) and holds(ours, 0.89, 0.901) and not holds(ours, 0.89, 0.899)
+    for side in theirs:
+        assert not holds(side, 0.9, 0.92)
+    nets = [*made.search.networks[:-1], drawn(study.WHOLE)]
+    assert not study.budget_claim(made.search._replace(networks=nets), (0, 1)).holds
+    nets[-1] = drawn((64, 4, 4, 10))  # well below its budget
+    assert not study.budget_claim(made.search._replace(networks=nets), (0, 1)).holds
 
 
-def test_the_study_writes_its_result_and_pictures(found, tmp_path):
+def test_the_study_writes_its_result_and_pictures(made, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "measure", lambda *_: found)
+        patch.setattr(study, "measure", lambda *_: made)
         patch.setattr(study.Settings, "of", lambda quick, seed: SETTINGS)
         result = load("tas").run(out=tmp_path, quick=True)
     saved = json.loads((tmp_path / "result.json").read_text())
@@ -137,3 +159,9 @@ def test_the_study_writes_its_result_and_pictures(found, tmp_path):
     assert names[:2] == ["ResNet-20", "whole"] and "0.25 searched + teacher" in names
     assert {"MACs", "bytes", "latency ms", "accuracy", "shape"} <= saved["table"][-1].keys()
     assert len(result.claims) == 5
+
+
+def test_both_forms_have_the_seeds_of_the_card():
+    quick, full = (study.Settings.of(form, 0) for form in (True, False))
+    assert len(quick.seeds) == 3 and len(full.seeds) == 5
+    assert quick.pace is None and full.pace is not None and full.depths == (20, 32, 56, 110, 164)

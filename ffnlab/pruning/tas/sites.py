@@ -126,6 +126,7 @@ def sites_of(
       ConfigError: another model, nothing to choose in it, a nonlinearity that does not keep zeros,
         convolutions in groups, or shortcuts that cannot join convolutions of widths of their own.
 
+    >>> import jax
     >>> sites_of(MLP((4, 10, 10, 2), key=jax.random.key(0)), ratios=(0.5, 1.0)).widths[1].choices
     (5, 10)
     """

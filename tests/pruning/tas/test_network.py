@@ -171,7 +171,7 @@ CASES = {
     "vit": (lambda: ViT(VIT, key=KEY), IMAGES),
     "decoder": (tiny, ()),
 }
-QUICK = ("mlp", "resnet", "decoder")
+QUICK = ("mlp", "resnet")
 EVERY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 
 
@@ -280,6 +280,7 @@ def test_gradients_of_the_expected_work_are_finite_differences():
             assert found != 0
 
 
+@pytest.mark.slow
 def test_a_search_of_single_convolutions_gives_a_configuration():
     model = ResNet(dataclasses.replace(RESNET, shortcut="projected"), key=KEY)
     sites = sites_of(model, tied=False)
