@@ -14,6 +14,7 @@ from ffnlab import models, transform
 from ffnlab.data import ArrayBatches, Labelled
 from ffnlab.formats.embedded import embedded
 from ffnlab.layers import EnsembleScale
+from ffnlab.layers.ensemble_scale import weighted_sum
 from ffnlab.learning import backprop, members
 from ffnlab.losses import Loss, labelled, next_token
 from ffnlab.models import ViT
@@ -29,6 +30,7 @@ from ffnlab.pruning import (
     unroll,
 )
 from ffnlab.pruning.paths.path_search import left_out
+from ffnlab.pruning.paths.unroll import path_weights
 from ffnlab.rule import Rule
 from ffnlab.studies.digit_images import vit
 from ffnlab.studies.side_by_side import learned_members
@@ -43,6 +45,7 @@ __all__ = [
     "QUICK",
     "SIDES",
     "Cut",
+    "Found",
     "Run",
     "Sizes",
     "Text",
@@ -104,6 +107,9 @@ class Run(NamedTuple):
 
     tuned: Tuned
     models: tuple[ViT, ...]
+
+
+Found = Mapping[str, Run]  # by side
 
 
 def start(side: str, layers: int, seed: int) -> ViT:
@@ -264,7 +270,8 @@ def amplitudes(model: ViT, x: Array) -> Float[Array, "2 f"]:
         diagonal = jnp.diagonal(size)[: side // 2 + 1]
         return diagonal - diagonal[0]
 
-    return jnp.stack([of(parts.sum(0)), of(model.ensemble(parts))])
+    weights = path_weights(model, jnp.ones(len(parts)))
+    return jnp.stack([of(parts.sum(0)), of(weighted_sum(parts, weights))])
 
 
 def frequencies(nets: Sequence[ViT], rows: Labelled) -> Float[np.ndarray, "n 2 f"]:
@@ -299,6 +306,3 @@ def of_text(calibration: Int[np.ndarray, "b t"], held_out: Int[np.ndarray, "c t"
         kept[order[:k]] = 0
         found.append(float(bits(with_ensemble(model, EnsembleScale(kept)))))
     return Text(chosen, tested, tuple(found))
-
-
-Found = Mapping[str, Run]

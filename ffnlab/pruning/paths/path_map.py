@@ -70,8 +70,10 @@ class PathMap:
         axes.axhline(0, color="0.3", linewidth=0.8)
         axes.set_xticks(range(len(self.names)), self.names, rotation=90, fontsize=8)
         axes.set_ylabel("loss without it, more than with all")
-        # Paths of trained models differ by orders: small deltas are linear, large ones are not.
-        axes.set_yscale("symlog", linthresh=max(1e-4, float(np.nanmedian(np.abs(self.deltas)))))
+        # Paths of trained models differ by orders: below a power of ten the axis is linear.
+        sizes = np.abs(self.deltas[np.isfinite(self.deltas) & (self.deltas != 0)])
+        middle = float(np.median(sizes)) if len(sizes) else 1.0
+        axes.set_yscale("symlog", linthresh=10.0 ** np.floor(np.log10(middle)))
         axes.spines[["top", "right"]].set_visible(False)
 
 
