@@ -51,9 +51,12 @@ def forms():
 
 
 run = jax.jit(lambda model, x: model(x))
+SLOW = ("recomputed", "decoder", "decoder, cut")
 
 
-@pytest.mark.parametrize("name", forms())
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in forms()]
+)
 def test_weights_of_one_change_nothing(name):
     model, x = forms()[name]
     n = len(path_names(model))
@@ -61,7 +64,9 @@ def test_weights_of_one_change_nothing(name):
     np.testing.assert_allclose(run(ones, x), run(model, x), atol=1e-5)
 
 
-@pytest.mark.parametrize(("form", "layers"), [("list", 2), ("stack", 12)])
+@pytest.mark.parametrize(
+    ("form", "layers"), [pytest.param("list", 2, marks=pytest.mark.slow), ("stack", 12)]
+)
 def test_equal_in_float64(form, layers):
     with jax.enable_x64(True):
         model = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), vit(layers=layers))
@@ -76,7 +81,11 @@ def test_equal_in_float64(form, layers):
 
 
 @pytest.mark.parametrize(
-    "name", ["token", pytest.param("recomputed", marks=pytest.mark.slow), "decoder, stacked"]
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("token", "recomputed")),
+        "decoder, stacked",
+    ],
 )
 def test_gradients_are_those_of_the_unrolled_sum(name):
     """Of all parameters and of the weights, against sums whose derivative jax takes itself."""
@@ -111,7 +120,9 @@ def test_gradients_are_those_of_the_unrolled_sum(name):
     np.testing.assert_allclose(slope, total, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["token", "decoder, stacked"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("token", marks=pytest.mark.slow), "decoder, stacked"]
+)
 def test_components_keep_their_bits_while_weights_change(name):
     model, x = forms()[name]
     both = jax.jit(lambda m: (m.run(x, branches=True), m(x)))
@@ -149,7 +160,7 @@ def test_generation_with_a_cache_is_that_without(form):
         np.testing.assert_allclose(logits[:, 0], whole[:, i], atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["stacked", "decoder, cut"])
+@pytest.mark.parametrize("name", [pytest.param("stacked", marks=pytest.mark.slow), "decoder, cut"])
 def test_only_the_native_format_says_it(name, tmp_path):
     model, x = forms()[name]
     assert type(model).ensemble is None and "ensemble" not in vars(model)
@@ -229,6 +240,7 @@ def test_training_with_weights_takes_a_tenth_more_memory_at_most(form):
     assert temporary(model) <= 1.1 * temporary(plain)
 
 
+@pytest.mark.slow
 def test_narrower_streams_take_their_weights_along():
     model, kept = weighed(tiny(), width=16), np.arange(16) % 3 > 0
     small = models.narrow(model, {"embed": kept})

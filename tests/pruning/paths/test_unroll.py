@@ -98,6 +98,7 @@ def test_a_weight_of_zero_takes_a_component_away():
         np.testing.assert_allclose(found, less, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_segments_are_taken():
     model, tokens = tiny(), batches()[0]
     segments = jnp.ones_like(tokens).at[:, 6:].set(2)
