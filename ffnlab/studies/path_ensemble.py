@@ -251,7 +251,8 @@ def taught_claims(short: Exits) -> list[Claim]:
         Claim(
             f"taught paths through {depth} layers classify better",
             f"long paths teach short ones; {UNSAID}",
-            f"accuracy {spread(short[TAUGHT][:, i])}, untaught {spread(short[PLAIN][:, i])}",
+            f"accuracy {spread(short[TAUGHT][:, i].tolist())}, untaught "
+            f"{spread(short[PLAIN][:, i].tolist())}",
             bool(short[TAUGHT][:, i].mean() >= short[PLAIN][:, i].mean()),
             "test rows, by the norm and the head of the whole; mean over seeds at least that of "
             "networks trained without distillation, each at its own best rate",
@@ -267,7 +268,7 @@ def frequency_claim(bands: Float[np.ndarray, "n 2 f"]) -> Claim:
     return Claim(
         "weighing its paths is a high-pass filter",
         f"acts as a high-pass filter; {UNSAID}",
-        f"log amplitude at the highest frequency less that at 0 moves by {spread(moved)}",
+        f"log amplitude at the highest frequency less that at 0 moves by {spread(moved.tolist())}",
         bool(moved.mean() > 0),
         "token maps before the last norm, trained by vectors: weighed against the plain sum of the "
         "same components, mean over test images and channels; above 0, mean over seeds",
