@@ -122,7 +122,6 @@ TRANSFORMS: dict[str, TransformCase] = {
         lambda: sparsity.chess(sparsity=0.5, importance="abs", attention=True)
     ),
     "ensemble_scale": TransformCase(pruning.ensemble_scale),
-    "ensemble_scale-vit": TransformCase(lambda: pruning.ensemble_scale(drop=(1,)), vit, images),
     "expand": TransformCase(lambda: structure.expand(layers=4)),
     "expand-source": TransformCase(lambda: structure.expand(source=(0, 0, 2)), tiny_encoder),
     "duo": TransformCase(lambda: routing.duo(ratio=8, skip=True)),

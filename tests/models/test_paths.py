@@ -36,18 +36,20 @@ def weighed(model, seed=4, width=None):
     return with_ensemble(model, EnsembleScale(kept, scale))
 
 
+FORMS = {
+    "token": lambda: vit("token", 2),
+    "stacked": lambda: models.stack(vit()),
+    "recomputed": lambda: models.remat(models.stack(vit()), "nothing"),
+    "decoder": tiny,
+    "decoder, stacked": lambda: models.stack(tiny()),
+    "decoder, cut": lambda: models.remove(tiny(), [1, 2]),
+}
+
+
 @functools.cache
-def forms():
-    """Every form of a model that has paths, with its input."""
-    decoder = tiny()
-    return {
-        "token": (vit("token", 2), IMAGES),
-        "stacked": (models.stack(vit("mean", 12)), IMAGES),
-        "recomputed": (models.remat(models.stack(vit()), "nothing"), IMAGES),
-        "decoder": (decoder, batches()[0]),
-        "decoder, stacked": (models.stack(decoder), batches()[0]),
-        "decoder, cut": (models.remove(decoder, [1, 2]), batches()[0]),
-    }
+def form(name):
+    """A model that has paths, in one of its forms, with its input."""
+    return FORMS[name](), batches()[0] if "decoder" in name else IMAGES
 
 
 run = jax.jit(lambda model, x: model(x))
@@ -55,22 +57,22 @@ SLOW = ("recomputed", "decoder", "decoder, cut")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in forms()]
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in FORMS]
 )
 def test_weights_of_one_change_nothing(name):
-    model, x = forms()[name]
+    model, x = form(name)
     n = len(path_names(model))
     ones = with_ensemble(model, EnsembleScale(np.ones(n), jnp.ones((n, model.config.width))))
     np.testing.assert_allclose(run(ones, x), run(model, x), atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("form", "layers"), [pytest.param("list", 2, marks=pytest.mark.slow), ("stack", 12)]
+    ("shape", "layers"), [pytest.param("list", 12, marks=pytest.mark.slow), ("stack", 2)]
 )
-def test_equal_in_float64(form, layers):
+def test_equal_in_float64(shape, layers):
     with jax.enable_x64(True):
         model = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), vit(layers=layers))
-        model = models.stack(model) if form == "stack" else model
+        model = models.stack(model) if shape == "stack" else model
         h = jax.random.normal(jax.random.key(2), (2, 5, 8), jnp.float64)
         context = Context({}, {None: None})
         ones = EnsembleScale(np.ones(2 * layers + 1), jnp.ones((2 * layers + 1, 8)))
@@ -89,7 +91,7 @@ def test_equal_in_float64(form, layers):
 )
 def test_gradients_are_those_of_the_unrolled_sum(name):
     """Of all parameters and of the weights, against sums whose derivative jax takes itself."""
-    model, x = forms()[name]
+    model, x = form(name)
     model = weighed(model, width=model.config.width)
     trained, fixed = tree.trained(model)
 
@@ -124,7 +126,7 @@ def test_gradients_are_those_of_the_unrolled_sum(name):
     "name", [pytest.param("token", marks=pytest.mark.slow), "decoder, stacked"]
 )
 def test_components_keep_their_bits_while_weights_change(name):
-    model, x = forms()[name]
+    model, x = form(name)
     both = jax.jit(lambda m: (m.run(x, branches=True), m(x)))
     (h, first), y = both(weighed(model, 4))
     (other, second), z = both(weighed(model, 5))
@@ -133,7 +135,7 @@ def test_components_keep_their_bits_while_weights_change(name):
 
 
 def test_leaving_out_of_the_ensemble_is_not_leaving_out_of_the_features():
-    model, x = forms()["decoder"]
+    model, x = form("decoder")
     kept = np.ones(7)
     kept[1] = 0  # unit 0, of which the others then know
     gates = jnp.ones((3, 2)).at[0, 0].set(0)
@@ -149,10 +151,10 @@ def test_leaving_out_of_the_ensemble_is_not_leaving_out_of_the_features():
     np.testing.assert_allclose(of_head, of_all, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", ["list", pytest.param("stack", marks=pytest.mark.slow)])
-def test_generation_with_a_cache_is_that_without(form):
+@pytest.mark.parametrize("shape", ["list", pytest.param("stack", marks=pytest.mark.slow)])
+def test_generation_with_a_cache_is_that_without(shape):
     model, tokens = weighed(tiny(), width=16), batches()[0][:, :5]
-    model = models.stack(model) if form == "stack" else model
+    model = models.stack(model) if shape == "stack" else model
     whole, cache = run(model, tokens), model.init_cache(2, 5)
     extend = jax.jit(lambda m, t, c: m.extend(t, c))
     for i in range(5):
@@ -162,7 +164,7 @@ def test_generation_with_a_cache_is_that_without(form):
 
 @pytest.mark.parametrize("name", [pytest.param("stacked", marks=pytest.mark.slow), "decoder, cut"])
 def test_only_the_native_format_says_it(name, tmp_path):
-    model, x = forms()[name]
+    model, x = form(name)
     assert type(model).ensemble is None and "ensemble" not in vars(model)
     model = weighed(model, width=model.config.width)
     assert format_of(model) == "ffnlab"
@@ -220,8 +222,8 @@ def test_a_trunk_refuses_what_came_about_otherwise():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["list", "stack"])
-def test_training_with_weights_takes_a_tenth_more_memory_at_most(form):
+@pytest.mark.parametrize("shape", ["list", "stack"])
+def test_training_with_weights_takes_a_tenth_more_memory_at_most(shape):
     """Bytes of a step beside its arguments, of 6 layers of width 32 and 64 digits."""
     config = ViTConfig((8, 8), 2, 32, 128, 6, 4, channels=1, classes=10, pool="mean")
     plain = ViT(config, key=jax.random.key(0))
@@ -234,7 +236,7 @@ def test_training_with_weights_takes_a_tenth_more_memory_at_most(form):
         return jax.tree.map(lambda a, b: a - 0.1 * b, trained, jax.grad(loss)(trained))
 
     def temporary(model):
-        model = models.stack(model) if form == "stack" else model
+        model = models.stack(model) if shape == "stack" else model
         return jax.jit(step).lower(model).compile().memory_analysis().temp_size_in_bytes
 
     assert temporary(model) <= 1.1 * temporary(plain)

@@ -90,9 +90,8 @@ def test_one_pass_takes_the_best_together():
     assert left_out(stats) == np.argsort(stats.deltas)[:3].tolist() and stats.passes == 1
 
 
-@pytest.mark.parametrize(
-    "name", ["kl", *(pytest.param(n, marks=pytest.mark.slow) for n in ("js", "norm"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["kl", "js", "norm"])
 def test_distances_are_from_the_model_as_it_was(name):
     model, data = tiny(), TOKENS[:1]
     stats = calibrate(path_ensemble(remove=1, distance=name), model, data, progress=False)
@@ -103,6 +102,7 @@ def test_distances_are_from_the_model_as_it_was(name):
     assert abs(stats.whole[0]) < 1e-6
 
 
+@pytest.mark.slow
 def test_padding_does_not_count():
     tokens, other = np.array(TOKENS[0]), np.array(TOKENS[0])
     segments = np.ones_like(tokens)

@@ -71,7 +71,7 @@ def test_a_linear_network_is_the_sum_of_all_products_of_its_layers():
     ("model", "x", "width"),
     [
         (VIT, IMAGES, 8),
-        (models.stack(tiny()), batches()[0], None),
+        pytest.param(models.stack(tiny()), batches()[0], None, marks=pytest.mark.slow),
         pytest.param(models.remove(tiny(), [3]), batches()[0], 16, marks=pytest.mark.slow),
     ],
 )
