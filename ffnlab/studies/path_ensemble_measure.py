@@ -299,7 +299,8 @@ def of_text(calibration: Int[np.ndarray, "b t"], held_out: Int[np.ndarray, "c t"
     greedy = path_ensemble(remove=GREEDY_TEXT, how="greedy")
     chosen = calibrate(greedy, model, [calibration], progress=False)
     tested = calibrate(path_ensemble(remove=0), model, [held_out], progress=False)
-    bits = jax.jit(lambda model: next_token(model, held_out)[1]["bits"])
+    rows = jnp.asarray(held_out)
+    bits = jax.jit(lambda model: next_token(model, rows)[1]["bits"])
     order, found = left_out(chosen), []
     for k in range(len(order) + 1):
         kept = np.ones(len(chosen.step))
