@@ -92,9 +92,9 @@ def test_sides_differ_in_their_weights_alone():
 
 @pytest.mark.slow
 def test_a_little_is_run_and_drawn(tmp_path, monkeypatch):
-    little = measure.QUICK._replace(steps=10, calibration=1, held_out=1)
-    monkeypatch.setattr(study, "QUICK", little)
-    result = study.run(out=tmp_path, quick=True)
+    little = measure.FULL._replace(seeds=2, rates=(1e-3, 3e-3), steps=10, calibration=1, held_out=1)
+    monkeypatch.setattr(study, "FULL", little)
+    result = study.run(out=tmp_path)
     assert result.claims[0].holds and result.claims[1].holds
     assert {path.stem for path in tmp_path.glob("*.png")} == {"digits", "text", "frequencies"}
-    assert len(result.claims) == 16
+    assert len(result.claims) == 17
