@@ -47,6 +47,7 @@ def test_channels_of_an_image_vote_together():
     assert report.inputs[2].votes.shape == (4, 4)
 
 
+@pytest.mark.slow
 def test_tokens_vote_for_the_next_one():
     model = tiny()
     tokens = jax.random.randint(jax.random.key(0), (2, 7), 0, model.config.vocab)

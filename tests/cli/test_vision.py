@@ -173,6 +173,7 @@ def test_a_teacher_is_learned_from_and_images_are_augmented(tmp_path, capsys):
     assert said in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_augmented_images_are_learned_from(tmp_path):
     how = {"loss": "augmented", "loss_options": {"crop": 1, "mixup": 0.2}}
     table = {"model": RESNET, "data": DIGITS, "run": RUN | {"steps": 2}, "optimizer": SGD}

@@ -116,6 +116,7 @@ def test_operations_on_levels_are_pillow_s(channels):
         np.testing.assert_allclose(ours(getattr(randaugment, name), flat, 0), 77 / 255, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_drawn_is_one_of_the_operations_at_that_magnitude(key):
     pixels = jnp.asarray(image(h=6, w=6), jnp.float32)[None] / 255
     images = jnp.repeat(pixels, 100, axis=0)

@@ -334,6 +334,7 @@ def bias_part(gradient, shift, i):
     return float(jnp.sum(gradient.maps[i].b[...] * shift.maps[i].b[...]))
 
 
+@pytest.mark.slow
 def test_an_autoencoder_of_digits_learns_without_labels(key):
     train, test = digits(0)
     model = MLP((64, 128, 32, 128, 64), key=key, activation="elu")

@@ -251,6 +251,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_learns(kind):
     options, shape = KINDS[kind]

@@ -186,6 +186,7 @@ def learned(model, given, found):
     return float(np.mean(np.asarray(guess)[found.test] == found.y[found.test]))
 
 
+@pytest.mark.slow
 def test_edges_say_what_features_alone_do_not(key):
     found = block_model(0)
     x, graph = jnp.asarray(found.x), with_self_loops(found.graph)

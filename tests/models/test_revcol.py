@@ -107,6 +107,7 @@ def expected(fixtures):
         return dict(saved)
 
 
+@pytest.mark.slow
 def test_the_official_network_gives_the_same_scores_images_loss_and_gradients(expected):
     """Gradients through rebuilt features on both sides."""
     model, batch = models.stack(official()), (jnp.asarray(record.X, jnp.float32), record.LABELS)
@@ -265,6 +266,7 @@ def test_no_step_leaves_an_alpha_too_small(alpha, change, least):
         assert found == pytest.approx(np.copysign(least, free) if free else least, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_an_optimizer_keeps_alphas_after_every_step():
     from ffnlab.learning import backprop
 

@@ -248,6 +248,7 @@ def test_saved_stacked_quantized_and_cut(tmp_path, dtype):
     assert sum(getattr(b, slot) is None for b in cut.layers for slot in b.slots) == 1
 
 
+@pytest.mark.slow
 def test_it_is_trained_from_a_configuration_and_sampled(tmp_path):
     table = {
         "model": {"kind": "uvit", "image": [8, 8], "patch": 2, "width": 8, "hidden": 16}
@@ -314,6 +315,7 @@ def test_samplers_draw_what_was_learned():
     assert float(x.std()) == pytest.approx(spread, rel=0.05) and abs(float(x.mean())) < 0.03
 
 
+@pytest.mark.slow
 def test_a_step_learns():
     rule = backprop(losses.denoising, optax.adam(1e-2), informed=True)
     images = jnp.ones((16, 8, 8, 2)) * 0.5

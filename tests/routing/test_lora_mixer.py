@@ -116,6 +116,7 @@ def test_padding_has_no_mixture():
     assert float(found) == pytest.approx(float(again), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_routers_alone_learn_in_the_second_stage_and_the_sign_is_the_entropy_s():
     entropies = {}
     for certainty in (1.0, -1.0):
@@ -130,6 +131,7 @@ def test_routers_alone_learn_in_the_second_stage_and_the_sign_is_the_entropy_s()
     assert entropies[1.0] < entropies[-1.0] - 0.1
 
 
+@pytest.mark.slow
 def test_experts_learn_their_own_task_and_stay_near():
     model = mixture(1, 2)
     batch = (batches()[0], jnp.array([0, 0]))

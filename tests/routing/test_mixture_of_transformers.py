@@ -220,6 +220,7 @@ def test_it_learns_on_a_mesh_as_on_one_device():
     np.testing.assert_allclose(found[1][1], found[0][1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_table_never_learns_and_copies_learn_from_their_own_tokens():
     rule = backprop(next_token, optax.adamw(1e-2, weight_decay=0.0))
     before = made()

@@ -73,6 +73,7 @@ def test_it_is_a_mixtral_that_is_saved_and_loaded(tmp_path):
     np.testing.assert_array_equal(forward(back, tokens), forward(routed(), tokens))
 
 
+@pytest.mark.slow
 def test_training_makes_experts_and_routers_differ():
     rule = backprop(optimizer=optax.adam(1e-2))
     state = rule.init(routed(), jax.random.key(0))

@@ -43,6 +43,7 @@ def documents(arrays):
     return [arrays[f"document{i}"][None] for i in range(4)]
 
 
+@pytest.mark.slow
 def test_absolute_version_equals_the_authors_code(oracle):
     model, arrays = oracle
     np.testing.assert_allclose(logits(model, arrays["prompt"]), arrays["logits"], atol=1e-4)

@@ -30,6 +30,7 @@ def model():
     return models.stack(RevCol(SUPERVISED, key=jax.random.key(0)))
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_sum_that_its_formula_says():
     outputs = jax.jit(lambda m, x, key: m.outputs(x, key=key))(model(), BATCH[0], MOMENT.key)
     pixels = np.clip(np.asarray(BATCH[0], float), 0.01, 0.99)

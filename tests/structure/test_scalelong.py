@@ -135,6 +135,7 @@ def test_factors_are_those_of_the_rows_that_read_a_skip(method):
     np.testing.assert_allclose(run(net), run(plain), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gates_of_a_convolutional_network_learn():
     net = ConvUNet("apart", key=jax.random.key(0))
     assert [gate.up.weight.shape for gate in net.scaling.gates] == [(4, 64), (2, 32), (1, 16)]

@@ -93,6 +93,7 @@ def test_autoencoders_try_as_many_settings_each():
     assert "contrast" not in autoencoder.grids(False)["hidden frozen"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", autoencoder.CASES, ids=lambda case: case.name)
 def test_frozen_networks_of_the_autoencoders_stay_frozen(case):
     model = case.make(jax.random.key(0))

@@ -79,6 +79,7 @@ def test_seeds_draw_noise_of_their_own():
     assert np.all(ends[0] != ends[2]), "every entry, biases too"
 
 
+@pytest.mark.slow
 def test_study_writes_its_result_and_picture(tmp_path, monkeypatch):
     small = lambda seed: gaussian_clusters(seed, train=250, test=50)  # noqa: E731
     monkeypatch.setattr(study, "clusters", small)

@@ -150,6 +150,7 @@ def test_scales_are_decided_by_both_ways():
 CASE = measures.Case((12, 4, 3, 2), "tanh", 512, 3, penalties=(0.0, 0.1), drift=True)
 
 
+@pytest.mark.slow
 def test_members_are_measured_on_the_way():
     world = plane.world_of(ring(), 0)
     found = measures.course(CASE, world, Cells(8), (0, 1), points=3)

@@ -57,6 +57,7 @@ def result(tmp_path_factory):
         return load("lamb").run(out=out, quick=True), out
 
 
+@pytest.mark.slow
 def test_study_writes_its_result_and_picture(result):
     found, out = result
     saved = json.loads((out / "result.json").read_text())

@@ -56,6 +56,7 @@ def test_sides_begin_where_they_say():
     np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.slow
 def test_the_auxiliary_network_learns_the_teachers_scores(monkeypatch):
     seen = []
 
