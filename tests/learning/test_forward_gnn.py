@@ -151,8 +151,10 @@ def test_a_step_goes_down_the_loss_of_one_layer_and_leaves_the_others(objective)
 def test_memory_of_a_step_does_not_grow_with_depth():
     """Of layers alike: from the second on, whatever their number."""
     options = options_of()
-    nodes = block_model(0, nodes=300, classes=CLASSES, width=WIDTH, inside=0.05, train=200)
-    batch = node_batch(nodes._replace(valid=nodes.test), options)
+    nodes = block_model(
+        0, nodes=300, classes=CLASSES, width=WIDTH, inside=0.05, train=150, valid=60
+    )
+    batch = node_batch(nodes, options)
     rule = forward_gnn(batch, options, SGD)
     found = [
         compiled_cost(

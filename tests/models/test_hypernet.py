@@ -144,9 +144,10 @@ def spec_of(cell, **options):
     return HypernetSpec((inputs,), outputs, variability, output_variability, architecture, **given)
 
 
-def inputs_for(spec):
-    """Inputs of a spec, of ones."""
-    found = {"data": jnp.ones(spec.data), "noise": jnp.ones(spec.noise), "task": jnp.int32(1)}
+def inputs_for(spec, value=1.0):
+    """Inputs of a spec, all of one value."""
+    drawn = {name: jnp.full(getattr(spec, name), value) for name in ("data", "noise")}
+    found = {**drawn, "task": jnp.int32(1)}
     return Condition(**{name: found[name] for name in spec.inputs})
 
 
@@ -198,12 +199,19 @@ def test_every_valid_cell_learns(cell, key):
     check_shapes(cell, key)
     spec = spec_of(cell)
     net = drawn(HypernetConfig(MLPConfig((3, 4, 2)), spec), key)
-    batch = jax.tree.map(lambda leaf: leaf[None], inputs_for(spec)), ROWS
+    # Of opposite signs: a ReLU that is dead for one is not for the other.
+    both = inputs_for(spec), inputs_for(spec, -1.0)
+    batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *both), jax.tree.map(twice, ROWS)
     step = jax.jit(jax.grad(lambda net: generated(labelled)(net, batch)[0]))
     gradient = step(net)
     for path, leaf in tree.select(gradient, tree.floating).items():
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
     assert all(map(np.array_equal, *(jax.tree.leaves(g) for g in (gradient, step(net)))))
+
+
+def twice(rows):
+    """The same rows for two examples."""
+    return jnp.concatenate([rows, rows])
 
 
 ROWS = (jax.random.normal(jax.random.key(7), (1, 6, 3)), jnp.array([[0, 1, 1, 0, 1, 0]]))
