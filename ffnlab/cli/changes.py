@@ -56,6 +56,7 @@ LOSSES: Methods = Methods(
             "augmented": "ffnlab.data:augmented",
             "budgeted": "ffnlab.routing.duo:budgeted",
             "distilled": "ffnlab.losses:distilled",
+            "elastic": "ffnlab.pruning.search.supernet:elastic_ffns",
             "random_choices": "ffnlab.routing.duo:random_choices",
             "routed": "ffnlab.losses:routed",
             "self_guided": "ffnlab.structure.structured_ffn:self_guided",

@@ -85,6 +85,9 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         "launch": Command(
             "ffnlab.cli.launch:launch", "a training run in several processes, which some survive"
         ),
+        "search": Command(
+            "ffnlab.cli.search:search", "find a smaller network by loss, products, bytes or time"
+        ),
         "report": Command("ffnlab.cli.report:report", "where the time of a training run went"),
         "plan": Command("ffnlab.cli.plan:plan", "what a training run would take on a mesh"),
         "generate": Command("ffnlab.cli.generate:generate", "continue a prompt"),

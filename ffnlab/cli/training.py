@@ -60,6 +60,7 @@ __all__ = [
     "fresh",
     "read_training",
     "rule_of",
+    "training_of",
     "window",
 ]
 
@@ -177,10 +178,19 @@ def read_training(source: str | Path) -> TrainConfig:
       ConfigError: no such file or preset, a bad one, or no model of a kind to go on from.
       FormatError: there is no model to go on from, or it is damaged.
     """
-    name, table = read_table(source)
+    return training_of(*read_table(source))
+
+
+def training_of(name: str, table: Mapping[str, object]) -> TrainConfig:
+    """A training run from the content of a file; see `read_training`.
+
+    Args:
+      name: of the file, for errors.
+      table: its content.
+    """
     start = table.get("start")
     if isinstance(start, str) and start and "model" not in table:
-        table["model"] = table_at(start)
+        table = {**table, "model": table_at(start)}
     return from_table(table, TrainConfig, name)
 
 

@@ -11,7 +11,13 @@ from ffnlab.pruning.search.pareto import best_within, front, hypervolume, knee
 from ffnlab.pruning.search.predictor import COARSE, OFFICIAL, Grid, Predictor, fit, predict
 from ffnlab.pruning.search.settings import SearchOptions, Tactic
 from ffnlab.pruning.search.space import Config, Space, Value, Variable
-from ffnlab.pruning.search.supernet import FORMATS, Supernet, measuring, supernet
+from ffnlab.pruning.search.supernet import (
+    FORMATS,
+    Supernet,
+    elastic_ffns,
+    measuring,
+    supernet,
+)
 
 __all__ = [
     "COARSE",
@@ -31,6 +37,7 @@ __all__ = [
     "Variable",
     "best_within",
     "drawn_alike",
+    "elastic_ffns",
     "fit",
     "front",
     "hypervolume",

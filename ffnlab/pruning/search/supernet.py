@@ -22,16 +22,16 @@ from jaxtyping import Array, Int, PyTree
 from ffnlab import tree
 from ffnlab.errors import ConfigError
 from ffnlab.layers.feed_forward.ffn import is_plain
-from ffnlab.losses import Loss, labelled
+from ffnlab.losses import InformedLoss, Loss, Moment, labelled
 from ffnlab.models.groups import groups
 from ffnlab.models.stack import layers_of, unstack
-from ffnlab.pruning.elastic import Net, cut, formed
+from ffnlab.pruning.elastic import Net, cut, elastic, formed
 from ffnlab.pruning.search.loop import Measure
 from ffnlab.pruning.search.measure import macs, meter
 from ffnlab.pruning.search.space import Config, Space, Variable
 from ffnlab.weights import Dense, Float8, Int8, Weight
 
-__all__ = ["FORMATS", "Supernet", "measuring", "supernet"]
+__all__ = ["FORMATS", "Supernet", "elastic_ffns", "measuring", "supernet"]
 
 M = TypeVar("M")
 MAPS = ("gate", "up", "down")
@@ -200,6 +200,28 @@ def check(name: str, values: Sequence[int], most: int) -> None:
     """Raises ConfigError unless there are values, from 1 to a largest one."""
     if not values or min(values) < 1 or max(values) > most:
         raise ConfigError(f"{name}={list(values)}: one or more from 1 to {most} are accepted")
+
+
+def elastic_ffns(
+    loss: Loss, *, widths: tuple[int, ...], depths: tuple[int, ...] = (), drawn: int = 2
+) -> InformedLoss:
+    """The loss by which a super-network learns: `elastic` over the FFNs of whatever model it meets.
+
+    Args:
+      loss: of any of its networks and a batch.
+      widths: how many channels an FFN may have.
+      depths: how many blocks may stay, from the first; all when empty.
+      drawn: networks drawn for each step, beside the largest and the smallest.
+    Returns:
+      (model, batch, moment) -> as `elastic`. It raises what `supernet` does, before any compute.
+    """
+
+    def of_networks(model: Any, batch: PyTree, moment: Moment) -> tuple:
+        net = supernet(model, widths, depths=depths)
+        own = elastic(loss, net.widths, depths=net.depths, drawn=drawn)
+        return own(unstack(model), batch, moment)
+
+    return of_networks
 
 
 def measuring(
