@@ -7,6 +7,7 @@ the rule "tas". Without `[run]` nothing is trained and `[model] path` names the 
 import dataclasses
 import functools
 import math
+import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ from ffnlab.losses import Loss, labelled, next_token
 from ffnlab.models.calibration import called
 from ffnlab.options import nearest
 from ffnlab.parallel.config import from_table, read_table
-from ffnlab.pruning.search import Config, SearchOptions, Supernet, macs
+from ffnlab.pruning.search import Config, SearchOptions, Supernet, Tactic, macs
 
 __all__ = [
     "TAS",
@@ -44,6 +45,7 @@ __all__ = [
 
 OBJECTIVES = ("loss", "macs", "bytes", "latency")
 TAS = "tas"
+TACTICS = (*typing.get_args(Tactic), TAS)
 OF_TAS = ("tactic", "rows", "turns")  # what else a search by that rule takes is of the rule
 UNITS: Mapping[str, str] = {"macs": "macs", "bytes": "bytes", "ms": "latency"}
 
@@ -88,8 +90,11 @@ class SearchSettings:
                 raise ConfigError(
                     f"objectives: {name!r} is unknown{nearest(name, OBJECTIVES)}; there are {known}"
                 )
+        if self.tactic not in TACTICS:
+            known = ", ".join(map(repr, TACTICS))
+            raise ConfigError(f"tactic={self.tactic!r} is not one of {known}")
         if self.tactic != TAS:
-            _ = self.options
+            _ = self.options  # which checks the rest
 
     @property
     def options(self) -> SearchOptions:

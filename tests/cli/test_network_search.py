@@ -208,14 +208,13 @@ def test_a_model_without_blocks(tmp_path, capsys):
 
 
 def test_milliseconds_are_of_this_machine(place, tmp_path, capsys):
-    file, (_, _, images) = tmp_path / "a.toml", (0, 0, jnp.zeros((20, 8, 8, 1)))
+    file = tmp_path / "a.toml"
     text = (place / "a.toml").read_text()
     file.write_text(text.replace('"macs", "bytes"', '"latency"'))
     assert searching(tmp_path, "out", "--budget", "ms=0.000001") == 2
     said = capsys.readouterr().err
     assert "below what the smallest network has" in said
     assert float(said.split("has: ")[1].split()[0]) > 0
-    assert images.shape[0] == 20
 
 
 def test_rows_that_choose_are_not_those_that_score(place, tmp_path):
