@@ -44,8 +44,8 @@ __all__ = [
     "stack",
 ]
 
-WIDTH, HIDDEN, LAYERS, BATCH, RATE = 32, 128, 4, 64, 3e-3
-WIDTHS, DEPTHS = (4, 8, 16, 32, 64, 128), (1, 2, 3, 4)
+WIDTH, HIDDEN, LAYERS, BATCH, RATE = 32, 32, 4, 64, 3e-3
+WIDTHS, DEPTHS = (2, 4, 8, 16, 32), (1, 2, 3, 4)
 FORMATS = ("float", "int8", "float8")
 SIDE = 12  # pixels of the canvas, along a side
 COPIES = (8, 4, 4)  # of each digit to train, to validate and to test, each at a place of its own

@@ -7,27 +7,24 @@ from jaxtyping import Float
 
 from ffnlab.pruning.search import front, measured
 from ffnlab.studies.hardware_aware_nas_known import COUNTS, TACTICS
-from ffnlab.studies.hardware_aware_nas_measure import COUNTED, TIMED, Found, volumes
+from ffnlab.studies.hardware_aware_nas_measure import TIMED, Found, volumes
 
 __all__ = ["fronts", "latencies", "lines"]
 
 
 def fronts(figure, found: Found) -> None:
-    """The fronts of the first seed, loss against each cost; hypervolumes are of all objectives."""
-    panels = [
-        (COUNTED, name, {t: logs[0] for t, logs in found.counted.items()}) for name in COUNTED[1:]
-    ]
-    panels.append((TIMED, "latency", found.timed))
+    """The fronts of the first seed, loss against each cost."""
+    panels = {pair: {t: logs[0] for t, logs in own.items()} for pair, own in found.counted.items()}
+    panels[TIMED] = dict(found.timed)
     figure.set_size_inches(12, 4)
-    for axes, (objectives, name, logs) in zip(figure.subplots(1, 3), panels, strict=True):
-        column = objectives.index(name)
+    for axes, (objectives, logs) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for i, (tactic, log) in enumerate(logs.items()):
-            points = measured(log)[1][:, [column, 0]]
+            points = measured(log)[1][:, ::-1]
             best = points[front(points)]
             label = f"{tactic}: {volumes(objectives, [log])[0]:.3f}"
             axes.plot(*points.T, ".", color=f"C{i}", alpha=0.3, ms=4)
             axes.step(*best.T, where="post", color=f"C{i}", label=label)
-        axes.set_xlabel(name if name != "latency" else "latency / the whole network's")
+        axes.set_xlabel(objectives[1] + " / the whole network's" * (objectives == TIMED))
         axes.legend(frameon=False, title="hypervolume", fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("validation loss, nats")
