@@ -234,11 +234,11 @@ def rows_of(data: object, training: TrainConfig, count: int) -> Rows:
         starts = np.arange(0, len(tokens) - length, length)
         parts = two_of(count, len(starts))
         both = [jnp.asarray(tokens[starts[p][:, None] + np.arange(length + 1)]) for p in parts]
-        return Rows(*both, both[0][:, :-1], next_token)
+        return Rows(both[0], both[1], both[0][:, :-1], next_token)
     assert isinstance(data, LabelledData)
     x, y = (np.concatenate(part) for part in zip(*data.held_out, strict=True))
     cut = [(jnp.asarray(x[p]), jnp.asarray(y[p])) for p in two_of(count, len(x))]
-    return Rows(*cut, cut[0][0], labelled)
+    return Rows(cut[0], cut[1], cut[0][0], labelled)
 
 
 def two_of(count: int, there: int) -> tuple[np.ndarray, np.ndarray]:

@@ -335,7 +335,7 @@ def rows_of(found: Measured, data: Splits) -> list[dict[str, object]]:
         {"network": f"ResNet-{depth}", "MACs": round(1e6 * value), "published": PUBLISHED[depth]}
         for depth, value in found.counted.items()
     ]
-    rows += [
+    halves: list[dict[str, object]] = [
         {
             "network": f"embedded, {name}",
             "shape": "-".join(map(str, hidden_of(half.model))),
@@ -344,6 +344,7 @@ def rows_of(found: Measured, data: Splits) -> list[dict[str, object]]:
         }
         for name, half in found.halves.items()
     ]
+    rows += halves
     entries = {"whole": Entry(found.whole.networks[0], found.whole.test)}
     entries |= {
         name_of(key): Entry(trained.networks[0], trained.test)

@@ -7,7 +7,7 @@ each at the best of as many rates on validation text.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -133,9 +133,9 @@ def at_half(model: Decoder, texts: Texts, pace: Pace, *, seed: int) -> dict[str,
 
 def hidden_of(model: Decoder) -> list[int]:
     """Hidden channels of every layer, 0 where the FFN is removed."""
-    gone = set(removed(model))
+    gone, blocks = set(removed(model)), cast(list[Any], model.blocks())
     ffns = [unit for unit in units(model) if unit.slot == "ffn"]
-    size = lambda layer: model.layers[layer].ffn.down.weight.shape[0]  # noqa: E731
+    size = lambda layer: blocks[layer].ffn.down.weight.shape[0]  # noqa: E731
     return [0 if unit.number in gone else size(unit.layer) for unit in ffns]
 
 
@@ -189,6 +189,6 @@ def chosen(
     """A way at the rate that validation text chooses."""
     made = [make(rate) for rate in pace.rates]
     tried = [scored(texts.validation, pace, seed, net) for net in made]
-    at: Sequence[int] = np.argsort(tried)
+    at: Sequence[int] = np.argsort(tried).tolist()
     net = made[at[0]]
     return Half(net, share(net), bits(net), pace.rates[at[0]], tuple(tried))
