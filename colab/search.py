@@ -57,17 +57,7 @@ from ffnlab.learning import backprop
 from ffnlab.losses import labelled
 from ffnlab.models import account
 from ffnlab.pruning import elastic
-from ffnlab.pruning.search import (
-    SearchOptions,
-    best_within,
-    front,
-    hypervolume,
-    measured,
-    measuring,
-    meter,
-    search,
-    supernet,
-)
+from ffnlab.pruning import search as nas
 
 FAST = bool(os.environ.get("FFNLAB_FAST"))  # a quick pass over the notebook, for tests
 print("jax", jax.__version__, "on", jax.devices()[0])
@@ -98,7 +88,7 @@ config = models.ViTConfig(
     (8, 8), patch=4, width=32, hidden=128, layers=4, heads=4, channels=1, classes=10, pool="mean"
 )
 model = models.ViT(config, key=jax.random.key(0))
-net = supernet(model, (8, 16, 32, 64, 128), depths=(1, 2, 3, 4), formats=("float", "int8"))
+net = nas.supernet(model, (8, 16, 32, 64, 128), depths=(1, 2, 3, 4), formats=("float", "int8"))
 print(f"{net.space.networks:,} networks in {account.parameters(model):,} parameters")
 
 # %% [markdown]
@@ -124,11 +114,11 @@ model = rule.model(outcome.state)
 # %%
 names = ("loss", "macs", "bytes")
 budget, population = (8, 4) if FAST else (100, 20)
-measure = measuring(net, model, valid, turns=None)
+measure = nas.measuring(net, model, valid, turns=None)
 logs = {}
 for tactic in ("linas", "evolution", "random"):
-    options = SearchOptions(names, budget, tactic, population, inner=40 if FAST else 2000)
-    logs[tactic] = search(net.space, measure, options)
+    options = nas.SearchOptions(names, budget, tactic, population, inner=40 if FAST else 2000)
+    logs[tactic] = nas.search(net.space, measure, options)
 
 # %% [markdown]
 # The hypervolume is the share of the box below the worst values that a front dominates: the larger,
@@ -140,10 +130,10 @@ whole = measure(largest)
 corner = np.array([np.log(10), whole["macs"], whole["bytes"]])
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True)
 for color, (tactic, log) in enumerate(logs.items()):
-    points = measured(log)[1]
-    volume = hypervolume(points / corner, np.ones(3))
+    points = nas.measured(log)[1]
+    volume = nas.hypervolume(points / corner, np.ones(3))
     for axis, column in zip(axes, (1, 2), strict=True):
-        best = points[front(points[:, [column, 0]])]
+        best = points[nas.front(points[:, [column, 0]])]
         axis.plot(points[:, column], points[:, 0], ".", color=f"C{color}", alpha=0.3)
         axis.step(best[:, column], best[:, 0], color=f"C{color}", where="post", label=tactic)
         axis.set_xlabel(f"{names[column]} of a network")
@@ -158,9 +148,9 @@ plt.show()
 # saved and opened like any other.
 
 # %%
-vectors, values = measured(logs["linas"])
+vectors, values = nas.measured(logs["linas"])
 limit = {"macs": (0.9 if FAST else 0.5) * whole["macs"]}
-chosen = net.space.decode(vectors[best_within(values, names, limit)])
+chosen = net.space.decode(vectors[nas.best_within(values, names, limit)])
 models.save(net.cut(model, chosen), "found", format="ffnlab")
 found = models.load("found")
 print(chosen)
@@ -172,7 +162,7 @@ print(chosen)
 
 # %%
 images, run = jnp.asarray(test.x), jax.jit(lambda model, x: model(x))
-timer = meter(model, images, turns=5 if FAST else 41)
+timer = nas.meter(model, images, turns=5 if FAST else 41)
 costs = {"whole": timer(model), "found": timer(found)}
 both = {"whole": model, "found": found}
 shown = {

@@ -24,6 +24,8 @@ from ffnlab.cli.inputs.labelled import LabelledData
 from ffnlab.cli.training import TrainConfig, training_of
 from ffnlab.clock import compiled, in_turns
 from ffnlab.errors import ConfigError, at_least
+from ffnlab.formats.embedded import shipped
+from ffnlab.formats.opening import kind_at
 from ffnlab.losses import Loss, labelled, next_token
 from ffnlab.models.calibration import called
 from ffnlab.options import nearest
@@ -46,6 +48,7 @@ __all__ = [
 OBJECTIVES = ("loss", "macs", "bytes", "latency")
 TAS = "tas"
 TACTICS = (*typing.get_args(Tactic), TAS)
+BLOCKED = ("decoder", "vit")  # kinds of which a search takes FFN channels and blocks
 OF_TAS = ("tactic", "rows", "turns")  # what else a search by that rule takes is of the rule
 UNITS: Mapping[str, str] = {"macs": "macs", "bytes": "bytes", "ms": "latency"}
 
@@ -142,6 +145,8 @@ def read_search(source: str | Path) -> Asked:
             f"its sizes by [rule_options], and [search] takes {', '.join(OF_TAS)}"
         )
     table, trains = started_at(name, table), "run" in table
+    if not is_tas:
+        check_blocks(table)
     if not trains:
         check_untrained(name, table)
         table["run"] = {"steps": 1}
@@ -164,6 +169,20 @@ def started_at(name: str, table: Mapping[str, object]) -> dict[str, object]:
             f"itself; leave out {', '.join(sorted((set(model) - {'path'}) | {'start'}))}"
         )
     return {key: value for key, value in table.items() if key != "model"} | {"start": place}
+
+
+def check_blocks(table: Mapping[str, object]) -> None:
+    """Raises ConfigError for a model of a kind that has no blocks of FFNs; FormatError for none."""
+    start, model = table.get("start"), table.get("model")
+    if isinstance(start, str) and start:
+        kind = "decoder" if shipped(Path(start)) else kind_at(start)
+    else:
+        kind = model.get("kind", BLOCKED[0]) if isinstance(model, Mapping) else BLOCKED[0]
+    if kind not in BLOCKED:
+        raise ConfigError(
+            f"a model of kind {kind!r} has no blocks with an FFN each, of which a search takes "
+            f"some away; accepted: {', '.join(map(repr, BLOCKED))}"
+        )
 
 
 def check_untrained(name: str, table: Mapping[str, object]) -> None:
@@ -196,7 +215,7 @@ def check_data(training: TrainConfig) -> None:
     """Raises ConfigError unless networks of the run can be compared by their loss."""
     data, kind = training.data, training.kind
     is_text = isinstance(data, DataConfig) and kind == "decoder"
-    if not is_text and not (isinstance(data, ImagesConfig | RecordsConfig) and kind != "uvit"):
+    if not is_text and not isinstance(data, ImagesConfig | RecordsConfig):
         raise ConfigError(
             f"a search compares networks on the text of a decoder, or on images or records with "
             f"classes; [data] is a {type(data).__name__}, the model of kind {kind!r}"
@@ -353,7 +372,7 @@ def as_limits(
     return {limit.name: limit.value / whole}
 
 
-def within_target(training: TrainConfig, limit: Limit | None, whole: float) -> TrainConfig:
+def within_target(training: TrainConfig, limit: Limit | None, whole: int) -> TrainConfig:
     """A run by the rule "tas" whose target is a limit of MACs.
 
     Args:

@@ -204,7 +204,7 @@ def test_a_model_without_blocks(tmp_path, capsys):
     formats.save(MLP((64, 5, 10), key=jax.random.key(0)), tmp_path / "net", format="ffnlab")
     (tmp_path / "a.toml").write_text(f'[model]\npath = "{tmp_path / "net"}"\n{SEARCH}')
     assert searching(tmp_path, "out") == 2
-    assert "model is a MLP; a Decoder or another model with layers" in capsys.readouterr().err
+    assert "kind 'mlp' has no blocks with an FFN each" in capsys.readouterr().err
 
 
 def test_milliseconds_are_of_this_machine(place, tmp_path, capsys):
