@@ -219,12 +219,13 @@ class Residual(nnx.Module):
         one = {"size": 1, "dtype": dtype}
         joined = {"key": keys[-1], "stride": 1 if pooled else stride}
         kept = ConvNorm(d_in, out, **joined, **one) if changes else None
+        a, b = inner[0], inner[-1]
         if len(inner) == 1:
             reduce, a = None, inner[0]
+            reduce = None
             spatial = ConvNorm(d_in, a, key=keys[0], stride=stride, dtype=dtype)
             expand = ConvNorm(a, out, key=keys[1], dtype=dtype)
         else:
-            a, b = inner
             reduce = ConvNorm(d_in, a, key=keys[0], **one)
             spatial = Spatial(a, key=keys[1], op=op, stride=stride, out=b, dtype=dtype)
             expand = ConvNorm(b, out, key=keys[2], **one)

@@ -350,7 +350,7 @@ def rows_of(found: Measured, data: Splits) -> list[dict[str, object]]:
         name_of(key): Entry(trained.networks[0], trained.test)
         for key, trained in found.groups.items()
     }
-    return rows + found_networks.rows(entries, jnp.asarray(data.test.x))
+    return [*rows, *halves, *found_networks.rows(entries, jnp.asarray(data.test.x))]
 
 
 def draw_search(figure, search: Search) -> None:

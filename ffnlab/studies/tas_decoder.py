@@ -8,6 +8,8 @@ each at the best of as many rates on validation text.
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from ffnlab.data import TextBatches, Zipped
 from ffnlab.learning import backprop
 from ffnlab.losses import next_token
 from ffnlab.models import Decoder, narrow, remove, removed
+from ffnlab.models.stack import period_of
 from ffnlab.models.units import units
 from ffnlab.parallel import LoopOptions, train
 from ffnlab.pruning import TASOptions, finercut, tas
@@ -56,8 +59,8 @@ class Pace(NamedTuple):
       scored: rows that are scored.
     """
 
-    search: int = 200
-    tune: int = 100
+    search: int = 300
+    tune: int = 150
     batch: int = 4
     length: int = 128
     rates: tuple[float, ...] = (1e-3, 3e-3)
@@ -135,6 +138,7 @@ def hidden_of(model: Decoder) -> list[int]:
     """Hidden channels of every layer, 0 where the FFN is removed."""
     gone, blocks = set(removed(model)), cast(list[Any], model.blocks())
     ffns = [unit for unit in units(model) if unit.slot == "ffn"]
+    blocks = period_of(model.layers)
     size = lambda layer: blocks[layer].ffn.down.weight.shape[0]  # noqa: E731
     return [0 if unit.number in gone else size(unit.layer) for unit in ffns]
 
@@ -192,3 +196,5 @@ def chosen(
     at: Sequence[int] = np.argsort(tried).tolist()
     net = made[at[0]]
     return Half(net, share(net), bits(net), pace.rates[at[0]], tuple(tried))
+    at = int(np.argmin(tried))
+    return Half(made[at], share(made[at]), bits(made[at]), pace.rates[at], tuple(tried))

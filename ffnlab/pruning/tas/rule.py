@@ -65,7 +65,8 @@ class TASOptions:
       slack: how far below the target they may be, likewise.
       strength: lambda, weight of the term of the expected multiply-adds, >= 0.
       ratios: of a layer's channels that may be kept.
-      depth: choose blocks too.
+      depth: choose blocks too. A few of a large share each change the work in steps that are wider
+        than the slack: then the budget is met now and then only.
       tied: convolutions of a ResNet that a sum joins have one width; else each its own.
       rate, decay: learning rate of the logits' Adam, and its weight decay.
       high, low: temperatures that the draws begin and end with.
