@@ -221,7 +221,6 @@ class Residual(nnx.Module):
         kept = ConvNorm(d_in, out, **joined, **one) if changes else None
         a, b = inner[0], inner[-1]
         if len(inner) == 1:
-            reduce, a = None, inner[0]
             reduce = None
             spatial = ConvNorm(d_in, a, key=keys[0], stride=stride, dtype=dtype)
             expand = ConvNorm(a, out, key=keys[1], dtype=dtype)

@@ -344,7 +344,6 @@ def rows_of(found: Measured, data: Splits) -> list[dict[str, object]]:
         }
         for name, half in found.halves.items()
     ]
-    rows += halves
     entries = {"whole": Entry(found.whole.networks[0], found.whole.test)}
     entries |= {
         name_of(key): Entry(trained.networks[0], trained.test)

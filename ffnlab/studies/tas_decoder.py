@@ -6,8 +6,6 @@ each at the best of as many rates on validation text.
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -136,7 +134,7 @@ def at_half(model: Decoder, texts: Texts, pace: Pace, *, seed: int) -> dict[str,
 
 def hidden_of(model: Decoder) -> list[int]:
     """Hidden channels of every layer, 0 where the FFN is removed."""
-    gone, blocks = set(removed(model)), cast(list[Any], model.blocks())
+    gone = set(removed(model))
     ffns = [unit for unit in units(model) if unit.slot == "ffn"]
     blocks = period_of(model.layers)
     size = lambda layer: blocks[layer].ffn.down.weight.shape[0]  # noqa: E731
@@ -193,8 +191,5 @@ def chosen(
     """A way at the rate that validation text chooses."""
     made = [make(rate) for rate in pace.rates]
     tried = [scored(texts.validation, pace, seed, net) for net in made]
-    at: Sequence[int] = np.argsort(tried).tolist()
-    net = made[at[0]]
-    return Half(net, share(net), bits(net), pace.rates[at[0]], tuple(tried))
     at = int(np.argmin(tried))
     return Half(made[at], share(made[at]), bits(made[at]), pace.rates[at], tuple(tried))
