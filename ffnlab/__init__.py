@@ -20,6 +20,7 @@ __all__ = [
     "compress",
     "data",
     "docstrings",
+    "editing",
     "errors",
     "layers",
     "formats",
