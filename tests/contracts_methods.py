@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 
 from ffnlab import (
     analysis,
+    editing,
     learning,
     models,
     pruning,
@@ -105,6 +106,18 @@ def thin(with_guides: bool = False) -> models.Decoder:
 
 
 spanning = functools.partial(tiny_encoder, head="span")
+
+
+def of_bytes() -> models.Decoder:
+    """A decoder of two blocks over bytes."""
+    config = models.DecoderConfig(256, 16, 32, layers=2, heads=2, kv_heads=1, head_dim=8)
+    return models.Decoder(config, key=jax.random.key(8))
+
+
+def fact() -> list[editing.Fact]:
+    """Something for it to say."""
+    return [editing.Fact("Al", "{} is", "x")]
+
 
 TRANSFORMS: dict[str, TransformCase] = {
     "adapter": TransformCase(lambda: adapters.adapter(bottleneck=3, seed=1)),
@@ -202,6 +215,9 @@ TRANSFORMS: dict[str, TransformCase] = {
         lambda: routing.switch_head(experts=2, hidden=8, layers=2, heads=2), spanning
     ),
     "top2_head": TransformCase(lambda: routing.top2_head(experts=3, hidden=8), spanning),
+    "pmet": TransformCase(
+        lambda: editing.pmet(fact(), layers=(0, 1), prefixes=(), steps=2, preserve=9.0), of_bytes
+    ),
     "unguided": TransformCase(lambda: structure.unguided(force=True), lambda: thin(True)),
     "upcycle": TransformCase(lambda: routing.upcycle(experts=4)),
     "premerged": TransformCase(lambda: structure.premerged(rows=64), thin),

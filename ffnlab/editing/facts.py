@@ -46,7 +46,7 @@ class Fact:
       new: the answer that is wanted; it follows the prompt as it is written.
       old: the answer before, or None.
       paraphrases: other prompts for the same answer; "{}" in them is the subject.
-      neighbours: prompts whose answer is `old` and stays so.
+      neighbours: prompts whose answer is `old` and stays so; only where that is given.
     Raises:
       ConfigError: a text that is none of this.
 
@@ -88,6 +88,8 @@ class Fact:
                 f"prompt={quoted(self.prompt)} has {PLACE!r} {self.prompt.count(PLACE)} times; "
                 "it stands once, for the subject"
             )
+        if self.neighbours and self.old is None:
+            yield "neighbours are prompts whose answer is old, which is not given"
         if self.new == self.old:
             yield f"new and old are both {quoted(self.new)}"
 
@@ -108,7 +110,7 @@ class Fact:
 
 def problems_of(text: str) -> Iterator[str]:
     """What is wrong with a text of a fact, a sentence each."""
-    if not text.strip():
+    if not text:
         yield "is empty"
     if len(text) > TEXT_LIMIT:
         yield f"has {len(text)} characters; at most {TEXT_LIMIT} are accepted"

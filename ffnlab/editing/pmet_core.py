@@ -83,13 +83,13 @@ def update(
     system = keys.T @ keys + preserve * moment
     factor = cholesky(system)
     if factor is not None:
-        return scipy.linalg.cho_solve(factor, keys.T @ residuals)
+        return np.asarray(scipy.linalg.cho_solve((factor, True), keys.T @ residuals))
     if preserve == 0:
         raise NumericalError(
             f"preserve=0: of {n} keys over {h} channels K^T K has no inverse; preserve > 0 adds "
             "what the channels do on other text"
         )
-    values, vectors = scipy.linalg.eigh(system)
+    values, vectors = np.linalg.eigh(system)
     kept = values > tolerance(h) * values[-1]
     vectors = vectors[:, kept]
     return vectors @ ((vectors.T @ (keys.T @ residuals)) / values[kept, None])
@@ -100,12 +100,11 @@ def tolerance(h: int) -> float:
     return h * float(np.finfo(np.float64).eps)
 
 
-def cholesky(system: Float[np.ndarray, "h h"]) -> tuple[np.ndarray, bool] | None:
-    """The factor of a symmetric matrix, or None where it has no inverse, to rounding."""
-    scale = np.diagonal(system)
+def cholesky(system: Float[np.ndarray, "h h"]) -> Float[np.ndarray, "h h"] | None:
+    """The lower factor of a symmetric matrix, or None where it has no inverse, to rounding."""
     try:
-        factor, lower = scipy.linalg.cho_factor(system, lower=True)
+        factor = np.linalg.cholesky(system)
     except np.linalg.LinAlgError:
         return None
-    whole = bool(np.all(np.diagonal(factor) ** 2 > tolerance(len(system)) * scale))
-    return (factor, lower) if whole else None
+    least = tolerance(len(system)) * np.diagonal(system)
+    return factor if np.all(np.diagonal(factor) ** 2 > least) else None

@@ -34,6 +34,7 @@ TRANSFORMS: Mapping[str, str] = MappingProxyType(
         "nearest": "ffnlab.quantization.nearest:nearest",
         "path_ensemble": "ffnlab.pruning.paths.path_ensemble:path_ensemble",
         "pflayer": "ffnlab.structure.pflayer:pflayer",
+        "pmet": "ffnlab.editing.pmet:pmet",
         "premerged": "ffnlab.structure.structured_ffn:premerged",
         "prompts": "ffnlab.models.adapters:prompts",
         "untie": "ffnlab.routing.mixture_of_transformers:untie",

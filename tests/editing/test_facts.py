@@ -35,29 +35,35 @@ def test_both_formats_are_read(tmp_path):
         "Ada is from",
     ]
     # Filled in by replacing: a place of str.format is text like any other.
-    assert second.text == 'In "{0}" of Bob Stone\\n\\tone' and second.head == 'In "{0}" of Bob Stone'
-    tables = {"fact": [ADA | {"neighbours": ["Bob lives in"]}]}
+    assert (
+        second.text == 'In "{0}" of Bob Stone\\n\\tone' and second.head == 'In "{0}" of Bob Stone'
+    )
+    more = {"old": " London", "neighbours": ["Bob lives in"]}
+    tables = {"fact": [ADA | more]}
     (tmp_path / "a.json").write_text(json.dumps(tables))
-    assert read_facts(tmp_path / "a.json") == (Fact(**ADA, neighbours=("Bob lives in",)),)
+    assert read_facts(tmp_path / "a.json") == (
+        Fact(**ADA, old=" London", neighbours=("Bob lives in",)),
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"subject": " "}, "subject is empty"),
+        ({"subject": ""}, "subject is empty"),
+        ({"subject": " "}, "spaces around it"),
         ({"subject": "Ada "}, "spaces around it"),
         ({"subject": "A{}", "prompt": "{} x"}, "stands for itself"),
         ({"prompt": "She was born in"}, "0 times"),
         ({"prompt": "{} and {} were"}, "2 times"),
         ({"new": ""}, "new is empty"),
-        ({"new": " \n"}, "new is empty"),
         ({"old": " Rome"}, "new and old are both"),
         ({"new": "x\x1b[2J"}, r"the character '\\x1b'"),
         ({"new": "x\0"}, r"the character '\\x00'"),
         ({"new": "\ud800"}, r"the character '\\ud800'"),
         ({"prompt": "{}" + "x" * 4000}, "4002 characters"),
         ({"paraphrases": ("", "ok")}, "one of its paraphrases is empty"),
-        ({"neighbours": ("x",) * 201}, "201 texts"),
+        ({"old": " x", "neighbours": ("x",) * 201}, "201 texts"),
+        ({"neighbours": ("Bob was born in",)}, "whose answer is old"),
     ],
 )
 def test_texts_that_are_no_fact(change, said):

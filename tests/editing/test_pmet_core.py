@@ -34,7 +34,9 @@ def test_it_is_the_minimiser_that_a_generic_solver_finds(seed):
         return loss, gradient.reshape(-1)
 
     options = {"gtol": 1e-12, "ftol": 1e-18, "maxiter": 10_000}
-    found = scipy.optimize.minimize(flat, np.zeros(20), jac=True, method="L-BFGS-B", options=options)
+    found = scipy.optimize.minimize(
+        flat, np.zeros(20), jac=True, method="L-BFGS-B", options=options
+    )
     ours = update(keys, residuals, moment, preserve=0.3)
     np.testing.assert_allclose(ours, found.x.reshape(5, 4), atol=1e-6)
 
