@@ -14,6 +14,7 @@ __all__ = [
     "learning",
     "loading",
     "loop",
+    "metanetwork",
     "model",
     "routing",
     "sparse",
@@ -51,6 +52,14 @@ def model(
     and PyTorch Geometric), `ffnlab bench loop` (what the training loop adds), `ffnlab bench
     analysis` (inner loops of probes, beside NumPy, scikit-learn, Jacobians and torch), and `ffnlab
     bench kernels` (those for GPUs, beside XLA). `ffnlab bench model DIR` is this one in full.
+    `ffnlab bench folding` (an FFN with idle channels, folded), `ffnlab bench columns` (memory and
+    time of reversible columns), `ffnlab bench structured` (FFNs of thin products and of blocks,
+    beside dense ones), `ffnlab bench train` (training steps, beside torch), `ffnlab bench learning`
+    (steps of an LSTM and of a small network, beside torch), `ffnlab bench graphs` (sparse products
+    and a layer, beside torch and PyTorch Geometric), `ffnlab bench loop` (what the training loop
+    adds), `ffnlab bench metanetwork` (meta-training beside training), `ffnlab bench analysis`
+    (inner loops of probes, beside NumPy, scikit-learn, Jacobians and torch), and `ffnlab bench
+    kernels` (those for GPUs, beside XLA). `ffnlab bench model DIR` is this one in full.
 
     Args:
       directory: a model directory; without one, the model that comes with ffnlab (with qwix,
@@ -265,6 +274,26 @@ def graphs(*, width: int = 64, inputs: int = 128, turns: int = 15) -> None:
     from ffnlab.cli.show import show
 
     show(compare(Settings(width=width, inputs=inputs, turns=turns), progress=True))
+
+
+def metanetwork(
+    *, rows: int = 1024, images: int = 64, layers: int = 3, width: int = 16, turns: int = 15
+) -> None:
+    """Measures a step of meta-training beside a step of the network that it corrects.
+
+    Of an MLP of 64-48-48-10 on rows, and of a ResNet-20 on images of 32 x 32.
+
+    Args:
+      rows: of the MLP's step.
+      images: of the ResNet's.
+      layers: rounds of the metanetwork.
+      width: of it.
+      turns: times that every step runs.
+    """
+    from ffnlab.bench.metanetwork import Settings, compare
+    from ffnlab.cli.show import show
+
+    show(compare(Settings(rows, images, layers, width, turns=turns), progress=True))
 
 
 def analysis(*, boxes: int = 64, turns: int = 15) -> None:

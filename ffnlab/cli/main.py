@@ -72,6 +72,7 @@ BENCHES = {
     "analysis": Command(
         "ffnlab.cli.bench:analysis", "inner loops of probes, beside other ways to the same"
     ),
+    "metanetwork": Command("ffnlab.cli.bench:metanetwork", "meta-training, beside training"),
     "loop": Command("ffnlab.cli.bench:loop", "what the training loop adds to its steps"),
     "kernels": Command("ffnlab.cli.bench:kernels", "GPU kernels beside XLA and torch"),
 }

@@ -8,7 +8,7 @@ is `ffnlab.sparsity`; a mask on a weight is a weight (`ffnlab.weights.Masked`).
 from ffnlab.pruning.elastic import Net, cut, elastic, formed
 from ffnlab.pruning.finercut import Search, finercut, removal_order
 from ffnlab.pruning.group_importance import group_penalty, importance
-from ffnlab.pruning.group_norm import group_norm, removal_steps, to_budget
+from ffnlab.pruning.group_norm import group_norm, kept_of, removal_steps, to_budget
 from ffnlab.pruning.meta import corrected, lesson, meta_loss, meta_prune
 from ffnlab.pruning.paths import (
     PathMap,
@@ -43,6 +43,7 @@ __all__ = [
     "group_norm",
     "group_penalty",
     "importance",
+    "kept_of",
     "lesson",
     "meta_loss",
     "meta_prune",

@@ -2,7 +2,16 @@
 
 import pytest
 
-from ffnlab.bench import analysis, graphs, learning, loading, quantized, sparse, versus
+from ffnlab.bench import (
+    analysis,
+    graphs,
+    learning,
+    loading,
+    metanetwork,
+    quantized,
+    sparse,
+    versus,
+)
 from ffnlab.cli.main import main
 
 
@@ -16,6 +25,7 @@ def asked(monkeypatch):
     monkeypatch.setattr(graphs, "compare", lambda *a, progress: calls.append(("graphs", *a)))
     monkeypatch.setattr(analysis, "compare", lambda *a, progress: calls.append(("analysis", *a)))
     monkeypatch.setattr(learning, "compare", lambda *a, progress: calls.append(("learning", *a)))
+    monkeypatch.setattr(metanetwork, "compare", lambda *a, progress: calls.append(("meta", *a)))
     monkeypatch.setattr(loading, "peaks", lambda: calls.append(("loading",)) or {"bfloat16": 1.05})
     return calls
 
@@ -47,12 +57,14 @@ def test_other_benches(asked, capsys):
     assert main(["bench", "graphs", "--turns", "2"]) == 0
     assert main(["bench", "learning", "--together", "5", "--turns", "2"]) == 0
     assert main(["bench", "analysis", "--boxes", "3", "--turns", "2"]) == 0
+    assert main(["bench", "metanetwork", "--rows", "9", "--turns", "2"]) == 0
     assert asked == [
         ("sparse", sparse.Settings(64, turns=3)),
         ("loading",),
         ("graphs", graphs.Settings(turns=2)),
         ("learning", learning.Settings(together=5, turns=2)),
         ("analysis", analysis.Settings(boxes=3, turns=2)),
+        ("meta", metanetwork.Settings(rows=9, turns=2)),
     ]
     assert "from bfloat16: 1.05 times" in capsys.readouterr().out
 

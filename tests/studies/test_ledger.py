@@ -34,6 +34,7 @@ TO_COME = (
     "dann",
     "path-ensemble",
     "hardware-aware-nas",
+    "meta-pruning",
     "structured-ffn",
     "tas",
 )
