@@ -50,16 +50,9 @@ def model(
     bench train` (training steps, beside torch), `ffnlab bench learning` (steps of an LSTM and of a
     small network, beside torch), `ffnlab bench graphs` (sparse products and a layer, beside torch
     and PyTorch Geometric), `ffnlab bench loop` (what the training loop adds), `ffnlab bench
-    analysis` (inner loops of probes, beside NumPy, scikit-learn, Jacobians and torch), and `ffnlab
-    bench kernels` (those for GPUs, beside XLA). `ffnlab bench model DIR` is this one in full.
-    `ffnlab bench folding` (an FFN with idle channels, folded), `ffnlab bench columns` (memory and
-    time of reversible columns), `ffnlab bench structured` (FFNs of thin products and of blocks,
-    beside dense ones), `ffnlab bench train` (training steps, beside torch), `ffnlab bench learning`
-    (steps of an LSTM and of a small network, beside torch), `ffnlab bench graphs` (sparse products
-    and a layer, beside torch and PyTorch Geometric), `ffnlab bench loop` (what the training loop
-    adds), `ffnlab bench metanetwork` (meta-training beside training), `ffnlab bench analysis`
-    (inner loops of probes, beside NumPy, scikit-learn, Jacobians and torch), and `ffnlab bench
-    kernels` (those for GPUs, beside XLA). `ffnlab bench model DIR` is this one in full.
+    metanetwork` (meta-training beside training), `ffnlab bench analysis` (inner loops of probes,
+    beside NumPy, scikit-learn, Jacobians and torch), and `ffnlab bench kernels` (those for GPUs,
+    beside XLA). `ffnlab bench model DIR` is this one in full.
 
     Args:
       directory: a model directory; without one, the model that comes with ffnlab (with qwix,

@@ -60,7 +60,7 @@ def group_norm(
       ConfigError: an option out of range; at `init`, no such groups, or a speed-up that is not
         reached with one unit left of each.
 
-    >>> group_norm(speed_up=2).name
+    >>> group_norm(speed_up=2.0).name
     'group_norm'
     """
     check_options(rate, speed_up, steps)

@@ -45,7 +45,7 @@ def meta_prune(
     >>> from ffnlab.models import MetaNetworkConfig
     >>> import jax
     >>> net = MetaNetworkConfig(nodes=1, edges=1).make(key=jax.random.key(0))
-    >>> meta_prune(metanetwork=net, speed_up=2).name
+    >>> meta_prune(metanetwork=net, speed_up=2.0).name
     'meta_prune'
     """
     check_options(rate, speed_up, steps)

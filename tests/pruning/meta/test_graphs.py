@@ -155,8 +155,9 @@ def projected():
     width, blocks = record.WIDTHS[0], []
     for stage, d in enumerate(record.WIDTHS):
         for i in range(9):
-            changes = {"stride": 2, "projected": True} if stage and not i else {}
-            blocks.append(abstract(Residual.basic, width, d, **changes))
+            changes = {"stride": 2, "shortcut": "projected"} if stage and not i else {}
+            more = {"stride": 1, "shortcut": "padded"} | changes
+            blocks.append(abstract(Residual.of_sizes, (width, d, d), **more))
             width = d
     model = abstract(ResNet, ResNetConfig((9, 9, 9), record.WIDTHS, record.CLASSES))
     model.residuals = nnx.List(blocks)
