@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ffnlab.cli.main import COMMANDS
+from ffnlab.cli.searching import SearchSettings
 from ffnlab.cli.training import TrainConfig, rule_of
 from ffnlab.formats import open_model
 from ffnlab.parallel import from_table
@@ -43,6 +44,9 @@ def test_files_are_read(table):
     found = tomllib.loads(table)
     if "stage" in found:
         assert [stage.build().name for stage in parse_recipe(table).stages] == ["ternarize"]
+    elif "search" in found:
+        assert from_table(found["search"], SearchSettings).options.budget == 100
+        assert found.keys() == {"model", "data", "search"}
     elif "project" not in found:
         reads_questions = found.get("data", {}).get("kind") == "questions"
         model = ENCODER if reads_questions else SIZES
