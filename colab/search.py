@@ -96,7 +96,7 @@ print(f"{net.space.networks:,} networks in {account.parameters(model):,} paramet
 # they share their weights.
 
 # %%
-steps = 10 if FAST else 600  # about a minute on two cores
+steps = 10 if FAST else 600
 loss = elastic(labelled, net.widths, depths=net.depths)
 rate = optax.cosine_decay_schedule(3e-3, steps)
 rule = backprop(loss, optax.adam(rate), informed=True)
