@@ -108,10 +108,8 @@ def compare(settings: Settings = Settings(), *, progress: bool = False) -> Compa
         {name: (timed(first), timed(second)) for name, (first, second) in pairs.items()}
         for _ in track(range(settings.turns), "bench", enabled=progress)
     ]
-    seconds = {
-        name: tuple(statistics.median(turn[name][i] for turn in turns) for i in (0, 1))
-        for name in pairs
-    }
+    median = lambda name, i: statistics.median(turn[name][i] for turn in turns)  # noqa: E731
+    seconds = {name: (median(name, 0), median(name, 1)) for name in pairs}
     found = {name: statistics.median(t[name][0] / t[name][1] for t in turns) for name in pairs}
     edges = {name: first.batch.graph.num_edges for name, (first, _) in pairs.items()}
     s, device = settings, jax.devices()[0].platform

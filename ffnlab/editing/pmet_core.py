@@ -64,7 +64,7 @@ def update(
     Source: arXiv 2308.08742, equation of the update in `execute_pmet`; arXiv 2210.07229.
 
     >>> keys, residuals = np.array([[2.0, 0.0]]), np.array([[3.0]])
-    >>> update(keys, residuals, np.eye(2), preserve=2.0).tolist()
+    >>> update(keys, residuals, np.eye(2), preserve=2.0).round(9).tolist()
     [[1.0], [0.0]]
     """
     keys, residuals, moment = (np.asarray(x, np.float64) for x in (keys, residuals, moment))

@@ -200,6 +200,7 @@ def learned(rule: Rule, model: object, batches, steps: int, seed: int) -> object
 def pruned_resnets(seed: int, sizes: Sizes = FULL) -> list[Pruned]:
     """Both nets, corrected by a metanetwork that learned from the smaller one, and pruned."""
     where = find_folder(FOLDER)
+    assert where is not None  # `resnets_are_there` was asked
     nets = {name: load_resnet(where / file) for name, file in FILES.items()}
     learn, held = (patches(count, seed, held_out=i == 1) for i, count in enumerate(sizes.patches))
     meta = meta_of(nets[TAUGHT], learn, sizes, seed)
