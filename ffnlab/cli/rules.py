@@ -73,7 +73,7 @@ OWN: Mapping[str, Own] = MappingProxyType(
             "ffnlab.learning.backprop:backprop",
             (
                 *("decoder", "encoder", "vit", "resnet", "uvit", "revcol", "mlp", "convnet"),
-                *("graph", "hypernet", "sequence"),
+                *("graph", "hypernet", "sequence", "meta"),
             ),
         ),
         "counter_current": Own(

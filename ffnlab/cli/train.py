@@ -22,6 +22,7 @@ from ffnlab.cli.inputs.data_kinds import (
     DataConfig,
     DomainsConfig,
     GraphConfig,
+    NetworksConfig,
     PermutationConfig,
     QuestionsConfig,
     SequencesConfig,
@@ -32,6 +33,7 @@ from ffnlab.cli.inputs.domains import DomainsData, load_domains
 from ffnlab.cli.inputs.forward import ForwardNodeData, forward_data
 from ffnlab.cli.inputs.halves import halved
 from ffnlab.cli.inputs.labelled import LabelledData, load_labelled
+from ffnlab.cli.inputs.networks import NetworksData, load_networks
 from ffnlab.cli.inputs.nodes import NodeData, node_data
 from ffnlab.cli.inputs.permutation import PermutationData, load_permutation
 from ffnlab.cli.inputs.questions import QuestionsData, load_questions
@@ -78,6 +80,7 @@ RunData = (
     | DomainsData
     | PermutationData
     | SequencesData
+    | NetworksData
 )
 
 
@@ -236,6 +239,8 @@ def load_data(settings: TrainConfig) -> RunData:
         return load_permutation(data)
     if isinstance(data, SequencesConfig):
         return load_sequences(data, model)
+    if isinstance(data, NetworksConfig):
+        return load_networks(data, model)
     if isinstance(model, EncoderConfig):
         whole = jax.eval_shape(functools.partial(fresh, settings), jax.random.key(0)).config
         if isinstance(data, TextsConfig):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from flax import nnx
 
-from ffnlab.cli.inputs.data_kinds import DataConfig, SpeechConfig
+from ffnlab.cli.inputs.data_kinds import DataConfig, NetworksConfig, SpeechConfig
 from ffnlab.cli.inputs.reading import inputs_of, speech
 from ffnlab.cli.pipelining import in_list
 from ffnlab.cli.rules import HALVED
@@ -31,6 +31,11 @@ def work_of(settings: TrainConfig, model: nnx.Module) -> Work:
     if isinstance(data, SpeechConfig):
         sounds, (tokens, _) = speech(data, settings.model, 1, 0)
         forward = 2.0 * multiply_adds(pal.answer, model, sounds, tokens)
+    elif isinstance(data, NetworksConfig):
+        lesson = settings.reading.batch(data, settings.model, 1, 0)
+        rows = lesson.rows
+        products = multiply_adds(settings.reading.loss(data), model, lesson)
+        return Work(lambda position: rows, 6.0 * products / rows, "input")
     elif settings.kind == "decoder" and isinstance(data, DataConfig):
         forward = flops_per_token(model, -(-settings.text.length // 2))
     elif settings.rule == "forward_gnn":

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from ffnlab.cli.inputs.graph_kinds import BlockModelConfig, GraphConfig
+from ffnlab.cli.inputs.graph_kinds import BlockModelConfig, GraphConfig, NetworksConfig
 from ffnlab.errors import ConfigError, at_least, check_seed
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "DomainsConfig",
     "GraphConfig",
     "ImagesConfig",
+    "NetworksConfig",
     "PermutationConfig",
     "QuestionsConfig",
     "RecordsConfig",
@@ -371,6 +372,7 @@ AnyData = (
     | DomainsConfig
     | PermutationConfig
     | SequencesConfig
+    | NetworksConfig
 )
 # What `kind` may be in [data], the one without it first.
 DATA_KINDS: Mapping[str, type] = MappingProxyType(
@@ -387,5 +389,6 @@ DATA_KINDS: Mapping[str, type] = MappingProxyType(
         "domains": DomainsConfig,
         "permutation": PermutationConfig,
         "sequences": SequencesConfig,
+        "networks": NetworksConfig,
     }
 )

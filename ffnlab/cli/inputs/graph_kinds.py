@@ -1,11 +1,11 @@
-"""`[data]` of runs that see a whole graph at every step."""
+"""`[data]` of runs that see a whole graph, or the graph of a network, at every step."""
 
 import dataclasses
 from typing import ClassVar
 
 from ffnlab.errors import ConfigError, at_least
 
-__all__ = ["BlockModelConfig", "GraphConfig"]
+__all__ = ["BlockModelConfig", "GraphConfig", "NetworksConfig"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,4 +56,36 @@ class BlockModelConfig:
         if self.train + self.held_out > self.nodes:
             raise ConfigError(
                 f"train={self.train} and held_out={self.held_out} are more than nodes={self.nodes}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworksConfig:
+    """Trained networks that a metanetwork learns to correct, and what they were trained on.
+
+    Attributes:
+      networks: directories of models with classes, of one layout (`ffnlab.pruning.meta`); a step
+        is on one of them, in turns.
+      held_out: directories of models to score on; those learned from where there are none.
+      labelled: what they were trained on: "digits", "mnist" or a folder of images, or a
+        safetensors file of records.
+      batch: least rows of a batch of their loss, which is summed over as many equal ones as there
+        are.
+      reg: weight of the penalty beside that sum; the authors' 10 is for about 100 batches.
+      alpha: by how much more the least channel of a group is penalized than the largest.
+    """
+
+    networks: tuple[str, ...]
+    held_out: tuple[str, ...] = ()
+    labelled: str = "digits"
+    batch: int = 1024
+    reg: float = 0.003
+    alpha: float = 16.0
+
+    def __post_init__(self) -> None:
+        at_least(1, batch=self.batch)
+        if not self.networks or not self.reg >= 0 or not self.alpha >= 1:
+            raise ConfigError(
+                f"networks={list(self.networks)}, reg={self.reg}, alpha={self.alpha}: a directory "
+                "or more, 0 or more and 1 or more are accepted"
             )

@@ -18,6 +18,7 @@ from ffnlab.cli.inputs.data_kinds import (
     DomainsConfig,
     GraphConfig,
     ImagesConfig,
+    NetworksConfig,
     PermutationConfig,
     QuestionsConfig,
     RecordsConfig,
@@ -47,6 +48,7 @@ from ffnlab.losses import (
     span,
 )
 from ffnlab.models.calibration import called
+from ffnlab.pruning import meta_loss
 from ffnlab.routing import pal
 
 __all__ = [
@@ -252,6 +254,13 @@ def whole_graph(data: Any, model: Any, rows: int, length: int) -> PyTree:
     return node_batch(load_nodes(data, model))
 
 
+def first_network(data: NetworksConfig, model: Any, rows: int, length: int) -> PyTree:
+    """The batch of the first network, as it is."""
+    from ffnlab.cli.inputs.networks import load_networks  # which needs this module
+
+    return load_networks(data, model).lessons[0]
+
+
 def speech(data: Any, model: Any, rows: int, length: int) -> PyTree:
     """(Sounds, (tokens, answers)) of recordings."""
     shape = rows, data.seconds * PER_SECOND // data.size
@@ -343,6 +352,12 @@ READINGS: Mapping[str, Reading] = MappingProxyType(
         "images": IMAGES,
         "graphs": Reading(
             (GraphConfig, BlockModelConfig), "a graph", lambda data: by_name(masked), whole_graph
+        ),
+        "networks": Reading(
+            (NetworksConfig,),
+            "networks",
+            lambda data: meta_loss(reg=data.reg, alpha=data.alpha),
+            first_network,
         ),
         "sequences": Reading(
             (SequencesConfig,), "sequences of numbers", lambda data: squares, pairs_of

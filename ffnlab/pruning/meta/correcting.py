@@ -6,7 +6,7 @@ import jax
 
 from ffnlab.errors import ConfigError
 from ffnlab.graph import Graph
-from ffnlab.models.meta_network import MetaNetwork
+from ffnlab.models.meta_network import MetaNetwork, MetaNetworkConfig
 from ffnlab.pruning.meta.graphs import Layout
 from ffnlab.pruning.meta.layouts import layout_of
 
@@ -15,9 +15,9 @@ __all__ = ["check_fits", "correct", "corrected"]
 M = TypeVar("M")
 
 
-def check_fits(network: MetaNetwork, layout: Layout) -> None:
+def check_fits(config: MetaNetworkConfig, layout: Layout) -> None:
     """Raises ConfigError where a metanetwork has other numbers of nodes or edges than a layout."""
-    mine = (network.config.nodes, network.config.edges)
+    mine = (config.nodes, config.edges)
     wanted = (len(layout.defaults), layout.edge_numbers)
     if mine != wanted:
         raise ConfigError(
@@ -57,5 +57,5 @@ def corrected(network: MetaNetwork, model: Any) -> Any:
     [4, 3, 2]
     """
     layout = layout_of(model)
-    check_fits(network, layout)
+    check_fits(network.config, layout)
     return run(network, model, layout.graph())

@@ -26,6 +26,7 @@ from ffnlab.models.meta_network import MetaNetwork
 from ffnlab.pruning.group_importance import group_penalty
 from ffnlab.pruning.meta.correcting import check_fits, correct
 from ffnlab.pruning.meta.layouts import layout_of
+from ffnlab.weights.base import AxisNames
 
 __all__ = ["Lesson", "Lessons", "lesson", "meta_loss"]
 
@@ -44,6 +45,19 @@ class Lesson(NamedTuple):
     model: Any
     graph: Graph
     batches: PyTree
+
+    @property
+    def rows(self) -> int:
+        """Of all batches."""
+        k, size = jax.tree.leaves(self.batches)[0].shape[:2]
+        return k * size
+
+    def leaf_axes(self) -> "Lesson":
+        """Names of the dimensions of each array: of batches the rows are cut on a mesh."""
+        whole = lambda leaf: AxisNames([None] * jnp.ndim(leaf))  # noqa: E731
+        cut = lambda leaf: AxisNames((None, "batch", *[None] * (jnp.ndim(leaf) - 2)))  # noqa: E731
+        model, batches = jax.tree.map(whole, self.model), jax.tree.map(cut, self.batches)
+        return Lesson(model, self.graph.leaf_axes(), batches)
 
 
 def lesson(model: Any, rows: PyTree, *, batches: int = 1) -> Lesson:
@@ -114,7 +128,7 @@ def meta_loss(loss: Loss = labelled, *, reg: float | Array = 10.0, alpha: float 
         raise ConfigError(f"alpha={alpha} must be at least 1")
 
     def of_lesson(network: MetaNetwork, batch: Lesson) -> tuple[Float[Array, ""], dict[str, Array]]:
-        check_fits(network, layout_of(batch.model))
+        check_fits(network.config, layout_of(batch.model))
         new = correct(network, batch.model, batch.graph)
 
         def costs(rows: PyTree) -> tuple[Array, dict[str, Array]]:
