@@ -172,6 +172,23 @@ def test_predictors_are_asked_of_networks_they_have_not_seen():
     assert told[0].order > 0.6 and told[0].error < 0.1 and told[1].order < 0.4
 
 
+def test_predictors_of_both_searches_tell_of_the_loss(monkeypatch):
+    """Two seeds of two pairs: four of the loss, two of each cost, in the order of the seeds."""
+    asked = []
+
+    def foretold(space, first, second):
+        asked.append((first, second))
+        return [measure.Foretold(float(len(asked)), 0.0, 1), measure.Foretold(-1.0, 0.0, 1)]
+
+    monkeypatch.setattr(measure, "foretold", foretold)
+    counted = found().counted
+    told = measure.all_foretold(NET.space, counted)
+    assert {name: len(ones) for name, ones in told.items()} == {"loss": 4, "macs": 2, "bytes": 2}
+    assert [one.order for one in told["loss"]] == [1.0, 2.0, 3.0, 4.0]
+    wanted = [(counted[p][RANDOM][i], counted[p][LINAS][i]) for p in COUNTED for i in (0, 1)]
+    assert all(a is c and b is d for (a, b), (c, d) in zip(asked, wanted, strict=True))
+
+
 def found(**changes):
     """What two seeds found."""
     logs = {
