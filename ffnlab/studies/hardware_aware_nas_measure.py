@@ -91,7 +91,7 @@ class Sizes(NamedTuple):
 
 
 FULL = Sizes(5, 2000, 100, 100, 20, 2000, TACTICS)
-QUICK = Sizes(2, 400, 40, 40, 10, 1000, ("linas",))
+QUICK = Sizes(2, 400, 30, 20, 10, 1000, ("linas",))
 
 Pair = tuple[str, str]
 Counted = Mapping[Pair, Mapping[str, Sequence[Log]]]  # objectives -> tactic -> by seed
