@@ -219,13 +219,6 @@ def points(
         )
         for each, row, form, pick in zip(chosen, figures, forms, picks, strict=True)
     ]
-    found = []
-    for each, row, form, pick in zip(chosen, figures, forms, picks, strict=True):
-        sizes = tuple(int(stays.sum()) for stays in each.kept.values())
-        whole, at_once, raw, tuned = map(float, row)
-        about = each.side, each.net, each.speed_up, sizes, whole, at_once, raw, tuned
-        found.append(Point(*about, form, each.kept, (each.rate, RATES[pick])))
-    return found
 
 
 def cuts(side: str, number: int, rate: float, net: MLP) -> list[Begun]:

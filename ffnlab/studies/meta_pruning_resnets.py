@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from ffnlab.data.folders import find_folder, folder
+from ffnlab.data.folders import find_folder
 from ffnlab.errors import require
 from ffnlab.formats import load_resnet
 from ffnlab.learning import backprop
@@ -201,7 +201,6 @@ def pruned_resnets(seed: int, sizes: Sizes = FULL) -> list[Pruned]:
     """Both nets, corrected by a metanetwork that learned from the smaller one, and pruned."""
     where = find_folder(FOLDER)
     assert where is not None  # `resnets_are_there` was asked
-    where = folder(FOLDER)
     nets = {name: load_resnet(where / file) for name, file in FILES.items()}
     learn, held = (patches(count, seed, held_out=i == 1) for i, count in enumerate(sizes.patches))
     meta = meta_of(nets[TAUGHT], learn, sizes, seed)
