@@ -73,6 +73,7 @@ BENCHES = {
         "ffnlab.cli.bench:analysis", "inner loops of probes, beside other ways to the same"
     ),
     "metanetwork": Command("ffnlab.cli.bench:metanetwork", "meta-training, beside training"),
+    "editing": Command("ffnlab.cli.bench:editing", "facts found together, beside one alone"),
     "loop": Command("ffnlab.cli.bench:loop", "what the training loop adds to its steps"),
     "kernels": Command("ffnlab.cli.bench:kernels", "GPU kernels beside XLA and torch"),
 }
@@ -91,6 +92,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         ),
         "report": Command("ffnlab.cli.report:report", "where the time of a training run went"),
         "plan": Command("ffnlab.cli.plan:plan", "what a training run would take on a mesh"),
+        "edit": Command("ffnlab.cli.edit:edit", "change what a model says of some subjects"),
         "generate": Command("ffnlab.cli.generate:generate", "continue a prompt"),
         "eval": Command("ffnlab.cli.evaluate:evaluate", "measure how well a model predicts a text"),
         "probe": Command(

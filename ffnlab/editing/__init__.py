@@ -13,6 +13,7 @@ from ffnlab.editing.deltas import (
 )
 from ffnlab.editing.facts import Fact, parse_facts, read_facts
 from ffnlab.editing.pmet import PmetStats, pmet, usual_layers
+from ffnlab.editing.report import EditReport, Said, compare_edit
 from ffnlab.editing.scores import (
     EditScores,
     Likelihood,
@@ -23,10 +24,13 @@ from ffnlab.editing.scores import (
 )
 
 __all__ = [
+    "EditReport",
     "EditScores",
     "Fact",
     "Likelihood",
     "PmetStats",
+    "Said",
+    "compare_edit",
     "edit_scores",
     "fluency",
     "likelihood",
