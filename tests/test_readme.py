@@ -10,6 +10,7 @@ import pytest
 from ffnlab.cli.main import COMMANDS
 from ffnlab.cli.searching import SearchSettings
 from ffnlab.cli.training import TrainConfig, rule_of
+from ffnlab.editing import parse_facts
 from ffnlab.formats import open_model
 from ffnlab.parallel import from_table
 from ffnlab.recipes import parse_recipe
@@ -47,6 +48,8 @@ def test_files_are_read(table):
     elif "search" in found:
         assert from_table(found["search"], SearchSettings).options.budget == 100
         assert found.keys() == {"model", "data", "search"}
+    elif "fact" in found:
+        assert [fact.text for fact in parse_facts(found)] == ["import json"]
     elif "project" not in found:
         reads_questions = found.get("data", {}).get("kind") == "questions"
         model = ENCODER if reads_questions else SIZES

@@ -8,6 +8,7 @@ __all__ = [
     "bottleneck",
     "columns",
     "elastic",
+    "editing",
     "folding",
     "graphs",
     "kernels",
@@ -53,6 +54,14 @@ def model(
     metanetwork` (meta-training beside training), `ffnlab bench analysis` (inner loops of probes,
     beside NumPy, scikit-learn, Jacobians and torch), and `ffnlab bench kernels` (those for GPUs,
     beside XLA). `ffnlab bench model DIR` is this one in full.
+    `ffnlab bench folding` (an FFN with idle channels, folded), `ffnlab bench columns` (memory and
+    time of reversible columns), `ffnlab bench structured` (FFNs of thin products and of blocks,
+    beside dense ones), `ffnlab bench editing` (facts found together, beside one alone), `ffnlab
+    bench train` (training steps, beside torch), `ffnlab bench learning` (steps of an LSTM and of a
+    small network, beside torch), `ffnlab bench graphs` (sparse products and a layer, beside torch
+    and PyTorch Geometric), `ffnlab bench loop` (what the training loop adds), `ffnlab bench
+    analysis` (inner loops of probes, beside NumPy, scikit-learn, Jacobians and torch), and `ffnlab
+    bench kernels` (those for GPUs, beside XLA). `ffnlab bench model DIR` is this one in full.
 
     Args:
       directory: a model directory; without one, the model that comes with ffnlab (with qwix,
@@ -145,6 +154,24 @@ def loading() -> None:
 
     for dtype, peak in peaks().items():
         print(f"from {dtype}: {peak:.2f} times the size of the loaded model")
+
+
+def editing(
+    *, width: int = 128, layers: int = 6, facts: int = 10, steps: int = 5, turns: int = 9
+) -> None:
+    """Measures step 1 of PMET for several facts at once, beside one alone.
+
+    Args:
+      width: of the model.
+      layers: of it.
+      facts: that go through it together.
+      steps: evaluations of the loss.
+      turns: times that both run.
+    """
+    from ffnlab.bench.editing import Settings, compare
+    from ffnlab.cli.show import show
+
+    show(compare(Settings(width, layers, facts, steps, turns)))
 
 
 def loop(*, milliseconds: int = 100, steps: int = 200) -> None:

@@ -14,6 +14,7 @@ from ffnlab.formats import Tokenizer
 BYTES = Tokenizer.bytes()
 
 
+@pytest.mark.slow
 def test_both_models_are_asked_the_same():
     random = np.random.default_rng(0)
     delta = random.normal(size=(20, 12)).astype(np.float32)

@@ -34,6 +34,8 @@ TO_COME = (
     "path-ensemble",
     "hardware-aware-nas",
     "meta-pruning",
+    "dann",
+    "pmet",
     "structured-ffn",
     "tas",
 )
