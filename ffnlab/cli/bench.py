@@ -7,8 +7,8 @@ __all__ = [
     "analysis",
     "bottleneck",
     "columns",
-    "elastic",
     "editing",
+    "elastic",
     "folding",
     "graphs",
     "kernels",
@@ -48,20 +48,13 @@ def model(
     `ffnlab bench folding` (an FFN with idle channels, folded), `ffnlab bench elastic` (steps that
     train networks of all widths), `ffnlab bench columns` (memory and time of reversible columns),
     `ffnlab bench structured` (FFNs of thin products and of blocks, beside dense ones), `ffnlab
-    bench train` (training steps, beside torch), `ffnlab bench learning` (steps of an LSTM and of a
-    small network, beside torch), `ffnlab bench graphs` (sparse products and a layer, beside torch
-    and PyTorch Geometric), `ffnlab bench loop` (what the training loop adds), `ffnlab bench
-    metanetwork` (meta-training beside training), `ffnlab bench analysis` (inner loops of probes,
-    beside NumPy, scikit-learn, Jacobians and torch), and `ffnlab bench kernels` (those for GPUs,
-    beside XLA). `ffnlab bench model DIR` is this one in full.
-    `ffnlab bench folding` (an FFN with idle channels, folded), `ffnlab bench columns` (memory and
-    time of reversible columns), `ffnlab bench structured` (FFNs of thin products and of blocks,
-    beside dense ones), `ffnlab bench editing` (facts found together, beside one alone), `ffnlab
-    bench train` (training steps, beside torch), `ffnlab bench learning` (steps of an LSTM and of a
-    small network, beside torch), `ffnlab bench graphs` (sparse products and a layer, beside torch
-    and PyTorch Geometric), `ffnlab bench loop` (what the training loop adds), `ffnlab bench
-    analysis` (inner loops of probes, beside NumPy, scikit-learn, Jacobians and torch), and `ffnlab
-    bench kernels` (those for GPUs, beside XLA). `ffnlab bench model DIR` is this one in full.
+    bench editing` (facts found together, beside one alone), `ffnlab bench train` (training steps,
+    beside torch), `ffnlab bench learning` (steps of an LSTM and of a small network, beside torch),
+    `ffnlab bench graphs` (sparse products and a layer, beside torch and PyTorch Geometric), `ffnlab
+    bench loop` (what the training loop adds), `ffnlab bench metanetwork` (meta-training beside
+    training), `ffnlab bench analysis` (inner loops of probes, beside NumPy, scikit-learn, Jacobians
+    and torch), and `ffnlab bench kernels` (those for GPUs, beside XLA). `ffnlab bench model DIR` is
+    this one in full.
 
     Args:
       directory: a model directory; without one, the model that comes with ffnlab (with qwix,

@@ -171,8 +171,8 @@ def tuned_claim(tuned: Figures, side: str) -> Claim:
         "prototype: 95.0 % against 94.1 % of group norm",
         f"{spread(list(ours))} against {spread(list(theirs))}",
         bool((ours - theirs).mean() >= -SLACK),
-        f"test accuracy after training on; at most {SLACK:.1%} less in the mean over held-out nets; "
-        f"{CHOSEN}",
+        f"test accuracy after training on; at most {SLACK:.1%} less in the mean over held-out "
+        f"nets; {CHOSEN}",
         seeds=len(ours),
     )
 

@@ -53,6 +53,7 @@ CONFIGS = {
     ),
     "physical": models.PhysicalConfig(64, 10, (4, 5)),
     "sequence": models.SequenceConfig(3, 2, 1, 8, 5),
+    "meta": models.MetaNetworkConfig(nodes=1, edges=1),
 }
 
 

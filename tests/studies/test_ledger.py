@@ -34,7 +34,6 @@ TO_COME = (
     "path-ensemble",
     "hardware-aware-nas",
     "meta-pruning",
-    "dann",
     "pmet",
     "structured-ffn",
     "tas",
