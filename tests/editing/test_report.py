@@ -4,6 +4,7 @@ import math
 
 import jax
 import numpy as np
+import pytest
 from matplotlib.figure import Figure
 
 from edited_models import FACTS, seen_of, small
