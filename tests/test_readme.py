@@ -1,4 +1,4 @@
-"""The README's Python runs, in a folder of its own, its files are read, its commands exist."""
+"""What the README and the pages of docs/ show: Python runs, files are read, commands exist."""
 
 import re
 import sys
@@ -17,9 +17,25 @@ from ffnlab.recipes import parse_recipe
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-TABLES = re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL)
-MODULES = {match[1]: block for block in BLOCKS if (match := re.match(r"# (\w+)\.py\n", block))}
+PAGES = {
+    page.name: page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md"))
+}
+PAGES["README.md"] = README
+
+
+def of_language(name: str) -> dict[str, str]:
+    """The blocks of a language by page and number."""
+    return {
+        f"{page}-{i}": block
+        for page, text in PAGES.items()
+        for i, block in enumerate(re.findall(rf"```{name}\n(.*?)```", text, flags=re.DOTALL))
+    }
+
+
+BLOCKS, TABLES = of_language("python"), of_language("toml")
+MODULES = {
+    match[1]: block for block in BLOCKS.values() if (match := re.match(r"# (\w+)\.py\n", block))
+}
 ENCODER = {"kind": "encoder", "vocab": 8, "width": 8, "hidden": 8, "layers": 1, "heads": 1}
 ENCODER |= {"head_dim": 8}  # of what is started from
 SIZES = {"vocab": 8, "width": 8, "hidden": 8, "layers": 1, "heads": 1, "kv_heads": 1, "head_dim": 8}
@@ -37,14 +53,14 @@ def modules(tmp_path, monkeypatch):
 
 
 def test_readme_has_code():
-    assert len(BLOCKS) >= 2 and set(MODULES) == {"ternary", "forward_gradient", "confidence"}
+    assert "README.md-0" in BLOCKS and set(MODULES) == {"ternary", "forward_gradient", "confidence"}
 
 
-@pytest.mark.parametrize("table", TABLES, ids=range(len(TABLES)))
-def test_files_are_read(table):
-    found = tomllib.loads(table)
+@pytest.mark.parametrize("place", TABLES)
+def test_files_are_read(place):
+    found = tomllib.loads(TABLES[place])
     if "stage" in found:
-        assert [stage.build().name for stage in parse_recipe(table).stages] == ["ternarize"]
+        assert [stage.build().name for stage in parse_recipe(TABLES[place]).stages] == ["ternarize"]
     elif "search" in found:
         assert from_table(found["search"], SearchSettings).options.budget == 100
         assert found.keys() == {"model", "data", "search"}
@@ -58,14 +74,16 @@ def test_files_are_read(table):
         assert rule.name in found.get("rule", "backprop")
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_code_runs(block, tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", BLOCKS)
+def test_code_runs(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # As written, but on an eighth of the text: programs of tests are not optimized.
-    block = block.replace(".train[:4096]", ".train[:512]").replace(
-        "reshape(16, 256)", "reshape(2, 256)"
+    block = (
+        BLOCKS[place]
+        .replace(".train[:4096]", ".train[:512]")
+        .replace("reshape(16, 256)", "reshape(2, 256)")
     )
-    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    exec(compile(block, place, "exec"), {"__name__": "readme"})
     if '"small-model"' in block:
         _, tokenizer = open_model(Path("small-model"))  # as the commands that follow do
         assert tokenizer.encode("def") == [100, 101, 102]
@@ -76,5 +94,13 @@ def test_commands_and_targets_exist():
     named = set(re.findall(r"^ffnlab (\w+)", shell, flags=re.MULTILINE))
     assert named == set(COMMANDS)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"`?make ([a-z-]+)", README):
+    for target in re.findall(r"`?make ([a-z-]+)", "\n".join(PAGES.values())):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_links_lead_somewhere():
+    for name, text in PAGES.items():
+        place = ROOT if name == "README.md" else ROOT / "docs"
+        for link in re.findall(r"\]\(([^)#\s]+)\)", text):
+            assert link.startswith("https://") or (place / link).exists(), (name, link)
+    assert set(re.findall(r"\(docs/(\S+?)\)", README)) == set(PAGES) - {"README.md"}

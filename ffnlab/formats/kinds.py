@@ -1,7 +1,7 @@
 """The kinds of model: for each its configuration, class, families and files, in one table.
 
 Files are opened, training files read and commands checked by it. A new kind is one line of `KINDS`;
-README.md says what else a kind of model is made of.
+docs/extending.md says what else a kind of model is made of.
 """
 
 import dataclasses
@@ -192,7 +192,7 @@ def classes_of_target(config: HypernetConfig) -> int | None:
     return None if classes is None else classes(config.target)
 
 
-# A line for each; what a new kind is made of beside it, README.md says.
+# A line for each; what a new kind is made of beside it, docs/extending.md says.
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "decoder": Kind(

@@ -21,9 +21,8 @@ IN_REPOSITORY = pytest.mark.skipif(
     reason="an archive of the sources has neither notebooks nor results",
 )
 BEGIN, END = tables.marks(tables.SYSTEMS)
-PAGE = "\n".join(
-    ["# A title", "", BEGIN, "outdated", END, "", *tables.marks(tables.AXES), "", "The rest.", ""]
-)
+PAGE = "\n".join(["# A title", "", BEGIN, "outdated", END, "", "The rest.", ""])
+AXES_PAGE = "\n".join(["# Meshes", "", *tables.marks(tables.AXES), ""])
 
 
 # What the repository holds.
@@ -155,11 +154,13 @@ def test_differences_are_of_verdicts_and_of_claims():
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A repository of three studies with two results and a README."""
+    """A repository of three studies with two results, a README and a page on meshes."""
     few = {slug: STUDIES[slug] for slug in ("chess", "lamb", "learning-rules")}
     monkeypatch.setattr(pages, "STUDIES", few)
     monkeypatch.setattr(recorded, "sources", code_of)
     (tmp_path / "README.md").write_text(PAGE)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "training.md").write_text(AXES_PAGE)
     folder = tmp_path / pages.FOLDER
     record(folder, "lamb", claim("a | b"), claim("c", False, ours="1 ± 2", seeds=3))
     record(folder, "learning-rules", claim("d", seeds=0, timed=True))
@@ -209,6 +210,7 @@ def test_tables_say_what_was_recorded(repository):
     ]
     assert systems["Learning rules"][2] == "1 of 1"
     assert len(systems) == 2 + 3
+    assert "not run yet" in found[repository / "docs" / "training.md"]
 
 
 def test_a_page_without_its_marks_is_refused():
@@ -261,7 +263,7 @@ def test_the_ledger_is_written_and_checked(repository, capsys):
     assert not (repository / "results" / "README.md").exists()
     everything(repository)
     assert main(root) == 0
-    assert capsys.readouterr().out.count("written: ") == 2
+    assert capsys.readouterr().out.count("written: ") == 3
     for arguments in (root, [*root, "--check"]):
         assert main(arguments) == 0
         assert capsys.readouterr().out == ""

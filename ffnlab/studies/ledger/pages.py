@@ -37,12 +37,20 @@ def pages(root: Path, results: Results) -> dict[Path, str]:
     """The pages with tables as they should be.
 
     Raises:
-      FormatError: the README has no place for its tables.
+      FormatError: a page has no place for its table.
     """
-    readme = root / "README.md"
-    text = with_table(readme.read_text(encoding="utf-8"), SYSTEMS, systems_table(results))
-    text = with_table(text, AXES, axes_table(results.get("mesh-axes")))
-    return {root / FOLDER / "README.md": ledger_page(results), readme: text}
+    axes = axes_table(results.get("mesh-axes"))
+    written = {root / FOLDER / "README.md": ledger_page(results)}
+    for name, table, place in (
+        (SYSTEMS, systems_table(results), "README.md"),
+        (AXES, axes, "docs/training.md"),
+    ):
+        page = root / place
+        try:
+            written[page] = with_table(page.read_text(encoding="utf-8"), name, table)
+        except FormatError as error:
+            raise FormatError(f"{place}: {error}") from None
+    return written
 
 
 def problems(root: Path, results: Results) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The tables that are written from recorded results: the ledger, and the README's of systems."""
+"""The tables that are written from recorded results: the ledger, of systems, of mesh axes."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ from ffnlab.studies.table import STUDIES, Study
 
 __all__ = ["AXES", "SYSTEMS", "axes_table", "ledger_page", "marks", "systems_table", "with_table"]
 
-SYSTEMS, AXES = "systems", "axes"  # tables of the README
+SYSTEMS, AXES = "systems", "axes"  # tables inside other pages
 SPECIAL = re.compile(r"([\\|*_<>\[\]~`$])")
 NONE_YET = "not run yet"
 
@@ -92,7 +92,7 @@ def systems_table(results: Results) -> str:
 
 
 def axes_table(result: Recorded | None) -> str:
-    """The README's table of what each axis of a mesh costs, from the study `mesh-axes`."""
+    """What each axis of a mesh costs, from the study `mesh-axes`."""
     if result is None:
         return NONE_YET
     columns = ("axis", "mesh", "products", "parameters", "temporary", "sent a step", "bubble")
@@ -105,7 +105,7 @@ def axes_table(result: Recorded | None) -> str:
 
 
 def marks(name: str) -> tuple[str, str]:
-    """What a table of the README stands between.
+    """What a table inside a page stands between.
 
     >>> marks("systems")
     ('<!-- systems: written by make ledger -->', '<!-- end of systems -->')
@@ -123,9 +123,7 @@ def with_table(page: str, name: str, table: str) -> str:
     before, begin, rest = page.partition(opening)
     _, end, after = rest.partition(closing)
     if not begin or not end or opening in rest or closing in before + after:
-        raise FormatError(
-            f"the README has no place for the {name}: {opening} and {closing}, once each"
-        )
+        raise FormatError(f"no place for the {name}: {opening} and {closing}, once each")
     return f"{before}{begin}\n\n{table}\n\n{end}{after}"
 
 
