@@ -94,7 +94,8 @@ def test_commands_and_targets_exist():
     named = set(re.findall(r"^ffnlab (\w+)", shell, flags=re.MULTILINE))
     assert named == set(COMMANDS)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"`?make ([a-z-]+)", "\n".join(PAGES.values())):
+    told = "\n".join(text for name, text in PAGES.items() if name != "api.md")  # which has prose
+    for target in re.findall(r"`?make ([a-z-]+)", told):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 

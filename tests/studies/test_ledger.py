@@ -11,6 +11,7 @@ from ffnlab.storage.files import sealed
 from ffnlab.studies import STUDIES
 from ffnlab.studies.ledger import pages, recorded, tables
 from ffnlab.studies.ledger.__main__ import main
+from ffnlab.studies.ledger.api import documented
 from ffnlab.studies.ledger.recorded import changes, differences, file_of, read
 from ffnlab.studies.result import PICTURE_LIMIT
 from recording import claim, code_of, record
@@ -69,6 +70,17 @@ def test_tables_are_those_of_the_results():
 def test_no_result_is_of_a_study_that_is_gone():
     folders = {path.name for path in (ROOT / pages.FOLDER).iterdir() if path.is_dir()}
     assert folders <= set(STUDIES)
+
+
+@IN_REPOSITORY
+def test_every_public_name_is_on_the_page_of_them():
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    sections = dict(part.split("\n", 1) for part in page.split("\n## ")[1:])
+    there = dict(documented())
+    assert sections.keys() == there.keys() >= {"ffnlab.layers", "ffnlab.pruning.search"}
+    for module, names in there.items():
+        listed = [row[0].strip("`") for row in cells(sections[module])[2:]]
+        assert listed == list(names), module
 
 
 # Reading and comparing.
@@ -263,7 +275,7 @@ def test_the_ledger_is_written_and_checked(repository, capsys):
     assert not (repository / "results" / "README.md").exists()
     everything(repository)
     assert main(root) == 0
-    assert capsys.readouterr().out.count("written: ") == 3
+    assert capsys.readouterr().out.count("written: ") == 4
     for arguments in (root, [*root, "--check"]):
         assert main(arguments) == 0
         assert capsys.readouterr().out == ""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from ffnlab.studies.ledger.api import api_page
 from ffnlab.studies.ledger.recorded import Recorded, changes, read
 from ffnlab.studies.ledger.tables import (
     AXES,
@@ -34,13 +35,16 @@ def recorded(root: Path, *, quick: bool = False) -> Results:
 
 
 def pages(root: Path, results: Results) -> dict[Path, str]:
-    """The pages with tables as they should be.
+    """The pages that are written, or have tables that are, as they should be.
 
     Raises:
       FormatError: a page has no place for its table.
     """
     axes = axes_table(results.get("mesh-axes"))
-    written = {root / FOLDER / "README.md": ledger_page(results)}
+    written = {
+        root / FOLDER / "README.md": ledger_page(results),
+        root / "docs" / "api.md": api_page(),
+    }
     for name, table, place in (
         (SYSTEMS, systems_table(results), "README.md"),
         (AXES, axes, "docs/training.md"),
