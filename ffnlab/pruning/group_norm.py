@@ -13,6 +13,7 @@ is in that step.
 
 import bisect
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -112,7 +113,8 @@ def largest(values: Float[np.ndarray, "units"], rate: float) -> Bool[np.ndarray,
     """
     order = np.argsort(-values, kind="stable")
     stay = np.zeros(len(values), bool)
-    stay[order[: len(values) - int(len(values) * rate)]] = True
+    gone = math.floor(len(values) * rate * (1 + 1e-12))  # 100 * 0.29 is 28.999999999999996
+    stay[order[: len(values) - gone]] = True
     return stay
 
 

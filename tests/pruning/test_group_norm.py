@@ -15,7 +15,14 @@ from ffnlab.errors import ConfigError
 from ffnlab.layers import MLP, RMSNorm
 from ffnlab.models import ConvNet, ResNet, ResNetConfig, groups, narrow
 from ffnlab.pruning.group_importance import gains, group_penalty, importance
-from ffnlab.pruning.group_norm import Squares, group_norm, kept_of, products, removal_steps
+from ffnlab.pruning.group_norm import (
+    Squares,
+    group_norm,
+    kept_of,
+    largest,
+    products,
+    removal_steps,
+)
 from ffnlab.quantization import nearest
 from ffnlab.recipes import parse_recipe
 from ffnlab.testing import equal, tiny
@@ -268,6 +275,12 @@ def test_a_rate_takes_as_large_a_share_of_each_selected_group():
         assert values[stays].min() >= values[~stays].max()
     one = kept_of(NETS["mlp"], rate=0.99)
     assert [int(stays.sum()) for stays in one.values()] == [1, 1]
+
+
+def test_a_rate_is_rounded_down_and_not_the_float_of_it():
+    """100 * 0.29 is 28.999999999999996, and 29 units are its share."""
+    values = np.arange(100.0)
+    assert [int((~largest(values, rate)).sum()) for rate in (0.29, 0.57, 0.299)] == [29, 57, 29]
 
 
 def test_packed_weights_that_cannot_be_cut_there_are_named():

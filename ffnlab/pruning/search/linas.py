@@ -15,6 +15,7 @@ def predicted_best(
     space: Space,
     options: SearchOptions,
     of: Algorithm,
+    first: Int[np.ndarray, "p n"],
     vectors: Int[np.ndarray, "k n"],
     values: Float[np.ndarray, "k m"],
     count: int,
@@ -30,6 +31,7 @@ def predicted_best(
       space: of networks.
       options: of the search.
       of: the algorithm for m objectives.
+      first: what the evolution begins with, canonical and all different.
       vectors: measured, canonical, k >= 1.
       values: their objectives, finite.
       count: how many are wanted.
@@ -45,7 +47,6 @@ def predicted_best(
         shown = space.one_hot(candidates)
         return np.stack([predict(p, shown) for p in predictors], axis=1)
 
-    first = space.canonical(space.sample(rng, options.population))
     kept, points = first[:0], values[:0]
     generations = evolution(evaluate, first, domain(space), of, rng)
     for _ in range(options.inner // options.population):

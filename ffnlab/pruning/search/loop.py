@@ -197,7 +197,9 @@ def proposed(
     found = np.zeros((0, space.size), np.int64)
     expected = np.zeros((0, len(options.objectives)))
     if log.count and options.tactic == "linas":
-        found, expected = predicted_best(space, options, of, *measured(log), count, known, rng)
+        first = new_networks(space, options.population, frozenset(), rng)
+        values = measured(log)
+        found, expected = predicted_best(space, options, of, first, *values, count, known, rng)
     elif log.count and options.tactic == "evolution":
         rows = log.population[log.population >= 0]
         alive = of.survive(log.values[rows], len(rows), rng)

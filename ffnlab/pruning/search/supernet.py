@@ -113,6 +113,8 @@ class Supernet:
         def rounded(weight: Weight, block: int) -> Dense:
             dense = weight.dense()
             forms = [dense if form is Dense else form.quantize(dense).dense() for form in known]
+            # Codes times scales are float32, which a product rounds to what it is given.
+            forms = [each.astype(dense.dtype) for each in forms]
             return Dense(jax.lax.select_n(chosen.formats[block], *forms) if known[1:] else forms[0])
 
         return formed(self._with_weights(masked, rounded), Net({}, chosen.net.depth))
@@ -163,9 +165,9 @@ def supernet(
       depths: how many blocks may stay, from the first; all when empty.
       formats: of the weights of a block's FFN, keys of `FORMATS`.
     Raises:
-      ConfigError: another model or a block without an FFN, widths below 1 or above an FFN's
-        channels, depths below 1 or above the number of blocks, an unknown format; or values that
-        are missing or twice.
+      ConfigError: another model or a block without an FFN, an FFN whose weights are no plain
+        `Dense`, widths below 1 or above an FFN's channels, depths below 1 or above the number of
+        blocks, an unknown format; or values that are missing or twice.
 
     >>> from ffnlab.testing import tiny
     >>> net = supernet(tiny(), (8, 16, 32), depths=(2, 3), formats=("float", "int8"))
@@ -182,6 +184,8 @@ def supernet(
     )
     if not all(ffns):
         raise ConfigError(f"block {ffns.index(())} has no FFN; each block of a super-network has")
+    for name in (name for names in ffns for name in names):
+        check_dense(name, nodes[name])
     most = min(found[name] for names in ffns for name in names)
     check("widths", widths, most)
     check("depths", depths or (blocks,), blocks)
@@ -200,6 +204,17 @@ def check(name: str, values: Sequence[int], most: int) -> None:
     """Raises ConfigError unless there are values, from 1 to a largest one."""
     if not values or min(values) < 1 or max(values) > most:
         raise ConfigError(f"{name}={list(values)}: one or more from 1 to {most} are accepted")
+
+
+def check_dense(path: str, ffn: Any) -> None:
+    """Raises ConfigError for an FFN that masks cannot narrow: packed, or with rounded inputs."""
+    for name in (name for name in MAPS if hasattr(ffn, name)):
+        weight = getattr(ffn, name).weight
+        if not isinstance(weight, Dense) or weight.act is not None:
+            raise ConfigError(
+                f"{path}.{name}.w is a {type(weight).__name__} that is quantized, or whose inputs "
+                "are; a plain Dense is accepted: search the model as it was before"
+            )
 
 
 def elastic_ffns(

@@ -128,16 +128,25 @@ def with_candidates(model: M, sites: Sites) -> M:
     """The model with a batch norm for every candidate of its convolutions, equal ones at first.
 
     Raises:
-      ConfigError: another norm than BatchNorm.
+      ConfigError: another norm than BatchNorm, or a map in another format than `Dense`.
     """
     new = tree.copy(model)
+    nodes = dict(tree.walk(new))
     for width in sites.widths:
+        for path in width.writers:
+            check_dense(path, nodes[path])
         for path, layer in norms_of(new, width).items():
             if not isinstance(layer.norm, BatchNorm):
                 kind = type(layer.norm).__name__
                 raise ConfigError(f"{path}.norm is a {kind}; a search needs a BatchNorm to learn")
             layer.norm = stack_modules([layer.norm] * len(width.choices))
     return new
+
+
+def check_dense(path: str, layer: Map) -> None:
+    """Raises ConfigError for a map that neither learns nor is mixed."""
+    if not isinstance(layer.weight, Dense):
+        raise ConfigError(f"{path} is a {type(layer.weight).__name__}; only a Dense is searched")
 
 
 def picked(model: M, sites: Sites, index: Mapping[int, int]) -> M:
@@ -186,8 +195,6 @@ def network(model: M, sites: Sites, draw: Draw, *, training: bool) -> tuple[M, d
       training: whether norms use the moments of their batch.
     Returns:
       (the network, what its norms have met, by path, once it has been called).
-    Raises:
-      ConfigError: a map in another format than `Dense`.
     """
     new, seen = tree.copy(model), {}
     nodes = dict(tree.walk(new))
@@ -203,7 +210,7 @@ def network(model: M, sites: Sites, draw: Draw, *, training: bool) -> tuple[M, d
             layer.norm = Standing(functools.partial(mixed, note))
         for path in width.writers:
             if path.rpartition(".")[0] not in normed:
-                mix_columns(path, nodes[path], jnp.tensordot(weights, matrices, 1))
+                mix_columns(nodes[path], jnp.tensordot(weights, matrices, 1))
     if isinstance(new, ResNet):
         join_residuals(new, sites, draw, nodes)
     elif isinstance(new, MLP):
@@ -240,11 +247,9 @@ def at(norms: BatchNorm, which: Int[Array, ""]) -> BatchNorm:
     return jax.tree.map(lambda leaf: leaf[which], norms)
 
 
-def mix_columns(path: str, layer: Map, matrix: Float[Array, "d d"]) -> None:
-    """Mixes the outputs of a map, in place, by mixing its columns."""
+def mix_columns(layer: Map, matrix: Float[Array, "d d"]) -> None:
+    """Mixes the outputs of a map of a `Dense`, in place, by mixing its columns."""
     weight = layer.weight
-    if not isinstance(weight, Dense):
-        raise ConfigError(f"{path} is a {type(weight).__name__}; only a Dense can be searched")
     mixed = aligned(weight.w, matrix).astype(weight.w.dtype)
     layer.w = layer.w.replace(Dense(mixed, weight.act))
     if layer.b is not None:
@@ -258,10 +263,12 @@ def with_moments(model: M, seen: Mapping[str, Seen]) -> M:
     nodes = dict(tree.walk(new))
     for path, (index, moments) in seen.items():
         norms = nodes[path]
-        for which in (index[0], index[1]):
-            moved = at(norms, which).statistics(moments)
-            mean = norms.mean.get_value().at[which].set(moved["mean"])
-            variance = norms.variance.get_value().at[which].set(moved["variance"].settle(1))
-            norms.mean = norms.mean.replace(mean)
-            norms.variance = norms.variance.replace(variance)
+        mean, variance = norms.mean.get_value(), norms.variance.get_value()
+        moved = [at(norms, which).statistics(moments) for which in (index[0], index[1])]
+        # A layer of one candidate has it twice, and moves it once.
+        for which, each in zip((index[0], index[1]), moved, strict=True):
+            mean = mean.at[which].set(each["mean"])
+            variance = variance.at[which].set(each["variance"].settle(1))
+        norms.mean = norms.mean.replace(mean)
+        norms.variance = norms.variance.replace(variance)
     return new

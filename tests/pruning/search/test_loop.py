@@ -78,6 +78,19 @@ def test_all_tactics_begin_with_the_same_population_and_then_differ():
     assert len(rest) == 4
 
 
+def test_the_inner_evolution_begins_with_networks_that_all_differ(monkeypatch):
+    """In a small space many vectors that are drawn name one network."""
+    begun, evolution = [], inner.evolution
+
+    def seen(evaluate, first, *more):
+        begun.append(SPACE.keys(first))
+        return evolution(evaluate, first, *more)
+
+    monkeypatch.setattr(inner, "evolution", seen)
+    search(SPACE, small, options("linas"))
+    assert len(begun) == 3 and [len(set(keys)) for keys in begun] == [8, 8, 8]
+
+
 class Killed(BaseException):
     """A kill: nothing catches it."""
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ffnlab import formats, tree
+from ffnlab import formats, transform, tree
 from ffnlab.errors import ConfigError
 from ffnlab.layers import MLP
 from ffnlab.losses import labelled
@@ -20,6 +20,7 @@ from ffnlab.pruning.search import (
     search,
     supernet,
 )
+from ffnlab.quantization import nearest
 from ffnlab.testing import counted, equal, tiny
 from ffnlab.weights import Dense, Float8, Int8
 
@@ -53,6 +54,28 @@ def close(a, b):
 def configs(net, count, seed=0):
     vectors = net.space.sample(np.random.default_rng(seed), count)
     return [net.space.decode(vector) for vector in net.space.canonical(vectors)]
+
+
+def test_networks_of_bfloat16_are_rounded_to_every_format():
+    """Codes times scales are float32 there, and the weights beside them are not."""
+    model = jax.tree.map(lambda x: x.astype(jnp.bfloat16), stack_of_ffns())
+    net, x = supernet(model, (2, 8), formats=ALL), IMAGES.astype(jnp.bfloat16)
+    config = {"depth": (3,), "width": (2, 8, 2), "format": ALL}
+    found = jax.jit(lambda m, chosen: net.formed(m, chosen)(x))(model, net.numbers(config))
+    want = jax.jit(lambda m: m(x))(net.cut(model, config))
+    assert found.dtype == want.dtype
+    found, want = (np.asarray(each, np.float64) for each in (found, want))
+    assert np.linalg.norm(found - want) <= 2**-6 * np.linalg.norm(want)  # two bits of eight
+
+
+def test_quantized_weights_are_refused_before_anything_is_measured():
+    packed, _ = transform.apply(nearest(format="int8", group=None), tiny())
+    rounded = tree.copy(tiny())
+    up = rounded.layers[1].ffn.up
+    rounded.layers[1].ffn.up = up.replace(Dense(up.weight.w, act="e4m3"))
+    for model, path in ((packed, r"layers\[0\].ffn.gate.w is a Int8"), (rounded, r"1\].ffn.up.w is")):
+        with pytest.raises(ConfigError, match=path):
+            supernet(model, (8, 16))
 
 
 def test_the_space(case):

@@ -8,15 +8,18 @@ import numpy as np
 import optax
 import pytest
 
+from ffnlab import transform
 from ffnlab.errors import ConfigError
 from ffnlab.layers import MLP
+from ffnlab.layers.batch_norm import Moments
 from ffnlab.learning import members
 from ffnlab.losses import labelled, next_token
 from ffnlab.models import ResNet, ResNetConfig, removed
 from ffnlab.models.cost import multiply_adds
 from ffnlab.pruning import TASOptions, tas
-from ffnlab.pruning.tas.network import most_likely
+from ffnlab.pruning.tas.network import Seen, most_likely, with_candidates, with_moments
 from ffnlab.pruning.tas.sites import sites_of
+from ffnlab.quantization import nearest
 from ffnlab.testing import batches, tiny
 
 pytestmark = pytest.mark.standard_promotion  # optax's Adam mixes its counter with floats
@@ -149,6 +152,25 @@ def test_a_residual_network_keeps_a_norm_for_each_size():
     counted = multiply_adds(lambda m, x: m(x), found, example)
     whole = multiply_adds(lambda m, x: m(x), model, example)
     assert counted < whole and float(metrics["ratio"]) <= 0.9 + 1e-6
+
+
+def test_a_norm_of_one_size_moves_once_a_pass():
+    """A width of one candidate has it twice in its pair."""
+    model = ResNet(ResNetConfig((1,), (4,), 3, channels=2, image=(4, 4)), key=KEY)
+    sites = sites_of(model, ratios=(1.0,), depth=False)
+    whole = with_candidates(model, sites)
+    moments = Moments(jnp.float32(9), jnp.arange(4.0), jnp.full(4, 2.0))
+    seen = {"stem.norm": Seen(jnp.zeros(2, jnp.int32), moments)}
+    found = with_moments(whole, seen).stem.norm
+    want = model.stem.norm.statistics(moments)
+    np.testing.assert_allclose(found.mean[...], want["mean"][None], rtol=1e-6)
+    np.testing.assert_allclose(found.variance[...], want["variance"].settle(1)[None], rtol=1e-6)
+
+
+def test_packed_weights_are_refused_before_the_first_step():
+    packed, _ = transform.apply(nearest(format="int8", group=None), net())
+    with pytest.raises(ConfigError, match=r"maps\[0\] is a Int8; only a Dense is searched"):
+        searching().init(packed, KEY)
 
 
 @pytest.mark.slow
