@@ -37,7 +37,7 @@ from ffnlab.studies.meta_pruning_measure import (
 )
 from ffnlab.studies.meta_pruning_resnets import Pruned, pruned_resnets, resnets_are_there
 from ffnlab.studies.result import Claim, Result
-from ffnlab.studies.side_by_side import spread
+from ffnlab.studies.side_by_side import at_ends, spread
 from ffnlab.testing import equal
 
 __all__ = ["run"]
@@ -66,6 +66,7 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
             "meta-training": f"{epochs} epochs, AdamW, mean cross-entropy + {REG} penalty",
             "training on": f"SGD, {STEPS} steps of {BATCH} before and after pruning, {2 * STEPS} "
             f"after it where none are before; rates {', '.join(map(str, RATES))}",
+            "rates": rates_of(found),
             "parts": ["digits", *(["resnets"] if real else [])],
         },
         seed=seed,
@@ -239,6 +240,12 @@ def resnet_claims(real: Sequence[Pruned]) -> list[Claim]:
     return [claim for each in real for claim in each.claims()]
 
 
+def rates_of(found: Sequence[Point]) -> str:
+    """Whether other rates of training on might have been better still; 0 is none at all."""
+    chosen = [rate for point in found for rate in point.rates if rate]
+    return at_ends(chosen, RATES)
+
+
 def rows_of(found: Sequence[Point]) -> list[dict[str, object]]:
     """Lines of the table: a side at a speed-up, means over nets."""
     rows = []
@@ -256,6 +263,7 @@ def rows_of(found: Sequence[Point]) -> list[dict[str, object]]:
                     "pruned at once": mean("at_once"),
                     "raw": mean("raw"),
                     "trained on": mean("tuned"),
+                    "rates": " ".join("/".join(f"{r:g}" for r in p.rates) for p in own),
                     "widths": " ".join("-".join(map(str, p.sizes)) for p in own),
                 }
             )

@@ -26,7 +26,7 @@ from ffnlab.studies import STUDIES, found_networks
 from ffnlab.studies.classify import grouped_bars
 from ffnlab.studies.found_networks import Entry
 from ffnlab.studies.result import Claim, Result
-from ffnlab.studies.side_by_side import spread
+from ffnlab.studies.side_by_side import at_ends, spread
 from ffnlab.studies.tas_decoder import RANDOM as RANDOM_WIDTHS
 from ffnlab.studies.tas_decoder import REMOVED, Half, Pace, Texts, at_half, hidden_of
 from ffnlab.studies.tas_decoder import SEARCHED as SEARCHED_WIDTHS
@@ -279,9 +279,9 @@ def side_claim(
         f"{t:g}: " + ", ".join(f"{name(side)} {spread(groups[t, *side].test)}" for side in sides)
         for t in TARGETS
     )
-    chosen = ", ".join(
-        f"{name_of((t, *side))} {groups[t, *side].rate:g}" for t in TARGETS for side in sides
-    )
+    rates = {name_of((t, *side)): groups[t, *side].rate for t in TARGETS for side in sides}
+    chosen = ", ".join(f"{group} {rate:g}" for group, rate in rates.items())
+    chosen += f"; {at_ends(list(rates.values()), settings.rates)}"
     return Claim(
         claim,
         paper,
@@ -324,7 +324,9 @@ def half_claim(halves: Mapping[str, Half], pace: Pace) -> Claim:
         all(ours.bits <= other.bits for other in others),
         "bits per held-out byte of the embedded model, at most those of the other ways; as many "
         "steps of training for each, those of the search included, at the best of AdamW rates "
-        f"{', '.join(f'{r:g}' for r in pace.rates)} on validation text; one seed",
+        f"{', '.join(f'{r:g}' for r in pace.rates)} on validation text "
+        f"({', '.join(f'{way} {halves[way].rate:g}' for way in ways)}; "
+        f"{at_ends([halves[way].rate for way in ways], pace.rates)}); one seed",
         seeds=1,
     )
 

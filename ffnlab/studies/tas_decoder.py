@@ -61,7 +61,7 @@ class Pace(NamedTuple):
     tune: int = 150
     batch: int = 4
     length: int = 128
-    rates: tuple[float, ...] = (1e-3, 3e-3)
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     scored: int = 96
 
 

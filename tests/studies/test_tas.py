@@ -121,6 +121,8 @@ def test_the_language_model_at_half_its_ffns():
         assert half.share == pytest.approx(sum(decoder.hidden_of(half.model)) / 96)
         assert half.rate in PACE.rates and len(half.tried) == 2
     claim = study.half_claim(halves, PACE)
+    assert f"FinerCut {halves['FinerCut'].rate:g}" in claim.evidence
+    assert "3 of 3 chosen at an end of those tried" in claim.evidence
     others = [halves[way].bits for way in ("FinerCut", "random")]
     assert claim.holds == (halves["searched"].bits <= min(others))
 
@@ -128,6 +130,7 @@ def test_the_language_model_at_half_its_ffns():
 def test_claims_are_decided_by_what_was_measured(made):
     claims = study.claims_of(made, SETTINGS)
     assert len(claims) == 5 and all(claim.holds for claim in claims)
+    assert "4 of 4 chosen at an end of those tried" in claims[2].evidence
     assert not study.count_claim({20: 41.0}).holds
     assert not study.own_claim(made._replace(kept=1e-3), 2).holds
     ours, theirs = (study.SEARCHED, study.TEACHER), [(study.RANDOM, 0.0), (study.RANDOM, 0.9)]

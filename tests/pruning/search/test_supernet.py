@@ -73,7 +73,10 @@ def test_quantized_weights_are_refused_before_anything_is_measured():
     rounded = tree.copy(tiny())
     up = rounded.layers[1].ffn.up
     rounded.layers[1].ffn.up = up.replace(Dense(up.weight.w, act="e4m3"))
-    for model, path in ((packed, r"layers\[0\].ffn.gate.w is a Int8"), (rounded, r"1\].ffn.up.w is")):
+    for model, path in (
+        (packed, r"layers\[0\].ffn.gate.w is a Int8"),
+        (rounded, r"1\].ffn.up.w is"),
+    ):
         with pytest.raises(ConfigError, match=path):
             supernet(model, (8, 16))
 
