@@ -37,7 +37,8 @@ from ffnlab.studies.meta_pruning_measure import (
 )
 from ffnlab.studies.meta_pruning_resnets import Pruned, pruned_resnets, resnets_are_there
 from ffnlab.studies.result import Claim, Result
-from ffnlab.studies.side_by_side import at_ends, spread
+from ffnlab.studies.side_by_side import spread
+from ffnlab.studies.tried import at_ends
 from ffnlab.testing import equal
 
 __all__ = ["run"]

@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 from ffnlab.parallel import LoopOptions, train
 from ffnlab.rule import Rule
 
-__all__ = ["at_ends", "learned_members", "spread"]
+__all__ = ["learned_members", "spread"]
 
 
 def learned_members(
@@ -43,13 +43,3 @@ def spread(values: Sequence[float]) -> str:
     """
     mean = f"{np.mean(values):.3f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):.3f} to {max(values):.3f})"
-
-
-def at_ends(chosen: Sequence[float], tried: Sequence[float]) -> str:
-    """How many of the values chosen lie at an end of what was tried, where more might be better.
-
-    >>> at_ends([0.1, 0.3, 0.3], (0.03, 0.1, 0.3))
-    '2 of 3 chosen at an end of those tried'
-    """
-    count = sum(value in (min(tried), max(tried)) for value in chosen)
-    return f"{count} of {len(chosen)} chosen at an end of those tried"

@@ -26,7 +26,7 @@ from ffnlab.studies import STUDIES, found_networks
 from ffnlab.studies.classify import grouped_bars
 from ffnlab.studies.found_networks import Entry
 from ffnlab.studies.result import Claim, Result
-from ffnlab.studies.side_by_side import at_ends, spread
+from ffnlab.studies.side_by_side import spread
 from ffnlab.studies.tas_decoder import RANDOM as RANDOM_WIDTHS
 from ffnlab.studies.tas_decoder import REMOVED, Half, Pace, Texts, at_half, hidden_of
 from ffnlab.studies.tas_decoder import SEARCHED as SEARCHED_WIDTHS
@@ -42,6 +42,7 @@ from ffnlab.studies.tas_measure import (
     taught,
     trained_alike,
 )
+from ffnlab.studies.tried import at_ends
 from ffnlab.studies.tuning import Splits, splits
 
 __all__ = ["Measured", "Settings", "measure", "run"]
