@@ -17,6 +17,7 @@ from ffnlab.editing.report import EditReport, Said, compare_edit
 from ffnlab.editing.scores import (
     EditScores,
     Likelihood,
+    check_questions,
     edit_scores,
     fluency,
     likelihood,
@@ -30,6 +31,7 @@ __all__ = [
     "Likelihood",
     "PmetStats",
     "Said",
+    "check_questions",
     "compare_edit",
     "edit_scores",
     "fluency",

@@ -14,7 +14,6 @@ control characters, which a terminal would obey, are refused. All problems are r
 """
 
 import dataclasses
-import tomllib
 import unicodedata
 import warnings
 from collections import Counter
@@ -22,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ffnlab.errors import ConfigError, FormatError
-from ffnlab.formats.untrusted import file_size, quoted
+from ffnlab.formats.untrusted import file_size, parse_toml, quoted
 from ffnlab.options import nearest
 from ffnlab.storage.files import StrPath, parse_json
 
@@ -137,15 +136,8 @@ def read_facts(path: StrPath) -> tuple[Fact, ...]:
     size = file_size(path)
     if size > FILE_LIMIT:
         raise FormatError(f"{path}: {size} bytes of facts; at most {FILE_LIMIT} are read")
-    content, source = path.read_bytes(), str(path)
-    if path.suffix == ".json":
-        return parse_facts(parse_json(content, source), source)
-    try:
-        return parse_facts(tomllib.loads(content.decode()), source)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise FormatError(f"{source} is not valid TOML: {error}") from None
-    except RecursionError:
-        raise FormatError(f"{source} is not valid TOML: nested too deeply") from None
+    parse = parse_json if path.suffix == ".json" else parse_toml
+    return parse_facts(parse(path.read_bytes(), str(path)), str(path))
 
 
 def parse_facts(content: object, source: str = "facts") -> tuple[Fact, ...]:
@@ -204,39 +196,55 @@ def fact_of(entry: object) -> Fact:
 
 
 def checked(facts: Sequence[Fact], source: str = "facts") -> tuple[Fact, ...]:
-    """Facts that can be written together, without those that were given twice.
+    """Facts that can be written together, as they are.
 
     Args:
       facts: one or more.
       source: where they are from, for messages.
     Warns:
-      UserWarning: a fact is there twice, and kept once; or different prompts share all text up to
-        the end of the subject, and so the key of the edit, which can hold a compromise only.
+      UserWarning: different prompts share all text up to the end of the subject, and so the key of
+        the edit, which can hold a compromise only; or a neighbour is the prompt of another fact.
     Raises:
-      ConfigError: no facts, or one prompt with two answers.
+      ConfigError: no facts, or one prompt twice, with one answer or two.
     """
     if not facts:
         raise ConfigError(f"{source}: no facts; one or more are needed")
     kept: dict[str, Fact] = {}
-    problems, twice = [], []
+    against, twice = [], []
     for fact in facts:
         first = kept.setdefault(fact.text, fact)
         if first.new != fact.new:
             said = f"{quoted(first.new)} and {quoted(fact.new)}"
-            problems.append(f"after {quoted(fact.text)} both {said} are to follow")
+            against.append(f"after {quoted(fact.text)} both {said} are to follow")
         elif first is not fact:
             twice.append(quoted(fact.text))
-    if problems:
-        raise ConfigError(f"{source}: facts contradict each other: " + "; ".join(problems[:20]))
+    if against:
+        raise ConfigError(f"{source}: facts contradict each other: " + "; ".join(against[:20]))
     if twice:
-        warnings.warn(f"{source}: there twice, and kept once: {', '.join(twice[:5])}", stacklevel=2)
-    counts = Counter(fact.head for fact in kept.values())
+        raise ConfigError(
+            f"{source}: each fact is given once; there twice: {', '.join(twice[:20])}"
+        )
+    warn_of(tuple(facts), source)
+    return tuple(facts)
+
+
+def warn_of(facts: tuple[Fact, ...], source: str) -> None:
+    """Warns of facts that are in each other's way, see `checked`."""
+    texts = {fact.text for fact in facts}
+    near = [fact.filled(text) for fact in facts for text in fact.neighbours]
+    moved = [quoted(text) for text in dict.fromkeys(near) if text in texts]
+    if moved:
+        warnings.warn(
+            f"{source}: neighbours, whose answers are to stay, that are changed themselves: "
+            + ", ".join(moved[:5]),
+            stacklevel=3,
+        )
+    counts = Counter(fact.head for fact in facts)
     shared = {head: count for head, count in counts.items() if count > 1}
     if shared:
         heads = ", ".join(quoted(head) for head in list(shared)[:5])
         warnings.warn(
             f"{source}: {sum(shared.values())} facts share all text up to the end of their subject "
             f"with another ({heads}): what is written there is a compromise between them",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return tuple(kept.values())

@@ -35,7 +35,7 @@ from ffnlab.editing import vectors as step1
 from ffnlab.editing.deltas import converted, with_deltas
 from ffnlab.editing.facts import Fact, checked, read_facts
 from ffnlab.editing.pmet_core import Spread
-from ffnlab.editing.requests import requests, sampled_prefixes
+from ffnlab.editing.requests import prefix_tokens, requests, sampled_prefixes
 from ffnlab.editing.vectors import Found, Steps
 from ffnlab.editing.writing import in_chunks, moments_of, moved, written
 from ffnlab.errors import ConfigError, NumericalError, at_least, check_seed
@@ -224,9 +224,14 @@ def usual_layers(n: int) -> tuple[int, ...]:
 
 def start(options: Options, model: Any) -> PmetStats:
     """Stats before anything was observed; ConfigError where a model cannot be edited."""
+    if not isinstance(model, Decoder) or model.modalities is not None:
+        kind = type(model).__name__
+        raise ConfigError(f"model is a {kind}; a Decoder of one modality is accepted")
     layers = options.places(model)
-    sizes = {path: (down.weight.shape) for path, down in downs(options, model, layers).items()}
-    requests(options.facts, options.tokenizer, model, options.prefixes or ())
+    sizes = {path: down.weight.shape for path, down in downs(options, model, layers).items()}
+    rows = requests(options.facts, options.tokenizer, model, options.prefixes or ())
+    if options.prefixes is None:
+        check_room(rows.tokens.shape[-1], options.tokenizer, model)
     n, d = len(options.facts), model.config.width
     pair = step1.Vectors(*(np.zeros((n, d), np.float32) for _ in range(2)))
     none = np.zeros(n, np.float32)
@@ -243,17 +248,29 @@ def start(options: Options, model: Any) -> PmetStats:
     )
 
 
-def downs(options: Options, model: Any, layers: Sequence[int]) -> dict[str, Linear]:
+def check_room(longest: int, tokenizer: Tokenizer, model: Decoder) -> None:
+    """Raises ConfigError where prompts do not fit behind the prefixes of the model's own."""
+    room, more = model.config.max_positions, prefix_tokens(tokenizer)
+    if longest + more > room:
+        raise ConfigError(
+            f"a fact has {longest} tokens, and the model's own prefixes have {more}; the model has "
+            f"a context of {room}: shorter ones, or none, can be given as prefixes"
+        )
+
+
+def path_of(layer: int) -> str:
+    """The down-projection of a layer."""
+    return f"layers[{layer}].ffn.down"
+
+
+def downs(options: Options, model: Decoder, layers: Sequence[int]) -> dict[str, Linear]:
     """The down-projections of some layers by path; ConfigError where one is no plain matrix."""
-    if not isinstance(model, Decoder) or model.modalities is not None:
-        kind = type(model).__name__
-        raise ConfigError(f"model is a {kind}; a Decoder of one modality is accepted")
     blocks, found, problems = period_of(unstack(model).layers), {}, []
     for layer in layers:
         ffn = getattr(blocks[layer], "ffn", None)
         down = getattr(ffn, "down", None)
         if isinstance(ffn, FFNS) and isinstance(down, Linear):
-            found[f"layers[{layer}].ffn.down"] = down
+            found[path_of(layer)] = down
         else:
             problems.append(f"layer {layer} has {type(ffn).__name__} for its FFN")
     attn = getattr(blocks[layers[-1]], "attn", None)
@@ -290,6 +307,8 @@ def decided(options: Options, model: Decoder, stats: PmetStats) -> tuple[PmetSta
         prefixes = sampled_prefixes(model, options.tokenizer, options.seed)
     rows = requests(options.facts, options.tokenizer, model, prefixes)
     layers = options.places(model)
+    # In the order of the layers: a tree that was kept in a file has its names sorted as texts.
+    moments = {path: stats.moments[path] for path in map(path_of, layers)}
     find = functools.partial(step1.find, model, layer=layers[-1], options=options.steps)
     found: Found = jax.tree.map(np.asarray, in_chunks(find, rows, options.chunk))
     if not np.isfinite(found.targets).all():
@@ -306,7 +325,7 @@ def decided(options: Options, model: Decoder, stats: PmetStats) -> tuple[PmetSta
         model,
         rows,
         stats.targets,
-        stats.moments,
+        moments,
         options.spread,
         options.preserve,
         options.chunk,

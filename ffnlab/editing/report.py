@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ffnlab.data.text.documents import around
 from ffnlab.editing.facts import Fact
-from ffnlab.editing.scores import EditScores, edit_scores, likelihood
+from ffnlab.editing.scores import EditScores, edit_scores, likelihood, prompts_of
 from ffnlab.formats.tokenizer.tokenizer import Tokenizer
 from ffnlab.models.decoder import Decoder
 from ffnlab.report import Report
@@ -148,8 +147,7 @@ def compare_edit(
 
 def goes_on(model: Decoder, tokenizer: Tokenizer, facts: Sequence[Fact]) -> list[str]:
     """How a model goes on behind each prompt."""
-    begin = around(tokenizer)[0]
-    prompts = [[*begin, *tokenizer.encode(fact.text)] for fact in facts]
+    prompts = prompts_of(tokenizer, facts)
     room = model.config.max_positions - max(map(len, prompts))
     found = generate(model, prompts, max_tokens=max(1, min(MORE, room)))
     return [tokenizer.decode(ids, skip_special=True) for ids in found.lists()]

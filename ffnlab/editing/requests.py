@@ -21,12 +21,13 @@ from ffnlab.models.decoder import Decoder
 from ffnlab.text.generate import generate
 from ffnlab.text.sample import Sampling
 
-__all__ = ["Answers", "Requests", "answers", "requests", "sampled_prefixes"]
+__all__ = ["Answers", "Requests", "answers", "prefix_tokens", "requests", "sampled_prefixes"]
 
 STAYS = " is a"  # behind a subject: what is to mean the same as before
 # The authors' first words of the texts that a prompt is put behind, and how these go on.
 WORDS = ("The", "Therefore", "Because", "I", "You")
 LENGTH, TOP_K = 10, 5
+END = ". "
 NONE = -1
 
 
@@ -214,4 +215,14 @@ def sampled_prefixes(model: Decoder, tokenizer: Tokenizer, seed: int) -> tuple[s
         for word, new in zip(WORDS, found.lists(), strict=True)
     )
     clean = ("".join(c for c in text if c.isprintable() or c in ALLOWED) for text in texts)
-    return tuple(f"{text}. " for text in clean)
+    return tuple(f"{text}{END}" for text in clean)
+
+
+def prefix_tokens(tokenizer: Tokenizer) -> int:
+    """How many tokens the longest of `sampled_prefixes` has, as far as it is known beforehand.
+
+    >>> prefix_tokens(Tokenizer.bytes())
+    21
+    """
+    longest = max(len(tokenizer.encode(word)) for word in WORDS)
+    return longest + LENGTH + len(tokenizer.encode(END))

@@ -34,7 +34,15 @@ from ffnlab.models.decoder import Decoder
 from ffnlab.text.generate import generate
 from ffnlab.text.sample import Sampling
 
-__all__ = ["EditScores", "Likelihood", "edit_scores", "fluency", "likelihood", "ngram_entropy"]
+__all__ = [
+    "EditScores",
+    "Likelihood",
+    "check_questions",
+    "edit_scores",
+    "fluency",
+    "likelihood",
+    "ngram_entropy",
+]
 
 WORDS = re.compile(r"\w+|[^\w\s]")
 WEIGHTS = {2: 2 / 3, 3: 4 / 3}  # of the entropies of pairs and of triples
@@ -137,6 +145,49 @@ def scored(
     return -jnp.where(there, chosen, 0.0).sum(1), there.sum(1), said
 
 
+def check_questions(
+    model: Decoder, tokenizer: Tokenizer, facts: Sequence[Fact], *, length: int = 1
+) -> None:
+    """Looks at all that `edit_scores` would ask, before any compute.
+
+    Args:
+      model, tokenizer, facts: see `edit_scores`.
+      length: tokens that the model is to go on with behind each prompt.
+    Raises:
+      ConfigError: texts that the tokenizer or the model does not take, or no room to go on.
+    """
+    at_least(0, length=length)
+    asked = [pair for pairs in questions(facts) for pair in pairs]
+    answers(pairs_of(asked)[0], tokenizer, model)
+    longest = max(map(len, prompts_of(tokenizer, facts)))
+    if longest + length > model.config.max_positions:
+        raise ConfigError(
+            f"a prompt has {longest} tokens and is to go on with {length}; the model has a context "
+            f"of {model.config.max_positions}"
+        )
+
+
+def questions(facts: Sequence[Fact]) -> tuple[list[tuple[Fact, str]], ...]:
+    """(fact, prompt) of the prompts, of their paraphrases and of the neighbours of facts."""
+    asked = [(fact, fact.text) for fact in facts]
+    again = [(fact, fact.filled(text)) for fact in facts for text in fact.paraphrases]
+    others = [(fact, fact.filled(text)) for fact in facts for text in fact.neighbours]
+    return asked, again, others
+
+
+def pairs_of(asked: Sequence[tuple[Fact, str]]) -> tuple[list[tuple[str, str]], list[int]]:
+    """(prompt, answer) of all new answers, then of the old ones that there are; whose these are."""
+    olds = [i for i, (fact, _) in enumerate(asked) if fact.old is not None]
+    pairs = [(prompt, fact.new) for fact, prompt in asked]
+    return pairs + [(asked[i][1], str(asked[i][0].old)) for i in olds], olds
+
+
+def prompts_of(tokenizer: Tokenizer, facts: Sequence[Fact]) -> list[list[int]]:
+    """The tokens of all prompts."""
+    begin = around(tokenizer)[0]
+    return [[*begin, *tokenizer.encode(fact.text)] for fact in facts]
+
+
 def edit_scores(
     model: Decoder, tokenizer: Tokenizer, facts: Sequence[Fact], *, length: int = 0, seed: int = 0
 ) -> EditScores:
@@ -152,9 +203,7 @@ def edit_scores(
       ConfigError: no facts, or as `likelihood` and `ffnlab.text.generate` say.
     """
     at_least(0, length=length)
-    asked = [(fact, fact.text) for fact in facts]
-    again = [(fact, fact.filled(text)) for fact in facts for text in fact.paraphrases]
-    others = [(fact, fact.filled(text)) for fact in facts for text in fact.neighbours]
+    asked, again, others = questions(facts)
     prefers = preferred(model, tokenizer, [*asked, *again, *others])
     ends = np.cumsum([len(asked), len(again), len(others)])
     new, paraphrased, moved = np.split(prefers, ends[:-1])
@@ -170,9 +219,7 @@ def preferred(
     model: Decoder, tokenizer: Tokenizer, asked: Sequence[tuple[Fact, str]]
 ) -> Bool[np.ndarray, "n"]:
     """Whether the new answer is given rather than the old one, behind each prompt of a fact."""
-    olds = [i for i, (fact, _) in enumerate(asked) if fact.old is not None]
-    pairs = [(prompt, fact.new) for fact, prompt in asked]
-    pairs += [(asked[i][1], str(asked[i][0].old)) for i in olds]
+    pairs, olds = pairs_of(asked)
     found = likelihood(model, tokenizer, pairs)
     n = len(asked)
     prefers = found.said[:n].copy()
@@ -184,10 +231,8 @@ def spoken(
     model: Decoder, tokenizer: Tokenizer, facts: Sequence[Fact], length: int, seed: int
 ) -> float:
     """The fluency of what a model goes on with behind the prompts of facts."""
-    begin = around(tokenizer)[0]
-    prompts = [[*begin, *tokenizer.encode(fact.text)] for fact in facts]
-    key = jax.random.key(seed)
-    sampling = Sampling(1.0, top_k=TOP_K)
+    key, sampling = jax.random.key(seed), Sampling(1.0, top_k=TOP_K)
+    prompts = prompts_of(tokenizer, facts)
     found = generate(model, prompts, max_tokens=length, sampling=sampling, key=key)
     pairs = zip(facts, found.lists(), strict=True)
     return fluency(fact.text + tokenizer.decode(new, skip_special=True) for fact, new in pairs)

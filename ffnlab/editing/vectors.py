@@ -13,11 +13,13 @@ the loss at most 0.01; in the step after one where the former was so, c is 0.1 i
 written is z = m + delta_m; delta_a takes up what does not belong into the FFN, and is dropped.
 
 Facts are rows of one batch and share nothing, so that one compiled loop serves all: a fact that is
-done stays as it is, and the loop ends with the last. Layers below L are run once.
+done stays as it is, and the loop ends with the last. Layers below L are run once, unless the head
+reads an ensemble of paths.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Collection
 from typing import Literal, NamedTuple, cast
 
@@ -30,7 +32,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ffnlab import tree
 from ffnlab.editing.requests import Requests
-from ffnlab.errors import ConfigError
+from ffnlab.errors import ConfigError, at_least
 from ffnlab.models.decoder import Decoder
 from ffnlab.models.stack import period_of, unstack
 from ffnlab.tree import Captured
@@ -66,13 +68,15 @@ class Steps:
     def __post_init__(self) -> None:
         if self.vectors not in ("both", "ffn"):
             raise ConfigError(f"vectors={self.vectors!r} is not 'both' or 'ffn'")
-        if self.steps < 1 or not self.rate > 0 or not self.clamp > 0:
+        at_least(1, steps=self.steps)
+        if not (0 < self.rate < math.inf and 0 < self.clamp < math.inf):
             raise ConfigError(
-                f"steps={self.steps} must be at least 1, rate={self.rate} and clamp={self.clamp} "
-                "above 0"
+                f"rate={self.rate} and clamp={self.clamp} must be finite numbers above 0"
             )
-        if not self.kl >= 0 or not self.decay >= 0:
-            raise ConfigError(f"kl={self.kl} and decay={self.decay} must be 0 or more")
+        if not (0 <= self.kl < math.inf and 0 <= self.decay < math.inf):
+            raise ConfigError(
+                f"kl={self.kl} and decay={self.decay} must be finite numbers of 0 or more"
+            )
 
 
 class Numbers(NamedTuple):
@@ -229,17 +233,17 @@ def found_by(
     """`find`, with two vectors or with that of the FFN alone."""
     model, facts = listed(model), rows.tokens.shape[0]
     inputs, place = Inputs.rows(rows)
-    block = f"layers[{layer}]"
-    stream = inputs.captured(model, [block])[block].input[0]
-    upper = tree.copy(model)
-    upper.layers = nnx.List(period_of(model.layers)[layer:])
+    upper, stream, own = tree.copy(model), None, f"layers[{layer}]"
+    if model.ensemble is None:  # a head that reads an ensemble of paths reads the lower layers too
+        stream = inputs.captured(model, [own])[own].input[0]
+        upper.layers, own = nnx.List(period_of(model.layers)[layer:]), "layers[0]"
     before = standing(model, inputs, place, facts, layer, is_both)
 
     def hidden(vectors: Vectors) -> Float[Array, "b t d"]:
         each = jax.tree.map(lambda v: jnp.repeat(v, len(place) // facts, axis=0), vectors)
-        spots = {"layers[0].ffn.down": each.ffn}
+        spots = {f"{own}.ffn.down": each.ffn}
         if is_both:
-            spots["layers[0].attn.o"] = each.attn
+            spots[f"{own}.attn.o"] = each.attn
         moved = tree.map_at_path(
             upper,
             tree.where(lambda path, _: path in spots),

@@ -62,7 +62,7 @@ def moved(
 def in_chunks(call: Callable[[Requests], T], rows: Requests, chunk: int | None) -> T:
     """What a function of rows of facts gives for all of them, so many facts at a time.
 
-    The last are filled up with the first fact, so that all calls have one shape.
+    The last are filled up with the last fact, so that all calls have one shape.
     """
     n = len(rows.tokens)
     chunk = n if chunk is None else min(chunk, n)

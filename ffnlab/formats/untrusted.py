@@ -1,13 +1,23 @@
-"""Files that came from elsewhere: JSON, file names and sizes are checked before they are used."""
+"""Files that came from elsewhere: JSON, TOML, names and sizes are checked before they are used."""
 
 import os
+import re
 import stat
+import tomllib
 from pathlib import Path
 
 from ffnlab.errors import FormatError
 from ffnlab.storage.files import parse_json
 
 JSON_LIMIT = 32 * 1024 * 1024
+KEY_LIMIT = 8  # parts of a dotted key of TOML
+# Texts and comments of TOML: of many lines, of one. An end that is missing is none of ours.
+TEXTS = re.compile(
+    rb'"""(?:[^\\]|\\.)*?(?:"{3,5}|\Z)' + rb"|'''.*?(?:'{3,5}|\Z)"
+    rb'|"(?:[^"\\\n]|\\.)*"?' + rb"|'[^'\n]*'?|#[^\n]*",
+    re.DOTALL,
+)
+DEEP_KEY = re.compile(rb"(?<![A-Za-z0-9_-])(?:[A-Za-z0-9_-]+[ \t]*\.[ \t]*){%d}" % KEY_LIMIT)
 
 
 def quoted(name: object) -> str:
@@ -38,6 +48,31 @@ def read_json(file: Path, *, limit: int = JSON_LIMIT) -> object:
     if size > limit:
         raise FormatError(f"{file}: {size} bytes of JSON; at most {limit} are read")
     return parse_json(file.read_bytes(), str(file))
+
+
+def parse_toml(content: bytes, source: str) -> dict[str, object]:
+    """Tables of TOML from elsewhere.
+
+    Python's parser takes minutes for a line of 100 kB: of a key of n parts joined by dots it looks
+    at n^2 / 2. Such keys are refused before it sees them.
+
+    Args:
+      content: of the file, in UTF-8.
+      source: its name, for messages.
+    Raises:
+      FormatError: it is not valid TOML, or has a key of more than 8 parts.
+
+    >>> parse_toml(b'[a]\\n"b.c" = 1', "x")
+    {'a': {'b.c': 1}}
+    """
+    if DEEP_KEY.search(TEXTS.sub(b"x", content)):
+        raise FormatError(f"{source}: a key of more than {KEY_LIMIT} parts is not accepted")
+    try:
+        return tomllib.loads(content.decode())
+    except ValueError as error:  # of UTF-8, of TOML, of numbers of thousands of digits
+        raise FormatError(f"{source} is not valid TOML: {error}") from None
+    except RecursionError:
+        raise FormatError(f"{source} is not valid TOML: nested too deeply") from None
 
 
 def file_size(file: Path) -> int:

@@ -3,7 +3,8 @@
 A decoder learns 200 facts about made-up people, and ten of them are changed at once: by PMET, with
 one vector instead of two, and with MEMIT's linear spread. Each way tries as many settings; the one
 with the best score on ten facts that nobody is tested on is chosen with the first seed. Then what
-the embedded model continues after an import line is changed, its settings chosen on other modules.
+the embedded model continues after an import line is changed, settings of each way chosen on other
+modules, both of those that change and of those that are to stay.
 The paper's models are four orders of magnitude larger, and its tables were not available to us.
 """
 
@@ -105,10 +106,12 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
     drawn = measure.draws(place, seed, 1 + sizes.draws)[1]
     single = [measure.exact(model, place, drawn, sizes.single) for model in taught]
     text, (model, tokenizer) = stdlib_text(), embedded()
-    own_setting, own_tried = own_chosen(model, tokenizer, text, sizes)
+    given = (model, tokenizer, text)
+    own_ways = {"PMET": WAYS["PMET"]} if quick else WAYS
+    own_found = {name: own_chosen(*given, way, sizes) for name, way in own_ways.items()}
     edits = {
-        name: own.edited(model, tokenizer, text, own.TEST, {**own_setting, **way}, sizes.held_out)
-        for name, way in (WAYS.items() if not quick else [("PMET", {})])
+        name: own.edited(*given, *own.TEST, {**own_found[name][0], **way}, sizes.held_out)
+        for name, way in own_ways.items()
     }
     return Result(
         slug="pmet",
@@ -126,8 +129,8 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
             "embedded": {
                 "layers": list(own.LAYERS),
                 "numbers": dict(own.NUMBERS),
-                "chosen": own_setting,
-                "tried": [[s, v] for s, v in own_tried],
+                "chosen": {name: setting for name, (setting, _) in own_found.items()},
+                "tried": {n: [[s, v] for s, v in tried] for n, (_, tried) in own_found.items()},
             },
             "text": text.identity,
         },
@@ -169,16 +172,14 @@ def tuned(taught: Sequence[Decoder], place: World, name: str, sizes: Sizes, seed
 
 
 def own_chosen(
-    model: Decoder, tokenizer: Any, text: Any, sizes: Sizes
+    model: Decoder, tokenizer: Any, text: Any, way: Setting, sizes: Sizes
 ) -> tuple[dict[str, float], list[tuple[dict[str, float], float]]]:
-    """The setting for the embedded model, on modules that nothing is tested on."""
+    """The setting of a way for the embedded model, on modules that nothing is tested on."""
     settings = grid(sizes.own_preserve, sizes.own_decay)
     if len(settings) == 1:
         return settings[0], []
-    tried = [
-        (s, own.edited(model, tokenizer, text, own.VALIDATION, s, 0).report.after.score)
-        for s in settings
-    ]
+    given = (model, tokenizer, text, *own.VALIDATION)
+    tried = [(s, own.edited(*given, {**s, **way}, 0).report.after.score) for s in settings]
     return max(tried, key=lambda each: each[1])[0], tried
 
 
@@ -299,12 +300,14 @@ def way_claim(ways: Mapping[str, Tuned]) -> Claim:
 def own_claims(edit: Edited) -> list[Claim]:
     """The embedded model."""
     after, (before_bits, after_bits) = edit.report.after, edit.report.bits or (np.nan, np.nan)
+    others = len(own.TEST.others)
     return [
         Claim(
             "what the embedded model continues after an import line is changed for ten modules",
             "-",
             f"efficacy {after.efficacy:.2f}, said {edit.said:.2f}, other prompts "
-            f"{after.generality:.2f}; as before after {after.specificity:.2f} of 18 other modules",
+            f"{after.generality:.2f}; as before after {after.specificity:.2f} of {others} "
+            "other modules",
             after.efficacy >= 0.9 - SLACK and after.specificity >= 0.9 - SLACK,
             "ten modules at once, efficacy and the share of other modules whose next two bytes "
             "stay, each at least 0.9; one model, nothing drawn",

@@ -19,18 +19,36 @@ from ffnlab.formats import Tokenizer
 from ffnlab.models import Decoder
 from ffnlab.text import generate, perplexity
 
-__all__ = ["LAYERS", "Edited", "edited", "facts_of"]
+__all__ = ["LAYERS", "TEST", "VALIDATION", "Edited", "Names", "edited", "facts_of"]
 
 PROMPT, OLD = "import {}", "\n"
 NEWS = (".", ", ", " as ")
 PARAPHRASES = ("import sys\nimport {}", "    import {}")
 PREFIXES = ("import sys\n", "# The module.\n")
-TEST = "os json collections functools itertools math logging random typing socket".split()
-VALIDATION = "io string copy glob email stat enum select inspect operator".split()
-OTHERS = (
+
+
+class Names(NamedTuple):
+    """Modules that an edit is judged by.
+
+    Attributes:
+      changed: whose import is to go on otherwise.
+      others: behind which the model is to go on as before.
+    """
+
+    changed: Sequence[str]
+    others: Sequence[str]
+
+
+TEST = Names(
+    "os json collections functools itertools math logging random typing socket".split(),
     "abc ast csv heapq pickle queue shutil signal ssl struct sys time re threading types uuid "
-    "warnings zlib"
-).split()
+    "warnings zlib".split(),
+)
+VALIDATION = Names(
+    "io string copy glob email stat enum select inspect operator".split(),
+    "array base64 bisect calendar codecs code contextlib datetime decimal dis errno getpass gzip "
+    "hashlib locale pprint tempfile traceback".split(),
+)
 LAYERS = (2, 3, 4)
 # Of step 1: the authors' of Llama.
 NUMBERS: Mapping[str, Any] = {"rate": 0.5, "clamp": 1.0, "kl": 0.0625}
@@ -68,7 +86,8 @@ def edited(
     model: Decoder,
     tokenizer: Tokenizer,
     text: StdlibText,
-    modules: Sequence[str],
+    changed: Sequence[str],
+    others: Sequence[str],
     setting: Mapping[str, Any],
     held_out: int,
 ) -> Edited:
@@ -77,11 +96,11 @@ def edited(
     Args:
       model, tokenizer: the embedded one.
       text: of which the training part calibrates.
-      modules: names.
+      changed, others: see `Names`.
       setting: options of `pmet`.
       held_out: bytes of the held-out part that are scored; 0: none.
     """
-    facts = facts_of(modules)
+    facts = facts_of(changed)
     batches = [TextBatches(text.train, 8, 128, 1)(i)[:, :-1] for i in range(16)]
     options = {"layers": LAYERS, "prefixes": PREFIXES, **NUMBERS, **setting}
     new, _ = transform.apply(pmet(facts, tokenizer, **options), model, batches, progress=False)
@@ -89,7 +108,8 @@ def edited(
     if held_out:
         bits = (bits_of(model, text, held_out), bits_of(new, text, held_out))
     report = compare_edit(model, new, tokenizer, facts, bits=bits)
-    kept = [a == b for a, b in zip(lines(model, tokenizer), lines(new, tokenizer), strict=True)]
+    before, now = (lines(each, tokenizer, others) for each in (model, new))
+    kept = [a == b for a, b in zip(before, now, strict=True)]
     after = dataclasses.replace(report.after, specificity=float(np.mean(kept)))
     said = [each.after.startswith(each.new) for each in report.said]
     return Edited(dataclasses.replace(report, after=after), float(np.mean(said)))
@@ -102,8 +122,8 @@ def bits_of(model: Decoder, text: StdlibText, size: int) -> float:
     return float(perplexity(model, part, nbytes=len(part) - 1, **options).bits_per_byte)
 
 
-def lines(model: Decoder, tokenizer: Tokenizer) -> list[list[int]]:
-    """What follows the import of each of the other modules."""
+def lines(model: Decoder, tokenizer: Tokenizer, others: Sequence[str]) -> list[list[int]]:
+    """What follows the import of each of some modules."""
     begin = around(tokenizer)[0]
-    prompts = [[*begin, *tokenizer.encode(PROMPT.replace("{}", module))] for module in OTHERS]
+    prompts = [[*begin, *tokenizer.encode(PROMPT.replace("{}", module))] for module in others]
     return generate(model, prompts, max_tokens=LINE).lists()

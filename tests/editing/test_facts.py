@@ -105,6 +105,8 @@ def test_hostile_files(tmp_path, monkeypatch):
     refused("a.toml", b"fact = [", "not valid TOML")
     refused("a.toml", b"\xff", "not valid TOML")
     refused("a.toml", b"a = " + b"[" * 100_000, "not valid TOML")
+    refused("a.toml", b"a = " + b"1" * 5000, "not valid TOML.*4300 digits")
+    refused("a.toml", b"a" + b".a" * 10_000 + b" = 1", "a key of more than 8 parts")
     refused("a.json", b"[" * 100_000, "not valid JSON")
     refused("a.json", b'{"fact": [], "fact": []}', "same key twice")
     refused("a.yaml", b"", r"\.toml or a \.json file")
@@ -120,10 +122,16 @@ def test_hostile_files(tmp_path, monkeypatch):
         parse_facts({"fact": [ADA, ADA]})
 
 
-def test_what_is_given_twice_is_kept_once():
-    one = Fact(**ADA)
-    with pytest.warns(UserWarning, match="there twice, and kept once: 'Ada was born in'"):
-        assert checked([one, Fact(**ADA, old=" London")]) == (one,)
+def test_what_is_given_twice_is_refused():
+    with pytest.raises(ConfigError, match="given once; there twice: 'Ada was born in'"):
+        checked([Fact(**ADA), Fact(**ADA, old=" London")])
+
+
+def test_neighbours_that_are_changed_are_warned_of():
+    near = Fact(**ADA, old=" London", neighbours=("{}'s son lives in", "Bob was born in"))
+    bob = Fact("Bob", "{} was born in", " Oslo")
+    with pytest.warns(UserWarning, match="changed themselves: 'Bob was born in'"):
+        assert checked([near, bob]) == (near, bob)
 
 
 def test_contradictions():

@@ -13,6 +13,7 @@ from ffnlab import models, transform, tree
 from ffnlab.editing import Fact, pmet, usual_layers
 from ffnlab.errors import ConfigError, FormatError, NumericalError
 from ffnlab.formats import Tokenizer
+from ffnlab.layers import MLP
 from ffnlab.pruning import finercut
 from ffnlab.quantization import nearest
 from ffnlab.recipes import parse_recipe
@@ -126,6 +127,16 @@ def test_other_facts_and_numbers_compile_nothing():
     assert count.programs == 0
 
 
+def test_stats_from_a_file_have_their_layers_in_order():
+    """A tree of names is sorted as texts when it comes back, `layers[10]` before `layers[9]`."""
+    made, _, stats = edited()
+    back = stats._replace(moments=dict(reversed(stats.moments.items())))
+    again, done = made.advance(small(), back)
+    assert done and list(again.deltas) == list(stats.deltas)
+    for path, delta in stats.deltas.items():
+        np.testing.assert_array_equal(again.deltas[path], delta)
+
+
 @SLOW
 def test_quantized_matrices_become_dense_where_they_are_edited():
     packed, _ = apply(nearest(group=4), small())
@@ -193,6 +204,7 @@ def test_models_that_cannot_be_edited():
             pmet(FACTS, **given).init(small() if model is None else model)
 
     refused("Encoder; a Decoder", tiny_encoder())
+    refused("MLP; a Decoder", MLP((2, 3), key=jax.random.key(0)))
     refused(r"layers=\[3\]; the model has layers 0\.\.2", layers=[3])
     refused(r"layers=\[-1, 0\]", layers=[-1, 0])
     refused("layer 1 has ByChoice", apply(duo(ratio=4), small())[0])
@@ -206,6 +218,10 @@ def test_models_that_cannot_be_edited():
     refused("layer 1 has NoneType", bare)
     with pytest.raises(ConfigError, match="the model has a context of 64"):
         pmet([Fact("a", "{}" + "b" * 80, "c")], layers=[1]).init(small())
+    long = [Fact("a", "{}" + "b" * 42, "c")]
+    with pytest.raises(ConfigError, match="44 tokens, and the model's own prefixes have 21"):
+        pmet(long, layers=[1]).init(small())
+    pmet(long, layers=[1], prefixes=()).init(small())
 
 
 def test_bad_options(tmp_path):

@@ -1,5 +1,6 @@
 """What an edit did: likelihoods by hand, shares of facts made up, entropies counted."""
 
+import dataclasses
 import math
 
 import jax
@@ -7,7 +8,15 @@ import numpy as np
 import pytest
 
 from edited_models import FACTS, seen_of, small
-from ffnlab.editing import EditScores, Fact, edit_scores, fluency, likelihood, ngram_entropy
+from ffnlab.editing import (
+    EditScores,
+    Fact,
+    check_questions,
+    edit_scores,
+    fluency,
+    likelihood,
+    ngram_entropy,
+)
 from ffnlab.editing import scores as module
 from ffnlab.errors import ConfigError
 from ffnlab.formats import Tokenizer
@@ -74,6 +83,20 @@ def test_fluency_is_of_what_is_said():
     assert found == edit_scores(small(), BYTES, FACTS[:1], length=8)
     with pytest.raises(ConfigError, match="length=-1"):
         edit_scores(small(), BYTES, FACTS, length=-1)
+
+
+def test_questions_are_looked_at_beforehand():
+    fact = Fact("Al", "{} is", "x", "y", ("{} was", "So {}"), ("Bo is",))
+    check_questions(small(), BYTES, [fact], length=50)
+    for change, said in (
+        ({"paraphrases": ("{}" + "b" * 70,)}, "a context of 64"),
+        ({"neighbours": ("\xe9 is",)}, "token 195"),
+        ({"prompt": "{}" + "b" * 60}, "63 tokens and is to go on with 2"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            check_questions(small(), BYTES, [dataclasses.replace(fact, **change)], length=2)
+    with pytest.raises(ConfigError, match="length=-1"):
+        check_questions(small(), BYTES, [fact], length=-1)
 
 
 def test_entropies_are_counted():

@@ -15,6 +15,8 @@ from ffnlab.editing.requests import Requests, requests
 from ffnlab.editing.vectors import Found, Steps, find
 from ffnlab.errors import ConfigError
 from ffnlab.formats import Tokenizer
+from ffnlab.layers import EnsembleScale
+from ffnlab.models.paths import with_ensemble
 from ffnlab.testing import counted
 
 BYTES, PREFIXES, LAYER = Tokenizer.bytes(), ("A. ",), 1
@@ -139,10 +141,28 @@ def test_facts_share_nothing():
     assert turned.steps.tolist()[::-1] == whole.steps.tolist()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("of_head", [np.ones(7), np.array([1, 1, 1, 1, 1, 0, 1])])
+def test_a_head_that_reads_paths(of_head):
+    """Its ensemble takes the layers below in; where all paths count alike, nothing changes."""
+    rows = requests(ASKED[1:], BYTES, small(), ())
+    found = [
+        find(model, rows, layer=LAYER, options=STRICT)
+        for model in (small(), with_ensemble(small(), EnsembleScale(of_head)))
+    ]
+    same = np.allclose(found[0].vectors.ffn, found[1].vectors.ffn, rtol=1e-3, atol=1e-5)
+    assert same == bool(of_head.all())
+    np.testing.assert_allclose(found[0].before.ffn, found[1].before.ffn, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"steps": 0}, "steps=0"),
+        ({"rate": float("inf")}, "rate=inf"),
+        ({"clamp": float("inf")}, "clamp=inf"),
+        ({"kl": float("inf")}, "kl=inf"),
+        ({"decay": float("inf")}, "decay=inf"),
         ({"rate": 0.0}, "rate=0.0"),
         ({"clamp": -1.0}, "clamp=-1.0"),
         ({"kl": -0.1}, "kl=-0.1"),

@@ -14,6 +14,7 @@ from ffnlab.studies import pmet_embedded as own
 from ffnlab.studies import pmet_measure as measure
 from ffnlab.studies.pmet_embedded import Edited
 from ffnlab.studies.pmet_measure import Exact, Outcome
+from ffnlab.testing import tiny
 
 study = importlib.import_module("ffnlab.studies.pmet")
 
@@ -135,10 +136,30 @@ def test_the_embedded_model_is_judged():
     assert held(edit(kept=0.8)) == [False, True]
     assert held(edit(bits=(1.2, 1.221))) == held(edit(bits=(1.2, 1.179))) == [True, False]
     assert math.isnan(edit(bits=None).worse)
-    facts = own.facts_of(own.TEST)
+    facts = own.facts_of(own.TEST.changed)
     assert {f.new for f in facts} == set(own.NEWS)
-    modules = [*own.TEST, *own.VALIDATION, *own.OTHERS]
-    assert len(modules) == len(set(modules)), "none is in two of the lists"
+    modules = [name for names in (*own.TEST, *own.VALIDATION) for name in names]
+    assert len(modules) == len(set(modules)) == 56, "none is in two of the lists"
+
+
+def test_settings_of_every_way_are_chosen_on_other_modules(monkeypatch):
+    """Neither what is changed nor what is to stay in the test decides."""
+    asked = []
+
+    def edited(model, tokenizer, text, changed, others, setting, held_out):
+        asked.append((tuple(changed), tuple(others), dict(setting), held_out))
+        score = setting["preserve"] / 10 if "vectors" in setting else 1 / setting["preserve"]
+        return edit(efficacy=min(1.0, score))
+
+    monkeypatch.setattr(own, "edited", edited)
+    sizes = study.FULL._replace(own_preserve=(2.0, 8.0), own_decay=(0.5,))
+    found = {
+        name: study.own_chosen(tiny(), None, None, way, sizes) for name, way in study.WAYS.items()
+    }
+    assert found["PMET"][0]["preserve"] == found["linear spread"][0]["preserve"] == 2.0
+    assert found["one vector"][0]["preserve"] == 8.0 and len(found["PMET"][1]) == 2
+    assert {each[:2] for each in asked} == {tuple(map(tuple, own.VALIDATION))}
+    assert [each[2].get("spread") for each in asked[-2:]] == ["linear", "linear"]
 
 
 def test_tables_and_pictures_show_every_way():
