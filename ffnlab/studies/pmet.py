@@ -178,8 +178,9 @@ def own_chosen(
     settings = grid(sizes.own_preserve, sizes.own_decay)
     if len(settings) == 1:
         return settings[0], []
-    given = (model, tokenizer, text, *own.VALIDATION)
-    tried = [(s, own.edited(*given, {**s, **way}, 0).report.after.score) for s in settings]
+    changed, others = own.VALIDATION
+    edits = (own.edited(model, tokenizer, text, changed, others, {**s, **way}, 0) for s in settings)
+    tried = [(s, edit.report.after.score) for s, edit in zip(settings, edits, strict=True)]
     return max(tried, key=lambda each: each[1])[0], tried
 
 

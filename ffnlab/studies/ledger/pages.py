@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from ffnlab.errors import FormatError
 from ffnlab.studies.ledger.api import api_page
 from ffnlab.studies.ledger.recorded import Recorded, changes, read
 from ffnlab.studies.ledger.tables import (
