@@ -12,7 +12,7 @@ import jax
 from jaxtyping import Array
 from rich.table import Table
 
-from ffnlab.bench.sparse import timed
+from ffnlab.clock import timed
 from ffnlab.editing import Fact
 from ffnlab.editing.requests import requests
 from ffnlab.editing.vectors import Steps, find

@@ -7,7 +7,6 @@ turns, and a ratio is the median of the turns' ratios.
 """
 
 import dataclasses
-import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,12 +15,11 @@ import jax.numpy as jnp
 import optax
 from rich.table import Table
 
-from ffnlab.bench.sparse import timed
+from ffnlab.clock import in_turns
 from ffnlab.errors import at_least
 from ffnlab.layers import MLP
 from ffnlab.learning import backprop, labelled
 from ffnlab.models import MetaNetworkConfig, ResNet, ResNetConfig
-from ffnlab.progress import track
 from ffnlab.pruning import lesson, meta_loss
 from ffnlab.rule import Rule
 
@@ -101,16 +99,13 @@ def compare(settings: Settings = Settings(), *, progress: bool = False) -> Compa
       settings: sizes and turns.
       progress: show a bar.
     """
+    seconds, found = {}, {}
     pairs = {name: steps(settings, *case) for name, case in cases(settings).items()}
-    for first, second in pairs.values():
-        jax.block_until_ready((first(), second()))
-    turns = [
-        {name: (timed(first), timed(second)) for name, (first, second) in pairs.items()}
-        for _ in track(range(settings.turns), "bench", enabled=progress)
-    ]
-    median = lambda name, i: statistics.median(turn[name][i] for turn in turns)  # noqa: E731
-    seconds = {name: (median(name, 0), median(name, 1)) for name in pairs}
-    found = {name: statistics.median(t[name][0] / t[name][1] for t in turns) for name in pairs}
+    for name, (ours, own) in pairs.items():
+        label = "bench" if progress else None
+        times = in_turns({"meta": ours, "own": own}, settings.turns, label=label)
+        seconds[name] = times.of("meta").median, times.of("own").median
+        found[name] = times.over("meta", "own").median
     edges = {name: first.batch.graph.num_edges for name, (first, _) in pairs.items()}
     s, device = settings, jax.devices()[0].platform
     about = (

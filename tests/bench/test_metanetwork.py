@@ -1,11 +1,15 @@
 """Tests of ffnlab.bench.metanetwork on small nets; none is timed."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import rich
 
 from ffnlab.bench import metanetwork
+from ffnlab.clock import Times
 from ffnlab.errors import ConfigError
 from ffnlab.pruning.meta import layout_of, lesson
 from ffnlab.testing import equal
@@ -16,22 +20,34 @@ SMALL = metanetwork.Settings(
 
 
 class Fake:
-    """A step that does nothing."""
+    """A step that notes that it was taken."""
 
-    def __init__(self, net):
+    def __init__(self, net, name, taken):
         self.batch = lesson(net, (jnp.ones((2, 4)), jnp.zeros(2, int)))
+        self.name, self.taken = name, taken
 
     def __call__(self):
+        self.taken.append(self.name)
         return jnp.ones(())
 
 
-def test_both_steps_of_a_net_are_timed_and_told(capsys, monkeypatch):
-    case = metanetwork.cases(SMALL)["mlp"]
+def test_both_steps_of_a_net_are_timed_in_turns_and_told(capsys, monkeypatch):
+    """Turns begin with either step, and a ratio is of one turn."""
+    case, taken = metanetwork.cases(SMALL)["mlp"], []
     monkeypatch.setattr(metanetwork, "cases", lambda settings: {"mlp": case})
-    monkeypatch.setattr(metanetwork, "steps", lambda settings, net, *rest: [Fake(net)] * 2)
-    found = metanetwork.compare(SMALL)
-    assert set(found.seconds) == set(found.ratios) == {"mlp"}
-    assert all(t > 0 for times in found.seconds.values() for t in times)
+    monkeypatch.setattr(
+        metanetwork, "steps", lambda settings, net, *rest: [Fake(net, n, taken) for n in "mo"]
+    )
+    clock = metanetwork.in_turns
+
+    def in_turns(calls, turns, *, label):
+        clock(calls, turns, label=label)
+        return Times({"meta": np.array([8.0, 3.0, 4.0]), "own": np.array([1.0, 1.0, 2.0])})
+
+    monkeypatch.setattr(metanetwork, "in_turns", in_turns)
+    found = metanetwork.compare(dataclasses.replace(SMALL, turns=2))
+    assert "".join(taken) == "mo" + "mo" + "om"
+    assert found.seconds == {"mlp": (4.0, 1.0)} and found.ratios == {"mlp": 3.0}
     assert found.edges == {"mlp": 4 * 3 + 3 * 2}
     rich.print(found)
     assert "meta step ms" in capsys.readouterr().out and "4 rows" in found.about
