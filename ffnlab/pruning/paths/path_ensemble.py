@@ -16,6 +16,7 @@ Where there are no labels, the distance of the outputs to those of the model as 
 the loss. Decoders are taken too.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -140,8 +141,9 @@ def without(model: Paths, gone: list[int]) -> Paths:
     return with_ensemble(model, EnsembleScale(kept, scale, allow_negative=True))
 
 
+@functools.cache
 def summing(metric: Distance | None) -> Callable:
-    """The compiled function that every pass calls on each batch; one for a search.
+    """The compiled function that every pass calls on each batch; one for all searches.
 
     Args:
       metric: what is summed; the loss when None.

@@ -16,6 +16,7 @@ from ffnlab.models import ViT, ViTConfig
 from ffnlab.models.paths import path_names, with_ensemble
 from ffnlab.pruning import finercut, path_ensemble
 from ffnlab.pruning.finercut_core import DISTANCES
+from ffnlab.pruning.paths.path_ensemble import summing
 from ffnlab.pruning.paths.path_search import left_out
 from ffnlab.quantization import nearest
 from ffnlab.recipes import parse_recipe
@@ -56,7 +57,9 @@ def losses(model, data, gone=()):
     return float(np.mean([loss(model, batch) for batch in data]))
 
 
-@pytest.mark.parametrize(("model", "data"), [(VIT, DIGITS), (tiny(), TOKENS)])
+@pytest.mark.parametrize(
+    ("model", "data"), [(VIT, DIGITS), pytest.param(tiny(), TOKENS, marks=pytest.mark.slow)]
+)
 def test_deltas_are_those_of_brute_force(model, data):
     stats = calibrate(cut(remove=0), model, data, progress=False)
     paths = len(path_names(model))
@@ -69,12 +72,14 @@ def test_deltas_are_those_of_brute_force(model, data):
 
 
 def test_greedy_takes_the_best_at_every_step_and_compiles_once():
-    model, search = tiny(), path_ensemble(remove=4, how="greedy")
+    model = tiny()
     gone = []
     for _ in range(4):
         left = [j for j in range(7) if j not in gone]
         found = [losses(model, TOKENS, [*gone, j]) for j in left]
         gone.append(left[int(np.argmin(found))])
+    summing.cache_clear()  # what other searches have compiled
+    search = path_ensemble(remove=4, how="greedy")
     with counted() as count:
         stats = calibrate(search, model, TOKENS, progress=False)
     assert left_out(stats) == gone and stats.passes == 4
@@ -83,6 +88,14 @@ def test_greedy_takes_the_best_at_every_step_and_compiles_once():
     assert np.isnan(stats.losses[1][gone[0]]) and np.isnan(stats.losses[4]).all()
     new = search.rewrite(model, stats)
     np.testing.assert_array_equal(new.ensemble.kept[...] == 0, np.isin(range(7), gone))
+
+
+def test_searches_share_their_program():
+    """Options that only decide what goes compile nothing again."""
+    calibrate(path_ensemble(remove=1), tiny(), TOKENS, progress=False)
+    with counted() as count:
+        calibrate(path_ensemble(rate=0.3), tiny(), TOKENS, progress=False)
+    assert count.programs == 0
 
 
 def test_one_pass_takes_the_best_together():
