@@ -61,8 +61,17 @@ class Sizes(NamedTuple):
     held_out: int
 
 
+# Grids end where a number means nothing more: no decay, and next to nothing that is preserved.
 FULL = Sizes(
-    3, 800, 3, 10, (3.0, 100.0, 3000.0), (0.5, 0.01), (3.0, 30.0, 300.0), (0.5, 0.05), 65536
+    seeds=3,
+    steps=800,
+    draws=3,
+    single=10,
+    preserve=(0.1, 3.0, 100.0, 3000.0),
+    decay=(0.5, 0.05, 0.0),
+    own_preserve=(0.1, 3.0, 300.0),
+    own_decay=(0.5, 0.05, 0.0),
+    held_out=65536,
 )
 QUICK = Sizes(1, 500, 1, 3, (3.0, 100.0), (0.01,), (3.0,), (0.05,), 8192)
 
