@@ -35,7 +35,6 @@ TO_COME = (
     "hardware-aware-nas",
     "meta-pruning",
     "pmet",
-    "structured-ffn",
     "tas",
 )
 RECORDED = [
