@@ -149,7 +149,9 @@ def by_measuring(
     log = searched(
         net.space, measure, settings.options, checkpoint=out / "search.npz", progress=progress
     )
-    chosen(net, model, log, limits, settings, rows, data, out)
+    _, found = chosen(net, model, log, limits, settings, rows, data, out)
+    if said := late(limit, found):
+        print(said)
 
 
 def check_budget(net: Supernet, settings: SearchSettings) -> None:
@@ -211,9 +213,11 @@ def chosen(
     rows: Rows,
     data: RunData,
     out: Path,
-) -> None:
+) -> list[dict[str, object]]:
     """Writes the front, and the network chosen of it; measures and prints that.
 
+    Returns:
+      the whole network and the chosen one, as `compared` has them.
     Raises:
       ConfigError: no network that was measured is within the limits.
     """
@@ -233,6 +237,23 @@ def chosen(
     write_json(out / "chosen.json", record)
     show(table_of(table))
     print(f"{out}: model, front.json, front.png, chosen.json")
+    return table
+
+
+def late(limit: Limit | None, found: Mapping[str, Any]) -> str:
+    """What is to be said where the chosen network took longer in the end than was asked for; a
+    search compares ratios to the whole network, whose own time is another each time.
+
+    Args:
+      limit: the budget, if any.
+      found: the chosen network, as `compared` has it.
+    """
+    if limit is None or limit.name != "latency" or found["ms"] <= limit.value:
+        return ""
+    return (
+        f"--budget {limit.text} was met in the search, but the chosen network took "
+        f"{found['ms']:.3g} ms in the end; time it again, or ask for less"
+    )
 
 
 def written(model: nnx.Module, data: RunData, inputs: PyTree, folder: Path) -> None:

@@ -9,18 +9,24 @@ import pytest
 
 from ffnlab import formats, tree
 from ffnlab.cli import search as command
+from ffnlab.cli import searching as searching_
 from ffnlab.cli.inputs.data_kinds import DataConfig
 from ffnlab.cli.main import main
+from ffnlab.cli.search import late
 from ffnlab.cli.search_pages import table_of
-from ffnlab.cli.searching import limit_of, read_search, rows_of, within_target
+from ffnlab.cli.searching import as_limits, limit_of, read_search, rows_of, within_target
 from ffnlab.cli.train import load_data
+from ffnlab.clock import Times
 from ffnlab.data import digits
 from ffnlab.errors import ConfigError
 from ffnlab.formats import load
 from ffnlab.layers import MLP
-from ffnlab.models import ViT, ViTConfig
-from ffnlab.pruning.search import macs
+from ffnlab.losses import next_token
+from ffnlab.models import Decoder, DecoderConfig, ViT, ViTConfig
+from ffnlab.pruning.search import macs, measuring, supernet
+from ffnlab.quantization import nearest
 from ffnlab.testing import equal
+from ffnlab.transform import apply
 
 CONFIG = ViTConfig((8, 8), 4, 6, 8, 2, 1, channels=1, classes=10, pool="mean")
 SEARCH = """
@@ -89,6 +95,14 @@ def searching(folder, out, *more):
     return main(["search", str(folder / "a.toml"), "--out", str(folder / out), *more])
 
 
+@pytest.fixture
+def brief(monkeypatch):
+    """No pictures, and no closing times: what other tests look at."""
+    monkeypatch.setattr(command, "drawn", lambda file, draw: file.write_bytes(b""))
+    monkeypatch.setattr(command, "compared", lambda models, rows, turns: [{}, {"ms": 2.0}])
+    monkeypatch.setattr(command, "table_of", str)
+
+
 def read(folder, name):
     return json.loads((folder / name).read_text())
 
@@ -118,7 +132,7 @@ def test_the_chosen_network_is_one_of_its_own(place):
     assert len(table_of(record["networks"]).rows) == 2
 
 
-def test_a_finished_search_is_chosen_from_anew(place, capsys):
+def test_a_finished_search_is_chosen_from_anew(place, brief, capsys):
     points = [p["measured"] for p in read(place / "out", "front.json")["points"]]
     state = (place / "out" / "search.npz").read_bytes()
     for unit in ("macs", "bytes"):
@@ -132,7 +146,7 @@ def test_a_finished_search_is_chosen_from_anew(place, capsys):
     assert "holds a search; --resume goes on with it" in capsys.readouterr().err
 
 
-def test_a_killed_search_goes_on_with_the_same_bits(place, monkeypatch, capsys):
+def test_a_killed_search_goes_on_with_the_same_bits(place, brief, monkeypatch, capsys):
     measuring = command.measuring
 
     def stopping(*arguments, **options):
@@ -207,14 +221,49 @@ def test_a_model_without_blocks(tmp_path, capsys):
     assert "kind 'mlp' has no blocks with an FFN each" in capsys.readouterr().err
 
 
-def test_milliseconds_are_of_this_machine(place, tmp_path, capsys):
-    file = tmp_path / "a.toml"
+def by_latency(place, tmp_path):
+    """The same search by loss and latency."""
     text = (place / "a.toml").read_text()
-    file.write_text(text.replace('"macs", "bytes"', '"latency"'))
-    assert searching(tmp_path, "out", "--budget", "ms=0.000001") == 2
-    said = capsys.readouterr().err
-    assert "below what the smallest network has" in said
-    assert float(said.split("has: ")[1].split()[0]) > 0
+    (tmp_path / "a.toml").write_text(text.replace('"macs", "bytes"', '"latency"'))
+    return read_search(tmp_path / "a.toml")
+
+
+def test_a_budget_of_milliseconds_is_a_share_of_the_whole_network_s(place, tmp_path, monkeypatch):
+    """By a clock on which it takes 4 ms, and the smallest network 2 or, of int8, 1."""
+    seconds = {"whole": 4e-3, "0": 2e-3, "1": 1e-3}
+
+    def in_turns(calls, turns):
+        assert list(calls) == list(seconds)
+        return Times({name: np.full(turns, taken) for name, taken in seconds.items()})
+
+    monkeypatch.setattr(searching_, "in_turns", in_turns)
+    asked = by_latency(place, tmp_path).search
+    model = jax.eval_shape(lambda key: ViT(CONFIG, key=key), jax.random.key(0))
+    net = supernet(model, asked.widths, depths=asked.depths, formats=asked.formats)
+    given = net, model, jnp.zeros((3, 8, 8, 1)), 2
+    assert as_limits(limit_of("ms=3", asked), *given) == {"latency": pytest.approx(0.75)}
+    assert as_limits(limit_of("ms=1", asked), *given) == {"latency": pytest.approx(0.25)}
+    with pytest.raises(ConfigError, match="ms=0.9 is below what the smallest network has: 1"):
+        as_limits(limit_of("ms=0.9", asked), *given)
+
+
+def test_a_network_that_was_late_in_the_end_is_said_to_be(place, tmp_path):
+    limit = limit_of("ms=3", by_latency(place, tmp_path).search)
+    assert late(limit, {"ms": 3.0}) == "" == late(None, {"ms": 9.0})
+    assert "the chosen network took 3.25 ms in the end" in late(limit, {"ms": 3.25})
+    assert late(limit_of("bytes=3", read_search(place / "a.toml").search), {"ms": 9.0}) == ""
+
+
+@pytest.mark.slow
+def test_a_search_within_milliseconds(place, tmp_path):
+    by_latency(place, tmp_path)
+    assert searching(tmp_path, "out", "--budget", "ms=1000") == 0
+    record = read(tmp_path / "out", "chosen.json")
+    points = [p["measured"] for p in read(tmp_path / "out", "front.json")["points"]]
+    assert record["searched"]["loss"] == min(p["loss"] for p in points)
+    assert 0 < record["searched"]["latency"] <= record["limits"]["latency"]
+    assert searching(tmp_path, "none", "--budget", "ms=0.000001") == 2
+    assert not (tmp_path / "none" / "search.json").exists()
 
 
 def test_rows_that_choose_are_not_those_that_score(place, tmp_path):
@@ -225,10 +274,7 @@ def test_rows_that_choose_are_not_those_that_score(place, tmp_path):
     one, other = (place_of(np.asarray(part[0])) for part in (rows.chosen, rows.told))
     assert len(one) == len(other) == 20 and not one & other and max(one | other) == len(test) - 1
 
-    (tmp_path / "t.txt").write_bytes(bytes(range(65, 91)) * 40)
-    (tmp_path / "h.txt").write_bytes(bytes(range(32, 96)) * 2)
-    data = f'[data]\ntext = ["{tmp_path / "t.txt"}"]\nheld_out = ["{tmp_path / "h.txt"}"]\n'
-    (tmp_path / "t.toml").write_text(TEXT + data + "batch = 2\nlength = 9\n")
+    text_file(tmp_path, TEXT)
     asked = read_search(tmp_path / "t.toml")
     assert isinstance(asked.training.data, DataConfig) and asked.trains
     assert asked.training.loss == "elastic"
@@ -236,6 +282,57 @@ def test_rows_that_choose_are_not_those_that_score(place, tmp_path):
     rows = rows_of(load_data(asked.training), asked.training, 3)
     assert rows.chosen.shape == rows.told.shape == (3, 10) and rows.inputs.shape == (3, 9)
     assert not (rows.chosen[:, None] == rows.told).all(-1).any()
+
+
+def text_file(folder, rest):
+    """A file of a search on text, and its text."""
+    (folder / "t.txt").write_bytes(bytes(range(65, 91)) * 40)
+    (folder / "h.txt").write_bytes(bytes(range(32, 96)) * 2)
+    data = f'[data]\ntext = ["{folder / "t.txt"}"]\nheld_out = ["{folder / "h.txt"}"]\n'
+    (folder / "t.toml").write_text(f"{rest}{data}batch = 2\nlength = 9\n")
+
+
+DECODER = DecoderConfig(256, 8, 12, 2, 1, 1, 4)
+
+
+def test_networks_of_a_decoder_are_compared_by_their_next_tokens(tmp_path):
+    text_file(tmp_path, TEXT)
+    asked = read_search(tmp_path / "t.toml")
+    rows = rows_of(load_data(asked.training), asked.training, 3)
+    model = Decoder(DECODER, key=jax.random.key(0))
+    net = supernet(model, asked.search.widths, depths=(1, 2))
+    config = {"depth": (1,), "width": (4, 12), "format": ("float", "float")}
+    ask = measuring(net, model, rows.chosen, loss=rows.loss, inputs=rows.inputs, turns=None)
+    found, small = ask(config), net.cut(model, config)
+    assert found["loss"] == pytest.approx(float(next_token(small, rows.chosen)[0]), rel=1e-5)
+    assert found["macs"] == macs(small, rows.inputs) and found["bytes"] == tree.nbytes(small)
+
+
+@pytest.mark.slow
+def test_a_text_model_is_searched_and_its_tokenizer_goes_along(tmp_path):
+    formats.save(Decoder(DECODER, key=jax.random.key(0)), tmp_path / "net", format="ffnlab")
+    search = "[search]\nwidths = [4, 12]\ndepths = [1, 2]\npopulation = 2\ninner = 4\n"
+    search += "budget_measurements = 4\nrows = 3\nturns = 2\n"
+    text_file(tmp_path, f'[model]\npath = "{tmp_path / "net"}"\n{search}')
+    out = tmp_path / "out"
+    assert main(["search", str(tmp_path / "t.toml"), "--out", str(out)]) == 0
+    record, found = read(out, "chosen.json"), load(out / "model")
+    asked = read_search(tmp_path / "t.toml")
+    rows = rows_of(load_data(asked.training), asked.training, 3)
+    assert isinstance(found, Decoder) and (out / "model" / "tokenizer.json").exists()
+    assert record["networks"][1]["macs"] == macs(found, jnp.zeros((1, 9), jnp.int32))
+    loss = float(next_token(found, rows.told)[0])
+    assert record["networks"][1]["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_quantized_model_is_refused_before_a_file_is_written(tmp_path, capsys):
+    packed, _ = apply(nearest(format="int8", group=None), ViT(CONFIG, key=jax.random.key(0)))
+    formats.save(packed, tmp_path / "net", format="ffnlab")
+    (tmp_path / "a.toml").write_text(f'[model]\npath = "{tmp_path / "net"}"\n{SEARCH}')
+    assert searching(tmp_path, "out") == 2
+    assert "layers[0].ffn.up.w is a Int8 that is quantized" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "search.json").exists()
 
 
 @pytest.mark.slow

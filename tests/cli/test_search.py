@@ -40,7 +40,7 @@ def work(model, shape):
     return multiply_adds(lambda m, x: m(x), model, jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
-def test_a_search_writes_what_it_found_and_a_teacher_trains_it(tmp_path, capsys):
+def test_a_search_writes_what_it_found(tmp_path, capsys):
     file, out = tmp_path / "search.toml", tmp_path / "search"
     file.write_text(
         'rule = "tas"\n[rule_options]\ntarget = 0.6\nslack = 0.3\nstrength = 50.0\nrate = 0.1\n'
@@ -61,11 +61,17 @@ def test_a_search_writes_what_it_found_and_a_teacher_trains_it(tmp_path, capsys)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert {"ratio", "megamacs", "architecture_loss", "tau"} <= rows[0].keys()
 
+
+@pytest.mark.slow
+def test_a_teacher_trains_what_was_found(tmp_path):
+    run(settings(), tmp_path / "search")
+    where = tmp_path / "search" / "model"
+    found = load(where)
     then = {
-        "start": str(out / "model"),
+        "start": str(where),
         "loss": "distilled",
         "loss_options": {"temperature": 4.0, "weight": 0.9},
-        "data": DIGITS | {"teacher": str(out / "model")},
+        "data": DIGITS | {"teacher": str(where)},
         "run": RUN,
         "model": {"kind": "mlp", "sizes": found.sizes},
     }

@@ -20,6 +20,7 @@ from ffnlab.pruning.search import supernet
 from ffnlab.quantization import nearest
 from ffnlab.testing import batches, equal, tiny
 from ffnlab.weights import Int8
+from tests.often import often
 
 KEY = jax.random.key(0)
 ROWS = jax.random.normal(jax.random.key(1), (5, 6))
@@ -69,6 +70,8 @@ SYSTEMS: dict[str, Callable[[Any, Any], Any]] = {
 }
 CASES = [(name, base) for name in SYSTEMS for base in ("decoder", "mlp")]
 CASES = [case for case in CASES if case[1] == "decoder" or not case[0].startswith("supernet")]
+# One of each search; a decoder takes six programs.
+OFTEN = ("tas", "mlp"), ("supernet, int8", "decoder"), ("meta_prune", "mlp")
 
 
 def again(model: Any, x: Any, folder: Any) -> Any:
@@ -81,8 +84,9 @@ def again(model: Any, x: Any, folder: Any) -> Any:
 
 
 @pytest.mark.standard_promotion  # optax's Adam mixes its counter with floats
-@pytest.mark.parametrize(("system", "base"), CASES)
-def test_it_is_saved_loaded_pruned_and_quantized(system, base, tmp_path):
+@pytest.mark.parametrize("case", often(CASES, *OFTEN), ids=", ".join)
+def test_it_is_saved_loaded_pruned_and_quantized(case, tmp_path):
+    system, base = case
     model, x = (tiny(), TOKENS) if base == "decoder" else (mlp(), ROWS)
     found = again(SYSTEMS[system](model, x), x, tmp_path / "found")
     work = functools.partial(multiply_adds, lambda m, x: m(x))

@@ -97,12 +97,9 @@ def filled(model, sites, name):
     return new
 
 
-@pytest.mark.parametrize(
-    ("name", "learns"),
-    often([("basic", False), ("basic", True), ("bottleneck", True)], ("basic", False)),
-)
-def test_logits_gradients_and_statistics_are_the_authors(name, learns, official):
-    """Gradients, which take as long to compile again, in the slow cases."""
+@pytest.mark.slow  # pairs and interpolations, each by itself, are compared in test_core.py
+@pytest.mark.parametrize("name", ["basic", "bottleneck"])
+def test_logits_gradients_and_statistics_are_the_authors(name, official):
     want = {k.partition(".")[2]: v for k, v in official.items() if k.startswith(f"{name}.")}
     _, depth, tau = record.NETWORKS[name]
     given = record.drawn(depth - 1)
@@ -128,14 +125,11 @@ def test_logits_gradients_and_statistics_are_the_authors(name, learns, official)
         return loss, (logits, seen)
 
     variables = jnp.asarray(given["alpha"]), jnp.asarray(given["beta"]), whole.stem.conv.weight.w
-    if learns:
-        gradients, (logits, seen) = jax.grad(asked, (0, 1, 2), has_aux=True)(*variables)
-        close(gradients[0], want["alpha"], 1e-4)
-        close(gradients[1], want["beta"], 1e-4)
-        close(gradients[2], want["stem"].transpose(2, 3, 1, 0).reshape(27, 16), 1e-4)
-    else:
-        logits, seen = asked(*variables)[1]
+    gradients, (logits, seen) = jax.grad(asked, (0, 1, 2), has_aux=True)(*variables)
     close(logits, want["logits"])
+    close(gradients[0], want["alpha"], 1e-4)
+    close(gradients[1], want["beta"], 1e-4)
+    close(gradients[2], want["stem"].transpose(2, 3, 1, 0).reshape(27, 16), 1e-4)
     norm = with_moments(whole, seen).stem.norm
     for i, size in enumerate(sites.widths[0].choices):
         if i in given["pair"][0]:
