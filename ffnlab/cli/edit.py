@@ -69,8 +69,9 @@ def edit(
     from ffnlab.cli.show import show
     from ffnlab.compress.measure import quality
     from ffnlab.compress.text import calibration, held_out
-    from ffnlab.editing import compare_edit, pmet, read_facts, save_deltas
+    from ffnlab.editing import check_questions, compare_edit, pmet, read_facts, save_deltas
     from ffnlab.editing.deltas import converted
+    from ffnlab.errors import at_least
     from ffnlab.formats import open_model, save
     from ffnlab.formats.opening import format_of
     from ffnlab.recipes import Calibration, Evaluation
@@ -78,6 +79,7 @@ def edit(
     from ffnlab.transform import calibrate
 
     with said_in_a_line():
+        check_folder(out)
         listed = read_facts(facts)
         decoder, tokenizer = open_model(model)
         window = min(window, decoder.config.max_positions)
@@ -97,6 +99,10 @@ def edit(
             seed=seed,
         )
         made.init(decoder)
+        at_least(0, fluency=fluency)
+        check_questions(decoder, tokenizer, listed, length=max(fluency, 1))
+        at_least(2, window=window)
+        at_least(window, tokens=tokens)
         words = text_for(text)
         origin = origin_of(model, words, text)
         settings = Calibration(tokens=tokens, window=window, batch=min(8, tokens // window))
@@ -129,6 +135,15 @@ def edit(
     report.write(out / "report", about=about)
     show(report)
     print(f"{out}: model, deltas.safetensors, report")
+
+
+def check_folder(out: Path) -> None:
+    """Raises ConfigError where no folder for results can be."""
+    from ffnlab.errors import ConfigError
+
+    taken = [place for place in (out, *out.parents) if place.exists() and not place.is_dir()]
+    if taken:
+        raise ConfigError(f"--out {out}: {taken[0]} is no folder")
 
 
 @contextlib.contextmanager

@@ -43,10 +43,11 @@ def place(tmp_path):
 
 
 def said(place, *more: str) -> int:
-    """Exit status of the command with small sizes."""
-    given = ["--facts", f"{place}/facts.toml", "--text", f"{place}/text.txt"]
-    sizes = ["--tokens", "128", "--window", "32", "--steps", "2", "--preserve", "5"]
-    return main(["edit", f"{place}/small", *given, "--out", f"{place}/out", *sizes, *more])
+    """Exit status of the command with small sizes, where no others are given."""
+    options = {"facts": f"{place}/facts.toml", "text": f"{place}/text.txt", "out": f"{place}/out"}
+    options |= {"tokens": "128", "window": "32", "steps": "2", "preserve": "5"}
+    given = [part for k, v in options.items() if f"--{k}" not in more for part in (f"--{k}", v)]
+    return main(["edit", f"{place}/small", *given, *more])
 
 
 def test_a_model_is_edited_and_judged(place, capsys):
@@ -68,7 +69,11 @@ def test_a_model_is_edited_and_judged(place, capsys):
     assert np.isfinite(report["figures"]["bits_per_byte/after"])
 
 
-def test_what_is_refused_before_any_work(place, capsys):
+def test_what_is_refused_before_any_work(place, capsys, monkeypatch):
+    def work(*args, **options):
+        raise AssertionError("the model was run")
+
+    monkeypatch.setattr("ffnlab.transform.calibrate", work)
     (place / "facts.toml").write_text(FACTS.replace("{}, ", "{}"))  # two answers to one prompt
     assert said(place) == 2
     assert "facts contradict each other" in capsys.readouterr().err
@@ -78,4 +83,21 @@ def test_what_is_refused_before_any_work(place, capsys):
     (place / "facts.toml").write_text(FACTS)
     assert said(place, "--layers", "7") == 2
     assert "the model has layers 0..1" in capsys.readouterr().err
+    alone = ["--prefixes", "# A.\n"]
+    for more, problem in (
+        (["--fluency", "60"], "is to go on with 60"),
+        (["--fluency", "-1"], "fluency=-1"),
+        (["--window", "0"], "window=0"),
+        (["--tokens", "8"], "tokens=8"),
+        (["--rate", "inf"], "rate=inf"),
+        (["--out", f"{place}/text.txt/there"], "text.txt is no folder"),
+    ):
+        assert said(place, *alone, *more) == 2
+        assert problem in capsys.readouterr().err
+    (place / "facts.toml").write_text(FACTS.replace("x\\n", "x" * 30))
+    assert said(place) == 2
+    assert "the model's own prefixes have 21" in capsys.readouterr().err
+    (place / "facts.toml").write_text(FACTS.replace("import sys", "import sys" * 6))
+    assert said(place, *alone) == 2  # a paraphrase that the model has no room for
+    assert "the model has a context of 64" in capsys.readouterr().err
     assert not (place / "out").exists()
