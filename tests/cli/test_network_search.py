@@ -27,6 +27,7 @@ from ffnlab.pruning.search import macs, measuring, supernet
 from ffnlab.quantization import nearest
 from ffnlab.testing import equal
 from ffnlab.transform import apply
+from tests.often import often
 
 CONFIG = ViTConfig((8, 8), 4, 6, 8, 2, 1, channels=1, classes=10, pool="mean")
 SEARCH = """
@@ -132,14 +133,14 @@ def test_the_chosen_network_is_one_of_its_own(place):
     assert len(table_of(record["networks"]).rows) == 2
 
 
-def test_a_finished_search_is_chosen_from_anew(place, brief, capsys):
+@pytest.mark.parametrize("unit", often(["macs", "bytes"], "macs"))
+def test_a_finished_search_is_chosen_from_anew(unit, place, brief, capsys):
     points = [p["measured"] for p in read(place / "out", "front.json")["points"]]
     state = (place / "out" / "search.npz").read_bytes()
-    for unit in ("macs", "bytes"):
-        limit = sorted(point[unit] for point in points)[2]
-        assert searching(place, "out", "--resume", "--budget", f"{unit}={limit}") == 0
-        found = read(place / "out", "chosen.json")["searched"]
-        assert found["loss"] == min(p["loss"] for p in points if p[unit] <= limit)
+    limit = sorted(point[unit] for point in points)[2]
+    assert searching(place, "out", "--resume", "--budget", f"{unit}={limit}") == 0
+    found = read(place / "out", "chosen.json")["searched"]
+    assert found["loss"] == min(p["loss"] for p in points if p[unit] <= limit)
     assert (place / "out" / "search.npz").read_bytes() == state
     capsys.readouterr()
     assert searching(place, "out") == 2
