@@ -18,7 +18,8 @@
 # Here it learns to go on in another way behind ten modules, and to stay as it is everywhere else:
 # PMET ([2308.08742](https://arxiv.org/abs/2308.08742)) writes facts into the feed-forward networks
 # of a few layers. You see what it says before and after, what that costs on other text, and how the
-# change is taken back.
+# change is taken back; then which paths through its layers the model lives on
+# ([2308.06548](https://arxiv.org/abs/2308.06548)).
 
 # %%
 source = "ffnlab"  # @param {type: "string"}
@@ -50,9 +51,10 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 
-from ffnlab import editing, models, quantization, transform
+from ffnlab import editing, models, pruning, quantization, transform
 from ffnlab.data import TextBatches, stdlib_text
 from ffnlab.editing.pmet_core import share, update
+from ffnlab.models.paths import path_names
 from ffnlab.testing import equal
 from ffnlab.text import perplexity
 
@@ -187,6 +189,32 @@ for name, delta in deltas.items():
     print(name, delta.shape, f"largest change {np.abs(delta).max():.3f}")
 back = editing.without_deltas(new, deltas, editing.originals(model, deltas))
 print("the model as it was:", equal(back, model))
+
+# %% [markdown]
+# ## The paths of the model
+# What the head reads is a sum: the beginning of the stream, and what every attention and every FFN
+# adds. Each of these paths is left out of that sum alone, while all layers go on reading the whole
+# stream. Bars say by how much the loss grows without a path, hollow ones are those that a greedy
+# search leaves out.
+
+# %%
+search = pruning.path_ensemble(remove=1 if FAST else 3, how="greedy")
+paths = transform.calibrate(search, new, batches[:2])
+map_of_paths = pruning.path_map(paths, path_names(new))
+print(map_of_paths)
+figure = plt.figure(layout="constrained")
+map_of_paths.draw(figure)
+plt.show()
+
+# %% [markdown]
+# Held-out text costs more or less without the paths that were left out. Nothing was trained again,
+# and the edited layers are the same.
+
+# %%
+fewer = search.rewrite(new, paths)
+for name, each in (("all paths", new), ("fewer", fewer)):
+    found = perplexity(each, held, window=256, stride=256, batch=8, nbytes=len(held) - 1)
+    print(f"{name:9} {found.bits_per_byte:.4f} bits per byte")
 
 # %% [markdown]
 # ## On with it
