@@ -392,6 +392,6 @@ def draw_accuracy(figure, found: Measured) -> None:
     }
     grouped_bars(axes, values)
     axes.axhline(np.mean(found.whole.test), color="0.4", ls=":", lw=1)
-    low = min(min(each) for each in values.values())
-    axes.set_ylim(max(0.0, low - 0.01), min(1.05, max(map(max, values.values())) + 0.02))
+    low, high = min(map(min, values.values())), max(map(max, values.values()))
+    axes.set_ylim(max(0.0, low - 0.01), high + 0.25 * (high - low + 0.02))  # room for the legend
     axes.set_ylabel("test accuracy")

@@ -61,7 +61,7 @@ class Pace(NamedTuple):
     tune: int = 150
     batch: int = 4
     length: int = 128
-    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
     scored: int = 96
 
 
