@@ -32,7 +32,6 @@ AXES_PAGE = "\n".join(["# Meshes", "", *tables.marks(tables.AXES), ""])
 # Studies whose full run is still to come; one that has come is taken out.
 TO_COME = (
     "path-ensemble",
-    "hardware-aware-nas",
     "meta-pruning",
     "pmet",
     "tas",
