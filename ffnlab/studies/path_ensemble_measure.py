@@ -93,7 +93,7 @@ class Sizes(NamedTuple):
     held_out: int
 
 
-FULL = Sizes(3, (1e-3, 3e-3, 1e-2), 600, True, 16, 48)
+FULL = Sizes(3, (1e-3, 3e-3, 1e-2, 3e-2), 600, True, 16, 48)
 QUICK = Sizes(1, (3e-3,), 150, False, 4, 8)
 
 
