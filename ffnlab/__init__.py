@@ -25,6 +25,7 @@ __all__ = [
     "layers",
     "formats",
     "graph",
+    "graphs",
     "learning",
     "losses",
     "models",

@@ -15,6 +15,8 @@ from ffnlab import parallel
 from ffnlab.cli.changes import LOSSES
 from ffnlab.cli.identity import identity_of, versions
 from ffnlab.cli.inputs.captioned import CaptionedData, load_captioned
+from ffnlab.cli.inputs.channel_kinds import CellFreeConfig, CellularConfig
+from ffnlab.cli.inputs.channels import ChannelData, load_channels
 from ffnlab.cli.inputs.corpus import Corpus, HiddenText, load_corpus, load_hidden
 from ffnlab.cli.inputs.data_kinds import (
     BlockModelConfig,
@@ -81,6 +83,7 @@ RunData = (
     | PermutationData
     | SequencesData
     | NetworksData
+    | ChannelData
 )
 
 
@@ -220,6 +223,9 @@ def report(record: Mapping, out: Path) -> None:
         also = {"test_accuracy": "test nodes", "target_accuracy": "the target"}
         more = "".join(f", {record[k]:.4f} on {what}" for k, what in also.items() if k in record)
         print(f"{folder}: accuracy {record['held_out_accuracy']:.4f} on held-out data{more}")
+    elif "held_out_rate" in record:
+        rate, theirs = record["held_out_rate"], record["baseline_rate"]
+        print(f"{folder}: {rate:.3f} bit per use of held-out channels (baseline: {theirs:.3f})")
     else:
         print(f"{folder}: mean squared error {record['held_out_error']:.5f} on held-out data")
 
@@ -241,6 +247,8 @@ def load_data(settings: TrainConfig) -> RunData:
         return load_sequences(data, model)
     if isinstance(data, NetworksConfig):
         return load_networks(data, model)
+    if isinstance(data, CellularConfig | CellFreeConfig):
+        return load_channels(data)
     if isinstance(model, EncoderConfig):
         whole = jax.eval_shape(functools.partial(fresh, settings), jax.random.key(0)).config
         if isinstance(data, TextsConfig):

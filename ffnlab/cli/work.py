@@ -36,6 +36,10 @@ def work_of(settings: TrainConfig, model: nnx.Module) -> Work:
         rows = lesson.rows
         products = multiply_adds(settings.reading.loss(data), model, lesson)
         return Work(lambda position: rows, 6.0 * products / rows, "input")
+    elif settings.kind == "icgnn":
+        batch = settings.reading.batch(data, settings.model, 1, 0)
+        products = multiply_adds(settings.reading.loss(data), model, batch)
+        return Work(lambda position: data.batch, 6.0 * products, "input")
     elif settings.kind == "decoder" and isinstance(data, DataConfig):
         forward = flops_per_token(model, -(-settings.text.length // 2))
     elif settings.rule == "forward_gnn":

@@ -21,6 +21,7 @@ from ffnlab.formats.huggingface.families import FAMILIES
 from ffnlab.graph import Graph
 from ffnlab.layers import MLP
 from ffnlab.models import (
+    ICGNN,
     AudioEncoder,
     AudioEncoderConfig,
     AutoencoderConfig,
@@ -35,6 +36,7 @@ from ffnlab.models import (
     GraphNetworkConfig,
     Hypernet,
     HypernetConfig,
+    ICGNNConfig,
     MetaNetwork,
     MetaNetworkConfig,
     MLPConfig,
@@ -57,7 +59,9 @@ from ffnlab.models import (
 
 __all__ = ["KINDS", "Config", "Kind", "check_kind", "check_runs", "kind_of", "reads_of"]
 
-Reads = Literal["tokens", "rows", "images", "graphs", "frames", "sequences", "target", "networks"]
+Reads = Literal[
+    *("tokens", "rows", "images", "graphs", "frames", "sequences", "target", "networks", "channels")
+]
 
 
 @runtime_checkable
@@ -77,8 +81,8 @@ class Kind:
       make: (config, key=, dtype=) -> the model, drawn.
       reads: what it is called with: "tokens" int [b, t], "rows" [b, d], "images" [b, h, w, c],
         "frames" [b, t, c] of sounds, "sequences" [b, n, d] of numbers, "graphs", rows [n, d] of the
-        nodes of one, "networks", nodes and edges of theirs, or "target", what the model reads whose
-        weights it gives (`reads_of`).
+        nodes of one, "networks", nodes and edges of theirs, "channels", grids [b, ..., d] of users
+        or links, or "target", what the model reads whose weights it gives (`reads_of`).
       example: (model) -> the least input that it takes, abstract.
       classes: (config) -> how many classes its scores tell apart, None for a configuration without;
         None where the kind has no scores.
@@ -153,6 +157,18 @@ def on_one_edge(model: MetaNetwork, x: Any) -> Any:
     with jax.ensure_compile_time_eval():
         graph = Graph.make([0], [0], nodes=1)
     return model(x, jnp.zeros((1, model.config.edges), x.dtype), graph)
+
+
+def one_node(model: ICGNN) -> jax.ShapeDtypeStruct:
+    """A grid of one node."""
+    config = model.config
+    return jax.ShapeDtypeStruct((1, *(1,) * config.axes, config.nodes), jnp.float32)
+
+
+def on_grid(model: ICGNN, x: Any) -> Any:
+    """The network on nodes whose edges, where there are some, are zeros."""
+    edges = model.config.edges
+    return model(x, edges=jnp.zeros((*x.shape[:2], x.shape[1], edges), x.dtype) if edges else None)
 
 
 def denoise(model: NoPropNet, x: Any) -> Any:
@@ -286,6 +302,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             row,
             call=on_one_edge,
         ),
+        "icgnn": Kind(ICGNNConfig, ICGNN, ICGNNConfig.make, "channels", one_node, call=on_grid),
         "physical": Kind(
             PhysicalConfig,
             PhysicalNet,

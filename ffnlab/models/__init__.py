@@ -27,6 +27,7 @@ from ffnlab.models.groups import Group, Part, groups
 from ffnlab.models.hypernet.inputs import Condition, Tasked
 from ffnlab.models.hypernet.net import Hypernet, HypernetConfig
 from ffnlab.models.hypernet.spec import HypernetSpec
+from ffnlab.models.icgnn import ICGNN, ICGNNConfig, ICGNNRound
 from ffnlab.models.image_decoder import ImageDecoder
 from ffnlab.models.masking import gated, masked
 from ffnlab.models.meta_network import MetaNetwork, MetaNetworkConfig, MetaRound
@@ -87,6 +88,9 @@ __all__ = [
     "Hypernet",
     "HypernetConfig",
     "HypernetSpec",
+    "ICGNN",
+    "ICGNNConfig",
+    "ICGNNRound",
     "ImageDecoder",
     "ImageInput",
     "LearnedSchedule",

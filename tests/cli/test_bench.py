@@ -8,6 +8,7 @@ from ffnlab.bench import (
     learning,
     loading,
     metanetwork,
+    precoding,
     quantized,
     sparse,
     versus,
@@ -23,6 +24,7 @@ def asked(monkeypatch):
     monkeypatch.setattr(quantized, "compare", lambda *a, progress: calls.append(("qwix", *a)))
     monkeypatch.setattr(sparse, "compare", lambda *a, progress: calls.append(("sparse", *a)))
     monkeypatch.setattr(graphs, "compare", lambda *a, progress: calls.append(("graphs", *a)))
+    monkeypatch.setattr(precoding, "compare", lambda *a: calls.append(("precoding", *a)))
     monkeypatch.setattr(analysis, "compare", lambda *a, progress: calls.append(("analysis", *a)))
     monkeypatch.setattr(learning, "compare", lambda *a, progress: calls.append(("learning", *a)))
     monkeypatch.setattr(metanetwork, "compare", lambda *a, progress: calls.append(("meta", *a)))
@@ -62,6 +64,7 @@ def test_other_benches(asked, capsys):
         ("sparse", sparse.Settings(64, turns=3)),
         ("loading",),
         ("graphs", graphs.Settings(turns=2)),
+        ("precoding", precoding.Settings(turns=2)),
         ("learning", learning.Settings(together=5, turns=2)),
         ("analysis", analysis.Settings(boxes=3, turns=2)),
         ("meta", metanetwork.Settings(rows=9, turns=2)),

@@ -54,6 +54,7 @@ CONFIGS = {
     "physical": models.PhysicalConfig(64, 10, (4, 5)),
     "sequence": models.SequenceConfig(3, 2, 1, 8, 5),
     "meta": models.MetaNetworkConfig(nodes=1, edges=1),
+    "icgnn": models.ICGNNConfig(nodes=2, outputs=2, edges=2),
 }
 
 

@@ -37,6 +37,7 @@ CONFIGS = {
         models.MLPConfig((3, 4, 2)), models.HypernetSpec(tasks=2, hidden=(5,))
     ),
     "meta": models.MetaNetworkConfig(2, 3, layers=2, width=4),
+    "icgnn": models.ICGNNConfig(2, 3, edges=2, width=4),
     "physical": models.PhysicalConfig(3, 2, (4, 5), "two_bit", skip=True, slots=2),
     "sequence": models.SequenceConfig(3, 2, 4, 8, 5, heads=2, head_dim=3),
 }
@@ -55,6 +56,7 @@ OUTPUTS = {
     "noprop": [(1, 2), (1, 2)],
     "hypernet": [(1, 2)],
     "meta": [(1, 2), (1, 3)],
+    "icgnn": [(1, 1, 3)],
     "physical": [(1, 2)],
     "sequence": [(1, 3, 4)],
 }

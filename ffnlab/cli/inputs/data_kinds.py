@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from ffnlab.cli.inputs.channel_kinds import CellFreeConfig, CellularConfig
 from ffnlab.cli.inputs.graph_kinds import BlockModelConfig, GraphConfig, NetworksConfig
 from ffnlab.errors import ConfigError, at_least, check_seed
 
@@ -373,6 +374,8 @@ AnyData = (
     | PermutationConfig
     | SequencesConfig
     | NetworksConfig
+    | CellularConfig
+    | CellFreeConfig
 )
 # What `kind` may be in [data], the one without it first.
 DATA_KINDS: Mapping[str, type] = MappingProxyType(
@@ -390,5 +393,7 @@ DATA_KINDS: Mapping[str, type] = MappingProxyType(
         "permutation": PermutationConfig,
         "sequences": SequencesConfig,
         "networks": NetworksConfig,
+        "cellular": CellularConfig,
+        "cell_free": CellFreeConfig,
     }
 )

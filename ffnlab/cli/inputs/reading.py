@@ -122,6 +122,10 @@ def reading_of(model: object, data: object = None) -> Reading:
             )
         return NOISED
     reads = reads_of(model)
+    if reads == "channels":
+        from ffnlab.cli.inputs.channels import channel_reading  # which needs this module
+
+        return channel_reading(model)  # type: ignore[arg-type]
     if kind == "hypernet":
         check_generated(model, reads)
     if reads not in READINGS:
