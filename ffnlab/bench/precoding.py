@@ -88,7 +88,7 @@ def compare(settings: Settings = Settings()) -> Comparison:
     """
     s = settings
     net = PRECODING.make(key=jax.random.key(0))
-    h = cellular(0, s.channels, (s.users,), s.antennas).h
+    h = np.asarray(cellular(0, s.channels, (s.users,), s.antennas).h)
     placed = jnp.asarray(h)
 
     def ours() -> Array:

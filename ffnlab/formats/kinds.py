@@ -59,9 +59,10 @@ from ffnlab.models import (
 
 __all__ = ["KINDS", "Config", "Kind", "check_kind", "check_runs", "kind_of", "reads_of"]
 
-Reads = Literal[
-    *("tokens", "rows", "images", "graphs", "frames", "sequences", "target", "networks", "channels")
-]
+Reads = (
+    Literal["tokens", "rows", "images", "frames", "sequences"]
+    | Literal["graphs", "networks", "channels", "target"]
+)
 
 
 @runtime_checkable

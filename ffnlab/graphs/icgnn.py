@@ -87,11 +87,11 @@ def precoding_loss(model: ICGNN, batch: Cellular) -> tuple[Float[Array, ""], Met
     Returns:
       (loss, {"rate": mean sum of rates}).
     """
-    gram = gram_of(batch.h)
-    given = user_features(gram, batch.valid, batch.snr)
-    p, q = (batch.snr[:, None] * part for part in shares(model(**given), batch.valid))
+    h, valid, snr = map(jnp.asarray, batch)
+    gram = gram_of(h)
+    p, q = (snr[:, None] * part for part in shares(model(**user_features(gram, valid, snr)), valid))
     total = gram_rates(gram, p, q, 1.0).sum(-1)
-    return -jnp.mean(total / batch.valid.sum(-1)), {"rate": total.mean()}
+    return -jnp.mean(total / valid.sum(-1)), {"rate": total.mean()}
 
 
 def precode(

@@ -107,9 +107,8 @@ def test_what_the_network_is_told_is_finite_and_the_loss_is_the_rate():
     inner = np.abs(np.einsum("bkn,bjn->bkj", h, h.conj())) ** 2
     size = (np.abs(h) ** 2).sum(-1)
     many = batch.valid.sum(1) == 4
-    np.testing.assert_allclose(
-        alike[many], (inner / size[:, None] / size[..., None])[many], atol=1e-5
-    )
+    expected = inner[many] / size[many][:, None] / size[many][..., None]
+    np.testing.assert_allclose(alike[many], expected, atol=1e-5)
     np.testing.assert_allclose(told["nodes"][many][..., 0], np.log(size[many]), atol=1e-5)
     (loss, metrics), slopes = jax.jit(jax.value_and_grad(precoding_loss, has_aux=True))(NET, batch)
     v, *_ = precode(NET, batch.h, batch.snr, 1.0, valid=batch.valid)

@@ -128,7 +128,9 @@ def test_half_precision_is_near(key):
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (net, nodes, edges))
     found = half[0](half[1], edges=half[2])
     assert found.dtype == jnp.bfloat16
-    np.testing.assert_allclose(found.astype(jnp.float32), net(nodes, edges=edges), atol=0.1)
+    exact = net(nodes, edges=edges)
+    off = jnp.abs(found.astype(jnp.float32) - exact).max() / jnp.abs(exact).max()
+    assert 0 < off < 0.02  # five roundings to bfloat16
 
 
 def test_what_is_refused():
