@@ -33,7 +33,6 @@ AXES_PAGE = "\n".join(["# Meshes", "", *tables.marks(tables.AXES), ""])
 TO_COME = (
     "path-ensemble",
     "icgnn",
-    "meta-pruning",
     "pmet",
     "tas",
 )
