@@ -35,9 +35,8 @@ def edit(
     """Writes facts into the FFNs of a language model (PMET); prints what it says before and after.
 
     Writes OUT/model (a Hugging Face directory where a family can say the model, else ffnlab's own
-    format), OUT/deltas.safetensors (what was added to which matrix) and OUT/report. Example:
-
-    `ffnlab edit embedded --facts facts.toml --layers 2 3 4 --preserve 30`
+    format), OUT/deltas.safetensors (what was added to which matrix) and OUT/report. For example
+    `ffnlab edit embedded --facts facts.toml --layers 2 3 4 --preserve 30`.
 
     A fact is a table of the file, [[fact]] with subject = "json", prompt = "import {}",
     new = " as ", and perhaps old = "\\n", paraphrases = ["..."] and neighbours = ["..."].
