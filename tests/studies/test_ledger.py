@@ -34,7 +34,6 @@ TO_COME = (
     "path-ensemble",
     "icgnn",
     "pmet",
-    "tas",
 )
 RECORDED = [
     pytest.param(slug, marks=pytest.mark.xfail(strict=True, reason="its full run is to come"))
