@@ -33,7 +33,6 @@ AXES_PAGE = "\n".join(["# Meshes", "", *tables.marks(tables.AXES), ""])
 TO_COME = (
     "path-ensemble",
     "icgnn",
-    "pmet",
 )
 RECORDED = [
     pytest.param(slug, marks=pytest.mark.xfail(strict=True, reason="its full run is to come"))
