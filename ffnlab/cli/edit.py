@@ -3,9 +3,9 @@
 import contextlib
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 __all__ = ["edit"]
 
@@ -66,15 +66,12 @@ def edit(
     from ffnlab import weights
     from ffnlab.cli.compress import origin_of, text_for
     from ffnlab.cli.show import show
-    from ffnlab.compress.measure import quality
     from ffnlab.compress.text import calibration, held_out
     from ffnlab.editing import check_questions, compare_edit, pmet, read_facts, save_deltas
     from ffnlab.editing.deltas import converted
     from ffnlab.errors import at_least
-    from ffnlab.formats import open_model, save
-    from ffnlab.formats.opening import format_of
+    from ffnlab.formats import open_model
     from ffnlab.recipes import Calibration, Evaluation
-    from ffnlab.storage.files import write_json
     from ffnlab.transform import calibrate
 
     with said_in_a_line():
@@ -111,29 +108,42 @@ def edit(
         prepared = weights.prepare(decoder)
         stats = calibrate(made, prepared, batches)
         new = made.rewrite(decoder, stats)
-    bits = [
-        quality(m, samples, measured.batch, label=label, progress=True).bits_per_byte
-        for m, label in ((prepared, "before"), (weights.prepare(new), "after"))
-    ]
+    both = (prepared, "before"), (weights.prepare(new), "after")
     report = compare_edit(
         decoder,
         new,
         tokenizer,
         listed,
         dense=converted(decoder, stats.deltas),
-        bits=(bits[0], bits[1]),
+        bits=tuple(bits_of(each, samples, measured.batch, label) for each, label in both),
         length=fluency,
         seed=seed,
     )
-    save(new, out / "model", format=format_of(new))
-    tokenizer.save(out / "model")
-    if origin:
-        write_json(out / "model" / "training.json", origin)
+    write_model(out / "model", new, tokenizer, origin)
     save_deltas(out / "deltas.safetensors", stats.deltas)
     about = {"facts": str(facts), "layers": sorted(stats.deltas), "text": words.as_json()}
     report.write(out / "report", about=about)
     show(report)
     print(f"{out}: model, deltas.safetensors, report")
+
+
+def bits_of(model: Any, samples: Any, batch: int, label: str) -> float:
+    """Bits per byte of text, behind a bar with a label."""
+    from ffnlab.compress.measure import quality
+
+    return quality(model, samples, batch, label=label, progress=True).bits_per_byte
+
+
+def write_model(folder: Path, model: Any, tokenizer: Any, origin: Mapping[str, Any] | None) -> None:
+    """Writes a model, its tokenizer, and what it was trained on where that is known."""
+    from ffnlab.formats import save
+    from ffnlab.formats.opening import format_of
+    from ffnlab.storage.files import write_json
+
+    save(model, folder, format=format_of(model))
+    tokenizer.save(folder)
+    if origin:
+        write_json(folder / "training.json", origin)
 
 
 def check_folder(out: Path) -> None:
