@@ -69,7 +69,6 @@ def edit(
     from ffnlab.compress.text import calibration, held_out
     from ffnlab.editing import check_questions, compare_edit, pmet, read_facts, save_deltas
     from ffnlab.editing.deltas import converted
-    from ffnlab.errors import at_least
     from ffnlab.formats import open_model
     from ffnlab.recipes import Calibration, Evaluation
     from ffnlab.transform import calibrate
@@ -95,10 +94,8 @@ def edit(
             seed=seed,
         )
         made.init(decoder)
-        at_least(0, fluency=fluency)
+        check_numbers(fluency, window, tokens)
         check_questions(decoder, tokenizer, listed, length=max(fluency, 1))
-        at_least(2, window=window)
-        at_least(window, tokens=tokens)
         words = text_for(text)
         origin = origin_of(model, words, text)
         settings = Calibration(tokens=tokens, window=window, batch=min(8, tokens // window))
@@ -144,6 +141,15 @@ def write_model(folder: Path, model: Any, tokenizer: Any, origin: Mapping[str, A
     tokenizer.save(folder)
     if origin:
         write_json(folder / "training.json", origin)
+
+
+def check_numbers(fluency: int, window: int, tokens: int) -> None:
+    """Raises ConfigError where nothing can be measured with them."""
+    from ffnlab.errors import at_least
+
+    at_least(0, fluency=fluency)
+    at_least(2, window=window)
+    at_least(window, tokens=tokens)
 
 
 def check_folder(out: Path) -> None:
