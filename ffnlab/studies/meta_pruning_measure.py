@@ -55,7 +55,8 @@ __all__ = [
 # What is done to a net before group norm takes its units out.
 PLAIN, TRAINED, CORRECTED = "pruned as it is", "trained on before", "corrected before"
 SIDES = (PLAIN, TRAINED, CORRECTED)
-SIZES, SPEED_UPS, RATES = (64, 48, 48, 10), (2.0, 4.0, 8.0, 16.0), (0.03, 0.1, 0.2)
+SIZES, SPEED_UPS = (64, 48, 48, 10), (2.0, 4.0, 8.0, 16.0)
+RATES = (0.01, 0.03, 0.1, 0.2, 0.5, 1.0)
 BATCH, DECAY = 128, 5e-4  # of training on, the authors'
 NET_STEPS, NET_RATE, NET_BATCH = 1500, 1e-3, 64
 META = MetaNetworkConfig(nodes=1, edges=1, layers=3, width=16, ratio=0.05)

@@ -52,12 +52,14 @@ def test_moons_are_decided_by_every_seed():
 
 
 def test_deep_moons_are_tuned_alike():
-    for quick, count in ((True, 2), (False, 8)):
+    for quick, count in ((True, 1), (False, 8)):
         found = dann_moons.grids(quick)
         assert {len(grid) for grid in found.values()} == {count}
         assert {s["strength"] for s in found[ALONE]} == {0.0}
         assert all(s["strength"] > 0 for s in found[BOTH])
-        assert {s["hidden"] for s in found[BOTH]} == {0, 100}, "of both kinds of the authors"
+        for side, strength in ((ALONE, 0.0), (BOTH, 6.0)):
+            assert dann_moons.published(strength) in found[side], "both forms know the authors'"
+    assert {s["hidden"] for s in found[BOTH]} == {0, 100}, "of both kinds of the authors"
 
 
 def test_settings_of_moons_are_chosen_without_a_class_of_the_target(monkeypatch):
@@ -76,13 +78,39 @@ def test_settings_of_moons_are_chosen_without_a_class_of_the_target(monkeypatch)
         return found
 
     monkeypatch.setattr(dann_moons, "ran", ran)
-    found = dann_moons.deep([0, 1], study.FEATURES, BOTH, steps=1, quick=False)
+    tried = dann_moons.deep([0, 1], study.FEATURES, BOTH, steps=1, quick=False)
+    found = dann_moons.least_bound(tried)
     assert found.setting == "100 3" and len(found.tried) == 8
     bounds = {f"0 {strength}": 0.5 for strength in (0.3, 1, 3, 6)}
     bounds |= {"100 0.3": 0.206, "100 1": 0.22, "100 3": 0.14, "100 6": 0.32}
     assert found.tried == pytest.approx(bounds)
     both = study.chosen_text(found._replace(setting="alone", tried={"this": 1.0}), found)
     assert "best of 8 settings" in both and "chosen alone, and 100 3" in both
+
+
+def test_published_settings_are_judged_in_both_forms(monkeypatch):
+    """The quick form judges nothing that the full one does not."""
+    names = {}
+    for quick in (True, False):
+        tried = {
+            side: {
+                " ".join(f"{k} {v:g}" for k, v in s.items()): carried((0.9, 0.9))
+                for s in dann_moons.grids(quick)[side]
+            }
+            for side in (ALONE, BOTH)
+        }
+        monkeypatch.setattr(study, "deep", lambda seeds, form, side, tried=tried, **_: tried[side])
+        monkeypatch.setattr(study, "shallow", lambda seeds, passes: tried_one())
+        forms = [study.FEATURES] if quick else [study.FEATURES, study.EVERYTHING]
+        on = study.on_moons([0, 1], forms, steps=1, quick=quick)
+        names[quick] = [claim.claim for claim in study.moons_claims(on)]
+        assert on[study.FEATURES][BOTH].setting == "hidden 100 strength 6 rate 0.2"
+        assert on[study.FEATURES][ALONE].setting == "hidden 100 strength 0 rate 0.2"
+    assert set(names[True]) < set(names[False]) and len(names[False]) == 8
+
+
+def tried_one():
+    return {ALONE: carried((0.8, 0.8)), BOTH: carried((0.9, 0.9))}
 
 
 def test_members_of_moons_are_scored_each_on_its_own(monkeypatch):
@@ -111,9 +139,11 @@ def test_members_of_moons_are_scored_each_on_its_own(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("side", [ALONE, BOTH])
 def test_moons_of_two_seeds_are_run(side):
-    found = dann_moons.deep([0, 1], study.FEATURES, side, steps=500, quick=True)
-    assert len(found.tried) == 2 and found.setting in found.tried and found.target.shape == (2,)
+    tried = dann_moons.deep([0, 1], study.FEATURES, side, steps=500, quick=True)
+    found = dann_moons.least_bound(tried)
+    assert list(tried) == [found.setting] and found.target.shape == (2,)
     np.testing.assert_allclose(found.bound[0], found.tried[found.setting])
+    assert dann_moons.as_published(tried, side).tried == {}
     assert jax.tree.leaves(found.models)[0].shape[0] == 2
 
 

@@ -197,13 +197,13 @@ def test_a_small_net_is_pruned_by_both_sides(monkeypatch):
 
 
 def test_rates_that_were_chosen_are_told_and_where_they_lie_among_those_tried():
-    points = [p._replace(rates=(0.0 if p.side == PLAIN else 0.1, 0.2)) for p in found()]
+    points = [p._replace(rates=(0.0 if p.side == PLAIN else 0.1, study.RATES[-1])) for p in found()]
     count = len(points)
     chosen = count + count * 2 // 3  # two sides train on before, too
     assert study.rates_of(points) == f"{count} of {chosen} chosen at an end of those tried"
     rows = {(row["side"], row["speed-up"]): row["rates"] for row in study.rows_of(points)}
-    assert rows[PLAIN, 2.0] == "0/0.2 0/0.2 0/0.2"
-    assert rows[CORRECTED, 16.0] == "0.1/0.2 0.1/0.2 0.1/0.2"
+    assert rows[PLAIN, 2.0] == "0/1 0/1 0/1"
+    assert rows[CORRECTED, 16.0] == "0.1/1 0.1/1 0.1/1"
 
 
 @pytest.mark.slow
