@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -110,32 +110,15 @@ class Block(nnx.Module):
         *,
         inputs: LayerInputs | None = None,
         cache: kv.KV | None = None,
-        branches: bool = False,
+        branches: bool | Literal["apart"] = False,
     ) -> tuple[Float[Array, "b t d"], kv.KV | None, LayerOutputs]:
         """Returns (h, cache, outputs).
 
         Args:
           inputs: what this layer alone is given.
           cache: this block's keys and values; None without caching.
-          branches: also return what each sublayer added.
-        """
-        h, cache, reports, added = self.apart(h, context, inputs=inputs, cache=cache)
-        if not branches:
-            return h, cache, LayerOutputs(reports)
-        return h, cache, LayerOutputs(reports, stacked(added, h))
-
-    def apart(
-        self,
-        h: Float[Array, "b t d"],
-        context: Context,
-        *,
-        inputs: LayerInputs | None = None,
-        cache: kv.KV | None = None,
-    ) -> tuple[Float[Array, "b t d"], kv.KV | None, dict[str, Any], list[Array | None]]:
-        """(h, cache, reports by slot, what each sublayer added); arguments as of a call.
-
-        What was added is not on one axis as `stacked` has it: a gradient would take that apart
-        again, and None where a sublayer is removed.
+          branches: also return what each sublayer added; "apart" not as one array but as a list,
+            None where a sublayer is removed, which a gradient does not have to take apart again.
         """
         inputs = LayerInputs() if inputs is None else inputs
         reports, added, tokens = {}, [], context.tokens
@@ -151,7 +134,10 @@ class Block(nnx.Module):
             norm = getattr(self, f"{name}_norm")
             h = through(norm, h, tokens) if join.norm == "after" and norm is not None else h
             added.append(y)
-        return constrain(h, ("batch", "length", "embed")), cache, reports, added
+        h = constrain(h, ("batch", "length", "embed"))
+        if not branches:
+            return h, cache, LayerOutputs(reports)
+        return h, cache, LayerOutputs(reports, cast("Any", added) if branches == "apart" else stacked(added, h))
 
     def _branch(
         self,

@@ -95,13 +95,14 @@ def added_up(
         h, cache, outputs = block(h, context, inputs=inputs, cache=cache, branches=branches)
         return (h, e), cache, outputs
     before = h
-    h, cache, reports, added = block.apart(h, context, inputs=inputs, cache=cache)
+    h, cache, outputs = block(h, context, inputs=inputs, cache=cache, branches="apart")
+    added: Any = outputs.branches
     for weight, branch in zip(weights, added, strict=True):
         if branch is not None:
             after = before + branch  # as the block has it, and is computed once
             e = weighed(e, weight.astype(branch.dtype), branch, before, after)
             before = after
-    outputs = LayerOutputs(reports, stacked(added, h) if branches else None)
+    outputs = LayerOutputs(outputs.reports, stacked(added, h) if branches else None)
     return (h, constrain(e, ("batch", "length", "embed"))), cache, outputs
 
 

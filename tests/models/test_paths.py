@@ -134,6 +134,18 @@ def test_components_keep_their_bits_while_weights_change(name):
     assert np.abs(h - other).max() > 1e-3 and np.abs(y - z).max() > 1e-5
 
 
+def test_blocks_of_an_ensemble_are_captured():
+    """What they saw and gave, though the ensemble takes their branches apart."""
+    model = weighed(vit("token", 2))
+    output, seen = tree.capture(model, lambda path, node: isinstance(node, Block), IMAGES)
+    np.testing.assert_array_equal(output, model(IMAGES))
+    assert list(seen) == ["layers[0]", "layers[1]"]
+    first, second = seen.values()
+    np.testing.assert_array_equal(first.output[0], second.input[0])
+    added = sum(branch for branch in first.output[2].branches)
+    np.testing.assert_allclose(first.input[0] + added, first.output[0], atol=1e-6)
+
+
 def test_leaving_out_of_the_ensemble_is_not_leaving_out_of_the_features():
     model, x = form("decoder")
     kept = np.ones(7)
