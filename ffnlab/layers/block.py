@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -137,7 +137,8 @@ class Block(nnx.Module):
         h = constrain(h, ("batch", "length", "embed"))
         if not branches:
             return h, cache, LayerOutputs(reports)
-        return h, cache, LayerOutputs(reports, cast("Any", added) if branches == "apart" else stacked(added, h))
+        given: Any = added if branches == "apart" else stacked(added, h)
+        return h, cache, LayerOutputs(reports, given)
 
     def _branch(
         self,
