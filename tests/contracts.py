@@ -129,6 +129,13 @@ def on_graph(make: Callable) -> Callable[[], None]:
     return checked(make, input_of((6, 16)), call=lambda m, x: m(x, graph))
 
 
+def on_mesh(make: Callable, call: Callable) -> Callable[[], None]:
+    """The check of a layer of edges and nodes: `call(layer, graph, edges, nodes)`."""
+    graph = Graph.make([0, 1, 2, 2, 4], [1, 2, 0, 1, 3], nodes=6)
+    edges = jnp.array([0, 2, 1, 3, 5])  # rows of the input that stand for edges
+    return checked(make, input_of((6, 16)), call=lambda m, x: call(m, graph, x[edges], x))
+
+
 INPUT = input_of((2, 5, 16))
 IDS = jnp.array([[0, 1, 2, 1], [63, 4, 4, 0]])
 FFN = {"activation": "gelu_tanh", "bias": True}
@@ -171,6 +178,9 @@ LAYERS: dict[str, Callable[[], None]] = {
     "Conv": checked(lambda k: layers.Conv(16, 8, key=k), INPUT[:, :, None]),
     "Conv-1d": checked(lambda k: layers.Conv(16, 8, key=k, size=(3,), groups=8, bias=True)),
     "ConvNorm": checked(lambda k: layers.ConvNorm(16, 8, key=k, groups=4), INPUT[:, :, None]),
+    "EdgeMLP": on_mesh(
+        lambda k: layers.EdgeMLP(16, 12, 8, key=k), lambda m, graph, e, x: m(graph, e, x, x)
+    ),
     "EffLayer": checked(lambda k: layers.EffLayer(16, key=k, leading=1)),
     "Embedding": checked(lambda k: layers.Embedding(64, 16, key=k), IDS),
     "EnsembleScale": checked(
@@ -228,6 +238,14 @@ LAYERS: dict[str, Callable[[], None]] = {
     ),
     "Linear": checked(lambda k: linear(k, 16, 8)),
     "MLP": checked(lambda k: layers.MLP((16, 12, 8), key=k)),
+    "MeshBlock": on_mesh(
+        lambda k: layers.MeshBlock(16, key=k, heads=2),
+        lambda m, graph, e, x: m(graph, e, x)[1],
+    ),
+    "MeshBlock-plain": on_mesh(
+        lambda k: layers.MeshBlock(16, key=k, gated=False),
+        lambda m, graph, e, x: m(graph, e, x)[1],
+    ),
     "Modalities": checked(
         lambda k: layers.Modalities(jnp.arange(64) % 3, 3),
         IDS,
@@ -237,6 +255,7 @@ LAYERS: dict[str, Callable[[], None]] = {
         lambda k: layers.MoE(16, layers.MoESpec(4, 2, 8, shared=8), key=k),
         call=lambda m, x: m(x)[0],
     ),
+    "NormedMLP": checked(lambda k: layers.NormedMLP((16, 12, 8), key=k)),
     "PReLU": checked(lambda k: layers.PReLU(16)),
     "SReLU": checked(lambda k: layers.SReLU(end=0.5, slope=2.0)),
     "Noisy": checked(

@@ -1,4 +1,6 @@
-"""Graphs beside torch: the sparse product, its gradient, and a training step of one GCN layer.
+"""Graphs beside torch: the sparse product, its gradient, and training steps.
+
+The steps are of one GCN layer, and of a whole forecast on a globe (`bench.forecast`).
 
 The peer, in its own process (`graphs_peer.py`), takes the fastest of its forms: torch's CSR product
 with either width of indices and its gradient by autograd; the same as two products by hand, with a
@@ -22,6 +24,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
+from ffnlab.bench.forecast import CONFIG, forecast_step
 from ffnlab.bench.peer import Peer
 from ffnlab.bench.turns import Comparison, Task, about
 from ffnlab.clock import timed
@@ -29,6 +32,7 @@ from ffnlab.errors import FFNLabError, at_least
 from ffnlab.graph import Graph, aggregate, symmetric_norm, with_self_loops
 from ffnlab.layers import GCN
 from ffnlab.learning import backprop
+from ffnlab.models import OneForecastConfig
 from ffnlab.progress import track
 from ffnlab.weights import Dense
 
@@ -49,12 +53,14 @@ class Settings:
       width: channels of the products, and out of the layer.
       inputs: channels into the layer, more than out.
       turns: times that both sides do each task, after one to warm up.
+      forecast: of the network whose training step is measured (`bench.forecast`).
     """
 
     sizes: tuple[tuple[int, int], ...] = ((3_000, 30_000), (100_000, 1_000_000))
     width: int = 64
     inputs: int = 128
     turns: int = 15
+    forecast: OneForecastConfig = CONFIG
 
     def __post_init__(self) -> None:
         at_least(1, width=self.width, turns=self.turns)
@@ -88,7 +94,7 @@ def compare(settings: Settings = Settings(), *, progress: bool = False) -> Compa
       progress: show a bar.
     Returns:
       tasks "forward, 3000", "backward, 3000" (forward and backward), "two_products, 3000" (that by
-      hand), …, "train".
+      hand), …, "train", "forecast".
     Raises:
       MissingExtraError: torch or torch_geometric is nowhere to be found.
       FFNLabError: the two sides do not compute the same.
@@ -109,7 +115,9 @@ def compare(settings: Settings = Settings(), *, progress: bool = False) -> Compa
                 for do, name, ours in track(todo, "bench", enabled=progress)
             }
             tasks["train"] = trained(peer, layer, settings.turns)
-            return Comparison("graphs beside torch", tasks, about(peer))
+            said = about(peer)
+    tasks["forecast"] = forecast_step(settings.forecast, turns=settings.turns)
+    return Comparison("graphs beside torch", tasks, said)
 
 
 def drawn(settings: Settings, nodes: int, edges: int, *, is_layer: bool = False) -> Case:

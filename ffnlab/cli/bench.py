@@ -276,8 +276,9 @@ def graphs(*, width: int = 64, inputs: int = 128, turns: int = 15) -> None:
     """Measures sparse products and a GCN layer's step in turns with torch and PyTorch Geometric.
 
     On graphs of 3,000 nodes and 30,000 edges, and of 100,000 and 1,000,000. The peer takes the
-    fastest of its forms, in its own process (see `ffnlab bench`). Then precoders of 1,000 channels
-    by a homogeneous network, beside WMMSE in NumPy.
+    fastest of its forms, in its own process (see `ffnlab bench`). Then a training step of a small
+    OneForecast beside plain torch, and precoders of 1,000 channels by a homogeneous network beside
+    WMMSE in NumPy.
 
     Args:
       width: channels of the products, and out of the layer.

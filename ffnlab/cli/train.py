@@ -30,6 +30,7 @@ from ffnlab.cli.inputs.data_kinds import (
     SequencesConfig,
     SpeechConfig,
     TextsConfig,
+    WeatherConfig,
 )
 from ffnlab.cli.inputs.domains import DomainsData, load_domains
 from ffnlab.cli.inputs.forward import ForwardNodeData, forward_data
@@ -42,6 +43,7 @@ from ffnlab.cli.inputs.questions import QuestionsData, load_questions
 from ffnlab.cli.inputs.sequences import SequencesData, load_sequences
 from ffnlab.cli.inputs.speech import SpeechData, load_speech
 from ffnlab.cli.inputs.texts import TextsData, load_texts
+from ffnlab.cli.inputs.weather import WeatherData, load_weather
 from ffnlab.cli.keys import Section, method_keys, training_keys
 from ffnlab.cli.pipelining import in_list
 from ffnlab.cli.rules import HALVED
@@ -82,6 +84,7 @@ RunData = (
     | DomainsData
     | PermutationData
     | SequencesData
+    | WeatherData
     | NetworksData
     | ChannelData
 )
@@ -245,6 +248,8 @@ def load_data(settings: TrainConfig) -> RunData:
         return load_permutation(data)
     if isinstance(data, SequencesConfig):
         return load_sequences(data, model)
+    if isinstance(data, WeatherConfig):
+        return load_weather(data, model)
     if isinstance(data, NetworksConfig):
         return load_networks(data, model)
     if isinstance(data, CellularConfig | CellFreeConfig):

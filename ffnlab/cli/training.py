@@ -127,9 +127,9 @@ class TrainConfig:
             raise ConfigError("[extension] makes rows of text longer; other data has none")
         if reads_text and self.kind != "decoder" and self.data.packed:
             raise ConfigError(f"packed: a {self.kind} has no rows of several documents")
-        if (what := KINDS[self.kind].reads) in ("graphs", "networks"):
+        if (what := KINDS[self.kind].reads) in ("graphs", "networks", "fields"):
             for name, usual in (("scan", False), ("remat", ""), ("microbatches", 1)):
-                if getattr(self.run, name) != usual:
+                if getattr(self.run, name) != usual and (what, name) != ("fields", "remat"):
                     raise ConfigError(
                         f"{name}={getattr(self.run, name)!r}: a {what[:-1]} is one batch, which is "
                         f"not cut, and its layers run as they are; leave {name} out"

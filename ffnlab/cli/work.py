@@ -4,12 +4,18 @@ from collections.abc import Mapping
 
 from flax import nnx
 
-from ffnlab.cli.inputs.data_kinds import DataConfig, NetworksConfig, SpeechConfig
+from ffnlab.cli.inputs.data_kinds import (
+    DataConfig,
+    NetworksConfig,
+    SpeechConfig,
+    WeatherConfig,
+)
 from ffnlab.cli.inputs.reading import inputs_of, speech
 from ffnlab.cli.pipelining import in_list
 from ffnlab.cli.rules import HALVED
 from ffnlab.cli.training import TrainConfig
 from ffnlab.formats.kinds import KINDS
+from ffnlab.graphs import forecasts
 from ffnlab.models.account import flops_per_token
 from ffnlab.models.calibration import called
 from ffnlab.models.cost import multiply_adds
@@ -40,6 +46,9 @@ def work_of(settings: TrainConfig, model: nnx.Module) -> Work:
         batch = settings.reading.batch(data, settings.model, 1, 0)
         products = multiply_adds(settings.reading.loss(data), model, batch)
         return Work(lambda position: data.batch, 6.0 * products, "input")
+    elif isinstance(data, WeatherConfig):
+        one = settings.reading.batch(data, settings.model, 1, 0)
+        forward = 2.0 * multiply_adds(forecasts, model, one)
     elif settings.kind == "decoder" and isinstance(data, DataConfig):
         forward = flops_per_token(model, -(-settings.text.length // 2))
     elif settings.rule == "forward_gnn":

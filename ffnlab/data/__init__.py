@@ -68,8 +68,24 @@ from ffnlab.data.text.stdlib_text import (
 )
 from ffnlab.data.text.windows import HeldOut, TextBatches, held_out_windows, read_text
 from ffnlab.data.vowels import Vowels, vowels
+from ffnlab.data.weather import (
+    AirTemperature,
+    Scaling,
+    Waves,
+    air_temperature,
+    drawn_waves,
+    scaling_of,
+    wave_fields,
+)
 
 __all__ = [
+    "AirTemperature",
+    "Scaling",
+    "Waves",
+    "air_temperature",
+    "drawn_waves",
+    "scaling_of",
+    "wave_fields",
     "Answer",
     "ArrayBatches",
     "CaptionedDigits",

@@ -9,6 +9,7 @@ from ffnlab.formats.embedded import embedded, open_model
 from ffnlab.formats.huggingface.save import is_packable
 from ffnlab.formats.huggingface.sidecar import ignored_by_others
 from ffnlab.formats.kinds import KINDS, Kind
+from ffnlab.formats.oneforecast import load_oneforecast
 from ffnlab.formats.opening import load, save
 from ffnlab.formats.peft import load_adapter, save_adapter
 from ffnlab.formats.resnet_npz import load_resnet
@@ -23,6 +24,7 @@ __all__ = [
     "is_packable",
     "load",
     "load_adapter",
+    "load_oneforecast",
     "load_resnet",
     "open_model",
     "save",

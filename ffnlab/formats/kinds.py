@@ -11,14 +11,29 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from ffnlab.errors import ConfigError, FormatError, first_line
 from ffnlab.formats.directory import CONFIG_FILE, NATIVE_FILE, SIDECAR_FILE
 from ffnlab.formats.huggingface import audio_families, encoder_families, vit_families
 from ffnlab.formats.huggingface.families import FAMILIES
-from ffnlab.graph import Graph
+from ffnlab.formats.least_input import (
+    denoise,
+    find_noise,
+    frame,
+    image,
+    moment,
+    of_first_task,
+    on_grid,
+    on_one_edge,
+    on_one_node,
+    on_one_point,
+    one_node,
+    row,
+    sequence,
+    tokens,
+    whole_image,
+)
 from ffnlab.layers import MLP
 from ffnlab.models import (
     ICGNN,
@@ -42,6 +57,8 @@ from ffnlab.models import (
     MLPConfig,
     NoPropConfig,
     NoPropNet,
+    OneForecast,
+    OneForecastConfig,
     PhysicalConfig,
     PhysicalNet,
     ResNet,
@@ -61,7 +78,7 @@ __all__ = ["KINDS", "Config", "Kind", "check_kind", "check_runs", "kind_of", "re
 
 Reads = (
     Literal["tokens", "rows", "images", "frames", "sequences"]
-    | Literal["graphs", "networks", "channels", "target"]
+    | Literal["graphs", "networks", "channels", "fields", "target"]
 )
 
 
@@ -83,7 +100,8 @@ class Kind:
       reads: what it is called with: "tokens" int [b, t], "rows" [b, d], "images" [b, h, w, c],
         "frames" [b, t, c] of sounds, "sequences" [b, n, d] of numbers, "graphs", rows [n, d] of the
         nodes of one, "networks", nodes and edges of theirs, "channels", grids [b, ..., d] of users
-        or links, or "target", what the model reads whose weights it gives (`reads_of`).
+        or links, "fields" [h, w, c] of a moment, or "target", what the model reads whose weights
+        it gives (`reads_of`).
       example: (model) -> the least input that it takes, abstract.
       classes: (config) -> how many classes its scores tell apart, None for a configuration without;
         None where the kind has no scores.
@@ -104,90 +122,6 @@ class Kind:
     files: tuple[str, ...] = (NATIVE_FILE,)
     call: Callable[[Any, Any], Any] = lambda model, x: model(x)
     projection: Callable[[], optax.GradientTransformation] | None = None
-
-
-def tokens(model: Any) -> jax.ShapeDtypeStruct:
-    """One token."""
-    return jax.ShapeDtypeStruct((1, 1), jnp.int32)
-
-
-def row(model: Any) -> jax.ShapeDtypeStruct:
-    """One row as wide as the first map."""
-    if isinstance(model, PhysicalNet):
-        width = model.inputs
-    elif isinstance(model, GraphNetwork):
-        width = model.config.sizes[0]
-    elif isinstance(model, MetaNetwork):
-        width = model.config.nodes
-    else:
-        first = model.blocks.of_input if isinstance(model, NoPropNet) else model.maps[0]
-        width = first.weight.shape[0]
-    return jax.ShapeDtypeStruct((1, width), jnp.float32)
-
-
-def frame(model: AudioEncoder) -> jax.ShapeDtypeStruct:
-    """One frame of a sound."""
-    return jax.ShapeDtypeStruct((1, 1, model.config.bands), jnp.float32)
-
-
-def sequence(model: SequenceTransformer) -> jax.ShapeDtypeStruct:
-    """One sequence of the length that the configuration says."""
-    return jax.ShapeDtypeStruct((1, model.config.length, model.config.inputs), jnp.float32)
-
-
-def image(model: Any) -> jax.ShapeDtypeStruct:
-    """One image that is pooled to a pixel."""
-    side = 2 ** len(model.convs if isinstance(model, ConvNet) else model.down)
-    return jax.ShapeDtypeStruct((1, side, side, model.sizes[0]), jnp.float32)
-
-
-def whole_image(model: ViT | ResNet | UViT | RevCol) -> jax.ShapeDtypeStruct:
-    """One image of the size that the configuration says."""
-    return jax.ShapeDtypeStruct((1, *model.config.image, model.config.channels), jnp.float32)
-
-
-def on_one_node(model: GraphNetwork, x: Any) -> Any:
-    """The network on a graph of one node that is its own neighbour."""
-    with jax.ensure_compile_time_eval():  # a graph checks its indices, which may not be traced
-        graph = Graph.make([0], [0], nodes=1)
-    return model(x, graph)
-
-
-def on_one_edge(model: MetaNetwork, x: Any) -> Any:
-    """The metanetwork on a neuron that reads itself, with a weight of 0."""
-    with jax.ensure_compile_time_eval():
-        graph = Graph.make([0], [0], nodes=1)
-    return model(x, jnp.zeros((1, model.config.edges), x.dtype), graph)
-
-
-def one_node(model: ICGNN) -> jax.ShapeDtypeStruct:
-    """A grid of one node."""
-    config = model.config
-    return jax.ShapeDtypeStruct((1, *(1,) * config.axes, config.nodes), jnp.float32)
-
-
-def on_grid(model: ICGNN, x: Any) -> Any:
-    """The network on nodes whose edges, where there are some, are zeros."""
-    edges = model.config.edges
-    return model(x, edges=jnp.zeros((*x.shape[:2], x.shape[1], edges), x.dtype) if edges else None)
-
-
-def denoise(model: NoPropNet, x: Any) -> Any:
-    """The first denoiser and the readout, each once."""
-    z = model.of_class(jnp.zeros(len(x), jnp.int32))
-    is_timed = model.block_of(0) is model.blocks
-    return model.block_of(0)(x, z, *([jnp.zeros(len(x))] if is_timed else [])), model.out(z)
-
-
-def find_noise(model: UViT, x: Any) -> Any:
-    """The noise in images at time 0, of the first class where the model is told of one."""
-    is_told = model.config.classes is not None
-    return model(x, labels=jnp.zeros(len(x), jnp.int32) if is_told else None)
-
-
-def of_first_task(model: Hypernet, x: Any) -> Any:
-    """What the target gives of the first task, or without tasks."""
-    return model(x, 0 if "task" in model.spec.inputs else None)
 
 
 def of_target(model: Hypernet) -> jax.ShapeDtypeStruct:
@@ -311,6 +245,14 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             "rows",
             row,
             lambda c: c.classes,
+        ),
+        "oneforecast": Kind(
+            OneForecastConfig,
+            OneForecast,
+            OneForecastConfig.make,
+            "fields",
+            moment,
+            call=on_one_point,
         ),
         "sequence": Kind(
             SequenceConfig, SequenceTransformer, SequenceConfig.make, "sequences", sequence

@@ -8,6 +8,7 @@ minute. Layers on graphs belong in `ffnlab.layers`, data sets in `ffnlab.data`.
 
 from ffnlab.graph.building import disjoint, pad, undirected, with_self_loops
 from ffnlab.graph.edges import Bipartite, Edges, Graph, edge_order
+from ffnlab.graph.ends import at_receivers, at_senders, collected
 from ffnlab.graph.norms import row_norm, symmetric_norm
 from ffnlab.graph.product import aggregate
 from ffnlab.graph.segments import segment_max, segment_mean, segment_softmax, segment_sum
@@ -17,6 +18,9 @@ __all__ = [
     "Edges",
     "Graph",
     "aggregate",
+    "at_receivers",
+    "at_senders",
+    "collected",
     "disjoint",
     "edge_order",
     "pad",

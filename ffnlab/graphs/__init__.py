@@ -10,6 +10,7 @@ from ffnlab.graphs.channels import (
     cellular,
 )
 from ffnlab.graphs.conjugate import conjugate_gradients
+from ffnlab.graphs.globe import globe_of, make_globe
 from ffnlab.graphs.icgnn import (
     POWER,
     PRECODING,
@@ -20,34 +21,71 @@ from ffnlab.graphs.icgnn import (
     precoding_loss,
     user_features,
 )
+from ffnlab.graphs.icosphere import Box, Triangles, icosahedron, multimesh
+from ffnlab.graphs.nested import Nest, nested_inputs, nested_rollout
+from ffnlab.graphs.oneforecast import (
+    ForecastBatch,
+    balanced,
+    forecast_loss,
+    relative_distance,
+    rollout,
+)
 from ffnlab.graphs.power import ascended, cell_free_rates, fractional, powers
 from ffnlab.graphs.precoding import mrt, rates, rzf, structured, wmmse, zf
+from ffnlab.graphs.weather import (
+    ForecastBatches,
+    Rows,
+    forecasts,
+    split_by_time,
+    temperature_rows,
+    wave_rows,
+)
 
 __all__ = [
-    "POWER",
-    "PRECODING",
+    "Box",
     "CellFree",
     "CellFreeBatches",
     "Cellular",
     "CellularBatches",
+    "ForecastBatch",
+    "ForecastBatches",
+    "Nest",
+    "POWER",
+    "PRECODING",
+    "Rows",
+    "Triangles",
     "allocate",
     "ascended",
     "ascended_precoder",
+    "balanced",
     "cell_free",
     "cell_free_rates",
     "cellular",
     "conjugate_gradients",
+    "forecast_loss",
+    "forecasts",
     "fractional",
+    "globe_of",
+    "icosahedron",
     "link_features",
+    "make_globe",
     "mrt",
+    "multimesh",
+    "nested_inputs",
+    "nested_rollout",
     "power_loss",
     "powers",
     "precode",
     "precoding_loss",
     "rates",
+    "relative_distance",
+    "rollout",
     "rzf",
+    "split_by_time",
     "structured",
+    "temperature_rows",
     "user_features",
+    "wave_rows",
     "wmmse",
     "zf",
 ]

@@ -31,6 +31,7 @@ from ffnlab.layers.grouped import GroupedLinear, GroupedNorm, Groups
 from ffnlab.layers.guided import Guided
 from ffnlab.layers.linear import Embedding, Linear
 from ffnlab.layers.long_skips import SkipGate, SkipScaling, scale_skips
+from ffnlab.layers.mesh import EdgeMLP, MeshBlock, NormedMLP
 from ffnlab.layers.modality import Blocks, EveryCopy, Modalities
 from ffnlab.layers.noisy import Noisy
 from ffnlab.layers.norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm, ScaleNorm
@@ -50,6 +51,9 @@ from ffnlab.layers.routers import Routing
 from ffnlab.layers.stacking import Statistic
 
 __all__ = [
+    "EdgeMLP",
+    "MeshBlock",
+    "NormedMLP",
     "ACTIVATIONS",
     "CELLS",
     "FFN",

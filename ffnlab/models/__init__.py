@@ -22,6 +22,7 @@ from ffnlab.models.convnet import (
 from ffnlab.models.decoder import Cache, Decoder
 from ffnlab.models.encoder import Encoder, MaskedTransform, sentence_vectors
 from ffnlab.models.encoder_config import EncoderConfig
+from ffnlab.models.globe import Globe
 from ffnlab.models.graph_network import GraphNetwork, GraphNetworkConfig, Repeated
 from ffnlab.models.groups import Group, Part, groups
 from ffnlab.models.hypernet.inputs import Condition, Tasked
@@ -36,6 +37,7 @@ from ffnlab.models.narrow import narrow
 from ffnlab.models.noise import LearnedSchedule
 from ffnlab.models.noprop_net import Denoiser, NoPropConfig, NoPropNet
 from ffnlab.models.norms import population_norms
+from ffnlab.models.oneforecast import Crossing, OneForecast, OneForecastConfig
 from ffnlab.models.physical_net import PhysicalConfig, PhysicalLayer, PhysicalNet
 from ffnlab.models.pipeline import pipeline, unpipeline
 from ffnlab.models.remat import remat
@@ -77,11 +79,13 @@ __all__ = [
     "ConvMirror",
     "ConvNet",
     "ConvNetConfig",
+    "Crossing",
     "Decoder",
     "DecoderConfig",
     "Denoiser",
     "Encoder",
     "EncoderConfig",
+    "Globe",
     "GraphNetwork",
     "GraphNetworkConfig",
     "Group",
@@ -101,6 +105,8 @@ __all__ = [
     "MetaRound",
     "NoPropConfig",
     "NoPropNet",
+    "OneForecast",
+    "OneForecastConfig",
     "Part",
     "PhysicalConfig",
     "PhysicalLayer",

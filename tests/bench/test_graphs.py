@@ -11,8 +11,12 @@ from ffnlab.bench import graphs, peer
 from ffnlab.bench.graphs import Settings, compare
 from ffnlab.bench.turns import Comparison, Task
 from ffnlab.errors import FFNLabError, MissingExtraError
+from ffnlab.models import OneForecastConfig
 
-SMALL = Settings(sizes=((7, 20), (5, 30)), width=3, inputs=4, turns=2)
+TINY = OneForecastConfig((2, 3), 2, 2, 0, width=4, blocks=3, heads=2)
+FORECAST = Task(1.0, 2.0, 2.0, 1e-6, "dense")  # what `tests/bench/test_forecast.py` is of
+
+SMALL = Settings(sizes=((7, 20), (5, 30)), width=3, inputs=4, turns=2, forecast=TINY)
 
 
 class Fake:
@@ -68,13 +72,20 @@ class Fake:
         pass
 
 
-def test_both_sides_do_the_same(monkeypatch, capsys):
+@pytest.fixture
+def no_forecast(monkeypatch):
+    """A step of a forecast that is not taken."""
+    monkeypatch.setattr(graphs, "forecast_step", lambda config, *, turns: FORECAST)
+
+
+def test_both_sides_do_the_same(monkeypatch, capsys, no_forecast):
     monkeypatch.setattr(graphs, "Peer", Fake)
     found = compare(SMALL)
     does = ("forward", "backward", "two_products")
-    expected = [*(f"{do}, {n}" for n in (7, 5) for do in does), "train"]
+    expected = [*(f"{do}, {n}" for n in (7, 5) for do in does), "train", "forecast"]
     assert list(found.tasks) == expected
-    for task in found.tasks.values():
+    assert found.tasks["forecast"] is FORECAST
+    for task in list(found.tasks.values())[:-1]:
         assert task.ours > 0 and task.theirs == 0.5 and task.form == "dense"
         assert 0 < task.difference < 1e-5 and task.ratio > 0
     rich.print(found)

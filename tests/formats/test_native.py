@@ -141,6 +141,12 @@ MODELS = {
     "meta": lambda: models.MetaNetworkConfig(2, 3, layers=2, width=4).make(key=jax.random.key(0)),
     "icgnn": lambda: models.ICGNNConfig(2, 2, edges=2, width=4).make(key=jax.random.key(0)),
     "icgnn-of-links": lambda: models.ICGNNConfig(3, 1, axes=2, width=4).make(key=jax.random.key(0)),
+    "oneforecast": lambda: models.OneForecastConfig(
+        (2, 3), 2, 1, 0, (0.0, 90.0, -90.0, 90.0), width=4, blocks=3
+    ).make(key=jax.random.key(0)),
+    "oneforecast-plain": lambda: models.OneForecastConfig(
+        (2, 3), 2, 1, 0, width=4, blocks=3, gated=False
+    ).make(key=jax.random.key(0)),
     "mlp-prelu": lambda: models.MLPConfig((3, 4, 4, 2), "prelu").make(key=jax.random.key(0)),
     "sequence": lambda: models.SequenceConfig(3, 2, 4, 8, 5, heads=2).make(key=jax.random.key(0)),
     "physical": lambda: models.PhysicalConfig(3, 2, (4, 5), "two_bit", skip=True, slots=2).make(

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from ffnlab.cli.inputs.channel_kinds import CellFreeConfig, CellularConfig
+from ffnlab.cli.inputs.field_kinds import WeatherConfig
 from ffnlab.cli.inputs.graph_kinds import BlockModelConfig, GraphConfig, NetworksConfig
 from ffnlab.errors import ConfigError, at_least, check_seed
 
@@ -24,6 +25,7 @@ __all__ = [
     "SequencesConfig",
     "SpeechConfig",
     "TextsConfig",
+    "WeatherConfig",
 ]
 
 
@@ -376,6 +378,7 @@ AnyData = (
     | NetworksConfig
     | CellularConfig
     | CellFreeConfig
+    | WeatherConfig
 )
 # What `kind` may be in [data], the one without it first.
 DATA_KINDS: Mapping[str, type] = MappingProxyType(
@@ -395,5 +398,6 @@ DATA_KINDS: Mapping[str, type] = MappingProxyType(
         "networks": NetworksConfig,
         "cellular": CellularConfig,
         "cell_free": CellFreeConfig,
+        "weather": WeatherConfig,
     }
 )

@@ -26,6 +26,7 @@ from ffnlab.cli.inputs.data_kinds import (
     SpeechConfig,
     TextsConfig,
 )
+from ffnlab.cli.inputs.field_kinds import WeatherConfig, weather_batch, weather_loss
 from ffnlab.data import CaptionedDigits, Labelled, Packed, SequencePairs
 from ffnlab.data.images.files import ImageFolder
 from ffnlab.data.interleaved import NAMES, caption_length
@@ -363,6 +364,7 @@ READINGS: Mapping[str, Reading] = MappingProxyType(
             lambda data: meta_loss(reg=data.reg, alpha=data.alpha),
             first_network,
         ),
+        "fields": Reading((WeatherConfig,), "weather", weather_loss, weather_batch),
         "sequences": Reading(
             (SequencesConfig,), "sequences of numbers", lambda data: squares, pairs_of
         ),
