@@ -277,20 +277,22 @@ def graphs(*, width: int = 64, inputs: int = 128, turns: int = 15) -> None:
 
     On graphs of 3,000 nodes and 30,000 edges, and of 100,000 and 1,000,000. The peer takes the
     fastest of its forms, in its own process (see `ffnlab bench`). Then a training step of a small
-    OneForecast beside plain torch, and precoders of 1,000 channels by a homogeneous network beside
-    WMMSE in NumPy.
+    OneForecast beside plain torch, precoders of 1,000 channels by a homogeneous network beside
+    WMMSE in NumPy, and summaries of a graph of several kinds of nodes (RpHGNN) beside SciPy, with
+    the memory that they take.
 
     Args:
-      width: channels of the products, and out of the layer.
+      width: channels of the products, out of the layer, and of summaries.
       inputs: channels into the layer, more than out.
       turns: times that both sides do each task.
     """
-    from ffnlab.bench import precoding
-    from ffnlab.bench.graphs import Settings, compare
+    from ffnlab.bench import graphs, precoding, summaries
     from ffnlab.cli.show import show
 
-    show(compare(Settings(width=width, inputs=inputs, turns=turns), progress=True))
+    settings = graphs.Settings(width=width, inputs=inputs, turns=turns)
+    show(graphs.compare(settings, progress=True))
     show(precoding.compare(precoding.Settings(turns=turns)))
+    show(summaries.compare(summaries.Settings(width=width, turns=turns), progress=True))
 
 
 def metanetwork(

@@ -73,7 +73,7 @@ OWN: Mapping[str, Own] = MappingProxyType(
             "ffnlab.learning.backprop:backprop",
             (
                 *("decoder", "encoder", "vit", "resnet", "uvit", "revcol", "mlp", "convnet"),
-                *("graph", "hypernet", "sequence", "meta", "icgnn", "oneforecast"),
+                *("graph", "groups", "hypernet", "sequence", "meta", "icgnn", "oneforecast"),
             ),
         ),
         "counter_current": Own(

@@ -24,6 +24,7 @@ from ffnlab.cli.inputs.data_kinds import (
     DataConfig,
     DomainsConfig,
     GraphConfig,
+    HeteroConfig,
     NetworksConfig,
     PermutationConfig,
     QuestionsConfig,
@@ -35,6 +36,7 @@ from ffnlab.cli.inputs.data_kinds import (
 from ffnlab.cli.inputs.domains import DomainsData, load_domains
 from ffnlab.cli.inputs.forward import ForwardNodeData, forward_data
 from ffnlab.cli.inputs.halves import halved
+from ffnlab.cli.inputs.hetero import HeteroData, load_hetero
 from ffnlab.cli.inputs.labelled import LabelledData, load_labelled
 from ffnlab.cli.inputs.networks import NetworksData, load_networks
 from ffnlab.cli.inputs.nodes import NodeData, node_data
@@ -79,6 +81,7 @@ RunData = (
     | TextsData
     | QuestionsData
     | NodeData
+    | HeteroData
     | SpeechData
     | CaptionedData
     | DomainsData
@@ -242,6 +245,8 @@ def load_data(settings: TrainConfig) -> RunData:
         return load_captioned(data)
     if isinstance(data, GraphConfig | BlockModelConfig):
         return forward_data(settings) if settings.rule == "forward_gnn" else node_data(data, model)
+    if isinstance(data, HeteroConfig):
+        return load_hetero(data, model)
     if isinstance(data, DomainsConfig):
         return load_domains(data, model)
     if isinstance(data, PermutationConfig):

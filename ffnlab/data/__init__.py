@@ -14,6 +14,7 @@ from ffnlab.data.domains import moons, on_photographs, read_svmlight, reviews
 from ffnlab.data.feature_cache import FeatureCache
 from ffnlab.data.folders import find_folder, folder
 from ffnlab.data.graphs import LabelledNodes, block_model, cora
+from ffnlab.data.hetero import HeteroNodes, academic, cora_words
 from ffnlab.data.images.arrays import Images, as_images
 from ffnlab.data.images.augment import crop, erase, flip
 from ffnlab.data.images.augmented import augmented
@@ -91,6 +92,7 @@ __all__ = [
     "CaptionedDigits",
     "FeatureCache",
     "HeldOut",
+    "HeteroNodes",
     "ImageFolder",
     "Images",
     "Labelled",
@@ -119,6 +121,7 @@ __all__ = [
     "TokenRows",
     "Vowels",
     "Zipped",
+    "academic",
     "answers_of",
     "as_images",
     "as_uniform",
@@ -131,6 +134,7 @@ __all__ = [
     "captioned",
     "colour_jitter",
     "cora",
+    "cora_words",
     "crop",
     "cutmix",
     "digits",

@@ -49,6 +49,8 @@ from ffnlab.models import (
     EncoderConfig,
     GraphNetwork,
     GraphNetworkConfig,
+    GroupNetwork,
+    GroupNetworkConfig,
     Hypernet,
     HypernetConfig,
     ICGNNConfig,
@@ -210,6 +212,14 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             row,
             lambda c: c.sizes[-1] if c.form == "scores" else None,
             call=on_one_node,
+        ),
+        "groups": Kind(
+            GroupNetworkConfig,
+            GroupNetwork,
+            GroupNetworkConfig.make,
+            "rows",
+            row,
+            lambda c: c.classes,
         ),
         "noprop": Kind(
             NoPropConfig,

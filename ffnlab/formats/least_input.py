@@ -15,6 +15,7 @@ from ffnlab.models import (
     ConvNet,
     Globe,
     GraphNetwork,
+    GroupNetwork,
     Hypernet,
     MetaNetwork,
     NoPropNet,
@@ -41,6 +42,8 @@ def row(model: Any) -> jax.ShapeDtypeStruct:
         width = model.config.sizes[0]
     elif isinstance(model, MetaNetwork):
         width = model.config.nodes
+    elif isinstance(model, GroupNetwork):
+        width = model.config.width
     else:
         first = model.blocks.of_input if isinstance(model, NoPropNet) else model.maps[0]
         width = first.weight.shape[0]

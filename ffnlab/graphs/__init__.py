@@ -10,6 +10,7 @@ from ffnlab.graphs.channels import (
     cellular,
 )
 from ffnlab.graphs.conjugate import conjugate_gradients
+from ffnlab.graphs.consistency import consistency, keyed
 from ffnlab.graphs.globe import globe_of, make_globe
 from ffnlab.graphs.icgnn import (
     POWER,
@@ -22,6 +23,7 @@ from ffnlab.graphs.icgnn import (
     user_features,
 )
 from ffnlab.graphs.icosphere import Box, Triangles, icosahedron, multimesh
+from ffnlab.graphs.label_groups import label_groups
 from ffnlab.graphs.nested import Nest, nested_inputs, nested_rollout
 from ffnlab.graphs.oneforecast import (
     ForecastBatch,
@@ -32,6 +34,8 @@ from ffnlab.graphs.oneforecast import (
 )
 from ffnlab.graphs.power import ascended, cell_free_rates, fractional, powers
 from ffnlab.graphs.precoding import mrt, rates, rzf, structured, wmmse, zf
+from ffnlab.graphs.rounds import Entry, RpHGNNOptions
+from ffnlab.graphs.rphgnn import Features, featured, precomputed, propagated
 from ffnlab.graphs.weather import (
     ForecastBatches,
     Rows,
@@ -47,12 +51,15 @@ __all__ = [
     "CellFreeBatches",
     "Cellular",
     "CellularBatches",
+    "Entry",
+    "Features",
     "ForecastBatch",
     "ForecastBatches",
     "Nest",
     "POWER",
     "PRECODING",
     "Rows",
+    "RpHGNNOptions",
     "Triangles",
     "allocate",
     "ascended",
@@ -62,11 +69,15 @@ __all__ = [
     "cell_free_rates",
     "cellular",
     "conjugate_gradients",
+    "consistency",
+    "featured",
     "forecast_loss",
     "forecasts",
     "fractional",
     "globe_of",
     "icosahedron",
+    "keyed",
+    "label_groups",
     "link_features",
     "make_globe",
     "mrt",
@@ -77,6 +88,8 @@ __all__ = [
     "powers",
     "precode",
     "precoding_loss",
+    "precomputed",
+    "propagated",
     "rates",
     "relative_distance",
     "rollout",

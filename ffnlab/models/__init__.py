@@ -24,6 +24,7 @@ from ffnlab.models.encoder import Encoder, MaskedTransform, sentence_vectors
 from ffnlab.models.encoder_config import EncoderConfig
 from ffnlab.models.globe import Globe
 from ffnlab.models.graph_network import GraphNetwork, GraphNetworkConfig, Repeated
+from ffnlab.models.group_network import Branch, GroupNetwork, GroupNetworkConfig, PReLUMap
 from ffnlab.models.groups import Group, Part, groups
 from ffnlab.models.hypernet.inputs import Condition, Tasked
 from ffnlab.models.hypernet.net import Hypernet, HypernetConfig
@@ -73,6 +74,7 @@ __all__ = [
     "AudioEncoderConfig",
     "AudioInput",
     "AutoencoderConfig",
+    "Branch",
     "Cache",
     "Condition",
     "ConvAutoencoder",
@@ -89,6 +91,8 @@ __all__ = [
     "GraphNetwork",
     "GraphNetworkConfig",
     "Group",
+    "GroupNetwork",
+    "GroupNetworkConfig",
     "Hypernet",
     "HypernetConfig",
     "HypernetSpec",
@@ -107,6 +111,7 @@ __all__ = [
     "NoPropNet",
     "OneForecast",
     "OneForecastConfig",
+    "PReLUMap",
     "Part",
     "PhysicalConfig",
     "PhysicalLayer",

@@ -11,6 +11,7 @@ from ffnlab.bench import (
     precoding,
     quantized,
     sparse,
+    summaries,
     versus,
 )
 from ffnlab.cli.main import main
@@ -25,6 +26,7 @@ def asked(monkeypatch):
     monkeypatch.setattr(sparse, "compare", lambda *a, progress: calls.append(("sparse", *a)))
     monkeypatch.setattr(graphs, "compare", lambda *a, progress: calls.append(("graphs", *a)))
     monkeypatch.setattr(precoding, "compare", lambda *a: calls.append(("precoding", *a)))
+    monkeypatch.setattr(summaries, "compare", lambda *a, progress: calls.append(("summaries", *a)))
     monkeypatch.setattr(analysis, "compare", lambda *a, progress: calls.append(("analysis", *a)))
     monkeypatch.setattr(learning, "compare", lambda *a, progress: calls.append(("learning", *a)))
     monkeypatch.setattr(metanetwork, "compare", lambda *a, progress: calls.append(("meta", *a)))
@@ -65,6 +67,7 @@ def test_other_benches(asked, capsys):
         ("loading",),
         ("graphs", graphs.Settings(turns=2)),
         ("precoding", precoding.Settings(turns=2)),
+        ("summaries", summaries.Settings(turns=2)),
         ("learning", learning.Settings(together=5, turns=2)),
         ("analysis", analysis.Settings(boxes=3, turns=2)),
         ("meta", metanetwork.Settings(rows=9, turns=2)),

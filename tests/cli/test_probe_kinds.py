@@ -47,6 +47,7 @@ CONFIGS = {
     "convnet": models.ConvNetConfig((1, 2, 3, 4), 10),
     "autoencoder": models.AutoencoderConfig((1, 3)),
     "graph": models.GraphNetworkConfig((3, 4, 2)),
+    "groups": models.GroupNetworkConfig(((2, 16), (1, 32)), 10, hidden=4),
     "noprop": models.NoPropConfig(64, 10, hidden=4, blocks=3),
     "hypernet": models.HypernetConfig(
         models.MLPConfig((64, 5, 10)), models.HypernetSpec(hidden=(4,), embedding=2)

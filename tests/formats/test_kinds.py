@@ -32,6 +32,7 @@ CONFIGS = {
     "convnet": models.ConvNetConfig((1, 3, 4), 5),
     "autoencoder": models.AutoencoderConfig((2, 3)),
     "graph": models.GraphNetworkConfig((3, 4, 2), "gat", heads=2),
+    "groups": models.GroupNetworkConfig(((3, 2), (1, 4)), 3, hidden=4, fuse="mean"),
     "noprop": models.NoPropConfig(3, 2, hidden=4, blocks=2),
     "hypernet": models.HypernetConfig(
         models.MLPConfig((3, 4, 2)), models.HypernetSpec(tasks=2, hidden=(5,))
@@ -54,6 +55,7 @@ OUTPUTS = {
     "convnet": [(1, 5)],
     "autoencoder": [(1, 2, 2, 2)],
     "graph": [(1, 2)],
+    "groups": [(1, 3)],
     "noprop": [(1, 2), (1, 2)],
     "hypernet": [(1, 2)],
     "meta": [(1, 2), (1, 3)],

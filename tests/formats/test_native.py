@@ -147,6 +147,9 @@ MODELS = {
     "oneforecast-plain": lambda: models.OneForecastConfig(
         (2, 3), 2, 1, 0, width=4, blocks=3, gated=False
     ).make(key=jax.random.key(0)),
+    "groups": lambda: models.GroupNetworkConfig(((3, 2), (1, 4)), 3, hidden=4, drop=0.5).make(
+        key=jax.random.key(0)
+    ),
     "mlp-prelu": lambda: models.MLPConfig((3, 4, 4, 2), "prelu").make(key=jax.random.key(0)),
     "sequence": lambda: models.SequenceConfig(3, 2, 4, 8, 5, heads=2).make(key=jax.random.key(0)),
     "physical": lambda: models.PhysicalConfig(3, 2, (4, 5), "two_bit", skip=True, slots=2).make(

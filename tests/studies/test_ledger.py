@@ -33,6 +33,7 @@ AXES_PAGE = "\n".join(["# Meshes", "", *tables.marks(tables.AXES), ""])
 TO_COME = (
     "icgnn",
     "oneforecast",
+    "rphgnn",
 )
 RECORDED = [
     pytest.param(slug, marks=pytest.mark.xfail(strict=True, reason="its full run is to come"))

@@ -8,7 +8,7 @@ import numpy as np
 
 from ffnlab.cli.inputs.data_kinds import CaptionedConfig, ImagesConfig
 from ffnlab.cli.inputs.labelled import Reader, both_parts, images
-from ffnlab.cli.inputs.reading import classes_named
+from ffnlab.cli.inputs.named_images import classes_named
 from ffnlab.cli.training import TrainConfig
 from ffnlab.data import CaptionedDigits, Labelled, Packed, captioned
 from ffnlab.data.interleaved import answered

@@ -1,11 +1,14 @@
-"""`[data]` of runs that see a whole graph, or the graph of a network, at every step."""
+"""`[data]` of runs on graphs: whole ones, summaries of their nodes, graphs of networks."""
 
 import dataclasses
 from typing import ClassVar
 
-from ffnlab.errors import ConfigError, at_least
+from ffnlab.errors import ConfigError, at_least, check_seed
+from ffnlab.graphs import RpHGNNOptions
 
-__all__ = ["BlockModelConfig", "GraphConfig", "NetworksConfig"]
+__all__ = ["BlockModelConfig", "GraphConfig", "HeteroConfig", "NetworksConfig"]
+
+HETERO = ("academic", "cora_words")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +60,42 @@ class BlockModelConfig:
             raise ConfigError(
                 f"train={self.train} and held_out={self.held_out} are more than nodes={self.nodes}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class HeteroConfig:
+    """A graph of several kinds of nodes, summarized once before learning: rows of its target.
+
+    The classes of some of the target's nodes are learned in batches, others are held out, a third
+    part is for testing; the data says which.
+
+    Attributes:
+      graph: "academic" (drawn) or "cora_words" (papers and words of Cora, of FFNLAB_DATA).
+      rounds: in which kinds hear each other (`ffnlab.graphs.precomputed`); groups of the model have
+        as many repetitions.
+      width: of the rows of kinds without features.
+      squash: how a kind makes one row of what it heard.
+      with_input: groups of even echoes begin with the target's own rows, and are one longer.
+      labels: groups of the classes around a node come last, one repetition each.
+      batch: nodes of a batch.
+      draw: seed of the graph, of rows and of projections.
+    """
+
+    graph: str = "academic"
+    rounds: int = 3
+    width: int = 32
+    squash: str = "project_norm_sum"
+    with_input: bool = False
+    labels: bool = False
+    batch: int = 128
+    draw: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(1, rounds=self.rounds, width=self.width, batch=self.batch)
+        check_seed(self.draw)
+        if self.graph not in HETERO:
+            raise ConfigError(f"graph={self.graph!r} is not one of {list(HETERO)}")
+        RpHGNNOptions(squash=self.squash)
 
 
 @dataclasses.dataclass(frozen=True)

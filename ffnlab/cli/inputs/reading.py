@@ -2,8 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from ffnlab.cli.inputs.data_kinds import (
     DataConfig,
     DomainsConfig,
     GraphConfig,
+    HeteroConfig,
     ImagesConfig,
     NetworksConfig,
     PermutationConfig,
@@ -27,12 +27,13 @@ from ffnlab.cli.inputs.data_kinds import (
     TextsConfig,
 )
 from ffnlab.cli.inputs.field_kinds import WeatherConfig, weather_batch, weather_loss
+from ffnlab.cli.inputs.named_images import classes_named
 from ffnlab.data import CaptionedDigits, Labelled, Packed, SequencePairs
-from ffnlab.data.images.files import ImageFolder
-from ffnlab.data.interleaved import NAMES, caption_length
+from ffnlab.data.interleaved import caption_length
 from ffnlab.data.sound_rows import PER_SECOND
 from ffnlab.errors import ConfigError, first_line
 from ffnlab.formats.kinds import KINDS, Config, kind_of, reads_of
+from ffnlab.graphs import keyed
 from ffnlab.learning.exact_permutations.ensemble import one_hot_squares
 from ffnlab.learning.squares import squares
 from ffnlab.losses import (
@@ -56,8 +57,6 @@ __all__ = [
     "Reading",
     "by_name",
     "check_speech",
-    "classes_named",
-    "has_idx",
     "input_shape",
     "inputs_of",
     "reading_of",
@@ -102,6 +101,8 @@ def reading_of(model: object, data: object = None) -> Reading:
         return CAPTIONED
     known = KINDS[kind or ""]
     has_classes = known.classes is not None and known.classes(model)
+    if kind == "groups" and not isinstance(data, DomainsConfig):
+        return OF_GROUPS
     if isinstance(data, PermutationConfig) and kind == "mlp":
         return OF_BASIS
     if isinstance(data, DomainsConfig) and has_classes and known.reads in ("rows", "images"):
@@ -215,6 +216,13 @@ def arrays(data: Any, model: Any, rows: int, length: int) -> PyTree:
     return Taught(x, ints(rows), answers)  # type: ignore
 
 
+def grouped(data: Any, model: Any, rows: int, length: int) -> PyTree:
+    """A batch of summaries of nodes, or as `arrays`."""
+    if not isinstance(data, HeteroConfig):
+        return arrays(data, model, rows, length)
+    return Labelled(jax.ShapeDtypeStruct((rows, model.width), np.float16), ints(rows))  # type: ignore
+
+
 def two_domains(data: DomainsConfig, model: Any, rows: int, length: int) -> PyTree:
     """A batch of two domains: inputs with classes, and inputs alone."""
     shape = input_shape(RecordsConfig(data.source, data.shape_of(data.source)), model)
@@ -290,18 +298,6 @@ def between_captions(data: CaptionedConfig, model: Any, rows: int, length: int) 
         )
     tokens = ints(rows, length)
     return Packed(tokens, tokens, tokens)  # type: ignore[arg-type]
-
-
-def classes_named(data: CaptionedConfig) -> Sequence[str]:
-    """What captions call the classes: digits by their names, others as their subfolders."""
-    if data.images in ("digits", "mnist") or has_idx(data.images):
-        return NAMES
-    return ImageFolder(data.images, data.size, mode="L").classes  # type: ignore[arg-type]
-
-
-def has_idx(place: str) -> bool:
-    """Whether a folder holds IDX files named as MNIST's."""
-    return any(Path(place).glob("train*images*"))
 
 
 def check_speech(data: SpeechConfig, model: Any) -> None:
@@ -386,6 +382,13 @@ OF_BASIS = Reading(
     "images, records or a permutation",
     lambda data: one_hot_squares,
     whole_basis,
+)
+# … or groups of summaries, and drop some …
+OF_GROUPS = Reading(
+    (ImagesConfig, RecordsConfig, HeteroConfig),
+    "images, records or a graph of several kinds",
+    lambda data: keyed(of_arrays(data)),
+    grouped,
 )
 # … and of encoders by their head.
 OF_HEADS: Mapping[str, Reading] = MappingProxyType(
