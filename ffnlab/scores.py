@@ -13,6 +13,7 @@ from ffnlab.errors import ConfigError
 __all__ = [
     "calibration_error",
     "exact_match",
+    "hits_at",
     "macro_f1",
     "normalised",
     "roc_auc",
@@ -57,6 +58,40 @@ def roc_auc(scores: Float[np.ndarray, "n"], positive: np.ndarray) -> float:
     >>> roc_auc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1]))
     0.75
     """
+    scores, chosen = of_two_kinds(scores, positive)
+    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(count) - (count - 1) / 2)[place]  # mean rank of equal scores
+    m, n = int(chosen.sum()), int((~chosen).sum())
+    return float((ranks[chosen].sum() - m * (m + 1) / 2) / (m * n))
+
+
+def hits_at(k: int, scores: Float[np.ndarray, "n"], positive: np.ndarray) -> float:
+    """Share of positive examples with a higher score than the k-th best negative one (Hits@k).
+
+    Args:
+      k: at least 1.
+      scores: higher for what is thought positive.
+      positive: [n] bool, or 0 and 1; k or more are not.
+    Raises:
+      ConfigError: fewer negative examples than k, other shapes, scores that are no numbers, or
+        examples of one kind alone.
+
+    >>> hits_at(2, np.array([0.9, 0.5, 0.4, 0.6, 0.4, 0.1]), np.array([1, 1, 1, 0, 0, 0]))
+    0.666...
+    """
+    scores, chosen = of_two_kinds(scores, positive)
+    negative = scores[~chosen]
+    if not 1 <= k <= len(negative):
+        raise ConfigError(f"k={k} of {len(negative)} negative examples; 1 to as many are accepted")
+    return float(np.mean(scores[chosen] > np.partition(negative, -k)[-k]))
+
+
+def of_two_kinds(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(scores float64, which are positive), checked.
+
+    Raises:
+      ConfigError: other shapes, scores that are no numbers, or examples of one kind alone.
+    """
     scores, positive = np.asarray(scores, np.float64), np.asarray(positive)
     if scores.ndim != 1 or positive.shape != scores.shape:
         raise ConfigError(f"scores {scores.shape} and positive {positive.shape}; [n] are accepted")
@@ -65,10 +100,7 @@ def roc_auc(scores: Float[np.ndarray, "n"], positive: np.ndarray) -> float:
     chosen = positive.astype(bool)
     if chosen.all() or not chosen.any():
         raise ConfigError(f"{int(chosen.sum())} of {len(chosen)} examples are positive; both kinds")
-    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(count) - (count - 1) / 2)[place]  # mean rank of equal scores
-    m, n = int(chosen.sum()), int((~chosen).sum())
-    return float((ranks[chosen].sum() - m * (m + 1) / 2) / (m * n))
+    return scores, chosen
 
 
 def normalised(answer: str) -> str:

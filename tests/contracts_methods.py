@@ -19,6 +19,7 @@ from jaxtyping import PyTree
 from ffnlab import (
     analysis,
     editing,
+    graphs,
     learning,
     models,
     pruning,
@@ -29,6 +30,7 @@ from ffnlab import (
     transform,
 )
 from ffnlab.data import block_model
+from ffnlab.graph import with_self_loops
 from ffnlab.layers import MLP, BatchNorm, Linear
 from ffnlab.learning.exact_permutations import ensemble
 from ffnlab.models import adapters
@@ -117,6 +119,18 @@ def of_bytes() -> models.Decoder:
 def fact() -> list[editing.Fact]:
     """Something for it to say."""
     return [editing.Fact("Al", "{} is", "x")]
+
+
+def graph_network() -> models.GraphNetwork:
+    """Four layers, the second and the third alike."""
+    return models.GraphNetworkConfig((5, 8, 8, 8, 3)).make(key=jax.random.key(0))
+
+
+def on_graphs() -> list[dict[str, PyTree]]:
+    """Two batches of a graph of twelve nodes with features of width 5."""
+    nodes = block_model(1, nodes=12, classes=3, width=5, inside=0.5, train=7, valid=3)
+    graph = with_self_loops(nodes.graph)
+    return [{"x": jnp.asarray(x), "graph": graph} for x in (nodes.x, nodes.x[::-1].copy())]
 
 
 TRANSFORMS: dict[str, TransformCase] = {
@@ -227,6 +241,8 @@ TRANSFORMS: dict[str, TransformCase] = {
         rows,
     ),
     "prompts": TransformCase(lambda: adapters.prompts(tokens=2)),
+    "virgo": TransformCase(graphs.virgo, graph_network, on_graphs),
+    "virgo-xavier": TransformCase(lambda: graphs.virgo(start="xavier"), graph_network, on_graphs),
     "with_routers": TransformCase(routing.with_routers, lambda: chosen(skip=False)),
 }
 
@@ -378,6 +394,9 @@ RULES: dict[str, RuleCase] = {
         lambda: learning.noprop(learning.NoPropOptions("continuous", 1.0, integration=3)),
         scheduled,
     ),
+    "sparse_group": classifier(
+        lambda: graphs.sparse_group(5, l1=1e-3, l2=1e-3), functools.partial(MLP, (5, 4))
+    ),
     "shallow_dann": of_two_domains(
         learning.shallow_dann, functools.partial(MLP, (5, 8, 4), activation="sigmoid")
     ),
@@ -443,6 +462,25 @@ def probed(make: Callable, of_network: Callable, **options: object) -> dict[str,
     }
 
 
+def views() -> dict[str, graphs.View]:
+    """Two embeddings of eight nodes."""
+    zs = jax.random.normal(jax.random.key(4), (2, 2, 8, 3))
+    return {name: graphs.View(*pair) for name, pair in zip("UF", zs, strict=True)}
+
+
+def pair_batches() -> list[graphs.PairRows]:
+    """Two batches of twelve pairs, of which every third is scored."""
+    ends = np.random.default_rng(2).integers(8, size=(2, 12, 2)).astype(np.int32)
+    scored = np.arange(12) % 3 == 0
+    return [graphs.PairRows(e, e.sum(1) % 2 == 0, scored) for e in ends]
+
+
+def node_batches() -> list[graphs.NodeRows]:
+    """Four nodes and four, of two classes."""
+    nodes = np.arange(8, dtype=np.int32).reshape(2, 4)
+    return [graphs.NodeRows(each, each % 2, np.arange(4) > 1) for each in nodes]
+
+
 PROBES: dict[str, ProbeCase] = {
     f"{name}{network}": case
     for name, cases in {
@@ -484,6 +522,10 @@ PROBES: dict[str, ProbeCase] = {
                 unmatched=lambda: lossy("convnet", "nowhere"),
                 **in_halves("convnet"),
             ),
+        },
+        "netinfof": {"": ProbeCase(lambda: graphs.netinfof(bins=3), views, pair_batches)},
+        "netinfof_nodes": {
+            "": ProbeCase(lambda: graphs.netinfof_nodes(bins=3), views, node_batches)
         },
         "weight_norms": probed(
             analysis.weight_norms,

@@ -21,11 +21,11 @@ from ffnlab.transform import Transform
 from tests import calibrating
 from tests.conftest import ROOT
 from tests.contracts_methods import PROBES, RULES, TRANSFORMS
-from tests.test_packaging import METHODS
+from tests.test_packaging import METHODS, SYSTEMS
 
-# Methods, and the models that rewrite themselves (adapters).
+# Methods, systems, and the models that rewrite themselves (adapters).
 HELPERS = {"from_state", "headed", "rewriting"}  # what methods make theirs with, or go on with
-SEARCHED = sorted((METHODS & set(ffnlab.__all__)) | {"models"})
+SEARCHED = sorted(((METHODS | SYSTEMS) & set(ffnlab.__all__)) | {"models"})
 
 
 def factories(kind: type) -> set[str]:

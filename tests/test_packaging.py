@@ -42,6 +42,7 @@ FLOORS = (
     {"bench", "cli", "compress", "recipes", "studies", "testing"},
 )
 METHODS = next(floor for floor in FLOORS if "learning" in floor)
+SYSTEMS = next(floor for floor in FLOORS if "graphs" in floor)
 
 # Packages of extras, imported inside functions only, through `ffnlab.errors.require`.
 OPTIONAL = {

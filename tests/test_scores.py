@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from ffnlab.errors import ConfigError
-from ffnlab.scores import calibration_error, exact_match, macro_f1, normalised, roc_auc, span_f1
+from ffnlab.scores import (
+    calibration_error,
+    exact_match,
+    hits_at,
+    macro_f1,
+    normalised,
+    roc_auc,
+    span_f1,
+)
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=30))
@@ -25,6 +33,27 @@ def test_the_area_is_that_of_scikit_learn(pairs):
             roc_auc(scores, positive)
     else:
         assert roc_auc(scores, positive) == pytest.approx(metrics.roc_auc_score(positive, scores))
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=30), st.data())
+def test_hits_are_counted_beside_the_kth_best_negative(pairs, data):
+    scores, positive = np.array([p[0] for p in pairs]) / 4, np.array([p[1] for p in pairs])
+    if positive.all() or not positive.any():
+        with pytest.raises(ConfigError, match="are positive; both kinds"):
+            hits_at(1, scores, positive)
+        return
+    negative = sorted(scores[~positive].tolist(), reverse=True)
+    k = data.draw(st.integers(1, len(negative)))
+    hits = [score > negative[k - 1] for score in scores[positive].tolist()]
+    assert hits_at(k, scores, positive) == pytest.approx(sum(hits) / len(hits))
+    order = np.random.default_rng(k).permutation(len(scores))
+    assert hits_at(k, scores[order], positive[order]) == hits_at(k, scores, positive)
+
+
+@pytest.mark.parametrize("k", [0, 3])
+def test_hits_beside_more_negatives_than_there_are(k):
+    with pytest.raises(ConfigError, match=f"k={k} of 2 negative examples"):
+        hits_at(k, np.array([0.1, 0.2, 0.3]), np.array([1, 0, 0]))
 
 
 @pytest.mark.parametrize(

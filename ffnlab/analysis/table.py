@@ -18,6 +18,8 @@ PROBES: Mapping[str, str] = MappingProxyType(
         "information_plane": "ffnlab.analysis.information_plane:information_plane",
         "interpretation": "ffnlab.analysis.interpretation:interpretation",
         "lossy_information": "ffnlab.analysis.lossy_information:lossy_information",
+        "netinfof": "ffnlab.graphs.netinfof:netinfof",
+        "netinfof_nodes": "ffnlab.graphs.netinfof_nodes:netinfof_nodes",
         "oracle": "ffnlab.routing.oracle:oracle",
         "weight_norms": "ffnlab.analysis.weight_norms:weight_norms",
     }

@@ -7,7 +7,8 @@
     name = "duo"
     ratio = 16
 
-A transform here needs no data. What calibrates on some is a stage of `ffnlab compress`.
+A transform here needs no data, but for a start that looks at the graph of a run ("virgo"). What
+else calibrates is a stage of `ffnlab compress`.
 """
 
 import inspect
@@ -19,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ffnlab import transform, tree
 from ffnlab.cli.inputs.data_kinds import ImagesConfig
@@ -45,6 +46,9 @@ __all__ = [
     "started",
     "table_at",
 ]
+
+# Transforms that look at the graph of a run, and at nothing of the model but its widths.
+LOOKING = frozenset({"virgo"})
 
 # A factory is given the loss of the data where it has a parameter `loss`; the rest are options.
 LOSSES: Methods = Methods(
@@ -100,9 +104,17 @@ def check_loss(loss: str, data: object) -> None:
         raise ConfigError("loss='distilled' is of a teacher: set one in [data], kind 'images'")
 
 
-def changed(model: Any, tables: Sequence[Mapping[str, object]]) -> Any:
+def changed(
+    model: Any,
+    tables: Sequence[Mapping[str, object]],
+    graph: Callable[[], PyTree] | None = None,
+) -> Any:
     """The model after the transforms of a training file, in their order.
 
+    Args:
+      model: under `jax.jit` and `jax.eval_shape` too.
+      tables: `[[transform]]`.
+      graph: gives the batch of a run that sees a whole graph; None of other runs.
     Raises:
       ConfigError: bad options, a transform that calibrates, or what one says of the model.
     """
@@ -110,6 +122,11 @@ def changed(model: Any, tables: Sequence[Mapping[str, object]]) -> Any:
         name = str(table["name"])
         given = {key: value for key, value in table.items() if key != "name"}
         made = METHODS.make(name, **METHODS.read(name, given, f"[[transform]] {name!r}"))
+        if made.observe is not None and graph is not None and name in LOOKING:
+            with jax.ensure_compile_time_eval():  # a run asks for its model's shapes too
+                stats = transform.calibrate(made, model, [graph()], progress=False)
+            model = made.rewrite(model, stats)
+            continue
         if made.observe is not None:
             raise ConfigError(
                 f"[[transform]] {name!r} calibrates on data, as a stage of `ffnlab compress` does; "

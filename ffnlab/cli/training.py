@@ -128,8 +128,13 @@ class TrainConfig:
         if reads_text and self.kind != "decoder" and self.data.packed:
             raise ConfigError(f"packed: a {self.kind} has no rows of several documents")
         if (what := KINDS[self.kind].reads) in ("graphs", "networks", "fields"):
-            for name, usual in (("scan", False), ("remat", ""), ("microbatches", 1)):
-                if getattr(self.run, name) != usual and (what, name) != ("fields", "remat"):
+            fixed = {"remat": "", "microbatches": 1, "scan": False}
+            if what == "graphs" and self.rule == "backprop":
+                del fixed["scan"]
+            if what == "fields":
+                del fixed["remat"]
+            for name, usual in fixed.items():
+                if getattr(self.run, name) != usual:
                     raise ConfigError(
                         f"{name}={getattr(self.run, name)!r}: a {what[:-1]} is one batch, which is "
                         f"not cut, and its layers run as they are; leave {name} out"
@@ -299,10 +304,17 @@ def fresh(settings: TrainConfig, key: Array, dtype: DTypeLike = jnp.float32) -> 
         model = started(settings.start, settings.model)
     else:
         model = KINDS[settings.kind].make(settings.model, key=key, dtype=dtype)
-    model = changed(model, settings.transform)
+    model = changed(model, settings.transform, graph_of(settings))
     model = stack(model) if settings.run.scan else model
     model = pipelining.in_stages(model, settings.schedule)
     return remat(model, settings.run.remat) if settings.run.remat else model
+
+
+def graph_of(settings: TrainConfig) -> Callable[[], PyTree] | None:
+    """Makes the batch of a run that learns from a whole graph by backpropagation; else None."""
+    if KINDS[settings.kind].reads != "graphs" or settings.rule != "backprop":
+        return None
+    return lambda: settings.reading.batch(settings.data, settings.model, 0, 0)
 
 
 def batch_of(settings: TrainConfig, rows: int, length: int) -> PyTree:

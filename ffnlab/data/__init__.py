@@ -30,11 +30,11 @@ from ffnlab.data.known_information import (
     box_images,
     gaussian_pairs,
 )
-from ffnlab.data.links import LinkPairs, LinkSplit, link_split
 from ffnlab.data.ring import Ring, ring
 from ffnlab.data.sequence_maps import SequencePairs, drawn_pairs, read_pairs
 from ffnlab.data.sound_rows import asked, sound_rows
 from ffnlab.data.speech import Recording, SpokenDigits, fsdd, log_mel, read_wav, resampled
+from ffnlab.data.splits import LinkPairs, LinkSplit, link_split, node_split, non_edges
 from ffnlab.data.tasks import permuted, split
 from ffnlab.data.text.answers import answers_of, by_article, span_layout
 from ffnlab.data.text.eda import Synonyms, eda, nearest_words
@@ -158,6 +158,8 @@ __all__ = [
     "mnist_folder",
     "moons",
     "nearest_words",
+    "node_split",
+    "non_edges",
     "on_photographs",
     "permuted",
     "rand_augment",

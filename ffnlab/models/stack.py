@@ -137,10 +137,14 @@ def layers_of(model: object) -> int:
 def stack(model: M) -> M:
     """The same model with its layers stacked, to be scanned.
 
+    A model whose layers are of several widths (`GraphNetwork`) stacks the runs of alike ones.
+
     Raises:
       ConfigError: it has no layers.
       ValueError: the model is stacked already.
     """
+    if hasattr(model, "stacked"):
+        return model.stacked()
     check_layered(model)
     if isinstance(model.layers, Stacked):
         raise ValueError("model is stacked already; models.unstack(model) gives the list form")
@@ -168,6 +172,8 @@ def unstack(model: M) -> M:
     Raises:
       ConfigError: it has no layers.
     """
+    if hasattr(model, "unstacked"):
+        return model.unstacked()
     layers = getattr(model, "layers", None)
     if isinstance(layers, Stacked | Pipelined):
         return with_layers(model, nnx.List(in_order(layers)))

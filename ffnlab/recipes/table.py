@@ -49,6 +49,7 @@ TRANSFORMS: Mapping[str, str] = MappingProxyType(
         "structured": "ffnlab.structure.structured_ffn:structured",
         "unguided": "ffnlab.structure.structured_ffn:unguided",
         "upcycle": "ffnlab.routing.upcycle:upcycle",
+        "virgo": "ffnlab.graphs.virgo:virgo",
         "with_routers": "ffnlab.routing.duo:with_routers",
     }
 )

@@ -10,6 +10,7 @@ framework is needed.
 
 from ffnlab.testing.compiling import Count, counted
 from ffnlab.testing.contract import equal
+from ffnlab.testing.graph_layer import check_graph_layer
 from ffnlab.testing.layer import check_layer
 from ffnlab.testing.probe import ProbeCase, check_probe
 from ffnlab.testing.rule import RuleCase, check_rule
@@ -23,6 +24,7 @@ __all__ = [
     "RuleCase",
     "TransformCase",
     "batches",
+    "check_graph_layer",
     "check_layer",
     "check_probe",
     "check_rule",

@@ -189,7 +189,8 @@ def stacked_models_are_taken(case: Case) -> None:
         return
     flat, batch = case.outcome[0], case.batches[0]
     back, _ = case.applied(case.make(), models.stack(case.model))
-    back = models.unstack(back) if isinstance(back.layers, models.Stacked) else back
+    is_stacked = isinstance(back.layers, models.Stacked) or hasattr(back, "unstacked")
+    back = models.unstack(back) if is_stacked else back
     same = jax.tree.structure(back) == jax.tree.structure(flat)
     need(same, "unstacked, the model has another structure than that of the flat one")
     error = jnp.linalg.norm(output(back, batch) - output(flat, batch))

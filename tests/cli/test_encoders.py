@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from ffnlab import models
+from ffnlab import models, transform
 from ffnlab.cli.changes import table_at
 from ffnlab.cli.inputs.corpus import load_hidden
 from ffnlab.cli.inputs.data_kinds import DataConfig, GraphConfig, TextsConfig
@@ -14,12 +14,13 @@ from ffnlab.cli.inputs.nodes import load_nodes
 from ffnlab.cli.inputs.texts import load_texts
 from ffnlab.cli.main import main
 from ffnlab.cli.train import run
-from ffnlab.cli.training import TrainConfig
+from ffnlab.cli.training import TrainConfig, fresh
 from ffnlab.compress import read_report
 from ffnlab.data import block_model
 from ffnlab.errors import ConfigError
 from ffnlab.formats import Tokenizer, load
 from ffnlab.graph import symmetric_norm
+from ffnlab.graphs import virgo
 from ffnlab.models import Encoder, EncoderConfig, GraphNetwork, GraphNetworkConfig
 from ffnlab.parallel import from_table
 
@@ -193,6 +194,48 @@ def test_a_graph_network_learns_classes_of_nodes(tmp_path, nodes):
     }
 
 
+def test_a_deep_graph_network_is_scanned(tmp_path, nodes):
+    """It learns the same, up to the order of sums, and is saved as it ran."""
+    records, outputs = [], []
+    data = load_nodes(GraphConfig(nodes), GraphNetworkConfig((3, 2)))
+    for scan in (False, True):
+        chosen = settings(
+            {"kind": "graph", "sizes": [3, 6, 6, 6, 6, 2]},
+            {"kind": "graph", "graph": nodes},
+            run=RUN | {"steps": 4, "scan": scan},
+        )
+        records.append(run(chosen, tmp_path / str(scan)))
+        model = load(tmp_path / str(scan) / "model")
+        assert len(model.layers) == (3 if scan else 5)
+        outputs.append(np.asarray(model(jax.numpy.asarray(data.x), data.graph)))
+    assert records[0]["held_out_accuracy"] == records[1]["held_out_accuracy"]
+    np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_graph_network_starts_from_what_its_graph_does(tmp_path, nodes):
+    sizes = (3, 6, 6, 2)
+    chosen = settings(
+        {"kind": "graph", "sizes": list(sizes)},
+        {"kind": "graph", "graph": nodes},
+        transform=[{"name": "virgo", "start": "virgofor", "seed": 3}],
+    )
+    data = load_nodes(GraphConfig(nodes), GraphNetworkConfig(sizes))
+    batch = {"x": jax.numpy.asarray(data.x), "graph": data.graph}
+    model = GraphNetworkConfig(sizes).make(key=jax.random.key(9))
+    want, _ = transform.apply(virgo(start="virgofor", seed=3), model, [batch], progress=False)
+    found = fresh(chosen, jax.random.key(0))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    shapes = jax.eval_shape(lambda key: fresh(chosen, key), jax.random.key(0))
+    assert jax.tree.map(np.shape, shapes) == jax.tree.map(np.shape, found)
+    assert run(chosen, tmp_path / "run")["finished"]
+    other = settings(
+        ENCODER | {"head": "masked"}, {}, transform=[{"name": "virgo", "start": "virgofor"}]
+    )
+    with pytest.raises(ConfigError, match="'virgo' calibrates on data"):
+        fresh(other, jax.random.key(0))
+
+
 @pytest.mark.parametrize(
     ("model", "data"),
     [
@@ -229,7 +272,13 @@ def test_plans(tmp_path, nodes, model, data):
         (
             {"kind": "graph", "sizes": [3, 2]},
             {"kind": "graph"},
-            {"run": RUN | {"scan": True}},
+            {"run": RUN | {"remat": "nothing"}},
+            "remat='nothing': a graph is one batch",
+        ),
+        (
+            {"kind": "graph", "sizes": [3, 2], "form": "layerwise"},
+            {"kind": "graph"},
+            {"rule": "forward_gnn", "run": RUN | {"scan": True}},
             "scan=True: a graph is one batch",
         ),
         (CLASSES, {"kind": "texts"}, {"rule": "noprop"}, "does not train a model of kind 'encod"),

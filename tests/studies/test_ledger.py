@@ -34,6 +34,8 @@ TO_COME = (
     "icgnn",
     "oneforecast",
     "rphgnn",
+    "virgo",
+    "netinfof",
 )
 RECORDED = [
     pytest.param(slug, marks=pytest.mark.xfail(strict=True, reason="its full run is to come"))
