@@ -54,7 +54,7 @@ def forecast_step(
             for n in (config.inputs, config.outputs))  # fmt: skip
     batch = ForecastBatch(jnp.asarray(x)[None], jnp.asarray(y)[None, None], globe)
     with tempfile.TemporaryDirectory() as folder:
-        np.savez(Path(folder) / "forecast.npz", **described(model, batch))
+        np.savez(Path(folder) / "forecast.npz", allow_pickle=False, **described(model, batch))
         with Peer(folder, tasks="forecast_peer.py", packages=packages) as peer:
             return in_turns(peer, model, batch, turns)
 

@@ -86,7 +86,7 @@ class Learner:
     def norm(self, x, name, i=None):
         """Layer norm, where there is one."""
         scale, bias = self.p.get(f"{name}.scale"), self.p.get(f"{name}.bias")
-        if scale is None:
+        if scale is None or bias is None:
             return x
         scale, bias = (scale, bias) if i is None else (scale[i], bias[i])
         return self.torch.nn.functional.layer_norm(x, x.shape[-1:], scale, bias)

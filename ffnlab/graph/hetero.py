@@ -37,8 +37,8 @@ class Hetero:
     """
 
     edges: tuple[Bipartite, ...]
-    names: tuple[Relation, ...] = static()
-    kinds: tuple[tuple[str, int], ...] = static()
+    names: tuple[Relation, ...] = static()  # type: ignore[assignment]
+    kinds: tuple[tuple[str, int], ...] = static()  # type: ignore[assignment]
 
     @classmethod
     def make(

@@ -145,7 +145,8 @@ def grid_axes(
             raise ConfigError(
                 f"{name}={list(bounds)} must be two ascending numbers in -{most}..{most}"
             )
-    return np.linspace(*latitudes, grid[0] + 1)[:-1], np.linspace(*longitudes, grid[1] + 1)[1:]
+    (south, north), (west, east) = latitudes, longitudes
+    return np.linspace(south, north, grid[0] + 1)[:-1], np.linspace(west, east, grid[1] + 1)[1:]
 
 
 def grid_places(
@@ -175,9 +176,9 @@ def nearest(
 ) -> tuple[Float[np.ndarray, "p *k"], Int[np.ndarray, "p *k"]]:
     """(distances to the points nearest to each place, which those are)."""
     # SciPy takes a third of a second to import, which commands without a globe do not need.
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
-    return cKDTree(points).query(places, k=count)
+    return KDTree(points).query(places, k=count)
 
 
 def down_ends(places: Float[np.ndarray, "p 3"], mesh: Triangles) -> Ends:

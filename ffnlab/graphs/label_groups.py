@@ -56,7 +56,7 @@ def label_groups(
         relations.
     """
     at_least(2, classes=classes)
-    n, relations = graph.counts.get(target), graph.touching(target)
+    n, relations = graph.counts.get(target, 0), graph.touching(target)
     if not relations or y.shape != (n,) or known.shape != (n,):
         raise ConfigError(
             f"target={target!r} with {len(relations)} relations, y {list(y.shape)}, known "

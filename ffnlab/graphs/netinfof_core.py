@@ -116,7 +116,7 @@ def first_estimate(
 ) -> Float[Array, "d d"]:
     """The upper triangle of the ridge regression of z_j on z_i, [read out of, read from]."""
 
-    def add(total: tuple[Array, Array], part: tuple[Array, Array]) -> tuple[tuple, None]:
+    def add(total: tuple[Array, Array], part: tuple[Array, ...]) -> tuple[tuple, None]:
         ends, counts = part
         a, b = z[ends[:, 0]], z[ends[:, 1]]
         own = counts[:, None] * a

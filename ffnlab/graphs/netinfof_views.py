@@ -19,6 +19,7 @@ any product; they scale the rounding of such columns up to 1.
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -131,7 +132,7 @@ def walk_counts(
     Returns:
       [n, n], by (first, visited).
     """
-    n = a.shape[0]
+    n = len(a.indptr) - 1
     a.sort_indices()
     total, most = sparse.csr_array((n, n)), max(1, AT_ONCE // max(n, 1))
     for done in range(0, walks, most):
@@ -145,7 +146,7 @@ def visits(
     a: sparse.csr_array, walks: int, length: int, random: np.random.Generator
 ) -> sparse.csr_array:
     """The counts of walks that go at the same time."""
-    n, degree = a.shape[0], np.diff(a.indptr)
+    n, degree = len(a.indptr) - 1, np.diff(a.indptr)
     keys = np.repeat(np.arange(n), degree) * n + a.indices  # ascending
     first = np.repeat(np.flatnonzero(degree), walks)
     here, before, pairs = first, np.full(len(first), -1), []
@@ -167,7 +168,7 @@ def spectral(
     matrix: sparse.csr_array, d: int, random: np.random.Generator
 ) -> Float[np.ndarray, "n d"]:
     """u sqrt(s) of the d largest singular values, in order; zeros beyond the rank."""
-    n = matrix.shape[0]
+    n = len(matrix.indptr) - 1
     if n <= SMALL or d >= n - 1:
         u, s, _ = np.linalg.svd(matrix.toarray())
     else:
@@ -184,7 +185,8 @@ def components(x: Float[np.ndarray, "n f"], d: int) -> Float[np.ndarray, "n d"]:
     x = x - x.mean(0)
     is_long = len(x) >= x.shape[1]
     gram = x.T @ x if is_long else x @ x.T
-    values, vectors = linalg.eigh(gram, subset_by_index=[len(gram) - d, len(gram) - 1])
+    found: Any = linalg.eigh(gram, subset_by_index=[len(gram) - d, len(gram) - 1])
+    values, vectors = found
     values, vectors = values[::-1], vectors[:, ::-1]
     is_there = values > len(gram) * np.finfo(float).eps * max(values[0], 0)
     along = x @ vectors if is_long else vectors * np.sqrt(np.maximum(values, 0))

@@ -100,14 +100,12 @@ def featured(
             "rows; give a width and a key to draw some, or rows"
         )
     at_least(1, width=width)
-    found = {}
+    found = {kind: jnp.asarray(rows, jnp.float32) for kind, rows in x.items()}
     for i, (kind, n) in enumerate(graph.kinds):
-        if kind in x:
-            found[kind] = jnp.asarray(x[kind], jnp.float32)
-        else:
+        if kind in missing and width is not None and key is not None:
             drawn = jax.random.normal(jax.random.fold_in(key, i), (n, width))
-            found[kind] = drawn * width**-0.5  # type: ignore[operator]
-    return found
+            found[kind] = drawn * width**-0.5
+    return {kind: found[kind] for kind in graph.counts}
 
 
 def check_rows(graph: Hetero, x: Rows, *, is_whole: bool = True) -> None:
@@ -198,7 +196,7 @@ def precomputed(
     starts = dict(zip(entries, np.cumsum([0, *(k * d for k, d in sizes)]).tolist(), strict=False))
     rows = np.empty((graph.counts[target], sum(k * d for k, d in sizes)), options.dtype)
 
-    def write(entry: Entry, place: int, values: Array) -> None:
+    def write(entry: Entry, place: int, values: Array | np.ndarray) -> None:
         start = starts[entry] + place * values.shape[1]
         with np.errstate(over="ignore"):  # looked at in the end
             rows[:, start : start + values.shape[1]] = np.asarray(values)

@@ -5,7 +5,7 @@ loss there (arXiv 2312.02622, its forward and backward variance).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ def layer_signals(
     """
     flat = model.unstacked()
     at = [f"layers[{i}]" for i in range(len(flat.layers))]
-    _, calls = tree.capture(flat, lambda path, node: path in at, **batch[0])
+    calls: Any = tree.capture(flat, lambda path, node: path in at, **batch[0])[1]
     given = [calls[path].output.astype(jnp.float32) for path in at]
 
     def shifted(shifts: list[Array]) -> Array:

@@ -20,7 +20,7 @@ sees one batch. Biases, one for each group there, add up to one here.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -136,13 +136,14 @@ def sparse_group(
     def init(model: MLP, key: Array) -> SparseGroupState:
         del key
         check_model(model, groups)
-        state = SparseGroupState(model, lbfgs.init(tree.trained(model)[0]))
+        state = SparseGroupState(model, lbfgs.init(cast("Any", tree.trained(model)[0])))
         return jax.tree.map(jnp.copy, state)  # the step donates all, and two may be one
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: SparseGroupState, batch: tuple) -> tuple[SparseGroupState, Metrics]:
         rows, y = batch[:2]
-        begin, fixed = tree.trained(state.model)
+        parts: Any = tree.trained(state.model)
+        begin, fixed = parts
         smooth = lambda trained: cross_entropy(tree.combine(trained, fixed)(rows), y)  # noqa: E731
 
         def objective(trained: PyTree) -> Float[Array, ""]:
@@ -202,6 +203,6 @@ def check_model(model: object, groups: int) -> None:
     is_one = isinstance(model, MLP) and len(model.maps) == 1 and model.maps[0].bias is not None
     if not is_one:
         raise ConfigError(f"model is a {type(model).__name__}; an MLP of one map with a bias is")
-    wide = model.maps[0].weight.shape[0]
+    wide = cast("MLP", model).maps[0].weight.shape[0]
     if wide % groups:
         raise ConfigError(f"groups={groups} must divide the {wide} inputs of the model")

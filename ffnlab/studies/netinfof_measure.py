@@ -7,7 +7,7 @@ validation pairs, and the setting with the best mean there; test pairs are score
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +99,8 @@ def prepared(
     views = {name: view_of(z, pairs) for name, z in found.items()}
     batch = [scored_pairs(split, seed)]
     plain = {name: View(view.z, view.z) for name, view in views.items()}
-    looks = (netinfof()(each, batch, progress=False).scores for each in (views, plain))
+    reports: list[Any] = [netinfof()(each, batch, progress=False) for each in (views, plain)]
+    looks = (report.scores for report in reports)
     return Problem(case, seed, split, views, *looks)
 
 

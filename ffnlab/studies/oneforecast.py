@@ -10,7 +10,7 @@ variable, is forecast six hours ahead beside persistence and the climatology of 
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -202,8 +202,9 @@ def block_claim(seed: int) -> Claim:
     gated, plain = MeshBlock(16, key=keys[0]), MeshBlock(16, key=keys[1], gated=False)
     e, x = jax.random.normal(keys[2], (80, 16)), jax.random.normal(keys[3], (20, 16))
     plain.edge = gated.edge
-    last = gated.gate.last
-    gated.gate.last = last.replace(jax.tree.map(jnp.zeros_like, last.weight), last.bias + 100.0)
+    gate: Any = gated.gate
+    last = gate.last
+    gate.last = last.replace(jax.tree.map(jnp.zeros_like, last.weight), last.bias + 100.0)
     p = collected(graph, gated.attention(graph, e))
     sums = float(jnp.abs(p[graph.degrees > 0] - 1).max())
     apart = float(jnp.abs(gated(graph, e, x)[0] - plain(graph, e, x)[0]).max())
@@ -332,7 +333,7 @@ def rows_of(
 ) -> list[dict[str, object]]:
     """The measurements."""
     days = lambda errors: {f"day {i + 1}": round(float(x), 4) for i, x in enumerate(errors)}  # noqa: E731
-    rows: list[dict[str, object]] = [{"forecast": "waves, persistence"} | days(found[GATED].still)]
+    rows: list[dict] = [{"forecast": "waves, persistence"} | days(found[GATED].still)]
     rows += [{"forecast": f"waves, {k}"} | days(each.errors.mean(0)) for k, each in found.items()]
     rows += [
         {

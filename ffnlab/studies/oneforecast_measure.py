@@ -235,26 +235,26 @@ def nested_tasks(world: Task, models: PyTree, seed: int) -> dict[str, Task]:
     waves = drawn_waves(sum(counts), seed)
     placed = dataclasses.replace(REGION, **PLACE)
     parts = (slice(counts[0]), slice(counts[0], None))
-    rows = [
+    train, test = (
         wave_rows(part_of(waves, part), placed, hours=HOURS, scaling=world.scaling)[0]
         for part in parts
-    ]
+    )
     first = jax.tree.map(lambda leaf: leaf[:1], models)
     told = [
         answers(first, world, each._replace(y=each.y[:, :1]))[0, :, 0]
         for each in (world.train, world.test)
     ]
     globe = globe_of(REGION)
-    tasks = {"alone": Task(REGION, globe, *rows, world.scaling)}
+    tasks = {"alone": Task(REGION, globe, train, test, world.scaling)}
     for name, margin in (("nested", NEST.margin), ("no margin", 0)):
         nest = Nest(NEST.rows, NEST.columns, margin, NEST.channels)
         join = jax.jit(jax.vmap(lambda x, forecast, nest=nest: nested_inputs(nest, x, forecast)))
-        inputs = [
+        near, far = (
             Rows(np.asarray(join(jnp.asarray(each.x), jnp.asarray(world_says))), each.y)
-            for each, world_says in zip(rows, told, strict=True)
-        ]
-        config = dataclasses.replace(REGION, inputs=inputs[0].x.shape[-1])
-        tasks[name] = Task(config, globe, *inputs, world.scaling)
+            for each, world_says in zip((train, test), told, strict=True)
+        )
+        config = dataclasses.replace(REGION, inputs=near.x.shape[-1])
+        tasks[name] = Task(config, globe, near, far, world.scaling)
     return tasks
 
 

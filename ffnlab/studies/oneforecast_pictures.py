@@ -23,19 +23,20 @@ def draw_maps(figure: Any, world: Task, found: np.ndarray) -> None:
     figure.set_size_inches(9, 4)
     days = (0, found.shape[1] - 1)
     axes = figure.subplots(len(days), 3)
+    images = []
     top = float(np.abs(world.test.y[0, ..., FIELD]).max())
     for row, day in zip(axes, days, strict=True):
         truth, said = world.test.y[0, day, ..., FIELD], found[0, day, ..., FIELD]
         for axis, field, name in zip(
             row, (truth, said, said - truth), ("truth", "forecast", "error"), strict=True
         ):
-            image = axis.imshow(
-                field, origin="lower", cmap="RdBu_r", vmin=-top, vmax=top, aspect="auto"
-            )
+            image = axis.imshow(field, cmap="RdBu_r", vmin=-top, vmax=top, aspect="auto")
+            axis.invert_yaxis()
+            images.append(image)
             axis.set_title(f"day {day + 1}: {name}", fontsize=9)
             axis.set_xticks([])
             axis.set_yticks([])
-    figure.colorbar(image, ax=axes, label="stream function (standard deviations)")
+    figure.colorbar(images[0], ax=axes, label="stream function (standard deviations)")
 
 
 def draw_days(figure: Any, found: Mapping[str, Measured]) -> None:
