@@ -212,6 +212,15 @@ def _name(hint: object) -> str:
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
+def frozen(value: object) -> object:
+    """Lists as tuples, those within lists too.
+
+    >>> frozen([[1, 2], [3, 4]])
+    ((1, 2), (3, 4))
+    """
+    return tuple(map(frozen, value)) if isinstance(value, list) else value
+
+
 def _build(table: Mapping, kind: type[T], name: str) -> T:
     hints, fields = typing.get_type_hints(kind), {f.name: f for f in dataclasses.fields(kind)}
     values = {}
@@ -220,7 +229,7 @@ def _build(table: Mapping, kind: type[T], name: str) -> T:
         if inner is not None:
             values[key] = _build(rest, inner, f"{name}: {key}")
         elif isinstance(value, list):
-            values[key] = tuple(value)
+            values[key] = frozen(value)
         else:
             values[key] = float(value) if hints[key] is float else value
     try:

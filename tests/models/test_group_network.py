@@ -1,14 +1,22 @@
-"""The network of groups: the authors' encoder, what is dropped, and bad input."""
+"""The network of groups: the authors' encoder, what is dropped, meshes, rounding, bad input."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from ffnlab import tree
+from ffnlab import transform, tree
+from ffnlab.data import ArrayBatches, Labelled
 from ffnlab.errors import ConfigError
+from ffnlab.formats import load, save
+from ffnlab.graphs import keyed
+from ffnlab.learning import backprop
+from ffnlab.losses import labelled
 from ffnlab.models import GroupNetworkConfig
-from ffnlab.weights import Dense
+from ffnlab.parallel import parse_mesh, train
+from ffnlab.quantization import nearest
+from ffnlab.weights import Dense, Int4
 from tests.fixtures.rphgnn import record
 
 GROUPS = tuple(record.ENCODER["groups"])
@@ -78,6 +86,53 @@ def test_sizes_and_the_draw():
     assert len(small.make(key=jax.random.key(0)).layers) == 0
     trained, _ = tree.trained(model)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(trained))
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """Steps of learning, on a mesh or not: some rows, half of the hidden units dropped."""
+    model = GroupNetworkConfig(GROUPS, 3, 8, input_drop=0.1, drop=0.5).make(key=jax.random.key(0))
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((24, CONFIG.width), np.float32)
+    batches = ArrayBatches(Labelled(rows, random.integers(0, 3, 24).astype(np.int32)), 8, 0)
+    rule = backprop(keyed(labelled), optax.adam(1e-2), informed=True)
+    return lambda steps, **options: train(
+        rule, model, batches, steps, key=jax.random.key(1), **options
+    )
+
+
+def params(outcome):
+    return jax.tree.leaves(tree.trained(outcome.state.model)[0])
+
+
+@pytest.mark.parametrize("mesh", ["dp=2", "fsdp=2"])
+def test_on_a_mesh_the_same_is_learned(learned, mesh):
+    plain, placed = params(learned(4)), params(learned(4, mesh=parse_mesh(mesh)))
+    for one, other in zip(plain, placed, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    whole = [leaf.sharding.is_fully_replicated for leaf in placed if leaf.ndim == 2]
+    assert all(whole) == (mesh == "dp=2"), "weights are cut by their names"
+
+
+def test_a_resumed_run_ends_in_the_same_bits(learned, tmp_path):
+    learned(2, folder=tmp_path)
+    resumed = params(learned(4, folder=tmp_path, resume=True))
+    for one, other in zip(params(learned(4)), resumed, strict=True):
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+
+@pytest.mark.parametrize(("format", "apart"), [("int4", 0.25), ("int8", 0.02)])
+def test_maps_are_rounded_saved_and_loaded(tmp_path, format, apart):
+    model = GroupNetworkConfig(((4, 16), (1, 6)), 5, 32).make(key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (20, 70))
+    rounded = transform.apply(nearest(format=format), model)
+    if format == "int4":
+        assert all(isinstance(b.layers[0].linear.weight, Int4) for b in rounded.groups)
+    wanted, found = model(x), rounded(x)
+    off = float(jnp.linalg.norm(found - wanted) / jnp.linalg.norm(wanted))
+    assert 0 < off < apart  # a few steps of the format through five maps
+    save(rounded, tmp_path)
+    np.testing.assert_allclose(load(tmp_path)(x), found, atol=1e-6)
 
 
 @pytest.mark.parametrize(

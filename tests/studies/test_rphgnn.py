@@ -64,7 +64,7 @@ def costs_of(eight=8.0, added=100, stored=80):
 
 
 def test_costs_are_linear_or_not():
-    grown = [2.0**k for k in range(1, 9)]
+    grown = [2**k for k in range(1, 9)]
     holds = lambda costs, whole=grown: [  # noqa: E731
         c.holds for c in study.cost_claims(costs, whole, FULL)
     ]
@@ -73,7 +73,7 @@ def test_costs_are_linear_or_not():
     assert holds(costs_of(eight=6.0)) == [False, True, True, True]
     assert holds(costs_of(stored=100)) == [True, False, True, True]
     assert holds(costs_of(added=101)) == [True, True, False, True]
-    assert holds(costs_of(), [10.0 * k for k in range(1, 9)]) == [True, True, True, False]
+    assert holds(costs_of(), [10 * k for k in range(1, 9)]) == [True, True, True, False]
 
 
 def test_unsquashed_summaries_are_counted():
