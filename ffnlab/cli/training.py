@@ -25,8 +25,9 @@ from ffnlab.cli.changes import (
     started,
     table_at,
 )
+from ffnlab.cli.inputs.batch_shapes import check_speech
 from ffnlab.cli.inputs.data_kinds import DATA_KINDS, AnyData, DataConfig, SpeechConfig
-from ffnlab.cli.inputs.reading import Reading, check_speech, reading_of
+from ffnlab.cli.inputs.reading import Reading, reading_of
 from ffnlab.cli.pipelining import PipelineConfig
 from ffnlab.cli.rules import HALVED, RULES, check_accepted, check_domains, check_halves
 from ffnlab.cli.running import RunConfig

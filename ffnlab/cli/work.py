@@ -4,13 +4,14 @@ from collections.abc import Mapping
 
 from flax import nnx
 
+from ffnlab.cli.inputs.batch_shapes import speech
 from ffnlab.cli.inputs.data_kinds import (
     DataConfig,
     NetworksConfig,
     SpeechConfig,
     WeatherConfig,
 )
-from ffnlab.cli.inputs.reading import inputs_of, speech
+from ffnlab.cli.inputs.reading import inputs_of
 from ffnlab.cli.pipelining import in_list
 from ffnlab.cli.rules import HALVED
 from ffnlab.cli.training import TrainConfig

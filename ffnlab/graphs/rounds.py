@@ -185,10 +185,17 @@ class Draw:
         if self.key is None:
             raise ConfigError("key=None: projections are drawn by a key, or given")
         place = entries_of(graph, kind, RpHGNNOptions()).index(entry)
-        key = functools.reduce(
-            jax.random.fold_in, (turn, list(graph.counts).index(kind), place), self.key
-        )
-        return PROJECTIONS[self.options.projection](key, rows, columns)
+        places = turn, list(graph.counts).index(kind), place
+        return drawn(self.key, places, self.options.projection, rows, columns)
+
+
+@functools.partial(jax.jit, static_argnames=("projection", "rows", "columns"))
+def drawn(
+    key: Array, places: tuple[int | Array, ...], projection: str, rows: int, columns: int
+) -> Float[Array, "rows columns"]:
+    """The matrix of a place (round, kind, entry), in one program for all places of its shape."""
+    key = functools.reduce(jax.random.fold_in, places, key)
+    return PROJECTIONS[projection](key, rows, columns)
 
 
 def round_of(

@@ -38,6 +38,11 @@ def check_activation(name: str) -> None:
         raise ConfigError(f"activation={name!r} is not one of {sorted(ACTIVATIONS)}")
 
 
+def names(channels: int, axis: str) -> tuple[str | None]:
+    """The name of a dimension of slopes; a slope that all share is whole on every device."""
+    return (axis if channels > 1 else None,)
+
+
 class PReLU(nnx.Module):
     """y = x where x >= 0 and slope * x elsewhere (parametric ReLU, arXiv 1502.01852, eq. 1).
 
@@ -54,7 +59,7 @@ class PReLU(nnx.Module):
         dtype: DTypeLike = jnp.float32,
     ):
         """Sets every slope to `slope`; the default is that of the paper and of torch."""
-        self.slope = nnx.Param(jnp.full((channels,), slope, dtype), axes=(axis,))
+        self.slope = nnx.Param(jnp.full((channels,), slope, dtype), axes=names(channels, axis))
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         return jnp.where(x >= 0, x, self.slope.get_value().astype(x.dtype) * x)
@@ -80,8 +85,9 @@ class SReLU(nnx.Module):
         dtype: DTypeLike = jnp.float32,
     ):
         """Sets a and b; by default it is a ReLU as long as it has not learned."""
-        self.end = nnx.Param(jnp.full((channels,), end, dtype), axes=(axis,))
-        self.slope = nnx.Param(jnp.full((channels,), slope, dtype), axes=(axis,))
+        axes = names(channels, axis)
+        self.end = nnx.Param(jnp.full((channels,), end, dtype), axes=axes)
+        self.slope = nnx.Param(jnp.full((channels,), slope, dtype), axes=axes)
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         end, slope = (each.get_value().astype(x.dtype) for each in (self.end, self.slope))

@@ -93,7 +93,7 @@ class PReLUMap(nnx.Module):
     def __init__(self, d_in: int, d_out: int, *, key: Array, dtype: DTypeLike = jnp.float32):
         """Draws the map."""
         self.linear = affine(d_in, d_out, key, dtype)
-        self.act = PReLU(axis="mlp", dtype=dtype)
+        self.act = PReLU(dtype=dtype)
 
     def __call__(
         self, x: Float[Array, "b in"], rate: float = 0.0, key: Array | None = None
@@ -119,7 +119,7 @@ class Branch(nnx.Module):
             jax.random.split(key, config.group_layers + 1),
         )
         filters = 1 if repeats == 1 else config.filters
-        self.mix = affine(repeats, filters, keys[0], dtype)
+        self.mix = affine(repeats, filters, keys[0], dtype, axes=("repeats", "filters"))
         sizes = [filters * width, *[config.hidden] * config.group_layers]
         pairs = zip(sizes, sizes[1:], keys[1:], strict=False)
         self.layers = nnx.List([PReLUMap(a, b, key=k, dtype=dtype) for a, b, k in pairs])
@@ -187,9 +187,15 @@ class GroupNetwork(nnx.Module):
         return self.out(h)
 
 
-def affine(d_in: int, d_out: int, key: Array, dtype: DTypeLike) -> Linear:
-    """A map with a bias, drawn as the authors'."""
-    return Linear(d_in, d_out, key=key, axes=("embed", "mlp"), bias=True, init=INIT, dtype=dtype)
+def affine(
+    d_in: int,
+    d_out: int,
+    key: Array,
+    dtype: DTypeLike,
+    axes: tuple[str, str] = ("embed", "mlp"),
+) -> Linear:
+    """A map with a bias, drawn as the authors'; no layout cuts the small one of repetitions."""
+    return Linear(d_in, d_out, key=key, axes=axes, bias=True, init=INIT, dtype=dtype)
 
 
 def folded(key: Array | None, i: int) -> Array | None:

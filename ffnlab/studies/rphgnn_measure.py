@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
+from ffnlab.bench import summaries
 from ffnlab.clock import Times, in_turns
 from ffnlab.data import ArrayBatches, HeteroNodes, Labelled, academic
 from ffnlab.graph import Hetero, aggregate
@@ -299,16 +300,22 @@ class Costs(NamedTuple):
       stored: bytes of rows that were written.
       compiled: of all rounds as one program.
       edges: of the graph.
+      peaks: bytes by which the peak of a process rose while it summarized a larger graph once.
     """
 
     times: Times[int]
     stored: Mapping[int, int]
     compiled: Mapping[int, CompiledCost]
     edges: int
+    peaks: Mapping[int, float]
+
+
+MEASURED = (2, 4, 8)  # rounds of which memory and compiled programs are compared
+LARGER = 20_000  # papers, of 14 edges each; 8 rounds store 123 MB
 
 
 def costs(nodes: HeteroNodes, rounds: Sequence[int], width: int, turns: int) -> Costs:
-    """Measures summaries of a graph."""
+    """Measures summaries of a graph; memory in a process each, of drawn graphs of 64 channels."""
     x = featured(nodes.graph, nodes.x, width=width, key=jax.random.key(0))
     key = jax.random.key(1)
 
@@ -323,8 +330,9 @@ def costs(nodes: HeteroNodes, rounds: Sequence[int], width: int, turns: int) -> 
     return Costs(
         in_turns({k: functools.partial(run, k) for k in rounds}, turns),
         {k: run(k).rows.nbytes for k in rounds},
-        {k: traced(k) for k in rounds},
+        {k: traced(k) for k in MEASURED},
         sum(edges.num_edges for edges in nodes.graph.edges),
+        {k: summaries.in_process("ours", summaries.Settings(LARGER, 64, k)) for k in MEASURED},
     )
 
 

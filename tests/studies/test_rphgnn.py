@@ -53,13 +53,17 @@ def test_accuracy_is_judged_by_means():
         assert "rate 0.3" in claim.evidence
 
 
-def costs_of(eight=8.0, added=100, stored=80):
+def costs_of(eight=8.0, added=100, stored=80, peak=11.0):
     rounds = {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0, 6: 6.0, 8: eight}
     return Costs(
         Times({k: np.array([s, s]) for k, s in rounds.items()}),
         {k: 10 * k if k < 8 else stored for k in rounds},
-        {k: CompiledCost(0, 0, 10 * k, 100 * k if k < 8 else 600 + 2 * added, 0.0) for k in rounds},
+        {
+            k: CompiledCost(0, 0, 10 * k, 100 * k if k < 8 else 400 + 4 * added, 0.0)
+            for k in (2, 4, 8)
+        },
         7,
+        {2: 5.0, 4: 7.0, 8: peak},  # half of which is there whatever the rounds
     )
 
 
@@ -72,6 +76,8 @@ def test_costs_are_linear_or_not():
     assert holds(costs_of(eight=10.0)) == [False, True, True, True]
     assert holds(costs_of(eight=6.0)) == [False, True, True, True]
     assert holds(costs_of(stored=100)) == [True, False, True, True]
+    assert holds(costs_of(peak=13.0)) == [True, False, True, True], "rises thrice as far"
+    assert holds(costs_of(peak=9.0)) == [True, False, True, True]
     assert holds(costs_of(added=101)) == [True, True, False, True]
     assert holds(costs_of(), [10 * k for k in range(1, 9)]) == [True, True, True, False]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ffnlab.cli.inputs.batch_shapes import input_shape
 from ffnlab.cli.inputs.data_kinds import DomainsConfig, RecordsConfig
 from ffnlab.cli.inputs.labelled import Reader, records, split, sums
-from ffnlab.cli.inputs.reading import input_shape
 from ffnlab.cli.training import TrainConfig
 from ffnlab.data import ArrayBatches, Labelled, Zipped, digits, moons, on_photographs, reviews
 from ffnlab.formats.kinds import KINDS, Config, kind_of

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
+from ffnlab.cli.inputs.batch_shapes import input_shape
 from ffnlab.cli.inputs.data_kinds import ImagesConfig, RecordsConfig
 from ffnlab.cli.inputs.named_images import has_idx
-from ffnlab.cli.inputs.reading import input_shape
 from ffnlab.cli.inputs.teacher import sha256_of, taught, teacher_of
 from ffnlab.cli.training import TrainConfig
 from ffnlab.data import (
