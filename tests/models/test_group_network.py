@@ -131,7 +131,7 @@ def test_maps_are_rounded_saved_and_loaded(tmp_path, format, apart):
     wanted, found = model(x), rounded(x)
     off = float(jnp.linalg.norm(found - wanted) / jnp.linalg.norm(wanted))
     assert 0 < off < apart  # a few steps of the format through five maps
-    save(rounded, tmp_path)
+    save(rounded, tmp_path, format="ffnlab")
     np.testing.assert_allclose(load(tmp_path)(x), found, atol=1e-6)
 
 
