@@ -9,6 +9,7 @@ its own, where what counts is how far the peak rises above what graph and featur
 import dataclasses
 import functools
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -183,15 +184,22 @@ def compare(settings: Settings = Settings(), *, progress: bool = False) -> Compa
     return Comparison("summaries of a graph beside SciPy", {RUN: task}, said, peaks)  # type: ignore[arg-type]
 
 
-def in_process(side: str, settings: Settings) -> float:
+def in_process(side: str, settings: Settings, *, held: bool = False) -> float:
     """`memory_of` in a fresh process.
 
+    Args:
+      side, settings: as `memory_of`.
+      held: have glibc return what is freed at once. It else keeps blocks below 32 MiB, in pieces
+        that depend on the order they came in, and the peak is not of what is held alone.
     Raises:
       FFNLabError: it failed; the message ends with what it said.
     """
     sizes = json.dumps(dataclasses.asdict(settings))
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, side, sizes], capture_output=True, text=True
+        [sys.executable, "-c", PROGRAM, side, sizes],
+        capture_output=True,
+        text=True,
+        env=os.environ | ({"MALLOC_MMAP_THRESHOLD_": "131072"} if held else {}),
     )
     if done.returncode:
         raise FFNLabError(f"memory of {side}: {' '.join(done.stderr.strip().splitlines()[-3:])}")

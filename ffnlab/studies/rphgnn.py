@@ -251,7 +251,7 @@ def cost_claims(costs: Costs, whole: Sequence[int], sizes: Sizes) -> list[Claim]
             f"peak of a process rises {risen:.2f} times as far as from 2 to 4",
             all(RATIO[0] <= ratio <= RATIO[1] for ratio in (stored, results, risen)),
             "bytes of the rows written, and of what one program of all rounds returns; peaks in a "
-            f"process each, {measure.LARGER:,} papers of 64 channels: "
+            f"process each that returns what is freed, {measure.LARGER:,} papers of 64 channels: "
             + ", ".join(f"{k} rounds {v / 2**20:.0f} MiB" for k, v in costs.peaks.items()),
             seeds=1,
         ),

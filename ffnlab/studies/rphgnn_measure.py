@@ -327,12 +327,15 @@ def costs(nodes: HeteroNodes, rounds: Sequence[int], width: int, turns: int) -> 
         fn = lambda g, x, key: propagated(g, x, nodes.target, options, key=key)  # noqa: E731
         return compiled_cost(fn, nodes.graph, x, key)
 
+    def held(k: int) -> float:
+        return summaries.in_process("ours", summaries.Settings(LARGER, 64, k), held=True)
+
     return Costs(
         in_turns({k: functools.partial(run, k) for k in rounds}, turns),
         {k: run(k).rows.nbytes for k in rounds},
         {k: traced(k) for k in MEASURED},
         sum(edges.num_edges for edges in nodes.graph.edges),
-        {k: summaries.in_process("ours", summaries.Settings(LARGER, 64, k)) for k in MEASURED},
+        {k: held(k) for k in MEASURED},
     )
 
 
