@@ -51,14 +51,7 @@ from ffnlab.cli.pipelining import in_list
 from ffnlab.cli.rules import HALVED
 from ffnlab.cli.show import show
 from ffnlab.cli.streams import mute_orbax
-from ffnlab.cli.training import (
-    RULES,
-    TrainConfig,
-    check_mesh,
-    fresh,
-    read_training,
-    rule_of,
-)
+from ffnlab.cli.training import RULES, TrainConfig, check_mesh, fresh, read_training, rule_of
 from ffnlab.cli.work import work_of
 from ffnlab.errors import ConfigError, FormatError, at_least
 from ffnlab.formats import KINDS, load, save
