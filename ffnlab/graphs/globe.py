@@ -86,9 +86,9 @@ def make_globe(
 def joined(
     places: Float[np.ndarray, "p 3"],
     nodes: Float[np.ndarray, "m 3"],
-    up: Ends,
-    mesh: Ends,
-    down: Ends,
+    up: tuple[Int[np.ndarray, "u"], Int[np.ndarray, "u"]],
+    mesh: tuple[Int[np.ndarray, "e"], Int[np.ndarray, "e"]],
+    down: tuple[Int[np.ndarray, "v"], Int[np.ndarray, "v"]],
 ) -> Globe:
     """The globe of places and nodes that are joined as given.
 
