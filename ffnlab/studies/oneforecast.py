@@ -26,6 +26,7 @@ from ffnlab.studies import oneforecast_measure as measure
 from ffnlab.studies import oneforecast_pictures as pictures
 from ffnlab.studies.oneforecast_measure import BOXES, REGION, UK, WORLD, Measured, border, rms
 from ffnlab.studies.result import Claim, Result
+from ffnlab.studies.tried import at_ends
 
 __all__ = ["run"]
 
@@ -33,6 +34,7 @@ GATED, PLAIN, TUNED = "gated", "GraphCast's blocks", "gated, then two days at on
 ALONE, NESTED, NO_MARGIN = "alone", "nested", "no margin"
 ONE_STEP, ROLL_OUT = 0.35, 0.6  # of persistence, the card's
 ROUNDING = 1e-5
+RATES = (5e-4, measure.RATE, 2e-3)  # the authors' in the middle
 # (level, boxes, grid) -> nodes, edges of the mesh, up, down: the card's
 COUNTS = {
     (2, True, (12, 24)): (206, 1_568, 556, 864),
@@ -47,10 +49,12 @@ class Sizes(NamedTuple):
     Attributes:
       seeds: of first weights.
       steps: of global networks; of regional ones; of temperature; of learning two days at once.
+      rates: that every network on waves tries.
     """
 
     seeds: Sequence[int]
     steps: tuple[int, int, int, int]
+    rates: Sequence[float]
 
 
 class Region(NamedTuple):
@@ -60,24 +64,27 @@ class Region(NamedTuple):
     border: np.ndarray
 
 
+Tried = Mapping[str, measure.Learned]
+
+
 def sizes_of(seed: int, quick: bool) -> Sizes:
     """Of either form."""
     if quick:
-        return Sizes([seed], (1500, 200, 150, 0))
-    return Sizes([seed, seed + 1, seed + 2], (3000, 1500, 1500, 500))
+        return Sizes([seed], (1500, 200, 150, 0), (measure.RATE,))
+    return Sizes([seed, seed + 1], (3000, 1000, 1000, 500), RATES)
 
 
 def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Result:
     """The study; arguments as for `ffnlab.studies.run.run_study`."""
     begin, sizes = time.perf_counter(), sizes_of(seed, quick)
     world = measure.wave_task(WORLD, seed)
-    models, found = global_forecasts(world, sizes, seed)
-    region, by_ring = regional_forecasts(world, models, sizes, seed)
+    networks, found = global_forecasts(world, sizes, seed)
+    region, by_ring = regional_forecasts(world, networks, sizes, seed)
     real = temperature(sizes) if find_folder("era5_uk_t2m") is not None else {}
     return Result(
         slug="oneforecast",
         title=STUDIES["oneforecast"].title,
-        settings=settings_of(sizes),
+        settings=settings_of(sizes) | {"rates": tried_of(networks)},
         seed=seed,
         quick=quick,
         seconds=time.perf_counter() - begin,
@@ -85,8 +92,10 @@ def run(*, out: StrPath | None = None, quick: bool = False, seed: int = 0) -> Re
             counts_claim(),
             block_claim(seed),
             balance_claim(seed),
-            *global_claims(found),
-            *region_claims(region),
+            *(
+                dataclasses.replace(claim, evidence=f"{claim.evidence}; {rates_of(networks)}")
+                for claim in (*global_claims(found), *region_claims(region))
+            ),
             *temperature_claims(real),
         ],
         table=rows_of(found, region, real),
@@ -103,40 +112,72 @@ def settings_of(sizes: Sizes) -> dict[str, object]:
     waves, region, real, two_days = sizes.steps
     return {
         "network": {"width": WORLD.width, "blocks": WORLD.blocks, "level": WORLD.level},
-        "waves": "400 to learn from, 64 to score on, 12 x 24 places, a step of a day",
+        "waves": "{} to learn from, {} to choose rates by, {} to score on, 12 x 24 places, a step "
+        "of a day".format(*measure.COUNTS),
         "region": f"{REGION.grid}, rows {measure.NEST.rows} and columns {measure.NEST.columns} of "
         f"the world, margin {measure.NEST.margin}",
         "temperature": f"ERA5, 33 x 49 places, {measure.UK_HOURS} hours ahead, parts "
         f"{measure.SHARES} of the hours with a day between them",
-        "optimizer": f"Adam at {measure.RATE}, one moment a step, noise {measure.NOISE}",
+        "optimizer": f"Adam, one moment a step, noise {measure.NOISE}; temperature at "
+        f"{measure.RATE}",
         "steps": {"waves": waves, "region": region, "temperature": real, "two days": two_days},
         "seeds": list(sizes.seeds),
     }
 
 
+def tried_of(networks: Tried) -> dict[str, dict[str, float]]:
+    """Validation errors by network and rate."""
+    return {
+        name: {f"{rate:g}": round(error, 4) for rate, error in each.tried.items()}
+        for name, each in networks.items()
+    }
+
+
+def rates_of(networks: Tried) -> str:
+    """How rates were chosen, in words."""
+    rates = next(iter(networks.values())).tried
+    if len(rates) == 1:
+        return f"all networks at rate {next(iter(rates)):g}, not tuned"
+    chosen = {name: each.rate for name, each in networks.items()}
+    return (
+        f"every network at the best of the rates {', '.join(f'{rate:g}' for rate in rates)} on "
+        f"{measure.COUNTS[1]} other waves, first seed: "
+        + ", ".join(f"{name} {rate:g}" for name, rate in chosen.items())
+        + f"; {at_ends(list(chosen.values()), list(rates))}"
+    )
+
+
 def global_forecasts(
     world: measure.Task, sizes: Sizes, seed: int
-) -> tuple[object, dict[str, Measured]]:
-    """(the gated networks, errors by way of forecasting the world)."""
-    models = measure.learned(world, sizes.steps[0], sizes.seeds)
-    found = {GATED: measure.measured(models, world)}
+) -> tuple[dict[str, measure.Learned], dict[str, Measured]]:
+    """(networks, errors) by way of forecasting the world."""
     plain = world._replace(config=dataclasses.replace(WORLD, gated=False))
-    others = measure.learned(plain, sizes.steps[0], sizes.seeds)
-    found[PLAIN] = measure.measured(others, plain)
+    tasks = {GATED: world, PLAIN: plain}
+    networks = {
+        name: measure.tuned(task, sizes.steps[0], sizes.seeds, sizes.rates)
+        for name, task in tasks.items()
+    }
+    found = {name: measure.measured(networks[name].models, task) for name, task in tasks.items()}
     if more := sizes.steps[3]:
         ahead = measure.in_steps(world, seed, 2)
-        tuned = measure.learned(ahead, more, sizes.seeds, start=models, rate=measure.RATE / 10)
+        rates = [networks[GATED].rate / 10] * len(sizes.seeds)
+        start = networks[GATED].models
+        tuned = measure.learned(ahead, more, sizes.seeds, start=start, rates=rates)
         found[TUNED] = measure.measured(tuned, world)
-    return models, found
+    return networks, found
 
 
 def regional_forecasts(
-    world: measure.Task, models: object, sizes: Sizes, seed: int
+    world: measure.Task, networks: dict[str, measure.Learned], sizes: Sizes, seed: int
 ) -> tuple[dict[str, Region], dict[str, np.ndarray]]:
-    """Errors of the region by way, and by way and distance from its border."""
+    """Errors of the region by way, and by way and distance from its border.
+
+    The networks of the region join those of the world.
+    """
     found, rings = {}, {}
-    for name, task in measure.nested_tasks(world, models, seed).items():
-        small = measure.learned(task, sizes.steps[1], sizes.seeds)
+    for name, task in measure.nested_tasks(world, networks[GATED].models, seed).items():
+        networks[name] = measure.tuned(task, sizes.steps[1], sizes.seeds, sizes.rates)
+        small = networks[name].models
         apart = measure.answers(small, task, task.test) - task.test.y
         outside = border(task.config.grid)
         found[name] = Region(rms(apart)[:, 0], rms(apart, outside)[:, 0])
@@ -155,7 +196,7 @@ def ring(grid: Sequence[int], k: int) -> np.ndarray:
 def temperature(sizes: Sizes) -> dict[str, np.ndarray]:
     """Errors six hours ahead, in kelvin: of the networks, of what stays, of the climatology."""
     given = measure.temperature(UK)
-    models = measure.best_by(given.task, given.valid, sizes.steps[2], sizes.seeds)
+    models = measure.best_by(given.task, sizes.steps[2], sizes.seeds)
     found = measure.measured(models, given.task)
     kelvin = float(given.task.scaling.deviation[0])
     return {
@@ -256,7 +297,7 @@ def global_claims(found: Mapping[str, Measured]) -> list[Claim]:
             ".00589 against .00701 (validation MSE on ERA5)",
             f"{spread(first)} against {spread(plain.errors[:, 0])}",
             bool(first.mean() < plain.errors[:, 0].mean()),
-            "mean over seeds of the error a day ahead, equal steps and rate",
+            "mean over seeds of the error a day ahead, equal steps",
             seeds=seeds,
         ),
         Claim(

@@ -1,8 +1,8 @@
 """Forecasts learned and measured: waves, a nested region, and real air temperature.
 
-Every way of learning has one rate, that of the authors, and as many steps; its seeds are members of
-one program. Errors are roots of mean squares over all numbers of all test moments, in standard
-deviations of the training moments.
+Every way of learning tries the same rates, with the first seed and as many steps, and takes the one
+that is best on validation rows; its seeds are members of one program. Errors are roots of mean squares
+over all numbers of all test moments, in standard deviations of the training moments.
 """
 
 import dataclasses
@@ -35,10 +35,13 @@ from ffnlab.parallel import LoopOptions, train
 
 __all__ = [
     "BOXES",
+    "COUNTS",
     "NEST",
+    "RATE",
     "REGION",
     "UK",
     "WORLD",
+    "Learned",
     "Measured",
     "Task",
     "border",
@@ -48,11 +51,13 @@ __all__ = [
     "rms",
     "still",
     "temperature",
+    "tuned",
     "wave_task",
 ]
 
 BOXES = (0.0, 30.0, 105.0, 160.0, 10.0, 30.0, -95.0, -35.0)  # the authors'
 RATE, NOISE, HOURS, STEPS = 1e-3, 0.01, 24.0, 4
+COUNTS = (400, 64, 64)  # waves to learn from, to choose rates by, and to score on
 WORLD = OneForecastConfig((12, 24), 3, 3, 2, BOXES, 32, 4)
 # Four rows and columns of the world, 60 degrees square, in four times the resolution.
 NEST = Nest((4, 8), (10, 14), 2, (0, 1, 2))
@@ -78,15 +83,30 @@ class Task(NamedTuple):
     Attributes:
       config: of the network.
       globe: that it runs on.
-      train, test: rows.
+      train, valid, test: rows to learn from, to choose by, and to score on.
       scaling: of their fields.
     """
 
     config: OneForecastConfig
     globe: Globe
     train: Rows
+    valid: Rows
     test: Rows
     scaling: Scaling
+
+
+class Learned(NamedTuple):
+    """Networks at the rate that was best.
+
+    Attributes:
+      models: by seed, leaves [n, …].
+      rate: the chosen one.
+      tried: the error of the first step on validation rows, by rate; of the first seed.
+    """
+
+    models: PyTree
+    rate: float
+    tried: Mapping[float, float]
 
 
 class Measured(NamedTuple):
@@ -131,7 +151,7 @@ def learned(
     seeds: Sequence[int],
     *,
     start: OneForecast | None = None,
-    rate: float = RATE,
+    rates: Sequence[float] | None = None,
     noise: float = NOISE,
     together: int = 50,
     watch: tuple[Sequence[int], Callable[[PyTree], None]] | None = None,
@@ -143,15 +163,16 @@ def learned(
       steps: of one moment each.
       seeds: of first weights.
       start: networks [n, …] to go on from; drawn when None.
-      rate: of Adam.
+      rates: of Adam, by member; that of the authors for all when None.
       noise: added to inputs.
       together: steps in one compiled loop.
       watch: positions at which a function is given the networks as they are.
     Raises:
       KeyboardInterrupt: it was stopped.
     """
-    make = lambda: backprop(forecast_loss(noise=noise), optax.adam(rate), informed=True)  # noqa: E731
-    rule = members(make, len(seeds), chunk=1)
+    make = lambda rate: backprop(forecast_loss(noise=noise), optax.adam(rate), informed=True)  # noqa: E731
+    rates = [RATE] * len(seeds) if rates is None else rates
+    rule = members(make, len(seeds), vary={"rate": rates}, chunk=1)
     if start is None:
         keys = jax.vmap(jax.random.key)(jnp.array(seeds))
         start = jax.vmap(lambda key: task.config.make(key=key))(keys)
@@ -180,6 +201,23 @@ def learned(
     return rule.model(outcome.state)
 
 
+def tuned(task: Task, steps: int, seeds: Sequence[int], rates: Sequence[float]) -> Learned:
+    """Networks of all seeds at the best of several rates.
+
+    Args:
+      task, steps, seeds: as for `learned`.
+      rates: tried with the first seed, each for all steps; the rows of `task.valid` decide.
+    """
+    found = learned(task, steps, [seeds[0]] * len(rates), rates=rates)
+    errors = rms(answers(found, task, task.valid) - task.valid.y)[:, 0]
+    best = int(np.argmin(errors))
+    models = jax.tree.map(lambda leaf: leaf[best : best + 1], found)
+    if others := seeds[1:]:
+        more = learned(task, steps, others, rates=[rates[best]] * len(others))
+        models = jax.tree.map(lambda *each: jnp.concatenate(each), models, more)
+    return Learned(models, rates[best], dict(zip(rates, errors.tolist(), strict=True)))
+
+
 @jax.jit
 def of_all(models: PyTree, batch: ForecastBatch) -> Float[Array, "n r s h w o"]:
     """Forecasts of every network."""
@@ -199,26 +237,32 @@ def measured(models: PyTree, task: Task, rows: Rows | None = None) -> Measured:
     return Measured(rms(found - rows.y), still(rows), found[0])
 
 
-def part_of(waves: Waves, rows: slice) -> Waves:
-    """Some of the waves."""
-    return Waves(*(each[rows] for each in waves))
+def drawn_parts(counts: Sequence[int], seed: int) -> list[Waves]:
+    """Waves drawn at once, some for each part."""
+    waves, ends = drawn_waves(sum(counts), seed), np.cumsum(counts)
+    parts = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+    return [Waves(*(each[part] for each in waves)) for part in parts]
+
+
+def counts_of(task: Task) -> list[int]:
+    """Rows to learn from, to choose by, and to score on."""
+    return [len(rows.x) for rows in (task.train, task.valid, task.test)]
 
 
 def wave_task(
-    config: OneForecastConfig, seed: int, *, train: int = 400, test: int = 64, steps: int = STEPS
+    config: OneForecastConfig, seed: int, *, counts: Sequence[int] = COUNTS, steps: int = STEPS
 ) -> Task:
-    """Waves to learn a day of, and others to forecast for several days."""
-    waves = drawn_waves(train + test, seed)
-    first, second = (part_of(waves, rows) for rows in (slice(train), slice(train, None)))
+    """Waves to learn a day of, others to choose by, and others to forecast for several days."""
+    first, second, third = drawn_parts(counts, seed)
     rows, scaling = wave_rows(first, config, hours=HOURS)
-    held, _ = wave_rows(second, config, hours=HOURS, steps=steps, scaling=scaling)
-    return Task(config, globe_of(config), rows, held, scaling)
+    valid, _ = wave_rows(second, config, hours=HOURS, scaling=scaling)
+    held, _ = wave_rows(third, config, hours=HOURS, steps=steps, scaling=scaling)
+    return Task(config, globe_of(config), rows, valid, held, scaling)
 
 
 def in_steps(task: Task, seed: int, steps: int) -> Task:
     """A task of waves whose training rows know several days."""
-    count = len(task.train.x)
-    waves = part_of(drawn_waves(count + len(task.test.x), seed), slice(count))
+    waves = drawn_parts(counts_of(task), seed)[0]
     rows, _ = wave_rows(waves, task.config, hours=HOURS, steps=steps, scaling=task.scaling)
     return task._replace(train=rows)
 
@@ -231,30 +275,27 @@ def nested_tasks(world: Task, models: PyTree, seed: int) -> dict[str, Task]:
       models: global networks [n, …], of which the first forecasts.
       seed: of the waves.
     """
-    counts = len(world.train.x), len(world.test.x)
-    waves = drawn_waves(sum(counts), seed)
     placed = dataclasses.replace(REGION, **PLACE)
-    parts = (slice(counts[0]), slice(counts[0], None))
-    train, test = (
-        wave_rows(part_of(waves, part), placed, hours=HOURS, scaling=world.scaling)[0]
-        for part in parts
-    )
+    alone = train, valid, test = [
+        wave_rows(waves, placed, hours=HOURS, scaling=world.scaling)[0]
+        for waves in drawn_parts(counts_of(world), seed)
+    ]
     first = jax.tree.map(lambda leaf: leaf[:1], models)
     told = [
         answers(first, world, each._replace(y=each.y[:, :1]))[0, :, 0]
-        for each in (world.train, world.test)
+        for each in (world.train, world.valid, world.test)
     ]
     globe = globe_of(REGION)
-    tasks = {"alone": Task(REGION, globe, train, test, world.scaling)}
+    tasks = {"alone": Task(REGION, globe, train, valid, test, world.scaling)}
     for name, margin in (("nested", NEST.margin), ("no margin", 0)):
         nest = Nest(NEST.rows, NEST.columns, margin, NEST.channels)
         join = jax.jit(jax.vmap(lambda x, forecast, nest=nest: nested_inputs(nest, x, forecast)))
-        near, far = (
+        rows = [
             Rows(np.asarray(join(jnp.asarray(each.x), jnp.asarray(world_says))), each.y)
-            for each, world_says in zip((train, test), told, strict=True)
-        )
-        config = dataclasses.replace(REGION, inputs=near.x.shape[-1])
-        tasks[name] = Task(config, globe, near, far, world.scaling)
+            for each, world_says in zip(alone, told, strict=True)
+        ]
+        config = dataclasses.replace(REGION, inputs=rows[0].x.shape[-1])
+        tasks[name] = Task(config, globe, rows[0], rows[1], rows[2], world.scaling)
     return tasks
 
 
@@ -262,13 +303,11 @@ class Temperature(NamedTuple):
     """A task of real temperature with what forecasts that know no dynamics say.
 
     Attributes:
-      task: rows to learn from and to score on.
-      valid: rows to choose a network by.
+      task: its validation rows choose among moments of training.
       climatology: errors on the test rows of the mean of the hour of the day, by step, [s].
     """
 
     task: Task
-    valid: Rows
     climatology: Float[np.ndarray, "s"]
 
 
@@ -283,8 +322,8 @@ def temperature(config: OneForecastConfig = UK, found: AirTemperature | None = N
     train, scaling, _ = temperature_rows(found, parts[0], hours=UK_HOURS)
     others = [temperature_rows(found, part, hours=UK_HOURS, scaling=scaling) for part in parts[1:]]
     (valid, _, _), (test, _, first) = others
-    task = Task(config, globe_of(config), train, test, scaling)
-    return Temperature(task, valid, by_hour(found, parts[0], first, test, scaling))
+    task = Task(config, globe_of(config), train, valid, test, scaling)
+    return Temperature(task, by_hour(found, parts[0], first, test, scaling))
 
 
 def by_hour(
@@ -296,12 +335,12 @@ def by_hour(
     return rms(means[hours[first + UK_HOURS]][:, None] - test.y)
 
 
-def best_by(task: Task, valid: Rows, steps: int, seeds: Sequence[int], looks: int = 4) -> PyTree:
-    """Networks as they were when their mean error on other rows was least, of several looks."""
+def best_by(task: Task, steps: int, seeds: Sequence[int], looks: int = 4) -> PyTree:
+    """Networks as they were when their mean validation error was least, of several looks."""
     kept: dict[str, Any] = {"error": np.inf}
 
     def look(models: PyTree) -> None:
-        error = float(rms(answers(models, task, valid) - valid.y).mean())
+        error = float(rms(answers(models, task, task.valid) - task.valid.y).mean())
         if error < kept["error"]:
             kept.update(error=error, models=jax.tree.map(jnp.copy, models))
 

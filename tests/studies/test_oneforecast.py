@@ -83,8 +83,8 @@ def test_roots_of_mean_squares_over_some_places():
 
 def test_a_region_lies_where_its_cells_of_the_world_are(monkeypatch):
     """What the region is told of an exact forecast is nearly its own next state."""
-    world = measure.wave_task(TINY, 0, train=3, test=2, steps=1)
-    exact = {len(rows.x): rows.y[None] for rows in (world.train, world.test)}
+    world = measure.wave_task(TINY, 0, counts=(3, 1, 2), steps=1)
+    exact = {len(rows.x): rows.y[None] for rows in (world.train, world.valid, world.test)}
     monkeypatch.setattr(measure, "answers", lambda models, task, rows: exact[len(rows.x)])
     tasks = measure.nested_tasks(world, TINY.make(key=jax.random.key(0)), 0)
     assert [task.train.x.shape[-1] for task in tasks.values()] == [3, 9, 9]
@@ -104,7 +104,7 @@ def test_temperature_is_split_and_scored_by_the_hour():
     config = OneForecastConfig((2, 3), 3, 1, 0, width=4, blocks=3, heads=2)
     given = measure.temperature(config, found)
     assert given.climatology[0] < 1e-3 < measure.still(given.task.test)[0]
-    counts = [len(rows.x) for rows in (given.task.train, given.valid, given.task.test)]
+    counts = [len(rows.x) for rows in (given.task.train, given.task.valid, given.task.test)]
     assert counts == [211 - 6, 71 - 6, 70 - 6]
 
 
@@ -115,11 +115,15 @@ def test_the_whole_study_at_tiny_sizes(monkeypatch, tmp_path):
     for module in (study, measure):
         monkeypatch.setattr(module, "REGION", region)
     monkeypatch.setattr(study, "find_folder", lambda name: None)
-    monkeypatch.setattr(study, "sizes_of", lambda seed, quick: study.Sizes([0, 1], (4, 4, 4, 2)))
+    sizes = study.Sizes([0, 1], (4, 4, 4, 2), (1e-3, 3e-3))
+    monkeypatch.setattr(study, "sizes_of", lambda seed, quick: sizes)
     result = study.run(out=tmp_path, quick=True)
     assert len(result.claims) == 3 + 4 + 2 and study.TUNED in {
         row["forecast"].removeprefix("waves, ") for row in result.table
     }
+    rates = result.settings["rates"]
+    assert set(rates) == {study.GATED, study.PLAIN, "alone", "nested", "no margin"}
+    assert all(set(each) == {"0.001", "0.003"} for each in rates.values())
     saved = json.loads((tmp_path / "result.json").read_text())
     assert saved["slug"] == "oneforecast"
     assert {path.name for path in tmp_path.glob("*.png")} == {
@@ -136,7 +140,37 @@ def test_the_best_of_several_looks_is_kept():
     kelvin = (280 + random.standard_normal((300, 2, 3))).astype(np.float32)
     found = AirTemperature(kelvin, np.arange(300), np.array([50.0, 51.0]), np.array([0.0, 1, 2]))
     given = measure.temperature(config, found)
-    models = measure.best_by(given.task, given.valid, 40, [0, 1], looks=4)
-    best = rms(measure.answers(models, given.task, given.valid) - given.valid.y).mean()
+    models = measure.best_by(given.task, 40, [0, 1], looks=4)
+    best = rms(measure.answers(models, given.task, given.task.valid) - given.task.valid.y).mean()
     last = measure.learned(given.task, 40, [0, 1])
-    assert best <= rms(measure.answers(last, given.task, given.valid) - given.valid.y).mean() + 1e-6
+    assert (
+        best
+        <= rms(measure.answers(last, given.task, given.task.valid) - given.task.valid.y).mean()
+        + 1e-6
+    )
+
+
+def test_the_rate_is_chosen_by_the_first_seed_on_validation_rows(monkeypatch):
+    """Rates of members stand in for their weights; 0.3 is best, and best on no other rows."""
+    zeros = np.zeros((1, 1, 1, 1), np.float32)
+    given = dict.fromkeys(measure.Task._fields)
+    task = measure.Task(**given | {"valid": measure.Rows(zeros, zeros[None])})
+    asked = []
+
+    def learned(task, steps, seeds, rates):
+        asked.append((steps, list(seeds), list(rates)))
+        return np.array(rates)
+
+    def answers(models, task, rows):
+        assert rows is task.valid
+        return np.abs(np.asarray(models) - 0.3).reshape(-1, 1, 1, 1, 1, 1)
+
+    monkeypatch.setattr(measure, "learned", learned)
+    monkeypatch.setattr(measure, "answers", answers)
+    found = measure.tuned(task, 7, [5, 6, 8], (0.1, 0.3, 1.0))
+    assert found.rate == 0.3 and found.models.tolist() == pytest.approx([0.3] * 3)
+    assert found.tried == pytest.approx({0.1: 0.2, 0.3: 0.0, 1.0: 0.7})
+    assert asked == [(7, [5] * 3, [0.1, 0.3, 1.0]), (7, [6, 8], [0.3] * 2)]
+    said = study.rates_of({"gated": found})
+    assert "gated 0.3; 0 of 1 chosen at an end" in said
+    assert "not tuned" in study.rates_of({"gated": found._replace(tried={0.3: 0.0})})
