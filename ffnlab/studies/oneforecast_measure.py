@@ -1,8 +1,8 @@
 """Forecasts learned and measured: waves, a nested region, and real air temperature.
 
-Every way of learning tries the same rates, with the first seed and as many steps, and takes the one
-that is best on validation rows; its seeds are members of one program. Errors are roots of mean squares
-over all numbers of all test moments, in standard deviations of the training moments.
+Every way of learning tries the same rates, with the first seed and as many steps, and takes the
+one that is best on validation rows; its seeds are members of one program. Errors are roots of mean
+squares over all numbers of all test moments, in standard deviations of the training moments.
 """
 
 import dataclasses
