@@ -30,8 +30,10 @@ from ffnlab.layers.graph_conv import GAT, GCN, GraphSAGE
 from ffnlab.layers.grouped import GroupedLinear, GroupedNorm, Groups
 from ffnlab.layers.guided import Guided
 from ffnlab.layers.linear import Embedding, Linear
+from ffnlab.layers.linear_scan import linear_scan
 from ffnlab.layers.long_skips import SkipGate, SkipScaling, scale_skips
 from ffnlab.layers.mesh import EdgeMLP, MeshBlock, NormedMLP
+from ffnlab.layers.mamba import Mamba, MambaState
 from ffnlab.layers.modality import Blocks, EveryCopy, Modalities
 from ffnlab.layers.noisy import Noisy
 from ffnlab.layers.norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm, ScaleNorm
@@ -98,6 +100,8 @@ __all__ = [
     "LayerOutputs",
     "Level",
     "Linear",
+    "Mamba",
+    "MambaState",
     "Memory",
     "MoE",
     "MoESpec",
@@ -129,6 +133,7 @@ __all__ = [
     "fold",
     "global_avg_pool",
     "global_max_pool",
+    "linear_scan",
     "max_pool",
     "measured",
     "reverse_gradient",
