@@ -9,6 +9,7 @@ is selected by the input. The recurrence is in float32 (`linear_scan`). Rows may
 piece: the state is what the convolution still has to see, and h.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from ffnlab.errors import ConfigError, at_least
 from ffnlab.layers.conv import Conv
 from ffnlab.layers.linear import Linear
 from ffnlab.layers.linear_scan import linear_scan
+from ffnlab.layers.recurrent import uniform
 
 __all__ = ["Mamba", "MambaState"]
 
@@ -81,11 +83,9 @@ class Mamba(nnx.Module):
         at_least(1, d=d, states=states, expand=expand, taps=taps, rank=rank)
         keys, e = jax.random.split(key, 6), expand * d
 
-        def linear(
-            key: Array, rows: int, columns: int, axes: tuple[str, str], bias: bool = False
-        ) -> Linear:
-            init = lambda *given: jax.random.uniform(*given, -(rows**-0.5), rows**-0.5)  # noqa: E731
-            return Linear(rows, columns, key=key, axes=axes, bias=bias, init=init, dtype=dtype)
+        def linear(key: Array, rows: int, out: int, axes: tuple[str, str], **more: bool) -> Linear:
+            init = functools.partial(uniform, bound=rows**-0.5)
+            return Linear(rows, out, key=key, axes=axes, init=init, dtype=dtype, **more)
 
         self.input = linear(keys[0], d, 2 * e, ("embed", "mlp"))
         self.conv = Conv(
