@@ -13,6 +13,7 @@ from ffnlab.formats.oneforecast import load_oneforecast
 from ffnlab.formats.opening import load, save
 from ffnlab.formats.peft import load_adapter, save_adapter
 from ffnlab.formats.resnet_npz import load_resnet
+from ffnlab.formats.s_mamba import load_s_mamba
 from ffnlab.formats.tokenizer.tokenizer import Tokenizer
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "load_adapter",
     "load_oneforecast",
     "load_resnet",
+    "load_s_mamba",
     "open_model",
     "save",
     "save_adapter",

@@ -6,29 +6,18 @@ stacks, of one block, all but two, and one: `processor_encoder`, `processor`, `p
 The GraphCast of the same repository has the names of blocks that are not gated.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import TypeVar
-
 import jax
-import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
-from ffnlab import tree
-from ffnlab.errors import FormatError, first_line
+from ffnlab.formats.named_tensors import Named, Source, filled, matrix, of_linear, opened
 from ffnlab.layers.mesh import EdgeMLP, MeshBlock, NormedMLP
 from ffnlab.layers.stacking import stack_modules
 from ffnlab.models.oneforecast import Crossing, OneForecast, OneForecastConfig
 from ffnlab.models.stack import Stacked, with_layers
 from ffnlab.storage.files import StrPath
-from ffnlab.weights import Dense
 
 __all__ = ["load_oneforecast"]
 
-Arrays = Mapping[str, np.ndarray]
-Named = Iterator[tuple[str, np.ndarray | Dense]]
-M = TypeVar("M")
 EMBEDDERS = {
     "of_grid": "encoder_embedder.grid_node_mlp",
     "of_node": "encoder_embedder.mesh_node_mlp",
@@ -39,40 +28,8 @@ EMBEDDERS = {
     "last": "finale",
 }
 CROSSINGS = {"up": ("encoder", "dst_node_mlp"), "down": ("decoder", "node_mlp")}
-IGNORED = {"device_buffer"}  # an empty one, by which their classes find their device
+IGNORED = ("device_buffer",)  # an empty one, by which their classes find their device
 PARTS = {"of_edge": "lin_efeat", "of_sender": "lin_src", "of_receiver": "lin_dst"}
-
-
-class Source:
-    """Arrays of a file, each taken once.
-
-    Attributes:
-      file: for messages.
-      arrays: by name.
-      taken: names that were asked for.
-    """
-
-    def __init__(self, file: StrPath, arrays: Arrays):
-        self.file, self.arrays, self.taken = file, arrays, set()
-
-    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """An array of this name and shape.
-
-        Raises:
-          FormatError: there is none, or of another shape or dtype, or not finite.
-        """
-        if name not in self.arrays:
-            raise FormatError(f"{self.file} has no tensor {name!r}")
-        array = self.arrays[name]
-        if array.shape != shape or array.dtype != np.float32:
-            raise FormatError(
-                f"{self.file}: {name} is {array.dtype}{list(array.shape)}, the model has "
-                f"float32{list(shape)}"
-            )
-        if not np.isfinite(array).all():
-            raise FormatError(f"{self.file}: {name} has NaN or infinity")
-        self.taken.add(name)
-        return array
 
 
 def load_oneforecast(file: StrPath, config: OneForecastConfig) -> OneForecast:
@@ -84,10 +41,7 @@ def load_oneforecast(file: StrPath, config: OneForecastConfig) -> OneForecast:
     Raises:
       FormatError: no such file, a damaged one, or not all of the model, or more than that.
     """
-    try:
-        source = Source(file, load_file(file))
-    except (OSError, SafetensorError) as error:
-        raise FormatError(f"{file} cannot be read: {first_line(error)}") from None
+    source = opened(file)
     shapes = jax.eval_shape(lambda key: OneForecast(config, key=key), jax.random.key(0))
     one = jax.eval_shape(lambda key: block_like(config, key), jax.random.key(0))
     stacks = [("processor_encoder", 1), ("processor", config.blocks - 2), ("processor_decoder", 1)]
@@ -95,24 +49,8 @@ def load_oneforecast(file: StrPath, config: OneForecastConfig) -> OneForecast:
     blocks = [filled(one, of_block(source, one, *place)) for place in places]
     model = with_layers(shapes, Stacked([stack_modules(blocks)], len(blocks)))
     model = filled(model, of_ends(source, model))
-    if unknown := sorted(source.arrays.keys() - source.taken - IGNORED):
-        raise FormatError(f"{file}: {unknown[0]} is not part of the model")
+    source.check_all_taken(IGNORED)
     return model
-
-
-def filled(model: M, found: Named) -> M:
-    """A model whose variables at some paths have the values of a file."""
-    nodes = dict(tree.walk(model))
-    new = {
-        path: nodes[path].replace(value if isinstance(value, Dense) else jnp.asarray(value))
-        for path, value in found
-    }
-    return tree.replace(model, new)
-
-
-def matrix(stored: np.ndarray) -> Dense:
-    """The weight [in, out] of what torch stores, [out, in]."""
-    return Dense(jnp.asarray(stored.T))
 
 
 def block_like(config: OneForecastConfig, key: jax.Array) -> MeshBlock:
@@ -166,12 +104,6 @@ def of_normed(source: Source, mlp: NormedMLP, path: str, name: str) -> Named:
         shape = mlp.mlp.maps[i].weight.shape
         yield from of_linear(source, f"{path}.mlp.maps[{i}]", f"{name}.{place}", shape)
     yield from of_norm(source, mlp.norm, f"{path}.norm", f"{name}.3")
-
-
-def of_linear(source: Source, path: str, name: str, shape: tuple[int, ...]) -> Named:
-    """(path, value) of a map [in, out]."""
-    yield f"{path}.w", matrix(source.take(f"{name}.weight", shape[::-1]))
-    yield f"{path}.b", source.take(f"{name}.bias", shape[1:])
 
 
 def of_norm(source: Source, norm: object, path: str, name: str) -> Named:

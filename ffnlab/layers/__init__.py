@@ -32,8 +32,8 @@ from ffnlab.layers.guided import Guided
 from ffnlab.layers.linear import Embedding, Linear
 from ffnlab.layers.linear_scan import linear_scan
 from ffnlab.layers.long_skips import SkipGate, SkipScaling, scale_skips
-from ffnlab.layers.mesh import EdgeMLP, MeshBlock, NormedMLP
 from ffnlab.layers.mamba import Mamba, MambaState
+from ffnlab.layers.mesh import EdgeMLP, MeshBlock, NormedMLP
 from ffnlab.layers.modality import Blocks, EveryCopy, Modalities
 from ffnlab.layers.noisy import Noisy
 from ffnlab.layers.norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm, ScaleNorm
