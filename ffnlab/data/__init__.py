@@ -31,6 +31,7 @@ from ffnlab.data.known_information import (
     gaussian_pairs,
 )
 from ffnlab.data.ring import Ring, ring
+from ffnlab.data.scaling import Scaling, scaling_of
 from ffnlab.data.sequence_maps import SequencePairs, drawn_pairs, read_pairs
 from ffnlab.data.sound_rows import asked, sound_rows
 from ffnlab.data.speech import Recording, SpokenDigits, fsdd, log_mel, read_wav, resampled
@@ -71,11 +72,9 @@ from ffnlab.data.text.windows import HeldOut, TextBatches, held_out_windows, rea
 from ffnlab.data.vowels import Vowels, vowels
 from ffnlab.data.weather import (
     AirTemperature,
-    Scaling,
     Waves,
     air_temperature,
     drawn_waves,
-    scaling_of,
     wave_fields,
 )
 

@@ -26,11 +26,9 @@ from ffnlab.storage.npz import READ_ERRORS, read_member
 
 __all__ = [
     "AirTemperature",
-    "Scaling",
     "Waves",
     "air_temperature",
     "drawn_waves",
-    "scaling_of",
     "wave_fields",
 ]
 
@@ -58,21 +56,6 @@ class Waves(NamedTuple):
         """Of the pattern to the east (nu), radians a second."""
         r = self.number
         return (r * (3 + r) * self.flow - 2 * TURNING) / ((1 + r) * (2 + r))
-
-
-class Scaling(NamedTuple):
-    """Mean and standard deviation of every field, [c]."""
-
-    mean: Float[np.ndarray, "c"]
-    deviation: Float[np.ndarray, "c"]
-
-    def __call__(self, fields: Float[np.ndarray, "*b c"]) -> Float32[np.ndarray, "*b c"]:
-        """Fields of mean 0 and deviation 1."""
-        return ((fields - self.mean) / self.deviation).astype(np.float32)
-
-    def back(self, fields: Float[np.ndarray, "*b c"]) -> Float[np.ndarray, "*b c"]:
-        """Fields in their own units, float64."""
-        return np.asarray(fields, np.float64) * self.deviation + self.mean
 
 
 def drawn_waves(count: int, seed: int = 0) -> Waves:
@@ -116,13 +99,6 @@ def wave_fields(
     u = EARTH * (w * cos + k * crest * (r * sin**2 - cos**2) * np.cos(th))
     v = -EARTH * k * r * crest * sin * np.sin(th)
     return np.stack(np.broadcast_arrays(psi, u, v), -1)
-
-
-def scaling_of(fields: Float[np.ndarray, "*b c"]) -> Scaling:
-    """The scaling of fields to learn from; a field that never changes is only shifted."""
-    rows = np.asarray(fields, np.float64).reshape(-1, np.shape(fields)[-1])
-    deviation = rows.std(0)
-    return Scaling(rows.mean(0), np.where(deviation > 0, deviation, 1.0))
 
 
 class AirTemperature(NamedTuple):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ffnlab.data import air_temperature, drawn_waves, wave_fields
-from ffnlab.data.weather import EARTH, TURNING, Scaling, scaling_of
+from ffnlab.data.scaling import Scaling, scaling_of
+from ffnlab.data.weather import EARTH, TURNING
 from ffnlab.errors import ConfigError, FFNLabError, FormatError
 
 LAT, LON = np.linspace(-80, 80, 321), np.linspace(-180, 180, 721)
