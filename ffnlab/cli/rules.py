@@ -74,6 +74,7 @@ OWN: Mapping[str, Own] = MappingProxyType(
             (
                 *("decoder", "encoder", "vit", "resnet", "uvit", "revcol", "mlp", "convnet"),
                 *("graph", "groups", "hypernet", "sequence", "meta", "icgnn", "oneforecast"),
+                "s_mamba",
             ),
         ),
         "counter_current": Own(

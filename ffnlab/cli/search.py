@@ -13,6 +13,7 @@ from rich.console import Group
 
 from ffnlab import parallel, tree
 from ffnlab.cli.changes import widened
+from ffnlab.cli.inputs.loading import RunData, load_data
 from ffnlab.cli.inputs.teacher import sha256_of
 from ffnlab.cli.keys import training_keys
 from ffnlab.cli.search_pages import drawn, front_of, points_of, ratios, table_of
@@ -30,7 +31,7 @@ from ffnlab.cli.searching import (
 )
 from ffnlab.cli.show import show
 from ffnlab.cli.streams import mute_orbax
-from ffnlab.cli.train import RunData, load_data, report, run
+from ffnlab.cli.train import report, run
 from ffnlab.cli.training import fresh
 from ffnlab.clock import compiled, in_turns
 from ffnlab.errors import ConfigError, NumericalError

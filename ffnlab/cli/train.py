@@ -14,38 +14,13 @@ from rich.console import Group
 from ffnlab import parallel
 from ffnlab.cli.changes import LOSSES
 from ffnlab.cli.identity import identity_of, versions
-from ffnlab.cli.inputs.captioned import CaptionedData, load_captioned
-from ffnlab.cli.inputs.channel_kinds import CellFreeConfig, CellularConfig
-from ffnlab.cli.inputs.channels import ChannelData, load_channels
-from ffnlab.cli.inputs.corpus import Corpus, HiddenText, load_corpus, load_hidden
 from ffnlab.cli.inputs.data_kinds import (
     BlockModelConfig,
-    CaptionedConfig,
     DataConfig,
-    DomainsConfig,
-    GraphConfig,
-    HeteroConfig,
-    NetworksConfig,
-    PermutationConfig,
-    QuestionsConfig,
-    SequencesConfig,
-    SpeechConfig,
-    TextsConfig,
-    WeatherConfig,
 )
-from ffnlab.cli.inputs.domains import DomainsData, load_domains
-from ffnlab.cli.inputs.forward import ForwardNodeData, forward_data
+from ffnlab.cli.inputs.forward import ForwardNodeData
 from ffnlab.cli.inputs.halves import halved
-from ffnlab.cli.inputs.hetero import HeteroData, load_hetero
-from ffnlab.cli.inputs.labelled import LabelledData, load_labelled
-from ffnlab.cli.inputs.networks import NetworksData, load_networks
-from ffnlab.cli.inputs.nodes import NodeData, node_data
-from ffnlab.cli.inputs.permutation import PermutationData, load_permutation
-from ffnlab.cli.inputs.questions import QuestionsData, load_questions
-from ffnlab.cli.inputs.sequences import SequencesData, load_sequences
-from ffnlab.cli.inputs.speech import SpeechData, load_speech
-from ffnlab.cli.inputs.texts import TextsData, load_texts
-from ffnlab.cli.inputs.weather import WeatherData, load_weather
+from ffnlab.cli.inputs.loading import RunData, load_data
 from ffnlab.cli.keys import Section, method_keys, training_keys
 from ffnlab.cli.pipelining import in_list
 from ffnlab.cli.rules import HALVED
@@ -57,7 +32,6 @@ from ffnlab.errors import ConfigError, FormatError, at_least
 from ffnlab.formats import KINDS, load, save
 from ffnlab.formats.opening import format_for, is_factored
 from ffnlab.learning import OPTIMIZERS
-from ffnlab.models import EncoderConfig
 from ffnlab.models.account import parameters
 from ffnlab.models.calibration import called
 from ffnlab.parallel import Outcome, Work, bytes_per_device, to_table
@@ -66,24 +40,6 @@ from ffnlab.routing import pal
 from ffnlab.rule import Rule
 from ffnlab.storage import placing
 from ffnlab.storage.files import write_json
-
-RunData = (
-    Corpus
-    | HiddenText
-    | LabelledData
-    | TextsData
-    | QuestionsData
-    | NodeData
-    | HeteroData
-    | SpeechData
-    | CaptionedData
-    | DomainsData
-    | PermutationData
-    | SequencesData
-    | WeatherData
-    | NetworksData
-    | ChannelData
-)
 
 
 def train(
@@ -227,41 +183,6 @@ def report(record: Mapping, out: Path) -> None:
         print(f"{folder}: {rate:.3f} bit per use of held-out channels (baseline: {theirs:.3f})")
     else:
         print(f"{folder}: mean squared error {record['held_out_error']:.5f} on held-out data")
-
-
-def load_data(settings: TrainConfig) -> RunData:
-    """What a run reads, by the kind of its data."""
-    data, model = settings.data, settings.model
-    if isinstance(data, SpeechConfig):
-        return load_speech(data, model)  # type: ignore[arg-type]
-    if isinstance(data, CaptionedConfig):
-        return load_captioned(data)
-    if isinstance(data, GraphConfig | BlockModelConfig):
-        return forward_data(settings) if settings.rule == "forward_gnn" else node_data(data, model)
-    if isinstance(data, HeteroConfig):
-        return load_hetero(data, model)
-    if isinstance(data, DomainsConfig):
-        return load_domains(data, model)
-    if isinstance(data, PermutationConfig):
-        return load_permutation(data)
-    if isinstance(data, SequencesConfig):
-        return load_sequences(data, model)
-    if isinstance(data, WeatherConfig):
-        return load_weather(data, model)
-    if isinstance(data, NetworksConfig):
-        return load_networks(data, model)
-    if isinstance(data, CellularConfig | CellFreeConfig):
-        return load_channels(data)
-    if isinstance(model, EncoderConfig):
-        whole = jax.eval_shape(functools.partial(fresh, settings), jax.random.key(0)).config
-        if isinstance(data, TextsConfig):
-            return load_texts(data, whole)
-        if isinstance(data, QuestionsConfig):
-            return load_questions(data, whole)
-        return load_hidden(settings.text, model)
-    if isinstance(data, DataConfig):
-        return load_corpus(data, model.vocab)  # type: ignore[attr-defined]
-    return load_labelled(settings)
 
 
 def run(

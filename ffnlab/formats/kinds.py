@@ -33,6 +33,7 @@ from ffnlab.formats.least_input import (
     sequence,
     tokens,
     whole_image,
+    window,
 )
 from ffnlab.layers import MLP
 from ffnlab.models import (
@@ -69,6 +70,8 @@ from ffnlab.models import (
     RevColConfig,
     SequenceConfig,
     SequenceTransformer,
+    SMamba,
+    SMambaConfig,
     UViT,
     UViTConfig,
     ViT,
@@ -80,7 +83,7 @@ __all__ = ["KINDS", "Config", "Kind", "check_kind", "check_runs", "kind_of", "re
 
 Reads = (
     Literal["tokens", "rows", "images", "frames", "sequences"]
-    | Literal["graphs", "networks", "channels", "fields", "target"]
+    | Literal["graphs", "networks", "channels", "fields", "series", "target"]
 )
 
 
@@ -264,6 +267,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             moment,
             call=on_one_point,
         ),
+        "s_mamba": Kind(SMambaConfig, SMamba, SMambaConfig.make, "series", window),
         "sequence": Kind(
             SequenceConfig, SequenceTransformer, SequenceConfig.make, "sequences", sequence
         ),

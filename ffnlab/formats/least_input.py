@@ -24,6 +24,7 @@ from ffnlab.models import (
     ResNet,
     RevCol,
     SequenceTransformer,
+    SMamba,
     UViT,
     ViT,
 )
@@ -58,6 +59,11 @@ def frame(model: AudioEncoder) -> jax.ShapeDtypeStruct:
 def sequence(model: SequenceTransformer) -> jax.ShapeDtypeStruct:
     """One sequence of the length that the configuration says."""
     return jax.ShapeDtypeStruct((1, model.config.length, model.config.inputs), jnp.float32)
+
+
+def window(model: SMamba) -> jax.ShapeDtypeStruct:
+    """One window of one series."""
+    return jax.ShapeDtypeStruct((1, model.config.length, 1), jnp.float32)
 
 
 def moment(model: OneForecast) -> jax.ShapeDtypeStruct:

@@ -46,7 +46,7 @@ from ffnlab.models.remove import remove, removed
 from ffnlab.models.resnet import ResNet, ResNetConfig, resnet50, resnet_cifar
 from ffnlab.models.revcol import RevCol, keep_invertible, revcol_of
 from ffnlab.models.revcol_config import RevColConfig
-from ffnlab.models.s_mamba import SMamba, SMambaConfig
+from ffnlab.models.s_mamba import SMamba, SMambaBlock, SMambaConfig
 from ffnlab.models.sequence import SequenceConfig, SequenceTransformer
 from ffnlab.models.stack import Pipelined, Shared, Stacked, stack, unstack
 from ffnlab.models.uvit import UViT, UViTConfig
@@ -124,6 +124,7 @@ __all__ = [
     "RevCol",
     "RevColConfig",
     "SMamba",
+    "SMambaBlock",
     "SMambaConfig",
     "SequenceConfig",
     "SequenceTransformer",

@@ -56,6 +56,7 @@ CONFIGS = {
     "sequence": models.SequenceConfig(3, 2, 1, 8, 5),
     "meta": models.MetaNetworkConfig(nodes=1, edges=1),
     "icgnn": models.ICGNNConfig(nodes=2, outputs=2, edges=2),
+    "s_mamba": models.SMambaConfig(6, 3, 8, 5, states=2),
     "oneforecast": models.OneForecastConfig((2, 3), 2, 1, level=0, width=4, blocks=3),
 }
 
@@ -207,6 +208,7 @@ EXCLUDE = "--text, --images, --records and --graph exclude each other"
         ("graph", [], "'graph' reads graphs: give --graph"),
         ("graph", ["--graph", "nowhere.npz"], "nowhere.npz"),
         ("audio", IMAGES, "'audio' reads frames, which no option gives"),
+        ("s_mamba", IMAGES, "'s_mamba' reads series, which no option gives"),
         ("oneforecast", IMAGES, "'oneforecast' reads fields, which no option gives"),
         ("mlp", ["--graph", "cora"], "'mlp' reads rows: give --images or --records, not --graph"),
         ("mlp", [*IMAGES, "--records", "x"], EXCLUDE),

@@ -41,6 +41,7 @@ CONFIGS = {
     "icgnn": models.ICGNNConfig(2, 3, edges=2, width=4),
     "physical": models.PhysicalConfig(3, 2, (4, 5), "two_bit", skip=True, slots=2),
     "sequence": models.SequenceConfig(3, 2, 4, 8, 5, heads=2, head_dim=3),
+    "s_mamba": models.SMambaConfig(6, 3, 8, 5, states=2),
     "oneforecast": models.OneForecastConfig((2, 3), 2, 1, 0, (0.0, 90.0, -90.0, 90.0), 4, 3),
 }
 OUTPUTS = {
@@ -62,6 +63,7 @@ OUTPUTS = {
     "icgnn": [(1, 1, 3)],
     "physical": [(1, 2)],
     "sequence": [(1, 3, 4)],
+    "s_mamba": [(1, 6, 1)],
     "oneforecast": [(2, 3, 1)],
 }
 

@@ -141,6 +141,7 @@ MODELS = {
     "meta": lambda: models.MetaNetworkConfig(2, 3, layers=2, width=4).make(key=jax.random.key(0)),
     "icgnn": lambda: models.ICGNNConfig(2, 2, edges=2, width=4).make(key=jax.random.key(0)),
     "icgnn-of-links": lambda: models.ICGNNConfig(3, 1, axes=2, width=4).make(key=jax.random.key(0)),
+    "s_mamba": lambda: models.SMambaConfig(6, 3, 8, 5, states=2).make(key=jax.random.key(0)),
     "oneforecast": lambda: models.OneForecastConfig(
         (2, 3), 2, 1, 0, (0.0, 90.0, -90.0, 90.0), width=4, blocks=3
     ).make(key=jax.random.key(0)),

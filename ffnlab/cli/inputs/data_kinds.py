@@ -13,6 +13,7 @@ from ffnlab.cli.inputs.graph_kinds import (
     NetworksConfig,
 )
 from ffnlab.cli.inputs.map_kinds import PermutationConfig, SequencesConfig
+from ffnlab.cli.inputs.series_kinds import SeriesConfig
 from ffnlab.errors import ConfigError, at_least
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "QuestionsConfig",
     "RecordsConfig",
     "SequencesConfig",
+    "SeriesConfig",
     "SpeechConfig",
     "TextsConfig",
     "WeatherConfig",
@@ -335,6 +337,7 @@ AnyData = (
     | CellularConfig
     | CellFreeConfig
     | WeatherConfig
+    | SeriesConfig
 )
 # What `kind` may be in [data], the one without it first.
 DATA_KINDS: Mapping[str, type] = MappingProxyType(
@@ -356,5 +359,6 @@ DATA_KINDS: Mapping[str, type] = MappingProxyType(
         "cellular": CellularConfig,
         "cell_free": CellFreeConfig,
         "weather": WeatherConfig,
+        "series": SeriesConfig,
     }
 )

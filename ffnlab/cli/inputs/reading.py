@@ -39,6 +39,7 @@ from ffnlab.cli.inputs.data_kinds import (
     TextsConfig,
 )
 from ffnlab.cli.inputs.field_kinds import WeatherConfig, weather_batch, weather_loss
+from ffnlab.cli.inputs.series_kinds import SeriesConfig, series_batch, series_loss
 from ffnlab.data import Labelled
 from ffnlab.errors import ConfigError
 from ffnlab.formats.kinds import KINDS, kind_of, reads_of
@@ -213,6 +214,7 @@ READINGS: Mapping[str, Reading] = MappingProxyType(
             first_network,
         ),
         "fields": Reading((WeatherConfig,), "weather", weather_loss, weather_batch),
+        "series": Reading((SeriesConfig,), "series", series_loss, series_batch),
         "sequences": Reading(
             (SequencesConfig,), "sequences of numbers", lambda data: squares, pairs_of
         ),
