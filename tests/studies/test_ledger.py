@@ -36,6 +36,7 @@ TO_COME = (
     "rphgnn",
     "virgo",
     "netinfof",
+    "s-mamba",
 )
 RECORDED = [
     pytest.param(slug, marks=pytest.mark.xfail(strict=True, reason="its full run is to come"))
