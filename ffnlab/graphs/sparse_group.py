@@ -65,7 +65,8 @@ def penalty(
     square = jnp.sum(parts**2, axis=1)
     is_there = square > 0
     lengths = jnp.where(is_there, jnp.sqrt(jnp.where(is_there, square, 1)), 0)
-    return l1 * jnp.sum(jnp.abs(w)) + l2 * jnp.sum(lengths)
+    # sign(w) * w, since JAX takes the derivative of |w| at 0 as 1
+    return l1 * jnp.sum(jnp.sign(w) * w) + l2 * jnp.sum(lengths)
 
 
 def shrunk(

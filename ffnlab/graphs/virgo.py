@@ -123,10 +123,10 @@ def virgo(
         found = variances(start, model.config.pairs, norms, mean=mean, classes=classes)
         return found / 2 if halved and model.config.layer == "sage" else found
 
-    def init(model: GraphNetwork) -> VirgoStats:
-        check_model(model, start)
-        norms = nothing_seen(len(model.config.pairs))
-        decided(model, norms)  # says what is wrong with the number of classes
+    def init(model: nnx.Module) -> VirgoStats:
+        network = checked(model, start)
+        norms = nothing_seen(len(network.config.pairs))
+        decided(network, norms)  # says what is wrong with the number of classes
         return VirgoStats(norms, {at(i): jnp.float32(0) for i in range(len(norms.forward))})
 
     @jax.jit
@@ -201,8 +201,8 @@ def inputs_of(batch: PyTree) -> Mapping[str, PyTree]:
     return {name: found[name] for name in ("x", "graph", "weights") if name in found}
 
 
-def check_model(model: object, start: str) -> None:
-    """Raises ConfigError for what cannot be drawn."""
+def checked(model: object, start: str) -> GraphNetwork:
+    """The network; ConfigError for what cannot be drawn."""
     if not isinstance(model, GraphNetwork):
         raise ConfigError(f"model is a {type(model).__name__}; a GraphNetwork is accepted")
     config = model.config
@@ -222,6 +222,7 @@ def check_model(model: object, start: str) -> None:
             kind = type(getattr(layer, name).weight)
             if kind is not Dense:
                 raise ConfigError(f"{at(i)}.{name} is {kind.__name__}; Dense weights are drawn")
+    return model
 
 
 def check_norms(norms: HopNorms, start: str) -> None:

@@ -64,7 +64,7 @@ class HopNorms(NamedTuple):
 
 def nothing_seen(hops: int) -> HopNorms:
     """Norms of no graph."""
-    nothing = jnp.full(hops, -jnp.inf)
+    nothing = jnp.full(hops, -jnp.inf, jnp.float32)
     return HopNorms(nothing, nothing, jnp.float32(0))
 
 

@@ -120,7 +120,7 @@ def test_what_is_no_tree_of_embeddings_is_refused(key):
         with pytest.raises(ConfigError, match="a mapping from names to Views is accepted"):
             netinfof()(model, [])
     for all_of in (scored, ~scored):
-        with pytest.raises(ConfigError, match="rows are scored; some but not all"):
+        with pytest.raises(ConfigError, match="rows are scored; some, and not all"):
             netinfof()(signs(), [PairRows(ends, joined, all_of)], progress=False)
     broken = {"U": View(*(jnp.full((40, 2), jnp.nan),) * 2)}
     with pytest.raises(NumericalError, match="netinfof"):

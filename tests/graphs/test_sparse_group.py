@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_refused(key):
         sparse_group(0)
     for name in ("l1", "l2"):
         with pytest.raises(ConfigError, match=f"{name}=-1"):
-            sparse_group(3, **{name: -1})
+            sparse_group(3, **{name: -1.0})
     rule = sparse_group(GROUPS)
     with pytest.raises(ConfigError, match="an MLP of one map with a bias"):
         rule.init(MLP((12, 4, 1), key=key), key)
