@@ -131,7 +131,7 @@ def generated(sizes: Sizes) -> list[Problem]:
 def reached(problems: Sequence[Problem], budget: Budget) -> dict[str, dict[str, tuning.Tuned]]:
     """All sides, by case."""
     sides = {ALL: measure.by_embeddings(problems, budget)}
-    sides |= {name: measure.by_embeddings(problems, budget, only=name) for name in VIEWS}
+    sides |= measure.by_each(problems, budget)
     sides[GCN] = measure.by_network(problems, budget)
     return {case: {name: side[case] for name, side in sides.items()} for case in sides[ALL]}
 

@@ -35,9 +35,10 @@ from ffnlab.rule import Rule
 from ffnlab.scores import hits_at
 from ffnlab.studies.tuning import Setting, Tuned, numbers
 
-__all__ = ["Budget", "Problem", "across", "by_embeddings", "by_network", "prepared"]
+__all__ = ["Budget", "Problem", "across", "by_each", "by_embeddings", "by_network", "prepared"]
 
 NEVER = 10**6  # scores until a run would rest
+VIEW = "alone"  # the one embedding of a problem: names are part of what is compiled
 CLASSES = 32  # width of what a GCN gives for a node
 
 
@@ -195,22 +196,37 @@ def at(models: PyTree, i: int, j: int) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[i, j], models)
 
 
-def by_embeddings(
-    problems: Sequence[Problem], budget: Budget, *, only: str | None = None
-) -> dict[str, Tuned]:
-    """What the linear model reaches on all embeddings, or on one alone, by case.
+def by_each(problems: Sequence[Problem], budget: Budget) -> dict[str, dict[str, Tuned]]:
+    """What the linear model reaches on each embedding alone, by its name and then by case.
+
+    All are members of one program. Arguments as those of `by_embeddings`.
+    """
+    alone = {(name, p.case): f"{name} of {p.case}" for name in problems[0].views for p in problems}
+    each = [
+        p._replace(case=alone[name, p.case], views={VIEW: p.views[name]})
+        for name in problems[0].views
+        for p in problems
+    ]
+    found: dict[str, dict[str, Tuned]] = {name: {} for name in problems[0].views}
+    reached = by_embeddings(each, budget)
+    for (name, case), label in alone.items():
+        found[name][case] = reached[label]
+    return found
+
+
+def by_embeddings(problems: Sequence[Problem], budget: Budget) -> dict[str, Tuned]:
+    """What the linear model reaches on all embeddings of a problem, by case.
 
     Args:
       problems: graphs of one size, every case with the same seeds.
       budget: settings and steps.
-      only: the name of an embedding; all when None.
     """
     count, valid = sizes_of(problems)
-    given = [p.views if only is None else {only: p.views[only]} for p in problems]
     rows_of = jax.jit(pair_rows)
 
-    def batch(problem: Problem, views: Mapping[str, View]) -> tuple:
+    def batch(problem: Problem) -> tuple:
         ends, joined, asked = learned_pairs(problem, count, valid)
+        views = problem.views
         shown = rows_of(views, jnp.asarray(ends)), jnp.asarray(joined, jnp.int32)
         return *shown, rows_of(views, jnp.asarray(asked.ends)), jnp.asarray(asked.joined)
 
@@ -218,17 +234,17 @@ def by_embeddings(
         return hits(model(batch[2])[:, 0], batch[3], budget.k)
 
     def make(l1: float | Array, l2: float | Array) -> Rule:
-        rule = sparse_group(len(given[0]), l1=l1, l2=l2)
+        rule = sparse_group(len(problems[0].views), l1=l1, l2=l2)
         return early_stopping(rule, score, every=1, patience=NEVER)
 
-    wide = sum(view.z.shape[1] for view in given[0].values())
+    wide = sum(view.z.shape[1] for view in problems[0].views.values())
     start = MLP((wide, 1), key=jax.random.key(0), init=jax.nn.initializers.zeros)
-    batches = [batch(*pair) for pair in zip(problems, given, strict=True)]
+    batches = [batch(problem) for problem in problems]
     models = runs(make, budget.combined, start, batches, budget.steps)
     call = jax.jit(lambda model, rows: model(rows)[:, 0])
 
     def judged(i: int, j: int, pairs: LinkPairs) -> float:
-        said = call(at(models, i, j), rows_of(given[i], jnp.asarray(pairs.ends)))
+        said = call(at(models, i, j), rows_of(problems[i].views, jnp.asarray(pairs.ends)))
         return hits_at(budget.k, np.asarray(said), pairs.joined)
 
     return chosen(problems, budget.combined, judged, numbers(start))

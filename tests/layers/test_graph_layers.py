@@ -8,6 +8,7 @@ import pytest
 
 from ffnlab import layers
 from ffnlab.graph import Graph
+from ffnlab.graph.ends import at_senders
 from ffnlab.models import GraphNetworkConfig
 from ffnlab.testing import check_graph_layer
 
@@ -22,11 +23,25 @@ GRAPH_LAYERS = {
         key=key
     ),
 }
+MESH_BLOCKS = {
+    "MeshBlock": lambda key: layers.MeshBlock(4, key=key, heads=2),
+    "MeshBlock-plain": lambda key: layers.MeshBlock(4, key=key, gated=False),
+}
 
 
 @pytest.mark.parametrize("name", GRAPH_LAYERS)
 def test_layer_on_graphs(name):
     check_graph_layer(GRAPH_LAYERS[name], 3)
+
+
+@pytest.mark.parametrize("name", MESH_BLOCKS)
+def test_block_on_meshes(name):
+    check_graph_layer(MESH_BLOCKS[name], 4, call=nodes_after)
+
+
+def nodes_after(block, x, graph):
+    """Nodes after a round of messages of edges that begin as what sends along them."""
+    return block(graph, at_senders(graph, x), x)[1]
 
 
 def test_every_layer_that_takes_a_graph_is_under_contract():
@@ -36,7 +51,7 @@ def test_every_layer_that_takes_a_graph_is_under_contract():
         if inspect.isclass(member := getattr(layers, name))
         and "graph" in inspect.signature(member.__call__).parameters
     }
-    assert kinds and kinds <= {name.split("-")[0] for name in GRAPH_LAYERS}
+    assert kinds and kinds <= {name.split("-")[0] for name in GRAPH_LAYERS | MESH_BLOCKS}
 
 
 def test_sixteen_blocks_are_one_program_of_the_size_of_three():

@@ -110,7 +110,7 @@ def test_all_sides_learn_from_the_same_pairs_and_never_from_hidden_ones(problems
 def test_settings_are_chosen_by_validation_and_scored_on_test(problems):
     wide = 5 * 4
     found = measure.by_embeddings(problems, TINY)
-    alone = measure.by_embeddings(problems, TINY, only="S")
+    alone = measure.by_each(problems, TINY)["S"]
     network = measure.by_network(problems, TINY)
     for side, size in ((found, wide + 1), (alone, 5), (network, 12 * 6 + 6 + 6 * 32 + 32)):
         assert list(side) == ["random", "local"]
