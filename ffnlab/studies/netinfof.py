@@ -65,11 +65,11 @@ def sizes_of(seed: int, quick: bool) -> Sizes:
     """Of either form; the full grid is the authors'."""
     if quick:
         few = grid(l1=(1e-4,), l2=(1e-3, 1e-5))
-        short = Budget(few, grid(rate=(3e-3, 1e-2), decay=(5e-4,)), 20, 60, 20, 64)
+        short = Budget(few, grid(rate=(3e-3, 1e-2), decay=(5e-4,)), 20, 200, 20, 64)
         return Sizes([seed], 32, short, short, False)
     settings = grid(l1=(1e-4, 1e-5), l2=(1e-3, 1e-4, 1e-5, 1e-6))
     rates = grid(rate=(1e-3, 3e-3, 1e-2, 3e-2), decay=(0.0, 5e-4))
-    long = Budget(settings, rates, 40, 150, 20, 64)
+    long = Budget(settings, rates, 25, 300, 20, 64)
     return Sizes([seed, seed + 1, seed + 2], 48, long, long._replace(k=100), True)
 
 
