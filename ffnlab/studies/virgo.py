@@ -3,6 +3,11 @@
 Signals and gradients of eight layers at the start, on a random graph; a race of eight layers on
 block models; in the full form every start at its own best rate, and Cora at four depths. Starts,
 rates and seeds are members of one program.
+
+Why virgofor lets signals of centred features grow: its probe is a mean feature of any sign, most of
+which a hop averages away (norms fall to .51, .65, .74 … of themselves, on ten such graphs), while
+what follows a ReLU is not negative and keeps more (.62, .84, .92 …); weights make up for what the
+probe loses. By the graph's seed the ratio of layer 7 to layer 1 is 1.6 to 7.
 """
 
 import dataclasses
