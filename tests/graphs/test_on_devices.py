@@ -82,7 +82,5 @@ def test_graphs_of_a_batch_lie_each_on_its_own_device():
         return jax.lax.pmean(jax.tree.map(lambda leaf: leaf.mean(0), each), "dp")
 
     specs = (PartitionSpec(), PartitionSpec("dp"))
-    run = jax.shard_map(
-        part, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
-    )
+    run = jax.shard_map(part, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
     check_near(jax.jit(run)(model, placed), want)
