@@ -194,7 +194,7 @@ def mirrored(upper: Float[Array, "d d"]) -> Float[Array, "d d"]:
     return upper + jnp.triu(upper, 1).T
 
 
-def view_of(z: Float[Array, "n d"], pairs: FittingPairs, *, steps: int = 50) -> View:
+def view_of(z: Float[Array | np.ndarray, "n d"], pairs: FittingPairs, *, steps: int = 50) -> View:
     """An embedding with what a compatibility makes of it."""
     z = jnp.asarray(z)
     return View(z, z @ compatibility(z, pairs, steps=steps).astype(z.dtype))
