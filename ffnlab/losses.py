@@ -355,8 +355,8 @@ def distillation(
 
 def check_distillation(temperature: float | Array, reduction: str) -> None:
     """Raises ConfigError for a temperature or a reduction that there is not."""
-    if is_known(temperature) and not temperature > 0:
-        raise ConfigError(f"temperature={temperature} must be positive")
+    if is_known(temperature) and not 0 < temperature < math.inf:
+        raise ConfigError(f"temperature={temperature} must be positive and finite")
     if reduction not in REDUCTIONS:
         raise ConfigError(f"reduction={reduction!r} is not one of {REDUCTIONS}")
 

@@ -204,6 +204,7 @@ def test_distillation_refuses():
     for options, message in (
         ({"temperature": 0.0}, "temperature=0.0 must be positive"),
         ({"temperature": float("nan")}, "temperature=nan must be positive"),
+        ({"temperature": float("inf")}, "temperature=inf must be positive and finite"),
         ({"reduction": "sum"}, "reduction='sum' is not one of"),
         ({"weight": 1.5}, "weight=1.5 must lie in"),
     ):

@@ -7,12 +7,13 @@ does.
 """
 
 from collections.abc import Sequence
+from math import inf
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ffnlab.errors import ConfigError
+from ffnlab.errors import ConfigError, is_known
 from ffnlab.layers.routers import Routing
 
 __all__ = [
@@ -88,7 +89,11 @@ def specialization(
       balance: >= 0, spreads all tokens over the experts.
       certainty: > 0 makes each token sure of few, which is what the paper says it does, < 0 of
         many, which is what its formula does.
+    Raises:
+      ConfigError: a balance below 0, or a weight that is not finite.
     """
+    if is_known(balance, certainty) and not (0 <= balance < inf and abs(certainty) < inf):
+        raise ConfigError(f"balance={balance}, certainty={certainty}: >= 0, and any, both finite")
     return balance * load_balance(routing) / routing.experts + certainty * entropy(routing)
 
 

@@ -44,11 +44,13 @@ class EffLayer(nnx.Module):
         """Draws both maps as `Linear` does, with biases of zero.
 
         Raises:
-          ConfigError: an even size, or a ratio or number of leading tokens that is too small.
+          ConfigError: an even size, or a ratio, grid or number of leading tokens that is too small.
         """
         check_window(size, ratio)
         if leading < 0:
             raise ConfigError(f"leading={leading} must be at least 0")
+        if grid is not None and (len(grid) != 2 or min(grid) < 1):
+            raise ConfigError(f"grid={tuple(grid)}: rows and columns, 1 or more, are accepted")
         first, second = jax.random.split(key)
         inner, common = ratio * width, {"bias": True, "dtype": dtype}
         self.up = Linear(width, inner, key=first, axes=("embed", "mlp"), **common)

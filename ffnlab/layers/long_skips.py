@@ -15,6 +15,7 @@ What differs from the authors' code, which has no licence and of which facts alo
 of images (`over="channels"`) average over space and scale channels; theirs are of tokens.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -68,7 +69,15 @@ class SkipGate(nnx.Module):
         self.over = over
 
     def __call__(self, s: Float[Array, "b *n d"]) -> Float[Array, "b *n d"]:
-        is_tokens = self.over == "tokens"
+        """The skip, scaled.
+
+        Raises:
+          ConfigError: a skip of other axes, or of another number of tokens or channels.
+        """
+        is_tokens, size = self.over == "tokens", self.down.weight.shape[0]
+        if (is_tokens and s.ndim != 3) or s.shape[1 if is_tokens else -1] != size:
+            wanted = f"[b, {size}, d]" if is_tokens else f"[b, ..., {size}]"
+            raise ConfigError(f"skip {s.shape}; {wanted} is accepted by gates of {self.over}")
         mean = s.mean(-1) if is_tokens else s.mean(tuple(range(1, s.ndim - 1)))
         gate = jax.nn.sigmoid(self.up(jax.nn.relu(self.down(mean))))
         gate = gate[..., None] if is_tokens else gate.reshape(len(s), *(1,) * (s.ndim - 2), -1)
@@ -155,7 +164,7 @@ def scale_skips(
     """
     if method not in SCALINGS:
         raise ConfigError(f"method={method!r} is not one of {SCALINGS}")
-    if not (0 < kappa and (kappa <= 1 or allow)):
+    if not (0 < kappa < math.inf and (kappa <= 1 or allow)):
         raise ConfigError(f"kappa={kappa} must lie in (0, 1]; allow=True takes larger ones")
     if method not in LEARNED:
         return SkipScaling([], method=method, kappa=kappa)

@@ -145,13 +145,17 @@ def modality_of(masks: Sequence[Bool[Host, "*b"]] | Bool[Host, "m *b"]) -> Int[A
     Returns:
       the number of the one mask that holds, int32.
     Raises:
-      ConfigError: masks that overlap or leave a token out. Where they are not known yet, checkify
-        tells.
+      ConfigError: no masks, masks of several shapes or that are not bool; masks that overlap or
+        leave a token out, of which checkify tells where they are not known yet.
 
     >>> modality_of(jnp.array([[True, False, True], [False, True, False]]))
     Array([0, 1, 0], dtype=int32)
     """
-    masks = jnp.stack([jnp.asarray(mask, bool) for mask in masks])
+    each = [jnp.asarray(mask) for mask in masks]
+    if len({mask.shape for mask in each}) != 1 or any(mask.dtype != bool for mask in each):
+        found = [f"{mask.dtype} {mask.shape}" for mask in each]
+        raise ConfigError(f"masks are {found}; bool of one shape, for each modality, are accepted")
+    masks = jnp.stack(each)
     held = jnp.sum(masks, axis=0)
     if is_known(held):
         twice, never = int((held > 1).sum()), int((held == 0).sum())

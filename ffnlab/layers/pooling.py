@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ffnlab.errors import ConfigError
 from ffnlab.layers.sliding import Padding, named_padding, pads, per_dimension
 
 __all__ = ["avg_pool", "global_avg_pool", "global_max_pool", "max_pool", "shifted_max_pool"]
@@ -28,7 +29,7 @@ def max_pool(
       stride: from window to window; the size when None.
       padding: as a convolution's (`Conv`).
     Raises:
-      ConfigError: a setting of another form.
+      ConfigError: a setting of another form, or a window that lies beyond the edges.
       ValueError: a window does not fit.
     """
     return over_windows(x, jax.lax.max, -jnp.inf, size, stride, padding)
@@ -58,7 +59,7 @@ def shifted_max_pool(
     grid = x.shape[1:-1]
     size = per_dimension("size", size, len(grid))
     stride = size if stride is None else per_dimension("stride", stride, len(grid))
-    around = pads(named_padding(padding, len(grid)), grid, size, stride)
+    around = edges(grid, size, stride, padding)
     padded = jnp.pad(x, ((0, 0), *around, (0, 0)), constant_values=-jnp.inf)
     last = [n - taps for n, taps in zip(padded.shape[1:-1], size, strict=True)]
     shifted = (
@@ -94,6 +95,27 @@ def avg_pool(
     return (sums / counts).astype(x.dtype)
 
 
+def edges(
+    grid: Sequence[int], size: Sequence[int], stride: Sequence[int], padding: Padding
+) -> tuple[tuple[int, int], ...]:
+    """Positions added (before, after) each dimension, such that each window holds some of the grid.
+
+    Raises:
+      ConfigError: a padding of another form, or one that has a window to itself, of which there is
+        no largest value and no mean.
+      ValueError: a window does not fit.
+    """
+    found = pads(named_padding(padding, len(grid)), grid, size, stride)
+    for n, taps, step, (before, after) in zip(grid, size, stride, found, strict=True):
+        last = (n + before + after - taps) // step * step  # where the last window begins
+        if before >= taps or last >= before + n:
+            raise ConfigError(
+                f"padding={padding!r}: a window of size={tuple(size)}, stride={tuple(stride)} lies "
+                f"beyond the edges of a grid of {tuple(grid)}; fewer positions are accepted"
+            )
+    return found
+
+
 def over_windows(
     x: Float[Array, "n *grid d"],
     combine: Callable[[Array, Array], Array],
@@ -106,7 +128,7 @@ def over_windows(
     grid = x.shape[1:-1]
     size = per_dimension("size", size, len(grid))
     stride = size if stride is None else per_dimension("stride", stride, len(grid))
-    around = pads(named_padding(padding, len(grid)), grid, size, stride)
+    around = edges(grid, size, stride, padding)
     whole = ((0, 0), *around, (0, 0))
     return jax.lax.reduce_window(x, start, combine, (1, *size, 1), (1, *stride, 1), whole)
 

@@ -152,9 +152,11 @@ class ReluFeatures(nnx.Module):
         """Features of ready projections.
 
         Raises:
-          ConfigError: a length that is not above 0.
+          ConfigError: a length that is not above 0, or a floor that is no number.
         """
         check_length(length)
+        if not floor < math.inf:
+            raise ConfigError(f"floor={floor} must be a number below infinity")
         self.g = Statistic(g.astype(jnp.float32), axes=("features", "embed"))
         self.floor, self.length = float(floor), length
 
@@ -209,8 +211,8 @@ class FourierFeatures(nnx.Module):
         check_length(length)
         if function not in SPECTRA:
             raise ConfigError(f"function={function!r} is not one of {list(SPECTRA)}")
-        if not damping >= 0:
-            raise ConfigError(f"damping={damping} must be at least 0")
+        if not 0 <= damping < math.inf:
+            raise ConfigError(f"damping={damping} must be at least 0 and finite")
         if frequencies.shape != g.shape[:1]:
             raise ConfigError(f"{frequencies.shape} frequencies of {g.shape[0]} projections")
         self.g = Statistic(g.astype(jnp.float32), axes=("features", "embed"))
@@ -254,6 +256,6 @@ Features = ReluFeatures | FourierFeatures
 
 
 def check_length(length: float | None) -> None:
-    """Raises ConfigError unless a length is above 0, or None."""
-    if length is not None and not length > 0:
-        raise ConfigError(f"length={length} must be above 0, or left out")
+    """Raises ConfigError unless a length is above 0 and finite, or None."""
+    if length is not None and not 0 < length < math.inf:
+        raise ConfigError(f"length={length} must be above 0 and finite, or left out")

@@ -12,6 +12,7 @@ projection of alphas is the end of an optimizer (`keep_invertible`), not part of
 """
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -245,8 +246,8 @@ def keep_invertible(least: float = LEAST) -> optax.GradientTransformation:
     >>> import optax
     >>> optimizer = optax.chain(optax.adamw(1e-3), keep_invertible())
     """
-    if not least > 0:
-        raise ConfigError(f"least={least} must be positive")
+    if not 0 < least < math.inf:
+        raise ConfigError(f"least={least} must be a positive number")
 
     def update(updates: PyTree, state: PyTree, params: PyTree | None = None) -> tuple:
         if params is None:

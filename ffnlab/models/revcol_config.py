@@ -1,6 +1,7 @@
 """The configuration of reversible columns, and how exact rebuilt activations are."""
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -76,11 +77,13 @@ class RevColConfig:
         at_least(0, save_every=self.save_every)
         if self.size < 1 or self.size % 2 == 0:
             raise ConfigError(f"size={self.size} must be odd")
-        if not abs(self.alpha) >= LEAST:
+        if not LEAST <= abs(self.alpha) < math.inf:
             raise ConfigError(
                 f"alpha={self.alpha}: rebuilding divides by it; at least {LEAST} or at most "
-                f"-{LEAST} is accepted"
+                f"-{LEAST}, a finite number, is accepted"
             )
+        if not math.isfinite(self.gamma):
+            raise ConfigError(f"gamma={self.gamma} must be a finite number")
         if not 0 <= self.drop < 1 or not self.tolerance > 0:
             raise ConfigError(
                 f"drop={self.drop} must lie in [0, 1), tolerance={self.tolerance} above 0"

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Key
 
-from ffnlab.errors import ConfigError
+from ffnlab.errors import ConfigError, check_seed
 from ffnlab.layers import Linear
 from ffnlab.models.stack import check_layered, in_list
 from ffnlab.transform import Transform
@@ -46,5 +46,10 @@ def rewriting(
 
 
 def key_of(seed: int, path: str) -> Key[Array, ""]:
-    """A key that depends on the place, not on what else is selected."""
+    """A key that depends on the place, not on what else is selected.
+
+    Raises:
+      ConfigError: a seed that draws as another does (`ffnlab.errors.check_seed`).
+    """
+    check_seed(seed)
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))

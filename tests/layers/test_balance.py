@@ -86,6 +86,9 @@ def test_entropy_z_and_specialization_are_their_formulas():
         np.testing.assert_allclose(got, expected, rtol=RTOL)
     collapsed = routers.fixed(jnp.zeros((2, 4), int), 3)
     np.testing.assert_allclose(balance.specialization(collapsed, balance=0.3), 0.3, rtol=RTOL)
+    for weights in ({"balance": -1.0}, {"balance": np.nan}, {"certainty": np.nan}):
+        with pytest.raises(ConfigError, match="both finite"):
+            balance.specialization(collapsed, **weights)
 
 
 def test_budget_is_of_the_mean_over_layers_and_tokens_of_a_sequence():

@@ -271,6 +271,11 @@ def test_masks_are_a_partition():
             modality_of(wrong)
         error, _ = jax.jit(checkify.checkify(modality_of))(jnp.asarray(wrong))
         assert "no partition" in error.get()
+    one = np.ones(3, bool)
+    plain = getattr(modality_of, "__wrapped__", modality_of)  # without the tests' own checks
+    for odd in ([], masks[:0], [one, one[:2]], masks.astype(float), [one * np.nan]):
+        with pytest.raises(ConfigError, match="masks are .*; bool of one shape, for each modality"):
+            plain(odd)
     error, found = jax.jit(checkify.checkify(modality_of))(jnp.asarray(masks))
     assert error.get() is None and found.tolist() == [[0, 1, 1], [1, 0, 1]]
 

@@ -178,6 +178,7 @@ def test_it_costs_its_router_its_experts_and_what_is_shared():
         ({"hidden": 0}, "hidden=0 and shared=6 must be positive"),
         ({"shared": 0}, "hidden=8 and shared=0 must be positive"),
         ({"capacity": 0.0}, "capacity=0.0 must be positive"),
+        ({"capacity": float("inf")}, "capacity=inf must be positive, or None for no limit"),
         ({"score": "tanh"}, r"score='tanh' is not one of \['sigmoid', 'softmax'\]"),
     ],
 )

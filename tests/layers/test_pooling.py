@@ -84,6 +84,17 @@ def test_refusals():
         max_pool(x, 5)
 
 
+@pytest.mark.parametrize("pool", [max_pool, shifted_max_pool, avg_pool])
+@pytest.mark.parametrize("padding", [3, ((0, 3), (0, 0)), ((1, 1), (3, 0))])
+def test_no_window_lies_beyond_the_edges(pool, padding):
+    """It would have a maximum of -inf, and the mean of nothing is NaN."""
+    x = input_of((1, 2, 4, 1))
+    with pytest.raises(ConfigError, match="lies beyond the edges of a grid of .2, 4."):
+        pool(x, 3, stride=1, padding=padding)
+    for fits, stride in ((2, 1), (((0, 3), (0, 3)), 3), ("SAME", 2)):
+        assert np.isfinite(pool(x, 3, stride=stride, padding=fits)).all()
+
+
 @pytest.mark.parametrize(("size", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (2, 2, "SAME")])
 def test_both_maxima_have_one_gradient_away_from_ties(size, stride, padding):
     """It goes to the largest of each window alone: distinct values, and finite differences."""

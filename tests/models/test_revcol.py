@@ -309,6 +309,8 @@ def test_grids_are_doubled_from_corner_to_corner():
         ({"columns": 6, "supervision": True}, "columns=6: .* multiples of 4 are accepted"),
         ({"alpha": 0.0}, "alpha=0.0: rebuilding divides by it; at least 0.001"),
         ({"alpha": float("nan")}, "alpha=nan"),
+        ({"alpha": float("inf")}, "alpha=inf"),
+        ({"gamma": float("nan")}, "gamma=nan must be a finite number"),
         ({"widths": (4,)}, r"widths=\[4\], blocks=\[1, 1\]: one of each for every level"),
         ({"blocks": (1, 0)}, "blocks=0 must be at least 1"),
         ({"columns": 0}, "columns=0 must be at least 1"),
@@ -334,6 +336,8 @@ def test_images_and_sizes_that_are_refused():
             small()(jnp.zeros(shape))
     with pytest.raises(ConfigError, match="remat='nothing' and save_every=1 both say"):
         models.remat(small(), "nothing")(IMAGES)
+    with pytest.raises(ConfigError, match="least=inf must be a positive number"):
+        keep_invertible(float("inf"))
     with pytest.raises(ConfigError, match="size='huge' is not one of"):
         revcol_of("huge")
 

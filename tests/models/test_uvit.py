@@ -366,6 +366,16 @@ def test_calls_that_do_not_fit_are_refused():
     apart = scale_skips("apart", sizes=(16,), key=jax.random.key(0))
     with pytest.raises(ConfigError, match="2 skips for 1 gates"):
         apart([jnp.ones((1, 16, 2))] * 2)
+    with pytest.raises(ConfigError, match="kappa=inf"):
+        scale_skips("constant", kappa=float("inf"), allow=True)
+    for over, shape in (
+        ("tokens", (1, 17, 4)),
+        ("tokens", (1, 4, 16, 4)),  # an image: its last side is no number of tokens
+        ("channels", (1, 4, 4, 17)),
+    ):
+        gate = SkipGate(16, key=jax.random.key(0), over=over)
+        with pytest.raises(ConfigError, match=f"is accepted by gates of {over}"):
+            gate(jnp.ones(shape))
     with pytest.raises(ConfigError, match=r"images \(3, 4, 4, 2\)"):
         uvit()(IMAGES[:, :4, :4], TIMES)
     with pytest.raises(ConfigError, match="labels=True of a model with classes=None"):

@@ -324,6 +324,8 @@ def test_models_and_tokens_that_are_refused():
     layer = EffLayer(2, key=jax.random.key(0), grid=(2, 3))
     with pytest.raises(ConfigError, match="4 tokens after 0 leading ones; a grid of 2 x 3"):
         layer(jnp.zeros((1, 4, 2)))
+    with pytest.raises(ConfigError, match="rows and columns, 1 or more, are accepted"):
+        EffLayer(2, key=jax.random.key(0), grid=(0, 3))
     assert isinstance(ViT(SMALL, key=jax.random.key(0)).layers[1].attn, Attention)
 
 

@@ -1,6 +1,7 @@
 """Mixtures of experts: a router sends each token to a few of many feed-forward networks."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -79,8 +80,8 @@ class MoESpec:
             raise ConfigError(f"hidden={self.hidden} and shared={self.shared} must be positive")
         if self.score not in SCORES:
             raise ConfigError(f"score={self.score!r} is not one of {sorted(SCORES)}")
-        if self.capacity is not None and not self.capacity > 0:
-            raise ConfigError(f"capacity={self.capacity} must be positive, or None")
+        if self.capacity is not None and not 0 < self.capacity < math.inf:
+            raise ConfigError(f"capacity={self.capacity} must be positive, or None for no limit")
         for name, accepted in CHOICES.items():
             if getattr(self, name) not in accepted:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is not one of {accepted}")
