@@ -1,6 +1,7 @@
 """Errors of ffnlab: every one names the argument or file, what came and what is accepted."""
 
 import importlib
+import operator
 from types import ModuleType
 
 __all__ = [
@@ -56,28 +57,39 @@ SEEDS = 2**32  # jax.random.key takes more, and makes the same keys of them
 
 
 def at_least(least: int, **values: int | None) -> None:
-    """Checks numbers that were given; None stands for none.
+    """Checks whole numbers that were given; None stands for none.
 
     Raises:
-      ConfigError: one is less.
+      ConfigError: one is less, or no whole number: of NaN nothing is less.
 
     >>> at_least(1, limit=None, window=64)
     """
     for name, value in values.items():
+        if value is not None and not is_whole(value):
+            raise ConfigError(f"{name}={value!r} must be at least {least}, a whole number")
         if value is not None and value < least:
             raise ConfigError(f"{name}={value} must be at least {least}")
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value counts: an integer of Python, NumPy or jax."""
+    try:
+        operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
 
 
 def check_seed(seed: int) -> None:
     """Checks a seed, of which each draws something else.
 
     Raises:
-      ConfigError: it is not in 0..2**32 - 1.
+      ConfigError: it is no whole number in 0..2**32 - 1.
 
     >>> check_seed(7)
     """
-    if not 0 <= seed < SEEDS:
-        raise ConfigError(f"seed={seed} must lie in 0..{SEEDS - 1}")
+    if not is_whole(seed) or not 0 <= seed < SEEDS:
+        raise ConfigError(f"seed={seed!r} must lie in 0..{SEEDS - 1}, a whole number")
 
 
 def is_known(*values: object) -> bool:

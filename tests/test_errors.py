@@ -35,3 +35,16 @@ def test_require_passes_other_failures_through(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="no GPU"):
         errors.require("needs_a_device", extra="gpu")
     assert "needs_a_device" not in sys.modules
+
+
+@pytest.mark.parametrize("value", [1.5, 2.0, float("nan"), "2", [2]])
+def test_what_is_no_whole_number_counts_nothing(value):
+    with pytest.raises(errors.ConfigError, match="steps=.* must be at least 1, a whole number"):
+        errors.at_least(1, limit=None, steps=value)
+    with pytest.raises(errors.ConfigError, match="seed=.* must lie in 0"):
+        errors.check_seed(value)
+
+
+def test_a_count_that_is_too_small_is_named():
+    with pytest.raises(errors.ConfigError, match="^steps=0 must be at least 1$"):
+        errors.at_least(1, window=1, steps=0)
