@@ -8,6 +8,7 @@ in turns: I(X;T) - beta I(T;Y) does not rise. Where y follows from x the curve i
 Source: Tishby, Pereira and Bialek, physics/0004057.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -49,21 +50,26 @@ def bottleneck(
 
     Args:
       joint: p(x, y), adding up to 1.
-      betas: how much I(T;Y) is worth, each > 0; every one is solved from a start of its own.
+      betas: how much I(T;Y) is worth, each > 0 and finite; every one is solved from a start of its own.
       states: of T, >= 1.
       turns: >= 1.
       key: of the starts, encoders that are nearly even.
     Raises:
-      ConfigError: a joint that is negative or does not add up to 1, states or turns below 1, a beta
-        that is not positive.
+      ConfigError: a joint that is no matrix, is negative or does not add up to 1, states or turns
+        below 1, a beta that is not positive and finite.
     """
     at_least(1, states=states, turns=turns)
+    if joint.ndim != 2 or betas.ndim != 1:
+        raise ConfigError(f"joint {joint.shape} and betas {betas.shape}: [x, y] and [b] are needed")
     if is_known(joint) and (
         not jnp.all(joint >= 0) or not jnp.isclose(joint.sum(), 1.0, atol=1e-4)
     ):
-        raise ConfigError(f"joint adds up to {float(joint.sum()):g}; probabilities add up to 1")
-    if is_known(betas) and not jnp.all(betas > 0):
-        raise ConfigError(f"betas={betas}: each must be positive")
+        raise ConfigError(
+            f"joint adds up to {float(joint.sum()):g}, its least is {float(joint.min()):g}; "
+            "probabilities are not negative and add up to 1"
+        )
+    if is_known(betas) and not jnp.all((betas > 0) & (betas < math.inf)):
+        raise ConfigError(f"betas={betas}: each must be positive and finite")
     px = joint.sum(1)
     given = joint / jnp.maximum(px, TINY)[:, None]  # p(y|x)
     starts = jax.random.normal(key, (len(betas), len(px), states))

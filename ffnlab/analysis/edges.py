@@ -8,6 +8,8 @@ Both give the codes of `numpy.digitize`, are pure functions that jit and vmap, a
 the width: `ffnlab.analysis.entropy` joins the units.
 """
 
+import math
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -21,11 +23,11 @@ def edges_of(low: float, high: float, bins: int) -> Float[Array, "bins"]:
     """Evenly spaced edges, both ends among them: 30 of them are 29 cells and one beyond.
 
     Raises:
-      ConfigError: fewer than 2, or a range of no width.
+      ConfigError: fewer than 2, or a range of no width or without end.
     """
     at_least(2, bins=bins)
-    if not low < high:
-        raise ConfigError(f"low={low} must lie below high={high}")
+    if not -math.inf < low < high < math.inf:
+        raise ConfigError(f"low={low} must lie below high={high}, and both be finite")
     return jnp.linspace(low, high, bins)
 
 

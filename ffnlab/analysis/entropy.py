@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer
 
-from ffnlab.errors import ConfigError, at_least
+from ffnlab.errors import ConfigError, NumericalError, at_least, is_known
 
 __all__ = [
     "Information",
+    "check_finite",
+    "check_rows",
     "entropy",
     "information",
     "joint_states",
@@ -99,9 +101,17 @@ def information(
       inputs: a number for each distinct input; None where all rows are distinct inputs, so that
         H(T | X) is 0.
     Raises:
-      ConfigError: fewer than two cells.
+      ConfigError: fewer than two cells, codes beyond them, no rows or units, labels or inputs that
+        are not a whole number (int32) for each row.
     """
     at_least(2, cells=cells)
+    check_rows("codes", codes, labels=labels, inputs=inputs)
+    if is_known(codes):
+        told = np.asarray(codes)
+        if not (0 <= told.min() and told.max() < cells):
+            raise ConfigError(
+                f"codes are {told.min()} to {told.max()}; cells={cells} are numbered from 0"
+            )
     words = packed(codes, cells)
     whole = words_entropy(words)
     known = words_entropy([labels])
@@ -109,6 +119,42 @@ def information(
     if inputs is None:
         return Information(whole, y)
     return Information(whole + words_entropy([inputs]) - words_entropy([*words, inputs]), y)
+
+
+def check_rows(name: str, rows: Host, **columns: Host | None) -> None:
+    """Checks rows, and numbers that each has; None stands for none.
+
+    Args:
+      name: of the rows.
+      rows: [n, d] of one or more rows and units.
+      columns: by name, [n] whole numbers that int32 holds: beyond, different ones become equal.
+    Raises:
+      ConfigError: another shape, or other numbers.
+    """
+    if np.ndim(rows) != 2 or not np.size(rows):
+        raise ConfigError(
+            f"{name} has shape {np.shape(rows)}; rows [n, d] of one or more are needed"
+        )
+    for column, found in columns.items():
+        if found is None:
+            continue
+        dtype = np.asarray(found).dtype if is_known(found) else found.dtype
+        if np.shape(found) != np.shape(rows)[:1] or dtype.kind not in "iub":
+            raise ConfigError(
+                f"{column} is {dtype}{list(np.shape(found))}; a whole number for each of the "
+                f"{np.shape(rows)[0]} rows is needed"
+            )
+        if is_known(found) and np.abs(np.asarray(found, np.float64)).max() >= 2**WORD:
+            raise ConfigError(
+                f"{column} has numbers of 2^{WORD} and more, which int32 does not tell apart; "
+                "np.unique(…, return_inverse=True) gives small ones"
+            )
+
+
+def check_finite(name: str, values: Host) -> None:
+    """Raises NumericalError for values that are known and not finite, of which no cell is told."""
+    if is_known(values) and not np.isfinite(np.asarray(values)).all():
+        raise NumericalError(f"{name} has NaN or infinity")
 
 
 def packed(codes: Integer[Host, "n d"], cells: int) -> list[Int[Array, "n"]]:

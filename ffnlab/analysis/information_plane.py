@@ -25,7 +25,15 @@ from jaxtyping import Array, Float, Integer, PyTree
 
 from ffnlab.analysis.activations import activations, stage_of
 from ffnlab.analysis.edges import adaptive_codes, edges_of, fixed_codes
-from ffnlab.analysis.entropy import Host, Information, entropy, information, joint_states
+from ffnlab.analysis.entropy import (
+    Host,
+    Information,
+    check_finite,
+    check_rows,
+    entropy,
+    information,
+    joint_states,
+)
 from ffnlab.analysis.parts import taken_apart
 from ffnlab.errors import ConfigError, NumericalError, at_least
 from ffnlab.probe import Probe, rows
@@ -64,8 +72,10 @@ class Cells:
 
     def __post_init__(self) -> None:
         at_least(1 if self.adaptive else 2, bins=self.bins)
-        if not self.adaptive and not self.low < self.high:
-            raise ConfigError(f"low={self.low} must lie below high={self.high}")
+        if not math.isfinite(self.low):
+            raise ConfigError(f"low={self.low} must be finite")
+        if not self.adaptive and not self.low < self.high < math.inf:
+            raise ConfigError(f"low={self.low} must lie below high={self.high}, which is finite")
 
     @property
     def count(self) -> int:
@@ -84,7 +94,14 @@ class Cells:
         labels: Integer[Host, "n"],
         inputs: Integer[Host, "n"] | None = None,
     ) -> Information:
-        """I(X;T) and I(T;Y) in nats, see `information`."""
+        """I(X;T) and I(T;Y) in nats, see `information`.
+
+        Raises:
+          ConfigError: as `information`.
+          NumericalError: values that are not finite.
+        """
+        check_rows("values", values, labels=labels, inputs=inputs)
+        check_finite("values", values)
         return information(self.codes(values), labels, self.count, inputs)
 
 

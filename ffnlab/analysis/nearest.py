@@ -219,8 +219,8 @@ def classes(name: str, labels: Rows) -> np.ndarray:
 
 def jittered(rows: np.ndarray, jitter: float, seed: int) -> np.ndarray:
     """Rows with the noise of `nearest_entropy`."""
-    if jitter < 0:
-        raise ConfigError(f"jitter={jitter} must be >= 0")
+    if not 0 <= jitter < math.inf:
+        raise ConfigError(f"jitter={jitter} must be >= 0 and finite")
     if jitter == 0:
         return rows
     scale = rows.std(0)

@@ -20,7 +20,7 @@ from ffnlab.analysis import (
     mutual_information,
 )
 from ffnlab.analysis.edges import adaptive_codes, edges_of, fixed_codes
-from ffnlab.errors import ConfigError
+from ffnlab.errors import ConfigError, NumericalError
 
 
 def counted(rows):
@@ -167,6 +167,17 @@ def test_kernels_are_sums_over_pairs(bound, n):
     assert float(told.y) == pytest.approx(want, abs=2e-4)
 
 
+def test_rows_far_from_zero_are_told_apart_by_no_more_than_there_are():
+    """I(X;T) was 10.1 bits of 300 rows at v = 0.001, whose ceiling is 8.2."""
+    values = (100 + np.random.default_rng(0).normal(size=(300, 10))).astype(np.float32)
+    labels = np.arange(300) % 2
+    for v in (1e-2, 1e-3):
+        want = by_loops(values.astype(float), v, "upper") - 5 * (math.log(2 * math.pi * v) + 1)
+        found = float(Kernels(2, v)(values, labels).x)
+        assert found == pytest.approx(want, abs=1e-3)
+        assert found <= math.log(300) + 1e-4
+
+
 def test_bounds_of_a_normal_are_those_of_the_card():
     """In bits of I(X;T), 800 rows of a standard normal in two dimensions."""
     values = np.random.default_rng(0).normal(size=(800, 2)).astype(np.float32)
@@ -212,6 +223,14 @@ def test_labels_that_a_jitted_function_closes_over_are_checked():
         (lambda: mutual_information(np.zeros(3, int), np.zeros(4, int)), "states has 3 rows"),
         (lambda: information(np.zeros((2, 1), int), np.zeros(2, int), 1), "cells=1"),
         (lambda: edges_of(1.0, 0.0, 30), "low=1.0 must lie below"),
+        (lambda: information(np.full((2, 1), 2), np.zeros(2, int), 2), "codes are 2 to 2"),
+        (lambda: information(np.zeros((2, 0), int), np.zeros(2, int), 2), r"codes has shape \(2, 0"),
+        (lambda: Cells(5, high=math.inf), "high=inf, which is finite"),
+        (lambda: Cells(5, math.nan, adaptive=True), "low=nan must be finite"),
+        (lambda: edges_of(0.0, math.inf, 5), "both be finite"),
+        (lambda: mixture_entropy(np.ones((2, 1), np.float32), -1.0), "variance=-1.0 must be"),
+        (lambda: mixture_entropy(np.ones((2, 0), np.float32), 1.0), r"values has shape \(2, 0\)"),
+        (lambda: Kernels(2, math.inf), "variance=inf must be positive and finite"),
         (lambda: Cells(1), "bins=1"),
         (lambda: Cells(0, adaptive=True), "bins=0"),
         (lambda: Cells(5, 2.0, 1.0), "low=2.0 must lie below"),
@@ -225,3 +244,19 @@ def test_labels_that_a_jitted_function_closes_over_are_checked():
 def test_bad_arguments_are_named(call, says):
     with pytest.raises(ConfigError, match=says):
         call()
+
+
+@pytest.mark.parametrize("estimate", [Cells(5), Cells(5, adaptive=True), Kernels(2)])
+def test_what_is_no_layer_or_no_class_of_each_row_is_named(estimate):
+    values, labels = np.ones((4, 2), np.float32), np.array([0, 1, 0, 1])
+    for given, says in (
+        ((values, labels[:1]), r"labels is int64\[1\]; a whole number for each of the 4 rows"),
+        ((values, labels + 0.2), r"labels is float64\[4\]"),
+        ((values[:, :0], labels), r"values has shape \(4, 0\)"),
+        ((values, labels, labels[:3]), r"inputs is int64\[3\]"),
+        ((values, labels, labels * 2**40), "inputs has numbers of 2.31 and more"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            estimate(*given)
+    with pytest.raises(NumericalError, match="values has NaN or infinity"):
+        estimate(values * np.nan, labels)
