@@ -17,6 +17,7 @@ __all__ = [
     "check_seed",
     "first_line",
     "is_known",
+    "is_whole",
     "require",
 ]
 

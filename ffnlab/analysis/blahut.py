@@ -50,7 +50,8 @@ def bottleneck(
 
     Args:
       joint: p(x, y), adding up to 1.
-      betas: how much I(T;Y) is worth, each > 0 and finite; every one is solved from a start of its own.
+      betas: how much I(T;Y) is worth, each > 0 and finite; every one is solved from a start of its
+        own.
       states: of T, >= 1.
       turns: >= 1.
       key: of the starts, encoders that are nearly even.

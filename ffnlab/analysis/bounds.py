@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ffnlab.analysis.intervals import MOVED, PRODUCTS, Box, Intervals, box_of
+from ffnlab.analysis.intervals import MOVED, PRODUCTS, Box, Intervals, box_of, check_ends
 from ffnlab.analysis.walk import Meaning, Rule, bound, line_of, walk
 from ffnlab.errors import ConfigError
 
@@ -243,8 +243,9 @@ def linear_bounds(
       widest: of what a nonlinearity is given, entries up to which its interval is found by lines.
     Raises:
       ConfigError: a primitive whose interval is not known, by name and line; a loop that follows
-        the input.
+        the input; ends as `interval_bounds`.
     """
+    check_ends(low, high)
     closed = jax.make_jaxpr(fn)(low)
     box = Box(low, high)
     given = refined(closed, box, widest)

@@ -14,12 +14,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ffnlab.analysis.walk import Meaning, Rule, bound, line_of, walk
-from ffnlab.errors import ConfigError
+from ffnlab.errors import ConfigError, is_known
 
-__all__ = ["Box", "Intervals", "box_of", "interval_bounds"]
+__all__ = ["Box", "Intervals", "box_of", "check_ends", "interval_bounds"]
 
 
 @jax.tree_util.register_dataclass
@@ -258,12 +260,22 @@ def interval_bounds(
       fn: of one array to one array: a model, a part of one, anything of jax.
       low, high: ends of the box, low <= high.
     Raises:
-      ConfigError: a primitive whose interval is not known, by name and line.
+      ConfigError: a primitive whose interval is not known, by name and line; ends of unequal shape,
+        or a low one that is known and above its high one.
 
     >>> found = interval_bounds(lambda x: jnp.maximum(2 * x - 1, 0), jnp.zeros(1), jnp.ones(1))
     >>> found.low.tolist(), found.high.tolist()
     ([0.0], [1.0])
     """
+    check_ends(low, high)
     closed = jax.make_jaxpr(fn)(low)
     (out,) = walk(Intervals(), closed.jaxpr, closed.consts, [Box(low, high)])
     return box_of(out)
+
+
+def check_ends(low: ArrayLike, high: ArrayLike) -> None:
+    """Raises ConfigError for ends of unequal shape, or that are known and hold nothing."""
+    if np.shape(low) != np.shape(high):
+        raise ConfigError(f"low {np.shape(low)} and high {np.shape(high)} must be of one shape")
+    if is_known(low, high) and not (np.asarray(low) <= np.asarray(high)).all():
+        raise ConfigError("low must not exceed high, and neither be NaN")

@@ -9,7 +9,8 @@ Two inputs go through the function together, x0 as ever and z by what x0 decided
 Any function of jax can be interpreted (`ffnlab.analysis.walk`), with no table of activations. A
 chain of elementwise primitives whose inputs are one array is a scalar function f of its entries:
 
-    secant   f(0) + z (f(x0) - f(0)) / x0     bounded; f'(0) where x0 is 0
+    secant   f(0) + z (f(x0) - f(0)) / x0     bounded; the tangent where x0 is 0, or so near to
+                                              it that the difference is rounding
     tangent  f(x0) + f'(x0) (z - x0)          as jax.linearize has it
     mask     z f(x0) / x0                     without bound near 0 if f(0) is not; not exact at 0
 
@@ -79,7 +80,13 @@ class Interpreter:
         return self(jnp.zeros_like(self.x0))
 
     def matvec(self, v: Float[Array, "*in"]) -> Float[Array, "*out"]:
-        """F v; of a unit vector a column: where that entry of the input goes."""
+        """F v; of a unit vector a column: where that entry of the input goes.
+
+        Raises:
+          ConfigError: v has another shape.
+        """
+        if jnp.shape(v) != jnp.shape(self.x0):
+            raise ConfigError(f"v has shape {jnp.shape(v)}, the input {jnp.shape(self.x0)}")
         zero = jnp.zeros_like(self.x0)
         return jax.jvp(self, (zero,), (jnp.asarray(v, zero.dtype),))[1]
 

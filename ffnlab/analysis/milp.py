@@ -15,7 +15,8 @@ import scipy.optimize
 import scipy.sparse
 from jaxtyping import Float
 
-from ffnlab.errors import ConfigError
+from ffnlab.analysis.intervals import check_ends
+from ffnlab.errors import ConfigError, at_least
 from ffnlab.layers import MLP
 
 __all__ = ["Least", "least_margin"]
@@ -49,16 +50,23 @@ def least_margin(
       label: the class.
       seconds: for each other class; where they are up the margin is None, which proves nothing.
     Raises:
-      ConfigError: another nonlinearity, no such class, or seconds that are not positive.
+      ConfigError: another nonlinearity, no such class, ends that are no box of the net's inputs,
+        or seconds that are not positive.
     """
     if net.activation != "relu":
         raise ConfigError(
             f"activation={net.activation!r}: a network of 'relu' is exact as a program"
         )
-    if not 0 <= label < net.sizes[-1]:
+    at_least(0, label=label)
+    if not label < net.sizes[-1]:
         raise ConfigError(f"label={label} is outside of {net.sizes[-1]} classes")
     if not seconds > 0:
         raise ConfigError(f"seconds={seconds} must be positive")
+    check_ends(low, high)
+    if np.shape(low) != net.sizes[:1]:
+        raise ConfigError(
+            f"low {np.shape(low)} and high {np.shape(high)}: the net takes [{net.sizes[0]}]"
+        )
     program = Program(net, np.asarray(low, np.float64), np.asarray(high, np.float64))
     found: list[Least] = []
     for other in range(net.sizes[-1]):

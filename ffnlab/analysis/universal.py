@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ffnlab import tree
-from ffnlab.errors import ConfigError, at_least
+from ffnlab.errors import ConfigError, at_least, check_seed
 from ffnlab.layers import Linear
 from ffnlab.models import SequenceConfig, SequenceTransformer
 from ffnlab.weights import Dense
@@ -38,6 +38,7 @@ Target = Callable[[np.ndarray], np.ndarray]
 
 RIDGE = 1e-8  # for each sample
 OFFSET = 1.5  # of biases
+SHARPEST = 1e6  # beta above it changes no weight, and beyond 1e38 would have no end in float32
 
 
 class Errors(NamedTuple):
@@ -108,12 +109,14 @@ def construct(
       gathers: whether places see each other.
       seed: of the draws.
     Raises:
-      ConfigError: a size, beta, or box out of range; a target that gives another shape, or numbers
-        that are not finite.
+      ConfigError: a size, beta, seed or box out of range; a target that gives another shape, or
+        numbers that are not finite.
     """
     at_least(1, length=length, inputs=inputs, width=width, samples=samples)
-    if not 0 <= beta < math.inf or not low < high:
-        raise ConfigError(f"beta={beta} must be finite and >= 0, low={low} below high={high}")
+    check_seed(seed)
+    check_box(low, high)
+    if not 0 <= beta < math.inf:
+        raise ConfigError(f"beta={beta} must be finite and >= 0")
     random = np.random.default_rng(seed)
     x = random.uniform(low, high, (samples, length, inputs))
     wanted = outputs_of(target, x)
@@ -227,7 +230,7 @@ def assembled(
         q, keys, values = (np.zeros((width, n * k)) for _ in range(3))
         out = np.zeros((n * k, width))
         for head in range(n):
-            q[d : d + n, head * k] = beta * math.sqrt(k)  # whatever the place
+            q[d : d + n, head * k] = min(beta, SHARPEST) * math.sqrt(k)  # whatever the place
             keys[d + head, head * k] = 1
             values[:d, head * k : head * k + d] = np.eye(d)
             out[head * k : head * k + d, d + n + head * d : d + n + (head + 1) * d] = np.eye(d)
@@ -258,9 +261,14 @@ def errors_of(
       model: a `SequenceTransformer`, a `Construction`, or any function alike.
       target: as of `construct`.
       points: `corners_and_grid`, for instance: the theorem is of the largest error.
+    Raises:
+      ConfigError: the model gives another shape than the target, or the target no finite numbers.
     """
     wanted = outputs_of(target, np.asarray(points, np.float64))
-    apart = np.asarray(model(jnp.asarray(points, jnp.float32)), np.float64) - wanted
+    found = np.asarray(model(jnp.asarray(points, jnp.float32)), np.float64)
+    if found.shape != wanted.shape:
+        raise ConfigError(f"model gives {list(found.shape)}, target {list(wanted.shape)}")
+    apart = found - wanted
     return Errors(float(np.abs(apart).max()), float(np.sqrt(np.mean(apart**2))))
 
 
@@ -270,8 +278,9 @@ def corners_and_grid(
     """A grid over a box, its corners among the points.
 
     Raises:
-      ConfigError: fewer than 2 steps, or more than ten million points.
+      ConfigError: fewer than 2 steps, more than ten million points, or a box out of range.
     """
+    check_box(low, high)
     at_least(2, steps=steps)
     at_least(1, length=length, inputs=inputs)
     numbers = length * inputs
@@ -279,3 +288,9 @@ def corners_and_grid(
         raise ConfigError(f"steps={steps} of {numbers} numbers are {steps**numbers:.0e} points")
     axes = np.meshgrid(*[np.linspace(low, high, steps)] * numbers, indexing="ij")
     return np.stack(axes, -1).reshape(-1, length, inputs)
+
+
+def check_box(low: float, high: float) -> None:
+    """Raises ConfigError for a box of no width, or without end."""
+    if not -math.inf < low < high < math.inf:
+        raise ConfigError(f"low={low} must lie below high={high}, and both be finite")

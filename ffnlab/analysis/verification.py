@@ -15,6 +15,7 @@ called safe here for want of a witness.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ from jaxtyping import Array, Float
 from ffnlab.analysis.bounds import linear_bounds
 from ffnlab.analysis.intervals import Box, Intervals, interval_bounds
 from ffnlab.analysis.walk import line_of, walk
-from ffnlab.errors import ConfigError, NumericalError, at_least
+from ffnlab.errors import ConfigError, NumericalError, at_least, is_whole
 
 __all__ = ["Cube", "Grid", "Verdict", "verify"]
 
@@ -63,8 +64,8 @@ class Grid:
         check_input(self.x, self.low, self.high)
         check_dims(self.dims, self.x.size)
         at_least(1, count=self.count)
-        if not self.step > 0:
-            raise ConfigError(f"step={self.step} must be positive")
+        if not 0 < self.step < math.inf:
+            raise ConfigError(f"step={self.step} must be positive and finite")
 
     @property
     def size(self) -> int:
@@ -160,11 +161,13 @@ def verify(
     Returns:
       a `Verdict`; a tie of the largest logits is no class of one's own, and unsafe.
     Raises:
-      ConfigError: a grid of too many points, other `bounds`, logits that are no vector, or, of a
-        cube, a function that computes in less than float64 or whose bounds are not known.
+      ConfigError: a grid of too many points, other `bounds`, no such label, logits that are no
+        vector, or, of a cube, a function that computes in less than float64 or whose bounds are
+        not known.
       NumericalError: a logit is NaN, which proves nothing.
     """
     at_least(1, most_points=most_points, most_cells=most_cells)
+    at_least(0, label=label)
     if bounds not in BOUNDS:
         raise ConfigError(f"bounds={bounds!r} is not one of {sorted(BOUNDS)}")
     if isinstance(region, Grid) and region.size > most_points:
@@ -176,7 +179,7 @@ def verify(
         given = fn if isinstance(fn, nnx.Module) else jax.tree_util.Partial(fn)
         ask = functools.partial(asked, given)
         first = logits_of(ask, x[None])
-        chosen = int(first[0].argmax()) if label is None else label
+        chosen = int(first[0].argmax() if label is None else label)
         if not 0 <= chosen < first.shape[1]:
             raise ConfigError(f"label={label} is outside of {first.shape[1]} classes")
         if isinstance(region, Grid):
@@ -316,8 +319,11 @@ def halves(low: np.ndarray, high: np.ndarray) -> list[tuple[np.ndarray, np.ndarr
 
 def check_input(x: np.ndarray, low: float, high: float) -> None:
     """Raises ConfigError for an input that is not finite, or outside of its range."""
-    if not np.issubdtype(np.asarray(x).dtype, np.floating) or not np.isfinite(x).all():
-        raise ConfigError(f"x is {np.asarray(x).dtype}; finite floating numbers are accepted")
+    kind = getattr(x, "dtype", None)
+    is_array = kind is not None and np.issubdtype(kind, np.floating) and x.size
+    if not is_array or not np.isfinite(x).all():
+        what = type(x).__name__ if kind is None else f"{kind}{list(x.shape)}"
+        raise ConfigError(f"x is {what}; an array of finite floating numbers is accepted")
     if not low < high or np.min(x) < low or np.max(x) > high:
         raise ConfigError(
             f"x lies in {np.min(x):g} to {np.max(x):g}, outside of low={low}, high={high}"
@@ -325,8 +331,11 @@ def check_input(x: np.ndarray, low: float, high: float) -> None:
 
 
 def check_dims(dims: Sequence[int], size: int) -> None:
-    """Raises ConfigError for places that repeat, or that are not there."""
-    if not len(dims) or len(set(dims)) != len(dims) or not all(0 <= d < size for d in dims):
+    """Raises ConfigError for places that repeat, or that are not there; a mask holds none."""
+    places = list(dims) if np.ndim(dims) == 1 else []
+    is_there = all(is_whole(d) and not isinstance(d, bool) and 0 <= d < size for d in places)
+    if not places or not is_there or len(set(places)) != len(places):
         raise ConfigError(
-            f"dims={list(dims)}: places in 0..{size - 1}, each once and at least one, are accepted"
+            f"dims={places or dims}: places in 0..{size - 1}, each once and at least one, are "
+            "accepted"
         )

@@ -1,11 +1,12 @@
 """Classification data that needs no download: Gaussian clusters, and scikit-learn's digits."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from ffnlab.errors import require
+from ffnlab.errors import ConfigError, at_least, check_seed, require
 
 __all__ = ["Labelled", "digits", "gaussian_clusters"]
 
@@ -45,7 +46,14 @@ def gaussian_clusters(
       noise: standard deviation around a centre.
     Returns:
       (train, test) points of the same centres.
+    Raises:
+      ConfigError: a number out of its range.
     """
+    check_seed(seed)
+    at_least(0, train=train, test=test)
+    at_least(1, classes=classes, per_class=per_class, width=width)
+    if not 0 <= noise < math.inf:
+        raise ConfigError(f"noise={noise} must not be negative, and be finite")
     random = np.random.default_rng(seed)
     centres = random.normal(size=(classes * per_class, width))
     which = random.integers(len(centres), size=train + test)
@@ -59,13 +67,18 @@ def digits(seed: int = 0, *, test: int = 360) -> tuple[Labelled, Labelled]:
 
     Args:
       seed: of the split.
-      test: how many of them are held out.
+      test: how many of them are held out, not all.
     Returns:
       (train, test), x of width 64.
     Raises:
+      ConfigError: a number out of its range.
       MissingExtraError: scikit-learn is not installed.
     """
+    check_seed(seed)
+    at_least(0, test=test)
     data = require("sklearn.datasets", extra="run").load_digits()
+    if test >= len(data.target):
+        raise ConfigError(f"test={test} leaves none of {len(data.target)} digits to learn from")
     order = np.random.default_rng(seed).permutation(len(data.target))
     x, y = (data.data[order] / 16).astype(np.float32), data.target[order].astype(np.int32)
     return Labelled(x[test:], y[test:]), Labelled(x[:test], y[:test])

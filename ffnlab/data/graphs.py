@@ -8,7 +8,14 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
 from ffnlab.data.folders import folder
-from ffnlab.errors import ConfigError, FFNLabError, FormatError, at_least, first_line
+from ffnlab.errors import (
+    ConfigError,
+    FFNLabError,
+    FormatError,
+    at_least,
+    check_seed,
+    first_line,
+)
 from ffnlab.graph import Graph, undirected
 from ffnlab.storage.npz import READ_ERRORS, read_member
 
@@ -62,6 +69,7 @@ def block_model(
     Raises:
       ConfigError: a number out of its range, or more nodes to learn from than there are.
     """
+    check_seed(seed)
     at_least(1, nodes=nodes, classes=classes, width=width)
     at_least(0, train=train, valid=valid)
     for name, p in (("inside", inside), ("across", across)):

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 from scipy import special, stats
 
-from ffnlab.errors import ConfigError, at_least
+from ffnlab.errors import ConfigError, at_least, check_seed
 
 __all__ = ["as_uniform", "blob_images", "box_images", "gaussian_pairs"]
 
@@ -32,8 +32,9 @@ def gaussian_pairs(
       width, other: d and e, >= 1; e is d when None.
       seed: of the draws.
     Raises:
-      ConfigError: a size or information out of range.
+      ConfigError: a size, information or seed out of range.
     """
+    check_seed(seed)
     other = width if other is None else other
     at_least(1, count=count, width=width, other=other)
     if not 0 <= information < math.inf:

@@ -6,6 +6,7 @@ rule is our own.
 """
 
 import itertools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -40,10 +41,10 @@ def ring(gain: float | None = None) -> Ring:
     Args:
       gain: p = sigmoid(gain (score - median)); None for a label that follows from the input.
     Raises:
-      ConfigError: a gain that is not positive.
+      ConfigError: a gain that is not positive and finite.
     """
-    if gain is not None and not gain > 0:
-        raise ConfigError(f"gain={gain} must be positive")
+    if gain is not None and not 0 < gain < math.inf:
+        raise ConfigError(f"gain={gain} must be positive and finite")
     x = np.array(list(itertools.product([0, 1], repeat=POINTS)), np.float64)
     waves = np.abs(np.fft.fft(x - 0.5, axis=1)) ** 2
     score = np.round((x.sum(1) - POINTS / 2) + 0.15 * (waves[:, 2] - waves[:, 1]), 9)

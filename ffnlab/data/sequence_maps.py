@@ -1,5 +1,6 @@
 """Maps between sequences of numbers, by name and from files, for regression."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from ffnlab.errors import ConfigError, FormatError, at_least, first_line
+from ffnlab.errors import ConfigError, FormatError, at_least, check_seed, first_line
 
 __all__ = ["SEQUENCE_MAPS", "SequencePairs", "drawn_pairs", "read_pairs"]
 
@@ -61,14 +62,16 @@ def drawn_pairs(
     """Uniform draws in a box and what a map by name gives of them.
 
     Raises:
-      ConfigError: another name, a size below 1, fewer than two places, or an empty box.
+      ConfigError: another name, a size below 1, fewer than two places, an empty or endless box,
+        or a seed out of range.
     """
+    check_seed(seed)
     at_least(1, count=count, inputs=inputs)
     at_least(2, length=length)
     if name not in SEQUENCE_MAPS:
         raise ConfigError(f"unknown map {name!r}; there are: {', '.join(SEQUENCE_MAPS)}")
-    if not low < high:
-        raise ConfigError(f"low={low} must lie below high={high}")
+    if not -math.inf < low < high < math.inf:
+        raise ConfigError(f"low={low} must lie below high={high}, and both be finite")
     x = np.random.default_rng(seed).uniform(low, high, (count, length, inputs))
     return SequencePairs(x.astype(np.float32), SEQUENCE_MAPS[name](x).astype(np.float32))
 

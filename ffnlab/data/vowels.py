@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int32
 
 from ffnlab.data.clusters import Labelled
 from ffnlab.data.folders import folder
-from ffnlab.errors import ConfigError, FFNLabError, FormatError
+from ffnlab.errors import ConfigError, FFNLabError, FormatError, check_seed
 
 __all__ = ["Vowels", "vowels"]
 
@@ -55,7 +55,10 @@ class Vowels(NamedTuple):
         Args:
           held_out: share of the speakers of each group that are in test, in (0, 1).
           seed: of the choice.
+        Raises:
+          ConfigError: a share or a seed out of its range.
         """
+        check_seed(seed)
         if not 0 < held_out < 1:
             raise ConfigError(f"held_out={held_out} must lie between 0 and 1")
         random, chosen = np.random.default_rng(seed), []

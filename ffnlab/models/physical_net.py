@@ -267,6 +267,7 @@ class PhysicalNet(nnx.Module):
 
 def check_label(inputs: int, classes: int, slots: int, level: str) -> None:
     """Raises ConfigError where a class cannot be written, or there is no wrong one."""
+    at_least(0, inputs=inputs, classes=classes, slots=slots)
     if classes < 2:
         raise ConfigError(f"classes={classes} must be at least 2: of one there is no wrong class")
     if slots and slots < classes:

@@ -95,8 +95,11 @@ class SequenceTransformer(nnx.Module):
         """The outputs of every place.
 
         Raises:
-          ConfigError: sequences of another length.
+          ConfigError: other numbers of a place, or sequences of another length.
         """
+        length, inputs = self.config.length, self.config.inputs
+        if x.ndim != 3 or x.shape[2] != inputs:
+            raise ConfigError(f"x has shape {x.shape}; [b, {length}, {inputs}] is accepted")
         if x.shape[1] != self.config.length:
             raise ConfigError(
                 f"x has {x.shape[1]} places, the model was made for length={self.config.length}"

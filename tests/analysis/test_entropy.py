@@ -224,7 +224,10 @@ def test_labels_that_a_jitted_function_closes_over_are_checked():
         (lambda: information(np.zeros((2, 1), int), np.zeros(2, int), 1), "cells=1"),
         (lambda: edges_of(1.0, 0.0, 30), "low=1.0 must lie below"),
         (lambda: information(np.full((2, 1), 2), np.zeros(2, int), 2), "codes are 2 to 2"),
-        (lambda: information(np.zeros((2, 0), int), np.zeros(2, int), 2), r"codes has shape \(2, 0"),
+        (
+            lambda: information(np.zeros((2, 0), int), np.zeros(2, int), 2),
+            r"codes has shape \(2, 0",
+        ),
         (lambda: Cells(5, high=math.inf), "high=inf, which is finite"),
         (lambda: Cells(5, math.nan, adaptive=True), "low=nan must be finite"),
         (lambda: edges_of(0.0, math.inf, 5), "both be finite"),
@@ -249,7 +252,7 @@ def test_bad_arguments_are_named(call, says):
 @pytest.mark.parametrize("estimate", [Cells(5), Cells(5, adaptive=True), Kernels(2)])
 def test_what_is_no_layer_or_no_class_of_each_row_is_named(estimate):
     values, labels = np.ones((4, 2), np.float32), np.array([0, 1, 0, 1])
-    for given, says in (
+    for layer, says in (
         ((values, labels[:1]), r"labels is int64\[1\]; a whole number for each of the 4 rows"),
         ((values, labels + 0.2), r"labels is float64\[4\]"),
         ((values[:, :0], labels), r"values has shape \(4, 0\)"),
@@ -257,6 +260,6 @@ def test_what_is_no_layer_or_no_class_of_each_row_is_named(estimate):
         ((values, labels, labels * 2**40), "inputs has numbers of 2.31 and more"),
     ):
         with pytest.raises(ConfigError, match=says):
-            estimate(*given)
+            estimate(*layer)
     with pytest.raises(NumericalError, match="values has NaN or infinity"):
         estimate(values * np.nan, labels)

@@ -209,7 +209,6 @@ def test_a_great_beta_keeps_everything(key):
     [
         ({"joint": channel(0.1) * 2}, "joint adds up to 2"),
         ({"joint": jnp.array([[1.5, -0.5]])}, "its least is -0.5"),
-        ({"joint": jnp.ones(1)}, r"joint \(1,\) and betas"),
         ({"betas": jnp.array([0.0])}, "betas="),
         ({"betas": jnp.array([jnp.inf])}, "betas=.* positive and finite"),
         ({"states": 0}, "states=0"),

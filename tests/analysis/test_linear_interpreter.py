@@ -297,6 +297,21 @@ def test_singular_vectors_are_those_of_the_matrix():
         np.testing.assert_allclose(matrix @ found.v[i], found.s[i] * found.u[i], atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("fn", [jax.nn.sigmoid, jax.nn.softplus, jnp.exp])
+def test_a_secant_near_zero_is_not_rounding(fn, dtype):
+    """At 1e-8 in float32 sigmoid is 1 / 2, and its slope was 0."""
+    x = jnp.array([1e-20, -1e-8, 1e-6, 3e-5, 1e-4, -1e-3, 0.1, 6.0], dtype)
+    at = interpret(fn, x)
+    exact = np.asarray(x, np.float64)
+    with jax.enable_x64(True):
+        zero, there = (np.asarray(fn(jnp.asarray(v, jnp.float64))) for v in (0.0, exact))
+    want = np.where(np.abs(exact) > 1e-6, (there - zero) / exact, np.asarray(jax.grad(fn)(0.0)))
+    rounding = float(jnp.finfo(dtype).eps) ** 0.5
+    np.testing.assert_allclose(at.rmatvec(jnp.ones(8, dtype)), want, rtol=max(rounding, 2e-6) * 2)
+    np.testing.assert_allclose(at(x), fn(x), rtol=4 * float(jnp.finfo(dtype).eps))
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
@@ -307,6 +322,7 @@ def test_singular_vectors_are_those_of_the_matrix():
         (lambda: interpret(lambda x: jnp.sort(x), jnp.ones(2)), "nothing is known of 'sort'"),
         (lambda: interpret(jnp.tanh, jnp.ones(2))(jnp.ones(3)), r"z has shape \(3,\)"),
         (lambda: interpret(jnp.tanh, jnp.ones(2)).rmatvec(jnp.ones(3)), r"u has shape \(3,\)"),
+        (lambda: interpret(jnp.tanh, jnp.ones(2)).matvec(jnp.ones(3)), r"v has shape \(3,\)"),
         (lambda: votes(interpret(jnp.tanh, jnp.ones(2)), 2), "index=.*outside"),
         (lambda: singular(interpret(jnp.tanh, jnp.ones(2)), 3, key=jax.random.key(0)), "k=3"),
     ],

@@ -15,6 +15,7 @@ from ffnlab.errors import ConfigError
 
 WAVES, FIRST = SEQUENCE_MAPS["waves"], SEQUENCE_MAPS["first"]
 ROUNDING = 1e-6  # of attention, whose weights are float32
+POINTS = corners_and_grid(2, steps=2)
 SMALL = {"width": 12, "samples": 40}
 
 
@@ -134,6 +135,7 @@ def test_a_construction_is_a_model_like_any_other(tmp_path):
     assert not np.array_equal(construct(WAVES, 2, **SMALL, seed=1).model(x), made.model(x))
     huge = construct(WAVES, 2, **SMALL, beta=1e6)
     assert np.isfinite(huge.model(x)).all()
+    assert np.array_equal(construct(WAVES, 2, **SMALL, beta=1e300).model(x), huge.model(x))
 
 
 def test_outside_of_the_box_it_warns():
@@ -160,10 +162,17 @@ def test_a_grid_has_its_corners():
         (lambda: construct(WAVES, 2, width=0), "width=0"),
         (lambda: construct(WAVES, 2, beta=-1.0), "beta=-1.0 must be finite"),
         (lambda: construct(WAVES, 2, beta=math.inf), "beta=inf"),
-        (lambda: construct(WAVES, 2, low=1.0), "low=1.0 below high=1.0"),
+        (lambda: construct(WAVES, 2, low=1.0), "low=1.0 must lie below high=1.0"),
+        (lambda: construct(WAVES, 2, low=-math.inf), "low=-inf must lie below high=1.0, and both"),
+        (lambda: construct(WAVES, 2, seed=-1), "seed=-1"),
         (lambda: construct(lambda x: x[:, :1], 2, **SMALL), r"target gives \[40, 1, 1\] for"),
         (lambda: construct(lambda x: x * np.nan, 2, **SMALL), "target gives NaN"),
         (lambda: corners_and_grid(2, steps=1), "steps=1"),
+        (lambda: corners_and_grid(2, low=1.0, high=0.0), "low=1.0 must lie below high=0.0"),
+        (
+            lambda: errors_of(lambda x: x[:1], lambda x: x, POINTS),
+            r"model gives \[1, 2, 1\], target",
+        ),
         (lambda: corners_and_grid(9), "steps=15 of 9 numbers"),
     ],
 )

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from ffnlab.analysis import Cube, Grid, least_margin, verify
+from ffnlab.analysis.bounds import linear_bounds
+from ffnlab.analysis.intervals import interval_bounds
 from ffnlab.errors import ConfigError, NumericalError
 from ffnlab.layers import MLP
 
@@ -164,7 +166,14 @@ def test_another_label_may_be_asked_for():
         (lambda: Grid(np.ones(2), (0,), 0.1, 0), "count=0"),
         (lambda: Grid(np.ones(2), (0, 0), 0.1, 1), r"dims=\[0, 0\]"),
         (lambda: Grid(np.ones(2), (2,), 0.1, 1), r"dims=\[2\]"),
-        (lambda: Grid(np.ones(2), (), 0.1, 1), r"dims=\[\]"),
+        (lambda: Grid(np.ones(2), (), 0.1, 1), r"dims=\(\)"),
+        (lambda: Grid(np.ones(2), (True, False), 0.1, 1), r"dims=\[True, False\]"),
+        (lambda: Grid(np.ones(2), (0,), np.inf, 1), "step=inf"),
+        (lambda: Grid(np.ones(0), (0,), 0.1, 1), r"x is float64\[0\]"),
+        (lambda: least_margin(NET, np.zeros(3), np.ones(3), 0), r"low \(3,\) and high \(3,\)"),
+        (lambda: least_margin(NET, np.ones(2), np.zeros(2), 0), "low must not exceed high"),
+        (lambda: interval_bounds(jnp.tanh, jnp.ones(2), jnp.zeros(2)), "low must not exceed high"),
+        (lambda: linear_bounds(jnp.tanh, jnp.ones(2), jnp.zeros(2)), "low must not exceed high"),
         (lambda: Grid(np.full(2, 1.5), (0,), 0.1, 1), "x lies in 1.5"),
         (lambda: Grid(np.full(2, np.nan), (0,), 0.1, 1), "finite"),
         (lambda: Cube(np.ones(2), 0.0), "radius=0.0"),

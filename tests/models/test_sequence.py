@@ -93,5 +93,7 @@ def test_bad_sizes_are_named(options, said):
 
 
 def test_another_length_is_refused():
+    with pytest.raises(ConfigError, match=r"x has shape \(5, 4, 6\); \[b, 4, 2\] is accepted"):
+        made()(X.repeat(3, axis=2))
     with pytest.raises(ConfigError, match="x has 3 places, the model was made for length=4"):
         made()(X[:, :3])
