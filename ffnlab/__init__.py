@@ -41,6 +41,7 @@ __all__ = [
     "routing",
     "rule",
     "scores",
+    "sequences",
     "sparsity",
     "storage",
     "structure",

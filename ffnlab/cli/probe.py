@@ -191,7 +191,7 @@ def shown(model: Any, place: Path | None, asked: Asked) -> tuple[Sequence, dict[
     check_kind(type(model), tuple(KINDS), place)
     kind = kind_of(model) or ""
     reads = reads_of(model)
-    if reads in ("frames", "fields"):
+    if reads in ("frames", "fields", "series"):
         raise ConfigError(
             f"a model of kind {kind!r} reads {reads}, which no option gives; a probe that looks at "
             "the model alone takes it, and any does in Python"

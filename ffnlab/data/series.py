@@ -195,8 +195,8 @@ def parts_of(length: int, parts: Sequence[float] | Sequence[int]) -> list[slice]
 def time_marks(times: np.ndarray) -> Float32[np.ndarray, "t 4"]:
     """Hour, day of the week, of the month and of the year, each in -.5..+.5, as Informer has them.
 
-    >>> time_marks(np.array(["2016-07-01T00:00:00"], "datetime64[s]")).round(3).tolist()
-    [[-0.5, 0.167, -0.5, -0.001]]
+    >>> time_marks(np.array(["2016-07-01T00:00:00"], "datetime64[s]")).round(3)
+    array([[-0.5  ,  0.167, -0.5  , -0.001]], dtype=float32)
     """
     day, month = (times.astype(f"datetime64[{unit}]") for unit in "DM")
     hour = (times - day) // np.timedelta64(1, "h")

@@ -75,7 +75,7 @@ class Mamba(nnx.Module):
           expand: e / d.
           taps: of the convolution.
           rank: r, of the map to delta; ceil(d / 16) when None.
-          dtype: of the parameters but log_rate and skip, which stay float32.
+          dtype: of the parameters.
         Raises:
           ConfigError: a size below 1.
         """
@@ -95,8 +95,8 @@ class Mamba(nnx.Module):
         step = linear(keys[3], rank, e, ("features", "mlp"), bias=True)
         self.step = step.replace(step.weight, first_steps(keys[4], e).astype(dtype))
         rates = jnp.broadcast_to(jnp.arange(1, states + 1, dtype=jnp.float32), (e, states))
-        self.log_rate = nnx.Param(jnp.log(rates), axes=("mlp", "features"))
-        self.skip = nnx.Param(jnp.ones(e), axes=("mlp",))
+        self.log_rate = nnx.Param(jnp.log(rates).astype(dtype), axes=("mlp", "features"))
+        self.skip = nnx.Param(jnp.ones(e, dtype), axes=("mlp",))
         self.output = linear(keys[5], e, d, ("mlp", "embed"))
 
     def __call__(
