@@ -63,7 +63,7 @@ def least_margin(
     if not seconds > 0:
         raise ConfigError(f"seconds={seconds} must be positive")
     check_ends(low, high)
-    if np.shape(low) != net.sizes[:1]:
+    if np.shape(low) != tuple(net.sizes[:1]):
         raise ConfigError(
             f"low {np.shape(low)} and high {np.shape(high)}: the net takes [{net.sizes[0]}]"
         )

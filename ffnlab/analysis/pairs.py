@@ -196,22 +196,19 @@ class Pairs(Meaning[Pair]):
         return [Pair(value, z, is_gate=True, origin=origin, at_zero=there, slope=slope)]
 
     def followed_chain(self, origin: Pair, value: Array, there: Array, slope: Any) -> Array:
-        """A scalar function's z, by its value, its value at 0 and its slope at x0.
-
-        So near 0 that f(x0) - f(0) is rounding the secant is the tangent, which it tends to.
-        """
+        """A scalar function's z, by its value, its value at 0 and its slope at x0."""
         if not is_real(value):
             raise Unfollowed("a comparison cannot follow the input")
         x = origin.v
         if self.mode == "tangent":
             return value + slope * (origin.z - x)
         start = there if self.mode == "secant" else jnp.zeros_like(there)
+        # So near 0 that f(x0) - f(0) is rounding the secant is the tangent, which it tends to.
         least = jnp.finfo(value.dtype).eps ** 0.5 * jnp.abs(start)
         is_lost = jnp.maximum(jnp.abs(value - start), jnp.abs(slope * x)) <= least
         ratio = (value - start) / jnp.where(x == 0, 1, x)
-        along = jnp.where((x == 0) | is_lost, slope, ratio)
         start = jnp.where(is_lost, value - slope * x, start)
-        return start + along * origin.z
+        return start + jnp.where((x == 0) | is_lost, slope, ratio) * origin.z
 
     def product(self, inputs: Sequence[Any], equation: Any) -> Sequence[Any]:
         """Bilinear: one factor follows, the other is a constant or a gate."""

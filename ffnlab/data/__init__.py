@@ -30,6 +30,7 @@ from ffnlab.data.known_information import (
     box_images,
     gaussian_pairs,
 )
+from ffnlab.data.links import LinkPairs, LinkSplit
 from ffnlab.data.ring import Ring, ring
 from ffnlab.data.scaling import Scaling, scaling_of
 from ffnlab.data.sequence_maps import SequencePairs, drawn_pairs, read_pairs
@@ -46,7 +47,7 @@ from ffnlab.data.series import (
 )
 from ffnlab.data.sound_rows import asked, sound_rows
 from ffnlab.data.speech import Recording, SpokenDigits, fsdd, log_mel, read_wav, resampled
-from ffnlab.data.splits import LinkPairs, LinkSplit, link_split, node_split, non_edges
+from ffnlab.data.splits import link_split, node_split, non_edges
 from ffnlab.data.tasks import permuted, split
 from ffnlab.data.text.answers import answers_of, by_article, span_layout
 from ffnlab.data.text.eda import Synonyms, eda, nearest_words

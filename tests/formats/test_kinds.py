@@ -63,7 +63,7 @@ OUTPUTS = {
     "icgnn": [(1, 1, 3)],
     "physical": [(1, 2)],
     "sequence": [(1, 3, 4)],
-    "s_mamba": [(1, 6, 1)],
+    "s_mamba": [(1, 3, 1)],
     "oneforecast": [(2, 3, 1)],
 }
 

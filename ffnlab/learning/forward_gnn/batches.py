@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ffnlab.data import LabelledNodes
-from ffnlab.data.splits import LinkSplit
+from ffnlab.data.links import LinkSplit
 from ffnlab.errors import ConfigError, check_seed
 from ffnlab.graph import Graph, with_self_loops
 from ffnlab.learning.forward_gnn.checks import check_classes, check_nodes
