@@ -53,7 +53,7 @@ def test_accuracy_is_judged_by_means():
         assert "rate 0.3" in claim.evidence
 
 
-def costs_of(eight=8.0, added=100, stored=80, peak=11.0):
+def costs_of(eight=8.0, added=100, stored=80, peak=11.0, held=11.0):
     rounds = {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0, 6: 6.0, 8: eight}
     return Costs(
         Times({k: np.array([s, s]) for k, s in rounds.items()}),
@@ -64,6 +64,7 @@ def costs_of(eight=8.0, added=100, stored=80, peak=11.0):
         },
         7,
         {2: 5.0, 4: 7.0, 8: peak},  # half of which is there whatever the rounds
+        {2: 5.0, 4: 7.0, 8: held},
     )
 
 
@@ -78,6 +79,7 @@ def test_costs_are_linear_or_not():
     assert holds(costs_of(stored=100)) == [True, False, True, True]
     assert holds(costs_of(peak=13.0)) == [True, False, True, True], "rises thrice as far"
     assert holds(costs_of(peak=9.0)) == [True, False, True, True]
+    assert holds(costs_of(held=13.0)) == [True, False, True, True], "either way of measuring"
     assert holds(costs_of(added=101)) == [True, True, False, True]
     assert holds(costs_of(), [10 * k for k in range(1, 9)]) == [True, True, True, False]
 
