@@ -257,8 +257,8 @@ def cost_claims(costs: Costs, whole: Sequence[int], sizes: Sizes) -> list[Claim]
             "memory is linear in rounds",
             "8 rounds over 4 within 1.6 to 2.4",
             f"stored {stored:.2f}, results of the compiled rounds {results:.2f}; from 4 to 8 the "
-            f"peak of a process rises {risen:.2f} times as far as from 2 to 4, and {held:.2f} times "
-            "where what is freed is returned at once",
+            f"peak of a process rises {risen:.2f} times as far as from 2 to 4, and {held:.2f} "
+            "times where what is freed is returned at once",
             all(RATIO[0] <= ratio <= RATIO[1] for ratio in (stored, results, risen, held)),
             "bytes of the rows written, and of what one program of all rounds returns; peaks in a "
             f"process each, {measure.LARGER:,} papers of 64 channels: {in_mebibytes(costs.peaks)}; "
