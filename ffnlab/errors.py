@@ -57,7 +57,7 @@ class MissingExtraError(ImportError):
 SEEDS = 2**32  # jax.random.key takes more, and makes the same keys of them
 
 
-def at_least(least: int, **values: int | None) -> None:
+def at_least(least: int, **values: object) -> None:
     """Checks whole numbers that were given; None stands for none.
 
     Raises:
@@ -66,9 +66,11 @@ def at_least(least: int, **values: int | None) -> None:
     >>> at_least(1, limit=None, window=64)
     """
     for name, value in values.items():
-        if value is not None and not is_whole(value):
+        if value is None:
+            continue
+        if not is_whole(value):
             raise ConfigError(f"{name}={value!r} must be at least {least}, a whole number")
-        if value is not None and value < least:
+        if operator.index(value) < least:  # type: ignore[arg-type]
             raise ConfigError(f"{name}={value} must be at least {least}")
 
 

@@ -262,6 +262,10 @@ LAYERS: dict[str, Callable[[], None]] = {
         lambda k: layers.Noisy(layers.MLP((16, 8, 16), key=k), 0.1),
         call=lambda m, x: m(x, jax.random.key(5)),
     ),
+    "Mamba": checked(
+        lambda k: layers.Mamba(16, key=k, states=3, taps=2, rank=2),
+        call=lambda m, x: m(x)[0],
+    ),
     "RMSNorm": checked(lambda k: layers.RMSNorm(16, offset=1.0)),
     "Residual": checked(
         lambda k: layers.Residual.bottleneck(16, 4, key=k, op="max", stride=2), INPUT[:, :, None]

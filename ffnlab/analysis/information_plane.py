@@ -91,8 +91,8 @@ class Cells:
     def __call__(
         self,
         values: Float[Host, "n d"],
-        labels: Integer[Host, "n"],
-        inputs: Integer[Host, "n"] | None = None,
+        labels: Integer[Host, "labels"],
+        inputs: Integer[Host, "inputs"] | None = None,
     ) -> Information:
         """I(X;T) and I(T;Y) in nats, see `information`.
 
