@@ -11,8 +11,10 @@ A transform here needs no data, but for a start that looks at the graph of a run
 else calibrates is a stage of `ffnlab compress`.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -123,8 +125,10 @@ def changed(
         given = {key: value for key, value in table.items() if key != "name"}
         made = METHODS.make(name, **METHODS.read(name, given, f"[[transform]] {name!r}"))
         if made.observe is not None and graph is not None and name in LOOKING:
-            with jax.ensure_compile_time_eval():  # a run asks for its model's shapes too
-                stats = transform.calibrate(made, model, [graph()], progress=False)
+            look = functools.partial(transform.calibrate, made, model, progress=False)
+            # In a thread of its own nothing is traced: a run asks for its model's shapes too.
+            with ThreadPoolExecutor(1) as pool:
+                stats = pool.submit(lambda look=look: look([graph()])).result()
             model = made.rewrite(model, stats)
             continue
         if made.observe is not None:
