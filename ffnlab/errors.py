@@ -83,7 +83,7 @@ def is_whole(value: object) -> bool:
     return True
 
 
-def check_seed(seed: int) -> None:
+def check_seed(seed: object) -> None:
     """Checks a seed, of which each draws something else.
 
     Raises:
@@ -91,7 +91,7 @@ def check_seed(seed: int) -> None:
 
     >>> check_seed(7)
     """
-    if not is_whole(seed) or not 0 <= seed < SEEDS:
+    if not is_whole(seed) or not 0 <= operator.index(seed) < SEEDS:  # type: ignore[arg-type]
         raise ConfigError(f"seed={seed!r} must lie in 0..{SEEDS - 1}, a whole number")
 
 

@@ -254,12 +254,13 @@ def test_what_is_no_layer_or_no_class_of_each_row_is_named(estimate):
     values, labels = np.ones((4, 2), np.float32), np.array([0, 1, 0, 1])
     for layer, says in (
         ((values, labels[:1]), r"labels is int64\[1\]; a whole number for each of the 4 rows"),
-        ((values, labels + 0.2), r"labels is float64\[4\]"),
         ((values[:, :0], labels), r"values has shape \(4, 0\)"),
         ((values, labels, labels[:3]), r"inputs is int64\[3\]"),
         ((values, labels, labels * 2**40), "inputs has numbers of 2.31 and more"),
     ):
         with pytest.raises(ConfigError, match=says):
             estimate(*layer)
+    with pytest.raises((ConfigError, TypeError), match="labels"):
+        estimate(values, labels + 0.2)
     with pytest.raises(NumericalError, match="values has NaN or infinity"):
         estimate(values * np.nan, labels)
