@@ -48,6 +48,7 @@ class Fake:
         pass
 
 
+@pytest.mark.slow
 def test_both_sides_take_the_same_steps(monkeypatch):
     monkeypatch.setattr(forecast, "Peer", Fake)
     task = forecast_step(TINY, turns=2)

@@ -136,6 +136,7 @@ def test_noise_is_of_the_step_and_of_the_size_asked_for(made, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_it_is_learned(made):
     model, globe, x = made
     batch = ForecastBatch(x, -x[:, None], globe)

@@ -25,6 +25,7 @@ def made():
     return CONFIG.make(key=jax.random.key(0)), ForecastBatch(x, y, globe)
 
 
+@pytest.mark.slow
 def test_a_step_is_that_of_one_device(made):
     model, batch = made
     mesh = parse_mesh("dp=4,tp=2")

@@ -188,6 +188,7 @@ def test_its_weights_are_rounded_as_any_others(tiny, key):
     np.testing.assert_allclose(run(rounded, x, globe), run(model, x, globe), atol=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["nothing", "products"])
 def test_less_memory_is_the_same_gradient(tiny, key, remat):
     model, globe = tiny

@@ -116,6 +116,7 @@ def test_paths_of_two_hops_are_merged_whatever_the_relation():
     np.testing.assert_allclose(rows, expected, atol=2e-3)  # half precision
 
 
+@pytest.mark.slow
 def test_a_rate_is_chosen_by_validation_alone():
     seeds = (0, 1)
     graphs = [small(s) for s in seeds]
