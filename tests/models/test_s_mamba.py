@@ -14,6 +14,7 @@ from ffnlab.errors import ConfigError, FormatError
 from ffnlab.formats import load_s_mamba
 from ffnlab.layers import Mamba
 from ffnlab.models import SMambaConfig
+from ffnlab.models.s_mamba import moments
 from ffnlab.quantization import nearest
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "s_mamba"
@@ -73,6 +74,16 @@ def test_a_series_scaled_and_shifted_is_forecast_so():
     np.testing.assert_allclose(run(model, X * scale + shift), y * scale + shift, atol=2e-3)
     flat = run(model, X.at[..., 1].set(4.0))
     assert np.isfinite(flat).all()
+
+
+def test_the_mean_of_a_window_is_no_part_of_the_derivative():
+    """As in the authors' code; the deviation's is that of the whole variance."""
+    random = jax.random.normal(jax.random.key(5), X.shape)
+    (mean, deviation), (of_mean, of_deviation) = jax.jvp(moments, (X,), (random,))
+    assert not np.asarray(of_mean).any()
+    wanted = jnp.mean((X - mean) * random, axis=1, keepdims=True) / deviation
+    np.testing.assert_allclose(of_deviation, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(deviation, np.sqrt(np.var(X, axis=1, keepdims=True) + 1e-5), 1e-5)
 
 
 def test_tokens_are_read_in_both_directions():
