@@ -289,3 +289,4 @@ def draw_hits(figure: Any, found: Found) -> None:
             bars[case, label] = sides[name].scores
     grouped_bars(axes, bars)
     axes.set_ylabel("hits on test pairs")
+    axes.set_ylim(0, 1.2)  # room for figures and legend
