@@ -148,7 +148,7 @@ def across_claim(seed: int) -> Claim:
         "card: off the diagonal 1.04, on it -.09 and -.03; score .595 and .562 without",
         f"off the diagonal {h[0, 1]:.2f}, on it {h[0, 0]:.2f} and {h[1, 1]:.2f}; score "
         f"{told:.3f} and {plain:.3f} without",
-        h[0, 1] > 0.5 and max(abs(h[0, 0]), abs(h[1, 1])) <= 0.3 and told > plain,
+        bool(h[0, 1] > 0.5 and max(abs(h[0, 0]), abs(h[1, 1])) <= 0.3 and told > plain),
         "two groups of 100 nodes that are joined to each other alone: above .5, within .3 of 0, "
         "and a higher score of validation pairs",
         seeds=1,
@@ -215,7 +215,7 @@ def hit_claims(found: Found, sizes: Sizes) -> list[Claim]:
             "all embeddings together are as good as the best alone",
             "card: on 5 of 6 generated graphs",
             f"on {sum(best)} of {len(best)}; {tuning.says(graphs, ALL, *VIEWS)}",
-            sum(best) >= len(best) - 1,
+            bool(sum(best) >= len(best) - 1),
             f"mean hits on test pairs at least those of each embedding, on all but one; {how}",
             seeds=len(sizes.seeds),
         ),
@@ -223,7 +223,7 @@ def hit_claims(found: Found, sizes: Sizes) -> list[Claim]:
             "a linear model of embeddings beats a GCN trained end to end",
             "beats general GNNs on 11 of 12 real graphs, the only one robust on six generated ones",
             f"on {sum(beats)} of {len(beats)}; {tuning.says(found, ALL, GCN)}",
-            sum(beats) >= len(beats) - 1,
+            bool(sum(beats) >= len(beats) - 1),
             f"higher mean hits on test pairs, on all but one; {how}",
             seeds=len(sizes.seeds),
         ),
