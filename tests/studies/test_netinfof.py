@@ -149,7 +149,9 @@ def test_study_writes_its_result_and_pictures(tmp_path, monkeypatch, quick):
     monkeypatch.setattr(study, "sizes_of", lambda seed, quick: sizes)
     result = study.run(out=tmp_path, quick=quick)
     saved = json.loads((tmp_path / "result.json").read_text())
-    assert len(result.claims) == 6 and result.claims[0].holds and result.claims[-1].holds
+    verdicts = [claim["holds"] for claim in saved["claims"]]  # as they come on tiny graphs
+    assert verdicts == [claim.holds for claim in result.claims] and len(verdicts) == 6
+    assert verdicts[-1], "memory, which hangs on sizes alone"
     rows = {(row["case"], row["side"]) for row in saved["table"]}
     cases = CASES if quick else [*CASES, study.CORA]
     assert {(case, side) for case in cases for side in (*VIEWS, study.ALL, study.GCN)} == rows
