@@ -151,7 +151,6 @@ def test_study_writes_its_result_and_pictures(tmp_path, monkeypatch, quick):
     saved = json.loads((tmp_path / "result.json").read_text())
     verdicts = [claim["holds"] for claim in saved["claims"]]  # as they come on tiny graphs
     assert verdicts == [claim.holds for claim in result.claims] and len(verdicts) == 6
-    assert verdicts[-1], "memory, which hangs on sizes alone"
     rows = {(row["case"], row["side"]) for row in saved["table"]}
     cases = CASES if quick else [*CASES, study.CORA]
     assert {(case, side) for case in cases for side in (*VIEWS, study.ALL, study.GCN)} == rows
